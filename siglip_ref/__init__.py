@@ -1,0 +1,49 @@
+"""siglip-ref: the golden reference for SigLIP's forward and backward passes.
+
+Names load on first use, so that `import siglip_ref` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from siglip_ref.conventions import preset as preset
+    from siglip_ref.errors import UsageError as UsageError
+    from siglip_ref.loss import LossAndGrads as LossAndGrads
+    from siglip_ref.loss import expected_loss as expected_loss
+    from siglip_ref.loss import sigmoid_loss as sigmoid_loss
+    from siglip_ref.params import init as init
+    from siglip_ref.sizes import Config as Config
+    from siglip_ref.sizes import config as config
+    from siglip_ref.towers.model import Output as Output
+    from siglip_ref.towers.model import forward as forward
+    from siglip_ref.towers.model import loss_and_grads as loss_and_grads
+
+__version__ = "0.1.0"
+
+# public name: the module it lives in
+_HOMES = {
+    "Config": "siglip_ref.sizes",
+    "LossAndGrads": "siglip_ref.loss",
+    "Output": "siglip_ref.towers.model",
+    "UsageError": "siglip_ref.errors",
+    "config": "siglip_ref.sizes",
+    "preset": "siglip_ref.conventions",
+    "expected_loss": "siglip_ref.loss",
+    "forward": "siglip_ref.towers.model",
+    "init": "siglip_ref.params",
+    "loss_and_grads": "siglip_ref.towers.model",
+    "sigmoid_loss": "siglip_ref.loss",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'siglip_ref' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

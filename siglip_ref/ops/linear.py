@@ -1,0 +1,33 @@
+"""The linear layer."""
+
+from siglip_ref.ops.elementary import Array
+
+
+def linear_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
+    """out = x @ kernel + bias.
+
+    Parameters
+    ----------
+    x : array, shape (..., C)
+    kernel : array, shape (C, D)
+    bias : array, shape (D,)
+
+    Returns
+    -------
+    out : array, shape (..., D)
+    cache : what `linear_backward` needs
+    """
+    rows = x.reshape(-1, x.shape[-1])  # one product of two matrices, whatever stands before C
+    out = rows @ kernel + bias
+    return out.reshape(*x.shape[:-1], kernel.shape[1]), (x, kernel)
+
+
+def linear_backward(d_out: Array, cache: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    """Gradients of `linear_forward`: d_x (..., C), d_kernel (C, D), d_bias (D,)."""
+    x, kernel = cache
+    rows, d_rows = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
+    # out = rows @ kernel + bias
+    d_bias = d_rows.sum(0)
+    d_kernel = rows.T @ d_rows
+    d_x = d_rows @ kernel.T
+    return d_x.reshape(x.shape), d_kernel, d_bias

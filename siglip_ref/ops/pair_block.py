@@ -1,0 +1,41 @@
+"""The heart of SigLIP: one rectangular block of image-text pairs, its loss and all its gradients."""
+
+import numpy as np
+
+from siglip_ref.ops.elementary import Array, sigmoid, softplus
+
+
+def pair_block(
+    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Sigmoid loss of one block of image-text pairs, and all its gradients.
+
+    Parameters
+    ----------
+    image_embed : array, shape (Bi, D), unit rows
+    text_embed : array, shape (Bt, D), unit rows
+    log_scale, bias : 0-d arrays; logits = exp(log_scale) * similarity + bias
+    match : array of bool, shape (Bi, Bt): which pairs belong together (a remote block has none)
+
+    Returns
+    -------
+    loss : the sum over the block's pairs (the caller divides by the number of images)
+    d_image_embed, d_text_embed, d_log_scale, d_bias : its gradients
+
+    Source: arXiv 2303.15343, algorithm 1. The blocks need nothing from one another: that is why the loss can travel.
+    """
+    scale = np.exp(log_scale)
+    similarity = image_embed @ text_embed.T  # (Bi, Bt)
+    logits = scale * similarity + bias
+
+    # loss = sum softplus(-+logits): minus where the pair belongs together
+    loss = softplus(np.where(match, -logits, logits)).sum()
+    d_logits = np.where(match, -sigmoid(-logits), sigmoid(logits))
+
+    # logits = scale * similarity + bias
+    d_bias = d_logits.sum()
+    d_log_scale = (d_logits * similarity).sum() * scale
+    # similarity = image_embed @ text_embed.T
+    d_image_embed = scale * (d_logits @ text_embed)
+    d_text_embed = scale * (d_logits.T @ image_embed)
+    return loss, d_image_embed, d_text_embed, d_log_scale, d_bias

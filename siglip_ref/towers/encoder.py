@@ -1,0 +1,91 @@
+"""The encoder both towers share: pre-norm blocks, then a final norm."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.gelu import GeluForm
+from siglip_ref.ops.map_head import prefixed, subtree
+from siglip_ref.sizes import Tower
+
+Cache = tuple[Any, ...]
+
+
+def block_forward(
+    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None, ops: ModuleType
+) -> tuple[Array, Array, Cache]:
+    """x + attention(norm1(x)), then that + mlp(norm2(that)).
+
+    Parameters
+    ----------
+    x : array, shape (B, N, C)
+    weights : norm1/..., attn/..., norm2/..., mlp/...
+    heads, gelu, eps, mask : see attention, gelu, layer_norm
+    ops : `siglip_ref.ops`, or its twin
+
+    Returns
+    -------
+    out : array, shape (B, N, C)
+    after_attention : array, shape (B, N, C), the stream between the two halves
+    cache : what `block_backward` needs
+
+    Source: big_vision models/vit.py, Encoder1DBlock.
+    """
+    normed, norm1_cache = ops.layer_norm_forward(x, weights["norm1/gamma"], weights["norm1/beta"], eps)
+    attended, attn_cache = ops.attention_forward(normed, normed, subtree(weights, "attn"), heads, mask)
+    after_attention = x + attended
+    normed, norm2_cache = ops.layer_norm_forward(after_attention, weights["norm2/gamma"], weights["norm2/beta"], eps)
+    step, mlp_cache = ops.mlp_forward(normed, subtree(weights, "mlp"), gelu)
+    return after_attention + step, after_attention, (norm1_cache, attn_cache, norm2_cache, mlp_cache)
+
+
+def block_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, Array, dict[str, Array]]:
+    """Gradients of `block_forward`: d_x and d_after_attention (B, N, C), and a dict with the keys of `weights`."""
+    norm1_cache, attn_cache, norm2_cache, mlp_cache = cache
+    # out = after_attention + mlp(norm2(after_attention))
+    d_normed, d_mlp = ops.mlp_backward(d_out, mlp_cache)
+    d_step, d_gamma2, d_beta2 = ops.layer_norm_backward(d_normed, norm2_cache)
+    d_after = d_out + d_step
+    # after_attention = x + attention(norm1(x), norm1(x))
+    d_query, d_key, d_attn = ops.attention_backward(d_after, attn_cache)
+    d_step, d_gamma1, d_beta1 = ops.layer_norm_backward(d_query + d_key, norm1_cache)
+    norms = {"norm1/gamma": d_gamma1, "norm1/beta": d_beta1, "norm2/gamma": d_gamma2, "norm2/beta": d_beta2}
+    return d_after + d_step, d_after, norms | prefixed("attn", d_attn) | prefixed("mlp", d_mlp)
+
+
+def encoder_forward(
+    x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, mask: Array | None, ops: ModuleType
+) -> tuple[Array, Cache, dict[str, Array]]:
+    """All blocks and the final norm.
+
+    Returns
+    -------
+    out : array, shape (B, N, C)
+    cache : what `encoder_backward` needs
+    activations : blockII/+attn, blockII/+mlp (the stream after each half), norm
+    """
+    activations, block_caches = {}, []
+    for layer in range(tower.depth):
+        name = f"block{layer:02d}"
+        x, after_attention, cache = block_forward(x, subtree(weights, name), tower.heads, gelu, eps, mask, ops)
+        activations[f"{name}/+attn"], activations[f"{name}/+mlp"] = after_attention, x
+        block_caches.append(cache)
+    out, norm_cache = ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
+    activations["norm"] = out
+    return out, (block_caches, norm_cache), activations
+
+
+def encoder_backward(
+    d_out: Array, cache: Cache, ops: ModuleType
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
+    block_caches, norm_cache = cache
+    d, d_activations = {}, {"norm": d_out}
+    d_x, d["norm/gamma"], d["norm/beta"] = ops.layer_norm_backward(d_out, norm_cache)
+    for layer in reversed(range(len(block_caches))):
+        name = f"block{layer:02d}"
+        d_activations[f"{name}/+mlp"] = d_x
+        d_x, d_activations[f"{name}/+attn"], d_block = block_backward(d_x, block_caches[layer], ops)
+        d |= prefixed(name, d_block)
+    return d_x, d, d_activations

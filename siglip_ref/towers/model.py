@@ -1,0 +1,140 @@
+"""The two-tower model: embeddings, logits, the loss and the gradient of every parameter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import numpy as np
+
+from siglip_ref import ops as specification
+from siglip_ref.conventions import Conventions
+from siglip_ref.loss import sigmoid_loss
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.map_head import prefixed, subtree
+from siglip_ref.sizes import Config
+from siglip_ref.towers.encoder import Cache
+from siglip_ref.towers.image import image_tower_backward, image_tower_forward
+from siglip_ref.towers.text import text_tower_backward, text_tower_forward
+from siglip_ref.validate import require_inputs
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `forward` returns: unit embeddings (B, D), logits (images, texts), activations by name if asked for."""
+
+    image_embed: Array
+    text_embed: Array
+    logits: Array
+    activations: dict[str, Array] = field(default_factory=dict)
+
+
+def forward(
+    params: Mapping[str, Array],
+    images: Array,
+    tokens: Array,
+    cfg: Config,
+    conventions: Conventions | None = None,
+    ops: ModuleType | None = None,
+    mask: Array | None = None,
+    activations: bool = False,
+) -> Output:
+    """Embeddings and logits of every image with every text.
+
+    Parameters
+    ----------
+    params : dict, name -> array, see `siglip_ref.params.shapes`
+    images : array, shape (B, height, width, 3), in [-1, 1]
+    tokens : int array, shape (B, N)
+    cfg : the model, from `config`
+    conventions : default those of `cfg`
+    ops : the operations: `siglip_ref.ops`, the specification (default), or a twin
+    mask : array of bool, shape (B, N), or None: tokens that may be seen
+    activations : also return every named intermediate result
+
+    Returns
+    -------
+    Output, in the arithmetic of `params`
+
+    Examples
+    --------
+    >>> import siglip_ref as sr
+    >>> cfg = sr.config("tiny")
+    >>> images, tokens = np.zeros((2, 12, 28, 3)), np.ones((2, 9), int)
+    >>> sr.forward(sr.init(cfg), images, tokens, cfg).logits.shape
+    (2, 2)
+    """
+    out, _ = _forward(params, images, tokens, cfg, conventions or cfg.conventions, ops or specification, mask)
+    return out if activations else Output(out.image_embed, out.text_embed, out.logits)
+
+
+def loss_and_grads(
+    params: Mapping[str, Array],
+    images: Array,
+    tokens: Array,
+    cfg: Config,
+    conventions: Conventions | None = None,
+    ops: ModuleType | None = None,
+    mask: Array | None = None,
+    wrt: Sequence[str] = ("params",),
+) -> tuple[Array, dict[str, Array]]:
+    """The sigmoid loss of a batch of pairs, and the gradient of every parameter.
+
+    Parameters
+    ----------
+    params, images, tokens, cfg, conventions, ops, mask : as in `forward`; image i and text i belong together
+    wrt : what to differentiate by: "params", "images" (adds the key "images"), "activations" (adds "@" + each activation's
+        name, as `forward` names them)
+
+    Returns
+    -------
+    loss : 0-d, in the arithmetic of `params`
+    grads : dict; the parameters' gradients have the parameters' names and shapes
+
+    Examples
+    --------
+    >>> import siglip_ref as sr
+    >>> cfg = sr.config("tiny")
+    >>> images, tokens = np.zeros((2, 12, 28, 3)), np.ones((2, 9), int)
+    >>> loss, grads = sr.loss_and_grads(sr.init(cfg), images, tokens, cfg)
+    >>> grads["text/token"].shape
+    (29, 12)
+    """
+    ops = ops or specification
+    out, cache = _forward(params, images, tokens, cfg, conventions or cfg.conventions, ops, mask)
+    image_cache, text_cache, image_norm_cache, text_norm_cache = cache
+    pairs = sigmoid_loss(out.image_embed, out.text_embed, params["log_scale"], params["bias"], ops=ops)
+    # image_embed = normalize(image tower), text_embed = normalize(text tower)
+    d_image_pooled = ops.normalize_backward(pairs.d_image_embed, image_norm_cache)
+    d_text_pooled = ops.normalize_backward(pairs.d_text_embed, text_norm_cache)
+    d_images, d_image, d_image_activations = image_tower_backward(d_image_pooled, image_cache, ops)
+    d_text, d_text_activations = text_tower_backward(d_text_pooled, text_cache, ops)
+    by_name = prefixed("image", d_image) | prefixed("text", d_text)
+    by_name |= {"log_scale": pairs.d_log_scale, "bias": pairs.d_bias}
+    grads = {name: by_name[name] for name in params} if "params" in wrt else {}
+    if "images" in wrt:
+        grads["images"] = d_images
+    if "activations" in wrt:
+        grads |= prefixed("@image", d_image_activations | {"embed": pairs.d_image_embed})
+        grads |= prefixed("@text", d_text_activations | {"embed": pairs.d_text_embed})
+    return pairs.loss, grads
+
+
+def _forward(
+    params: Mapping[str, Array],
+    images: Array,
+    tokens: Array,
+    cfg: Config,
+    conventions: Conventions,
+    ops: ModuleType,
+    mask: Array | None,
+) -> tuple[Output, Cache]:
+    require_inputs(params, images, tokens, cfg, mask)
+    image_pooled, image_cache, of_image = image_tower_forward(images, subtree(params, "image"), cfg, conventions, ops)
+    text_pooled, text_cache, of_text = text_tower_forward(tokens, subtree(params, "text"), cfg, conventions, ops, mask)
+    kind, eps = conventions.embed_norm, conventions.embed_norm_eps
+    image_embed, image_norm_cache = ops.normalize_forward(image_pooled, kind, eps)
+    text_embed, text_norm_cache = ops.normalize_forward(text_pooled, kind, eps)
+    logits = np.exp(params["log_scale"]) * (image_embed @ text_embed.T) + params["bias"]
+    activations = prefixed("image", of_image | {"embed": image_embed}) | prefixed("text", of_text | {"embed": text_embed})
+    out = Output(image_embed, text_embed, logits, activations | {"logits": logits})
+    return out, (image_cache, text_cache, image_norm_cache, text_norm_cache)
