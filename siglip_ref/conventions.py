@@ -15,8 +15,8 @@ Mask = Literal["none", "causal"]
 class Conventions:
     """What two correct implementations of SigLIP may do differently. Where libraries stand: docs, conventions page.
 
-    The loss has no choice here: it is the sum over all pairs divided by the number of images, the scale is stored as its
-    logarithm, the bias is added.
+    The loss has no choice here: it is the sum over all pairs divided by the number of images, the scale is stored as
+    its logarithm, the bias is added.
     """
 
     name: str
@@ -33,9 +33,7 @@ class Conventions:
 PRESETS = {
     "big_vision": Conventions("big_vision"),
     "huggingface": Conventions("huggingface", embed_norm="none", embed_norm_eps=0.0),
-    "open_clip": Conventions(
-        "open_clip", image_gelu="erf", text_gelu="erf", embed_norm="clamp", embed_norm_eps=1e-12
-    ),
+    "open_clip": Conventions("open_clip", image_gelu="erf", text_gelu="erf", embed_norm="clamp", embed_norm_eps=1e-12),
 }
 
 

@@ -29,7 +29,7 @@ def _xavier_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndar
 
 
 def _lecun_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Normal cut at two standard deviations, scaled back to variance 1 / fan_in (0.8796 is the cut normal's deviation)."""
+    """Normal cut at two standard deviations (which leaves deviation 0.8796), scaled to variance 1 / fan_in."""
     draw = rng.standard_normal(shape)
     while (outside := np.abs(draw) > 2).any():
         draw[outside] = rng.standard_normal(outside.sum())

@@ -19,9 +19,7 @@ def require_embeddings(image_embed: Array, text_embed: Array) -> None:
         )
 
 
-def require_inputs(
-    params: Mapping[str, Array], images: Array, tokens: Array, cfg: Config, mask: Array | None
-) -> None:
+def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cfg: Config, mask: Array | None) -> None:
     """Parameters, images, tokens and mask that fit the model."""
     wanted = shapes(cfg)
     missing, unknown = wanted.keys() - params.keys(), params.keys() - wanted.keys()
@@ -32,7 +30,8 @@ def require_inputs(
             cause="the parameters belong to another model size",
             repair=f'sr.init(sr.config("{cfg.name}")) has the right names',
         )
-    wrong = [f"{name} {params[name].shape}, not {shape}" for name, shape in wanted.items() if params[name].shape != shape]
+    found = {name: params[name].shape for name in wanted}
+    wrong = [f"{name} {found[name]}, not {shape}" for name, shape in wanted.items() if found[name] != shape]
     if wrong:
         raise UsageError(
             expected=f"the shapes of {cfg.name}",

@@ -28,7 +28,8 @@ def attention_forward(
     out : array, shape (B, N, C)
     cache : what `attention_backward` needs
 
-    A key bias moves all scores of a query by the same amount, which softmax does not see: its gradient is zero by structure.
+    A key bias moves all scores of a query by the same amount, which softmax does not see: its gradient is zero by
+    structure.
 
     Source: Vaswani et al. 2017, section 3.2; biases everywhere and no dropout, as in big_vision's vit.py.
     """

@@ -8,9 +8,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.linear import linear_backward, linear_forward
 
 
-def patch_embed_forward(
-    images: Array, kernel: Array, bias: Array, patch: int
-) -> tuple[Array, tuple[Any, ...]]:
+def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -> tuple[Array, tuple[Any, ...]]:
     """Cut images into square patches, row by row, and map each linearly.
 
     Parameters

@@ -5,9 +5,7 @@ import numpy as np
 from siglip_ref.ops.elementary import Array
 
 
-def layer_norm_forward(
-    x: Array, gamma: Array, beta: Array, eps: float
-) -> tuple[Array, tuple[Array, Array, Array]]:
+def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, tuple[Array, Array, Array]]:
     """Normalise each token over its width, then scale and shift.
 
     Parameters
@@ -39,7 +37,7 @@ def layer_norm_backward(d_out: Array, cache: tuple[Array, Array, Array]) -> tupl
     d_beta = d_out.sum(tokens)
     d_gamma = (d_out * xhat).sum(tokens)
     d_xhat = d_out * gamma
-    # xhat = centred * rstd: moving x along 1 or along xhat leaves xhat as it is (but for eps), so both parts are taken out
+    # xhat = centred * rstd: moving x along 1 or along xhat leaves xhat (but for eps) as it is: both parts are taken out
     along_one = d_xhat.mean(-1, keepdims=True)
     along_xhat = (d_xhat * xhat).mean(-1, keepdims=True)
     d_x = (d_xhat - along_one - xhat * along_xhat) * rstd

@@ -10,6 +10,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from siglip_ref.ops.mlp import mlp_backward, mlp_forward
+from siglip_ref.ops.tree import prefixed, subtree
 
 
 def map_head_forward(
@@ -51,13 +52,3 @@ def map_head_backward(d_pooled: Array, cache: tuple[Any, ...]) -> tuple[Array, d
     d_probe, d_x, d_attn = attention_backward(d_out + d_read, attn_cache)
     d = {"probe": d_probe.sum((0, 1)), "norm/gamma": d_gamma, "norm/beta": d_beta}
     return d_x, d | prefixed("attn", d_attn) | prefixed("mlp", d_mlp)
-
-
-def subtree(weights: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    """The entries under `prefix/`, named without it."""
-    return {name[len(prefix) + 1 :]: value for name, value in weights.items() if name.startswith(prefix + "/")}
-
-
-def prefixed(prefix: str, weights: Mapping[str, Array]) -> dict[str, Array]:
-    """The same entries named with `prefix/` before them."""
-    return {f"{prefix}/{name}": value for name, value in weights.items()}

@@ -15,8 +15,8 @@ def normalize_forward(x: Array, kind: NormKind, eps: float) -> tuple[Array, tupl
     Parameters
     ----------
     x : array, shape (..., D)
-    kind : "additive" x / (n + eps) (big_vision, eps 1e-8), "none" x / n (Hugging Face), "clamp" x / max(n, eps) (open_clip,
-        eps 1e-12); n is the row's length
+    kind : with n the row's length, "additive" x / (n + eps) (big_vision, eps 1e-8), "none" x / n (Hugging Face),
+        "clamp" x / max(n, eps) (open_clip, eps 1e-12)
     eps : float64 number, unused by "none"
 
     A row of zeros has no direction: its gradient is NaN, and so is its value under "none".

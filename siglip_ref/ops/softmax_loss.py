@@ -6,9 +6,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.softmax import softmax_forward
 
 
-def softmax_loss(
-    image_embed: Array, text_embed: Array, log_scale: Array
-) -> tuple[Array, Array, Array, Array]:
+def softmax_loss(image_embed: Array, text_embed: Array, log_scale: Array) -> tuple[Array, Array, Array, Array]:
     """Mean of the two cross-entropies, image to text and text to image, and all gradients.
 
     Parameters

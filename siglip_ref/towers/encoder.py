@@ -6,7 +6,7 @@ from typing import Any
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.ops.map_head import prefixed, subtree
+from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Tower
 
 Cache = tuple[Any, ...]
@@ -55,7 +55,13 @@ def block_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, 
 
 
 def encoder_forward(
-    x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, mask: Array | None, ops: ModuleType
+    x: Array,
+    weights: Mapping[str, Array],
+    tower: Tower,
+    gelu: GeluForm,
+    eps: float,
+    mask: Array | None,
+    ops: ModuleType,
 ) -> tuple[Array, Cache, dict[str, Array]]:
     """All blocks and the final norm.
 
@@ -76,9 +82,7 @@ def encoder_forward(
     return out, (block_caches, norm_cache), activations
 
 
-def encoder_backward(
-    d_out: Array, cache: Cache, ops: ModuleType
-) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+def encoder_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
     block_caches, norm_cache = cache
     d, d_activations = {}, {"norm": d_out}

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.map_head import prefixed, subtree
+from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Config
 from siglip_ref.towers.encoder import Cache, encoder_backward, encoder_forward
 
@@ -26,7 +26,7 @@ def image_tower_forward(
     cache : what `image_tower_backward` needs
     activations : stem (patches with positions), the encoder's, pool
 
-    Source: big_vision models/vit.py with pool_type "map"; the final norm stands before the pooling, no projection after it.
+    Source: big_vision models/vit.py with pool_type "map": the final norm before the pooling, no projection after it.
     """
     gelu, eps = conventions.image_gelu, conventions.image_norm_eps
     patches, patch_cache = ops.patch_embed_forward(images, weights["patch/kernel"], weights["patch/bias"], cfg.patch)
@@ -40,7 +40,7 @@ def image_tower_forward(
 def image_tower_backward(
     d_pooled: Array, cache: Cache, ops: ModuleType
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """Gradients of `image_tower_forward`: d_images, a dict with the keys of `weights`, one with those of `activations`."""
+    """Gradients of `image_tower_forward`: d_images, a dict with the keys of `weights`, one of `activations`."""
     patch_cache, position, encoder_cache, pool_cache = cache
     # pooled = map_head(tokens)
     d_tokens, d_pool = ops.map_head_backward(d_pooled, pool_cache)

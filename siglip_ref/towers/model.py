@@ -10,7 +10,7 @@ from siglip_ref import ops as specification
 from siglip_ref.conventions import Conventions
 from siglip_ref.loss import sigmoid_loss
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.map_head import prefixed, subtree
+from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Config
 from siglip_ref.towers.encoder import Cache
 from siglip_ref.towers.image import image_tower_backward, image_tower_forward
@@ -82,8 +82,8 @@ def loss_and_grads(
     Parameters
     ----------
     params, images, tokens, cfg, conventions, ops, mask : as in `forward`; image i and text i belong together
-    wrt : what to differentiate by: "params", "images" (adds the key "images"), "activations" (adds "@" + each activation's
-        name, as `forward` names them)
+    wrt : what to differentiate by: "params", "images" (adds the key "images"), "activations" (adds "@" + the name that
+        `forward` gives each)
 
     Returns
     -------
@@ -135,6 +135,6 @@ def _forward(
     image_embed, image_norm_cache = ops.normalize_forward(image_pooled, kind, eps)
     text_embed, text_norm_cache = ops.normalize_forward(text_pooled, kind, eps)
     logits = np.exp(params["log_scale"]) * (image_embed @ text_embed.T) + params["bias"]
-    activations = prefixed("image", of_image | {"embed": image_embed}) | prefixed("text", of_text | {"embed": text_embed})
-    out = Output(image_embed, text_embed, logits, activations | {"logits": logits})
+    named = prefixed("image", of_image | {"embed": image_embed}) | prefixed("text", of_text | {"embed": text_embed})
+    out = Output(image_embed, text_embed, logits, named | {"logits": logits})
     return out, (image_cache, text_cache, image_norm_cache, text_norm_cache)

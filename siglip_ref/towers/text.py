@@ -25,7 +25,8 @@ def text_tower_forward(
     ----------
     tokens : int array, shape (B, N)
     weights : token, position, blockII/..., norm/..., head/... (no head: So400m i18n)
-    mask : array of bool, shape (B, N), or None: which tokens may be seen. SigLIP was trained without any mask, padding included.
+    mask : array of bool, shape (B, N), or None: which tokens may be seen. SigLIP was trained without any mask: it sees
+        its padding
 
     Returns
     -------
@@ -53,9 +54,7 @@ def text_tower_forward(
     return pooled, (token_cache, weights["position"], encoder_cache, pool_cache, head_cache), activations
 
 
-def text_tower_backward(
-    d_pooled: Array, cache: Cache, ops: ModuleType
-) -> tuple[dict[str, Array], dict[str, Array]]:
+def text_tower_backward(d_pooled: Array, cache: Cache, ops: ModuleType) -> tuple[dict[str, Array], dict[str, Array]]:
     """Gradients of `text_tower_forward`: a dict with the keys of `weights`, one with those of `activations`."""
     token_cache, position, encoder_cache, pool_cache, head_cache = cache
     d_head, d_late = {}, {}
