@@ -1,0 +1,221 @@
+"""Every operation as a case: its differentiable inputs, its forward, its backward. All tests here walk the table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from siglip_ref import ops
+from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.params import shapes
+from siglip_ref.sizes import Config, config
+from siglip_ref.towers.encoder import block_backward, block_forward, encoder_backward, encoder_forward
+from siglip_ref.towers.image import image_tower_backward, image_tower_forward
+from siglip_ref.towers.model import loss_and_grads
+from siglip_ref.towers.text import text_tower_backward, text_tower_forward
+
+Arrays = dict[str, Any]
+EPS = 1e-6
+CFG: Config = config("tiny")
+TOKENS = np.random.default_rng(5).integers(0, CFG.vocabulary, (3, CFG.text_length))
+CAUSAL = np.tril(np.ones((5, 5), bool))
+PADDING = np.arange(9) < np.array([9, 4, 7])[:, None]  # (B, N): rows of different length
+
+
+@dataclass(frozen=True)
+class Case:
+    """`forward(arrays) -> out`, and `backward(arrays, d_out) -> gradients`, a dict with the keys of `arrays`."""
+
+    name: str
+    arrays: Arrays
+    forward: Callable[[Arrays], Any]
+    backward: Callable[[Arrays, Any], Arrays]
+
+
+def draw(**wanted: tuple[int, ...]) -> Arrays:
+    """Arrays of these shapes, of order 1, the same in every run."""
+    rng = np.random.default_rng(7)
+    return {name: rng.standard_normal(shape) for name, shape in wanted.items()}
+
+
+def weights(prefix: str) -> Arrays:
+    """The tiny model's parameters under `prefix`, none of them zero, so that every term shows."""
+    rng = np.random.default_rng(11)
+    drawn = {name: 0.4 * rng.standard_normal(shape) + name.endswith("gamma") for name, shape in shapes(CFG).items()}
+    return subtree(drawn, prefix)
+
+
+def pair(name: str, forward: Any, backward: Any, arrays: Arrays, order: str, *settings: Any) -> Case:
+    """A case of an op that takes its arrays in their order, then settings; its gradients come in the order of `order`."""
+    keys = order.split()
+
+    def run_forward(a: Arrays) -> Any:
+        return forward(*a.values(), *settings)[0]
+
+    def run_backward(a: Arrays, d_out: Any) -> Arrays:
+        gradients = backward(d_out, forward(*a.values(), *settings)[1])
+        return dict(zip(keys, gradients if isinstance(gradients, tuple) else (gradients,), strict=True))
+
+    return Case(name, arrays, run_forward, run_backward)
+
+
+def _attention(name: str, mask: Any) -> Case:
+    def unpack(a: Arrays) -> tuple[Any, ...]:
+        return a["query"], a["key"], subtree(a, "w"), 2, mask
+
+    def backward(a: Arrays, d_out: Any) -> Arrays:
+        d_query, d_key, d_weights = ops.attention_backward(d_out, ops.attention_forward(*unpack(a))[1])
+        return {"query": d_query, "key": d_key} | prefixed("w", d_weights)
+
+    arrays = draw(query=(3, 5, 10), key=(3, 5, 10)) | prefixed("w", weights("image/block00/attn"))
+    return Case(name, arrays, lambda a: ops.attention_forward(*unpack(a))[0], backward)
+
+
+def _weighted(name: str, shape: tuple[int, ...], prefix: str, forward: Any, backward: Any, *settings: Any) -> Case:
+    """A case of an op that takes x, a dict of weights, then settings."""
+
+    def run_backward(a: Arrays, d_out: Any) -> Arrays:
+        d_x, d_weights, *_ = backward(d_out, forward(a["x"], subtree(a, "w"), *settings)[1])
+        return {"x": d_x} | prefixed("w", d_weights)
+
+    arrays = draw(x=shape) | prefixed("w", weights(prefix))
+    return Case(name, arrays, lambda a: forward(a["x"], subtree(a, "w"), *settings)[0], run_backward)
+
+
+def _pooling(kind: str) -> Case:
+    return Case(
+        f"pool {kind}",
+        draw(x=(3, 9, 4)),
+        lambda a: ops.pool_forward(a["x"], TOKENS, kind)[0],
+        lambda a, d_out: {"x": ops.pool_backward(d_out, ops.pool_forward(a["x"], TOKENS, kind)[1])},
+    )
+
+
+def _block() -> Case:
+    def forward(x: Any, w: Arrays) -> tuple[Any, Any]:
+        out, _, cache = block_forward(x, w, 2, "tanh", EPS, None, ops)
+        return out, cache
+
+    def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
+        d_x, _, d_weights = block_backward(d_out, cache, ops)
+        return d_x, d_weights
+
+    return _weighted("block", (3, 5, 10), "image/block00", forward, backward)
+
+
+def _encoder() -> Case:
+    case = _weighted(
+        "encoder",
+        (2, 5, 12),
+        "text",
+        lambda x, w: encoder_forward(x, w, CFG.text, "erf", EPS, CAUSAL, ops)[:2],
+        lambda d_out, cache: encoder_backward(d_out, cache, ops),
+    )
+    own = {name: value for name, value in case.arrays.items() if name.startswith(("x", "w/block", "w/norm"))}
+    return replace(case, arrays=own)
+
+
+def _image_tower() -> Case:
+    def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
+        d_images, d_weights, _ = image_tower_backward(d_out, cache, ops)
+        return d_images, d_weights
+
+    forward = lambda x, w: image_tower_forward(x, w, CFG, CFG.conventions, ops)[:2]  # noqa: E731
+    return _weighted("image tower", (2, 12, 28, 3), "image", forward, backward)
+
+
+def _text_tower(name: str, mask: Any) -> Case:
+    def backward(a: Arrays, d_out: Any) -> Arrays:
+        return text_tower_backward(d_out, text_tower_forward(TOKENS, a, CFG, CFG.conventions, ops, mask)[1], ops)[0]
+
+    forward = lambda a: text_tower_forward(TOKENS, a, CFG, CFG.conventions, ops, mask)[0]  # noqa: E731
+    return Case(name, weights("text"), forward, backward)
+
+
+def _loss(name: str, forward: Any, arrays: Arrays) -> Case:
+    """A case of a function that returns its loss and its gradients at once."""
+
+    def backward(a: Arrays, d_out: Any) -> Arrays:
+        return {key: d_out * gradient for key, gradient in zip(a, forward(**a)[1:], strict=True)}
+
+    return Case(name, arrays, lambda a: forward(**a)[0], backward)
+
+
+def _model(name: str, **changes: Any) -> Case:
+    conventions = replace(CFG.conventions, **changes)
+    params = {"image": weights("image"), "text": weights("text")}
+    arrays = prefixed("image", params["image"]) | prefixed("text", params["text"])
+    arrays |= {"log_scale": np.array(1.3), "bias": np.array(-0.9), "images": draw(x=(3, 12, 28, 3))["x"]}
+
+    def split(a: Arrays) -> tuple[Any, ...]:
+        return {k: v for k, v in a.items() if k != "images"}, a["images"], TOKENS, CFG, conventions
+
+    def backward(a: Arrays, d_out: Any) -> Arrays:
+        gradients = loss_and_grads(*split(a), wrt=("params", "images"))[1]
+        return {key: d_out * gradients[key] for key in a}
+
+    return Case(name, arrays, lambda a: loss_and_grads(*split(a))[0], backward)
+
+
+BLOCK = draw(image_embed=(4, 6), text_embed=(7, 6)) | {"log_scale": np.array(0.7), "bias": np.array(-1.1)}
+SQUARE = draw(image_embed=(5, 3), text_embed=(5, 3)) | {"log_scale": np.array(0.7), "bias": np.array(-1.1)}
+MATCH = np.random.default_rng(3).random((4, 7)) < 0.3
+
+OP_CASES = [
+    pair("linear", ops.linear_forward, ops.linear_backward, draw(x=(3, 5, 4), k=(4, 6), b=(6,)), "x k b"),
+    pair(
+        "layer norm", ops.layer_norm_forward, ops.layer_norm_backward, draw(x=(3, 5, 4), g=(4,), b=(4,)), "x g b", EPS
+    ),
+    *(
+        pair(f"gelu {form}", ops.gelu_forward, ops.gelu_backward, {"x": np.linspace(-4.5, 4.5, 37)}, "x", form)
+        for form in ("tanh", "erf", "quick")
+    ),
+    pair("softmax", ops.softmax_forward, ops.softmax_backward, draw(x=(3, 5)), "x"),
+    *(
+        pair(f"normalize {kind}", ops.normalize_forward, ops.normalize_backward, draw(x=(3, 5)), "x", kind, eps)
+        for kind, eps in (("additive", 0.25), ("none", 0.0), ("clamp", 0.25), ("clamp", 9.0))
+    ),
+    pair(
+        "patch embed",
+        ops.patch_embed_forward,
+        ops.patch_embed_backward,
+        draw(images=(2, 9, 13, 3), kernel=(48, 5), bias=(5,)),  # one row and one column stay over
+        "images kernel bias",
+        4,
+    ),
+    Case(
+        "token embed",
+        draw(table=(CFG.vocabulary, 4)),
+        lambda a: ops.token_embed_forward(TOKENS, a["table"])[0],
+        lambda a, d_out: {"table": ops.token_embed_backward(d_out, (TOKENS, a["table"]))},
+    ),
+    Case(
+        "position",
+        draw(x=(2, 5, 4), table=(7, 4)),
+        lambda a: ops.position_forward(a["x"], a["table"])[0],
+        lambda a, d_out: dict(zip(("x", "table"), ops.position_backward(d_out, a["table"]), strict=True)),
+    ),
+    *(_pooling(kind) for kind in ("last", "first", "mean", "argmax")),
+    _attention("attention", None),
+    _attention("attention causal", CAUSAL),
+    _attention("attention padding", PADDING[:, None, None, :5]),
+    _weighted("mlp", (2, 3, 10), "image/block00/mlp", ops.mlp_forward, ops.mlp_backward, "tanh"),
+    _weighted("map head", (3, 5, 10), "image/pool", ops.map_head_forward, ops.map_head_backward, 2, "tanh", EPS),
+    _loss("pair block", lambda **a: ops.pair_block(**a, match=MATCH), BLOCK),
+    _loss("softmax loss", ops.softmax_loss, {k: v for k, v in SQUARE.items() if k != "bias"}),
+]
+
+TOWER_CASES = [
+    _block(),
+    _encoder(),
+    _image_tower(),
+    _text_tower("text tower", None),
+    _text_tower("text tower padding", PADDING),
+]
+
+MODEL_CASES = [
+    _model("model big_vision"),
+    _model("model open_clip", image_gelu="erf", text_gelu="erf", embed_norm="clamp", embed_norm_eps=1e-12),
+    _model("model huggingface", embed_norm="none"),
+]
