@@ -1,0 +1,157 @@
+"""A run as a list of events: what tests assert, what the command prints, what Perfetto and the teaching page show."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+
+from mpi.comm import Communicator
+from mpi.wrappers import Event
+
+FORMAT = "siglip-ring-trace/1"
+
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": FORMAT,
+    "description": "What the ranks of one ring did. An event is a row of values; 'columns' names them.",
+    "type": "object",
+    "required": ["format", "scheme", "dtype", "sizes", "width", "loss", "columns", "events"],
+    "additionalProperties": False,
+    "properties": {
+        "format": {"const": FORMAT},
+        "scheme": {"type": "string"},
+        "dtype": {"enum": ["float32", "float64"]},
+        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0}, "description": "pairs of every rank"},
+        "width": {"type": "integer", "minimum": 1, "description": "of an embedding"},
+        "loss": {"type": "number", "description": "of the global batch"},
+        "columns": {"const": [field.name for field in fields(Event)]},
+        "events": {
+            "type": "array",
+            "items": {
+                "type": "array",
+                "minItems": 11,
+                "maxItems": 11,
+                "prefixItems": [
+                    {"type": "integer", "minimum": 0, "description": "rank"},
+                    {"enum": ["send", "recv", "block", "sum"]},
+                    {"enum": ["", "chunk", "gradient"], "description": "what a message carries"},
+                    {"type": "integer", "description": "chunk: whose texts, or the gradient of whose texts"},
+                    {"type": "integer", "description": "hop; of a message, at which it arrives; W: the way home"},
+                    {"type": "integer", "description": "the other rank of a message, or -1"},
+                    {"type": "integer", "minimum": 0, "description": "bytes of a message or a sum"},
+                    {"type": "integer", "minimum": 0, "description": "image-text pairs of a block"},
+                    {"type": "number", "description": "their loss, not yet divided by the number of images"},
+                    {"type": "number", "minimum": 0, "description": "start, seconds"},
+                    {"type": "number", "minimum": 0, "description": "end, seconds"},
+                ],
+            },
+        },
+    },
+}
+
+
+class Trace:
+    """A listener that keeps what happened. The tiles of one block, computed in a row, become one event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, phase: str, event: Event) -> None:
+        if phase != "end":
+            return
+        last = self.events[-1] if self.events else None
+        if last and last.kind == event.kind == "block" and last.chunk == event.chunk:
+            last.pairs += event.pairs
+            last.loss += event.loss
+            last.end = event.end
+        else:
+            self.events.append(event)
+
+
+def collect(comm: Communicator, events: Sequence[Event]) -> list[Event]:
+    """All ranks' events on every rank, ordered by time, which starts at 0."""
+    kinds, whats = ["send", "recv", "block", "sum"], ["", "chunk", "gradient"]
+    mine = np.array(
+        [[kinds.index(e.kind), whats.index(e.what), *list(asdict(e).values())[3:]] for e in events], np.float64
+    ).reshape(len(events), 10)
+    counts = np.zeros(comm.size, np.int64)
+    comm.Allreduce(np.where(np.arange(comm.size) == comm.rank, len(events), 0), counts)
+    table, rows = np.zeros((counts.sum(), 11)), np.zeros((counts.sum(), 11))
+    first = counts[: comm.rank].sum()
+    rows[first : first + len(events)] = np.column_stack([np.full(len(events), comm.rank), mine])
+    comm.Allreduce(rows, table)
+    zero = table[:, 9].min(initial=np.inf)
+    return [
+        Event(
+            int(row[0]), kinds[int(row[1])], whats[int(row[2])], *(int(v) for v in row[3:8]), row[8].item(),
+            round(row[9] - zero, 7), round(row[10] - zero, 7),
+        )
+        for row in table[np.argsort(table[:, 9], kind="stable")]
+    ]  # fmt: skip
+
+
+def as_json(
+    events: Sequence[Event], *, scheme: str, dtype: str, sizes: Sequence[int], width: int, loss: float
+) -> dict[str, Any]:
+    """The compact form that `SCHEMA` describes."""
+    columns = [field.name for field in fields(Event)]
+    rows = [list(asdict(event).values()) for event in events]
+    return {
+        "format": FORMAT, "scheme": scheme, "dtype": dtype, "sizes": list(sizes), "width": width, "loss": loss,
+        "columns": columns, "events": rows,
+    }  # fmt: skip
+
+
+def as_perfetto(events: Sequence[Event]) -> dict[str, Any]:
+    """For ui.perfetto.dev or chrome://tracing: a lane a rank for blocks, another for messages, arrows between them."""
+    lanes = {"block": 0, "sum": 0, "send": 1, "recv": 2}
+    names = ["computes", "sends", "receives"]
+    out: list[dict[str, Any]] = []
+    for rank in sorted({event.rank for event in events}):
+        out.append({"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"rank {rank}"}})
+        for lane, name in enumerate(names):
+            out.append({"ph": "M", "name": "thread_name", "pid": rank, "tid": lane, "args": {"name": name}})
+    flow: Counter[tuple[Any, ...]] = Counter()
+    for event in events:
+        place = {"pid": event.rank, "tid": lanes[event.kind]}
+        title = {"block": f"block ({event.rank}, {event.chunk})", "sum": "sum over ranks"}.get(
+            event.kind, f"{event.kind} {event.what} {event.chunk}"
+        )
+        start, length = event.start * 1e6, max((event.end - event.start) * 1e6, 0.001)
+        out.append({"ph": "X", "name": title, "cat": event.what or event.kind, "ts": start, "dur": length, **place,
+                    "args": {"hop": event.hop, "bytes": event.bytes, "pairs": event.pairs, "loss": event.loss}})  # fmt: skip
+        if event.kind in ("send", "recv"):
+            ends = (event.rank, event.peer) if event.kind == "send" else (event.peer, event.rank)
+            key = (*ends, event.what, event.chunk)
+            flow[event.kind, *key] += 1
+            arrow = f"{key} {flow[event.kind, *key]}"
+            point = {"ph": "s", "ts": start} if event.kind == "send" else {"ph": "f", "bp": "e", "ts": start + length}
+            out.append({"name": event.what, "cat": "message", "id": arrow, **point, **place})
+    return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+
+def faults(events: Sequence[Event], sizes: Sequence[int]) -> list[str]:
+    """What is wrong with a trace; an empty list if nothing is.
+
+    Every ordered pair of chunks met exactly once, every message sent was received, every gradient came home.
+    """
+    wrong = []
+    world = len(sizes)
+    met: Counter[tuple[int, int]] = Counter()
+    for event in events:
+        if event.kind == "block":
+            met[event.rank, event.chunk] += event.pairs
+    for rank in range(world):
+        for chunk in range(world):
+            if met[rank, chunk] != sizes[rank] * sizes[chunk]:
+                wrong.append(f"block ({rank}, {chunk}): {met[rank, chunk]} pairs, not {sizes[rank] * sizes[chunk]}")
+    sent = Counter((e.rank, e.peer, e.what, e.chunk, e.bytes) for e in events if e.kind == "send")
+    came = Counter((e.peer, e.rank, e.what, e.chunk, e.bytes) for e in events if e.kind == "recv")
+    for source, dest, what, chunk, size in (sent - came) + (came - sent):
+        wrong.append(f"{what} {chunk} from {source} to {dest}, {size} bytes: sent and received do not agree")
+    home = {e.chunk for e in events if e.kind == "recv" and e.what == "gradient" and e.rank == e.chunk}
+    if sent:
+        wrong += [f"the gradient of chunk {chunk} never came home" for chunk in range(world) if chunk not in home]
+    return wrong
