@@ -1,0 +1,143 @@
+"""Two tensors side by side: error, scale ratio, cosine, and which rows are wrong. A NaN never passes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from siglip_ref.ops.elementary import Array
+
+Kind = Literal["value", "activation", "gradient"]
+RowVerdict = Literal["pass", "FAIL", "zero by structure", "out of range", "not checked"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a report.
+
+    error : max|got - expected| / max|expected|; for a tensor that is zero by structure, max|got| / zero_scale
+    tolerance : the largest error allowed, in the same unit
+    ratio : least-squares scale <got, expected> / <expected, expected>; cosine : of the angle between them
+    rows : the rows that are wrong, in words; probe : the inputs at which this was seen
+    """
+
+    name: str
+    kind: Kind
+    error: float
+    tolerance: float
+    ratio: float
+    cosine: float
+    rows: str
+    verdict: RowVerdict
+    note: str = ""
+    probe: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Checked, and found right."""
+        return self.verdict in ("pass", "zero by structure")
+
+    @property
+    def excess(self) -> float:
+        """Error in units of what is allowed; infinite where the error is not a number."""
+        quotient = self.error / self.tolerance if self.tolerance else (0.0 if self.error == 0 else np.inf)
+        return float(quotient) if quotient <= np.inf else float("inf")
+
+
+def compare(
+    name: str,
+    got: Array,
+    expected: Array,
+    tolerance: float | Array,
+    *,
+    kind: Kind = "gradient",
+    zero_scale: float | None = None,
+    note: str = "",
+    probe: str = "",
+) -> Row:
+    """Judge one tensor.
+
+    Parameters
+    ----------
+    name, kind, note, probe : carried into the row
+    got, expected : arrays of one shape, any float dtype; judged in float64
+    tolerance : largest allowed |got - expected| / max|expected|; a number, or an array that broadcasts against them
+    zero_scale : given where the tensor is zero by structure: |got| may reach tolerance * zero_scale, the sum of the
+        absolute values of its terms, because what any program prints there is rounding
+
+    Examples
+    --------
+    >>> row = compare("bias", np.array([1.0, 2.0]), np.array([1.0, 4.0]), 1e-6)
+    >>> row.verdict, row.error, row.rows
+    ('FAIL', 0.5, 'element 1 wrong, the rest right')
+    """
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    if got.shape != expected.shape:
+        nan = float("nan")
+        mismatch = f"shape {got.shape}, expected {expected.shape}"
+        return Row(name, kind, nan, float(np.max(tolerance)), nan, nan, "", "FAIL", _join(mismatch, note), probe)
+    with np.errstate(all="ignore"):
+        unit = float(zero_scale if zero_scale is not None else np.max(np.abs(expected), initial=0.0))
+        off = np.abs(got - expected)
+        # a tensor that is right to the last bit has error 0 even where the unit is 0
+        relative = np.where(off == 0, 0.0, off / unit)
+        error = float(np.max(relative, initial=0.0))
+        good = (relative <= tolerance) & np.isfinite(off)  # NaN fails the first, infinity the second
+        ratio, cosine = _alignment(got, expected)
+    if zero_scale is not None:
+        verdict: RowVerdict = "zero by structure" if good.all() else "FAIL"
+        note = _join(note, "any program shows rounding noise here")
+    else:
+        verdict = "pass" if good.all() else "FAIL"
+    note = note if np.isfinite(got).all() else _join(f"{np.sum(~np.isfinite(got))} of {got.size} NaN or infinite", note)
+    return Row(name, kind, error, float(np.max(tolerance)), ratio, cosine, wrong_rows(~good), verdict, note, probe)
+
+
+def not_checked(name: str, kind: Kind, reason: str, probe: str = "") -> Row:
+    """The row of a tensor that could not be judged."""
+    nan = float("nan")
+    return Row(name, kind, nan, nan, nan, nan, "", "not checked", reason, probe)
+
+
+def out_of_range(name: str, kind: Kind, reason: str, probe: str = "") -> Row:
+    """The row of a tensor for which even correctly rounded arithmetic overflows or underflows."""
+    nan = float("nan")
+    return Row(name, kind, nan, nan, nan, nan, "", "out of range", reason, probe)
+
+
+def wrong_rows(wrong: Array) -> str:
+    """Which rows of a boolean array hold a True, in words; columns where that says more.
+
+    >>> wrong_rows(np.repeat([False, True], 64)[:, None] & np.ones(5, bool))
+    'rows 64-127 wrong, the rest right'
+    """
+    if wrong.ndim == 0 or not wrong.any():
+        return ""
+    if wrong.ndim == 1:
+        return "every element" if wrong.all() else _ranges(wrong, "element")
+    rows = wrong.any(tuple(range(1, wrong.ndim)))
+    columns = wrong.any(tuple(range(wrong.ndim - 1)))
+    if not rows.all():
+        return _ranges(rows, "row")
+    return _ranges(columns, "column") if not columns.all() else "every row"
+
+
+def _ranges(wrong: Array, word: str) -> str:
+    """Runs of True as '3, 8-11'; with many runs only the first three and a count."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], wrong, [False]))))
+    runs = [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    many = "s" if wrong.sum() > 1 else ""
+    if len(runs) > 4:
+        return f"{word}{many} {', '.join(runs[:3])} ... ({wrong.sum()} of {wrong.size}) wrong, the rest right"
+    return f"{word}{many} {', '.join(runs)} wrong, the rest right"
+
+
+def _alignment(got: Array, expected: Array) -> tuple[float, float]:
+    """Least-squares scale and cosine; each tensor is first divided by its maximum, so that squares keep their range."""
+    top_got, top_expected = np.max(np.abs(got), initial=0.0), np.max(np.abs(expected), initial=0.0)
+    a, b = (got / (top_got or 1.0)).ravel(), (expected / top_expected).ravel()
+    return float(top_got / top_expected * ((a @ b) / (b @ b))), float((a @ b) / np.sqrt((a @ a) * (b @ b)))
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,105 @@
+"""A report for human eyes: verdict first, then the table, conventions, what was not checked, what to do next."""
+
+import io
+import math
+import shutil
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from siglip_ref.check.compare import Row
+
+if TYPE_CHECKING:
+    from siglip_ref.check.report import Report
+
+_COLOURS = {"PASS": "bold green", "OTHER CONVENTION": "bold yellow", "FAIL": "bold red"}
+_ROW_COLOURS = {"pass": "green", "FAIL": "bold red", "zero by structure": "green"}
+_SHORT = {"zero by structure": "zero", "out of range": "range", "not checked": "-"}
+_MOST_LINES = 12  # of what deviates; the table has them all
+
+
+def renderable(report: "Report") -> RenderableType:
+    """The report for a rich console."""
+    parts: list[RenderableType] = [_headline(report)]
+    if report.rows:
+        parts += ["", _table(report.rows)]
+    parts += _deviations(report)
+    for finding in report.findings:
+        parts += _section(f"suspicion: {finding.id}", [finding.evidence, f"repair: {finding.repair}"])
+    parts += _section("conventions", [f"{name}: {value}" for name, value in report.conventions.items()])
+    parts += _section("not checked", report.not_checked)
+    parts += _section("this run could not have seen", report.blind)
+    parts += _section("notes", report.notes)
+    return Group(*parts)
+
+
+def to_text(report: "Report", width: int | None = None) -> str:
+    """The report as plain text, as wide as the terminal (100 columns where there is none)."""
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    page = io.StringIO()
+    Console(file=page, width=width, color_system=None, legacy_windows=False).print(renderable(report))
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def to_html(report: "Report") -> str:
+    """The report as an HTML page, with colours."""
+    console = Console(file=io.StringIO(), width=120, record=True)
+    console.print(renderable(report))
+    return console.export_html(inline_styles=True)
+
+
+def _headline(report: "Report") -> Text:
+    return Text.assemble((report.verdict, _COLOURS[report.verdict]), "  ", report.title)
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("tensor", overflow="fold")
+    for name in ("error", "allowed", "ratio", "cosine"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        verdict = Text(_SHORT.get(row.verdict, row.verdict), _ROW_COLOURS.get(row.verdict, "dim"))
+        numbers = (_power(row.error), _power(row.tolerance), _plain(row.ratio), _plain(row.cosine))
+        table.add_row(Text(_name(row)), *numbers, verdict)
+    return table
+
+
+def _deviations(report: "Report") -> list[RenderableType]:
+    """For each wrong tensor: how far, at which inputs, which rows, and what stood beside it."""
+    first = report.first_divergent
+    if first is None:
+        return []
+    lines = [f"begins at {_name(first)}"]
+    wrong = [row for row in report.rows if row.verdict == "FAIL"]
+    for row in wrong[:_MOST_LINES]:
+        times = f"{row.excess:.3g} times what is allowed" if math.isfinite(row.excess) else ""
+        at = f"at {row.probe}" if row.probe else ""
+        lines.append(f"{_name(row)}: " + "; ".join(part for part in (times, at, row.rows, row.note) if part))
+    if len(wrong) > _MOST_LINES:
+        lines.append(f"and {len(wrong) - _MOST_LINES} more")
+    return _section("what deviates", lines)
+
+
+def _section(title: str, lines: list[str]) -> list[RenderableType]:
+    if not lines:
+        return []
+    return ["", Text(title, "dim"), *(Padding(Text.from_markup(escape(line)), (0, 0, 0, 2)) for line in lines)]
+
+
+def _name(row: Row) -> str:
+    return f"d {row.name}" if row.kind == "gradient" else row.name
+
+
+def _power(number: float) -> str:
+    return "-" if math.isnan(number) else f"{number:.1e}" if number else "0"
+
+
+def _plain(number: float) -> str:
+    if math.isnan(number):
+        return "-"
+    return f"{number:.4f}" if 1e-3 <= abs(number) < 1e4 or number == 0 else f"{number:.1e}"

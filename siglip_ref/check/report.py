@@ -1,0 +1,165 @@
+"""What a check found: rows, findings, the verdict, and the ways to keep it."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from siglip_ref.check.compare import Row
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
+
+Verdict = Literal["PASS", "OTHER CONVENTION", "FAIL"]
+FORMAT = "siglip-ref report 1"
+
+
+class CheckFailed(AssertionError):
+    """A check that did not pass; its text is the report."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A suspicion with its evidence and its repair; id: of the catalogue, "convention", or "unknown"."""
+
+    id: str
+    tensor: str
+    rows: str
+    evidence: str
+    repair: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """The worst probe: arrays by name ("input/...", "got/...", "expected/..."), and a program that shows the fault."""
+
+    arrays: dict[str, Array]
+    program: str
+
+
+@dataclass
+class Report:
+    """The result of a check.
+
+    rows : one per tensor, in network order, each at its worst probe; details : every tensor at every probe
+    conventions : what the implementation was judged by; blind : mistakes this run could not have seen
+    """
+
+    title: str
+    verdict: Verdict
+    rows: list[Row]
+    findings: list[Finding] = field(default_factory=list)
+    conventions: dict[str, str] = field(default_factory=dict)
+    not_checked: list[str] = field(default_factory=list)
+    blind: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    details: list[Row] = field(default_factory=list)
+    case: Case | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Right under the declared convention."""
+        return self.verdict == "PASS"
+
+    @property
+    def first_divergent(self) -> Row | None:
+        """Where the deviation begins: the first wrong value in forward order, else the first wrong gradient on the
+        way back, which is the last in network order."""
+        wrong = [row for row in self.rows if row.verdict == "FAIL"]
+        forward = [row for row in wrong if row.kind != "gradient"]
+        return next(iter(forward or wrong[::-1]), None)
+
+    def __str__(self) -> str:
+        from siglip_ref.check.render import to_text
+
+        return to_text(self)
+
+    def __rich__(self) -> object:
+        from siglip_ref.check.render import renderable
+
+        return renderable(self)
+
+    def raise_if_failed(self) -> None:
+        """Nothing if the verdict is PASS; else CheckFailed, an AssertionError, with the whole report."""
+        if not self.passed:
+            raise CheckFailed("\n" + str(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data; numbers that are not finite become strings, as JSON has none."""
+        content = {key: value for key, value in _plain(self).items() if key != "case"}
+        first = self.first_divergent
+        return {"format": FORMAT, "passed": self.passed, "first_divergent": first.name if first else None, **content}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report: `.json` with everything, or `.html`, as it looks on a terminal."""
+        path = Path(path)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        elif path.suffix == ".html":
+            from siglip_ref.check.render import to_html
+
+            path.write_text(to_html(self), encoding="utf-8")
+        else:
+            raise UsageError(
+                expected="a file name that ends in .json or .html",
+                got=str(path),
+                cause="the ending chooses the format",
+                repair=f'report.save("{path.with_suffix(".json").name}")',
+            )
+        return path
+
+    def save_case(self, folder: str | Path) -> Path:
+        """Write the worst probe to a folder: case.npz (no pickles), reproduce.py, report.json."""
+        if self.case is None:
+            raise UsageError(
+                expected="a report that holds a case",
+                got=f"a report with the verdict {self.verdict} and no case",
+                cause="nothing was compared",
+                repair="read report.not_checked",
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "case.npz", **self.case.arrays)
+        (folder / "reproduce.py").write_text(self.case.program, encoding="utf-8")
+        self.save(folder / "report.json")
+        return folder
+
+
+def worst_rows(details: Iterable[Row]) -> list[Row]:
+    """One row per tensor and kind, in order of first appearance: the wrong one with the largest excess, else the right
+    one with the largest, else one that could not be judged."""
+    chosen: dict[tuple[str, str], Row] = {}
+    for row in details:
+        key = (row.name, row.kind)
+        if key not in chosen or _severity(row) > _severity(chosen[key]):
+            chosen[key] = row
+    return list(chosen.values())
+
+
+def verdict_of(rows: Iterable[Row]) -> Verdict:
+    """PASS if something was judged and nothing judged was wrong."""
+    judged = [row for row in rows if row.verdict not in ("out of range", "not checked")]
+    return "PASS" if judged and all(row.right for row in judged) else "FAIL"
+
+
+def _severity(row: Row) -> tuple[int, float]:
+    rank = {"not checked": 0, "out of range": 1, "zero by structure": 2, "pass": 2, "FAIL": 3}[row.verdict]
+    return rank, row.excess if rank >= 2 else 0.0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Report):
+        names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, Row | Finding):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
