@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from siglip_ref import ops
+from siglip_ref.loss import sigmoid_loss
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config, config
 from siglip_ref.towers.encoder import block_backward, block_forward, encoder_backward, encoder_forward
 from siglip_ref.towers.image import image_tower_backward, image_tower_forward
-from siglip_ref.towers.model import loss_and_grads
+from siglip_ref.towers.model import forward, loss_and_grads
 from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 
 Arrays = dict[str, Any]
@@ -47,7 +48,7 @@ def weights(prefix: str) -> Arrays:
 
 
 def pair(name: str, forward: Any, backward: Any, arrays: Arrays, order: str, *settings: Any) -> Case:
-    """A case of an op that takes its arrays in their order, then settings; its gradients come in the order of `order`."""
+    """A case of an op that takes its arrays in their order, then settings; `order` names its gradients."""
     keys = order.split()
 
     def run_forward(a: Arrays) -> Any:
@@ -151,11 +152,15 @@ def _model(name: str, **changes: Any) -> Case:
     def split(a: Arrays) -> tuple[Any, ...]:
         return {k: v for k, v in a.items() if k != "images"}, a["images"], TOKENS, CFG, conventions
 
+    def model_loss(a: Arrays) -> Any:
+        out = forward(*split(a))
+        return sigmoid_loss(out.image_embed, out.text_embed, a["log_scale"], a["bias"]).loss
+
     def backward(a: Arrays, d_out: Any) -> Arrays:
         gradients = loss_and_grads(*split(a), wrt=("params", "images"))[1]
         return {key: d_out * gradients[key] for key in a}
 
-    return Case(name, arrays, lambda a: loss_and_grads(*split(a))[0], backward)
+    return Case(name, arrays, model_loss, backward)
 
 
 BLOCK = draw(image_embed=(4, 6), text_embed=(7, 6)) | {"log_scale": np.array(0.7), "bias": np.array(-1.1)}
