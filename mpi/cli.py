@@ -1,0 +1,159 @@
+"""The command `siglip-ring`: `mpiexec -n 4 siglip-ring loss`, or `siglip-ring loss --threads 4` without MPI."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mpi.watch import Progress, supervise
+
+if TYPE_CHECKING:
+    from mpi.job import Job, Outcome
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The chunked SigLIP loss on a Sendrecv ring. Under mpiexec, or with --threads N without MPI.",
+)
+
+Threads = Annotated[int, typer.Option(min=0, help="Ranks as threads of this process; 0: MPI.")]
+Pairs = Annotated[int, typer.Option(min=1, help="Image-text pairs of the global batch.")]
+Dim = Annotated[int, typer.Option(min=1, help="Width of an embedding.")]
+Scheme = Annotated[str, typer.Option(help="blocking, overlapped, bidirectional, autograd-like, allgather, masked-allreduce.")]
+Dtype = Annotated[str, typer.Option(help="float64 or float32.")]
+Tile = Annotated[int, typer.Option(min=1, help="Rows and columns of a block of pairs computed at once.")]
+Unequal = Annotated[bool, typer.Option("--unequal", help="Give the ranks 1 : 2 : ... : W parts of the batch.")]
+Seed = Annotated[int, typer.Option(help="Of the batch.")]
+LogScale = Annotated[float, typer.Option(help="logits = exp(log_scale) * similarity + bias.")]
+Bias = Annotated[float | None, typer.Option(help="Default: -log(pairs - 1), where positives and negatives balance.")]
+Limit = Annotated[float, typer.Option(min=0.1, help="Seconds without progress after which a rank counts as stalled.")]
+Spin = Annotated[bool, typer.Option("--spin", help="Wait as the MPI library does, burning a core, instead of sleeping.")]
+Fault = Annotated[str, typer.Option(help="Let a rank fail: rank:hop:raise|kill|stall|stop|nan|shape|dtype|scale.")]
+
+
+@app.command()
+def loss(
+    threads: Threads = 0,
+    pairs: Pairs = 16,
+    dim: Dim = 8,
+    scheme: Scheme = "blocking",
+    dtype: Dtype = "float64",
+    tile: Tile = 1024,
+    unequal: Unequal = False,
+    seed: Seed = 0,
+    log_scale: LogScale = math.log(10.0),
+    bias: Bias = None,
+    check: Annotated[bool | None, typer.Option(help="Compare with one process; default: up to 4,096 pairs.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Folder for one picture a hop.")] = None,
+    stall_limit: Limit = 60.0,
+    spin: Spin = False,
+    fault: Fault = "",
+) -> None:
+    """Compute the loss and all gradients of a batch; show what every rank held, sent and received, hop by hop."""
+    from mpi.job import Job
+
+    job = Job(
+        pairs, dim, scheme, dtype, tile, unequal, seed, log_scale, bias, pairs <= 4096 if check is None else check, fault
+    )
+
+    def show(outcome: "Outcome") -> int:
+        from mpi.show import pictures, table, verdict
+
+        print(table(outcome.events, outcome.sizes))
+        if svg is not None:
+            for name, picture in pictures(outcome.events, outcome.sizes).items():
+                svg.mkdir(parents=True, exist_ok=True)
+                (svg / name).write_text(picture, encoding="utf-8")
+            print(f"one picture a hop in {svg}")
+        text, passed = verdict(outcome, job)
+        print(text, flush=True)
+        return 0 if passed else 1
+
+    _run(job, threads, stall_limit, spin, show)
+
+
+@app.command()
+def trace(
+    out: Annotated[Path, typer.Argument(help="Folder for trace.json, trace.schema.json and perfetto.json.")],
+    threads: Threads = 0,
+    pairs: Pairs = 16,
+    dim: Dim = 8,
+    scheme: Scheme = "blocking",
+    dtype: Dtype = "float64",
+    tile: Tile = 1024,
+    unequal: Unequal = False,
+    seed: Seed = 0,
+    log_scale: LogScale = math.log(10.0),
+    bias: Bias = None,
+    stall_limit: Limit = 60.0,
+    spin: Spin = False,
+    fault: Fault = "",
+) -> None:
+    """Write what every rank did: a compact JSON with its schema, and a file for ui.perfetto.dev."""
+    from mpi.job import Job
+
+    job = Job(pairs, dim, scheme, dtype, tile, unequal, seed, log_scale, bias, False, fault)
+
+    def show(outcome: "Outcome") -> int:
+        from mpi.trace import SCHEMA, as_json, as_perfetto, faults
+
+        out.mkdir(parents=True, exist_ok=True)
+        document = as_json(
+            outcome.events, scheme=scheme, dtype=dtype, sizes=outcome.sizes, width=dim, loss=outcome.loss
+        )
+        (out / "trace.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
+        (out / "trace.schema.json").write_text(json.dumps(SCHEMA, indent=1) + "\n")
+        (out / "perfetto.json").write_text(json.dumps(as_perfetto(outcome.events)) + "\n")
+        wrong = faults(outcome.events, outcome.sizes)
+        print(f"{len(outcome.events)} events of {len(outcome.sizes)} ranks in {out}; loss {outcome.loss:.12g}")
+        print("\n".join(wrong) or "every ordered pair of chunks met once, every gradient came home", flush=True)
+        return 1 if wrong else 0
+
+    _run(job, threads, stall_limit, spin, show)
+
+
+def _run(job: "Job", threads: int, stall_limit: float, spin: bool, show: Callable[["Outcome"], int]) -> None:
+    """Run the job on threads or on MPI, under a watcher, and end this process; rank 0 shows."""
+    progress = Progress(threads or 1)
+
+    def on_threads() -> int:
+        from mpi.comm import ThreadComm
+        from mpi.job import run
+
+        return show(ThreadComm.run(threads, lambda comm: run(job, comm, progress, comm.rank))[0])
+
+    def on_mpi() -> int:
+        comm = world(spin)
+        from mpi.job import run
+
+        outcome = run(job, comm, progress, 0)
+        return show(outcome) if comm.rank == 0 else 0
+
+    sys.exit(supervise(on_threads if threads else on_mpi, progress, stall_limit))
+
+
+def world(spin: bool):  # type: ignore[no-untyped-def]
+    """MPI's world: here, and nowhere else, mpi4py is loaded."""
+    from siglip_ref.errors import UsageError
+
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(
+            "mpi4py and an MPI library",
+            f"{type(error).__name__}: {error}",
+            "they are not installed in this environment",
+            'pip install "siglip-ref[mpi]" brings both; or add --threads 4 to run without MPI',
+        ) from None
+    from mpi.wrappers import Patient
+
+    return MPI.COMM_WORLD if spin else Patient(MPI.COMM_WORLD)
+
+
+if __name__ == "__main__":
+    app()

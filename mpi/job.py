@@ -1,0 +1,151 @@
+"""The run behind `siglip-ring loss` and `siglip-ring trace`: a batch from a seed, the ring, its trace, the check."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpi.comm import Array, Communicator
+from mpi.loss import ring_sigmoid_loss
+from mpi.trace import Trace, collect
+from mpi.watch import Progress
+from mpi.wrappers import Event, Faults, Observed
+from siglip_ref import ops
+from siglip_ref.errors import UsageError
+from siglip_ref.loss import LossAndGrads, sigmoid_loss
+
+TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compute; `fault` is rank:hop:kind, for demonstrations and tests."""
+
+    pairs: int
+    dim: int
+    scheme: str
+    dtype: str
+    tile: int
+    unequal: bool
+    seed: int
+    log_scale: float
+    bias: float | None
+    check: bool
+    fault: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What every rank knows at the end. `worst` is the largest error against one process, and where (None: not checked)."""
+
+    events: list[Event]
+    sizes: list[int]
+    loss: float
+    d_log_scale: float
+    d_bias: float
+    worst: tuple[float, str] | None
+
+
+def shard_sizes(pairs: int, world: int, unequal: bool) -> list[int]:
+    """Pairs of every rank: as even as possible, or (unequal) in proportion 1 : 2 : ... : W."""
+    weights = np.arange(1, world + 1) if unequal else np.ones(world)
+    ends = np.floor(pairs * np.cumsum(weights) / weights.sum() + 1e-9).astype(int)
+    return [int(n) for n in np.diff([0, *ends])]
+
+
+def make_batch(job: Job, pairs: int) -> tuple[Array, Array]:
+    """Unit rows from the seed, every row different; texts lean towards their images, as in a trained model."""
+    rng = np.random.default_rng(job.seed)
+    images = rng.normal(size=(pairs, job.dim))
+    texts = images + rng.normal(size=(pairs, job.dim))
+    return tuple((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(job.dtype) for rows in (images, texts))  # type: ignore[return-value]
+
+
+def run(job: Job, comm: Communicator, progress: Progress, slot: int) -> Outcome:
+    """One rank's part."""
+    sizes = shard_sizes(job.pairs, comm.size, job.unequal)
+    images, texts = make_batch(job, job.pairs)
+    first = sum(sizes[: comm.rank])
+    mine = slice(first, first + sizes[comm.rank])
+    bias = -math.log(max(job.pairs - 1, 1)) if job.bias is None else job.bias
+
+    trace, arithmetic = Trace(), ops
+    listeners = [trace, progress.listener(slot, comm.rank)]
+    x, y, log_scale = images[mine], texts[mine], job.log_scale
+    if job.fault:
+        rank, hop, kind = parse_fault(job.fault, comm.size)
+        listeners.append(Faults(rank, hop, FAULTS[kind]))
+        if rank == comm.rank:
+            x, y, log_scale = _spoil(kind, x, y, log_scale)
+    observed = Observed(comm, *listeners)
+    result = ring_sigmoid_loss(
+        observed, x, y, log_scale, bias, scheme=job.scheme, tile=job.tile, ops=observed.ops(arithmetic)
+    )
+    worst = _worst_error(comm, result, images, texts, mine, job.log_scale, bias) if job.check else None
+    events = collect(comm, trace.events)
+    return Outcome(events, sizes, float(result.loss), float(result.d_log_scale), float(result.d_bias), worst)
+
+
+def _worst_error(
+    comm: Communicator, result: LossAndGrads, images: Array, texts: Array, mine: slice, log_scale: float, bias: float
+) -> tuple[float, str]:
+    """Largest error of all ranks against one process, which computes in float64."""
+    whole = sigmoid_loss(images.astype(float), texts.astype(float), log_scale, bias, tile=1024)
+    table = np.zeros((comm.size, len(whole)))
+    for column, name in enumerate(whole._fields):
+        b = np.asarray(getattr(whole, name))
+        a = np.asarray(getattr(result, name))
+        gap = np.abs(a - (b[mine] if b.ndim else b)).max(initial=0.0)
+        table[comm.rank, column] = gap / np.abs(b).max()
+    everyone = np.empty_like(table)
+    comm.Allreduce(table, everyone)
+    by_name = everyone.max(0)  # a NaN wins
+    column = int(by_name.argmax())
+    return float(by_name[column]), whole._fields[column]
+
+
+def _fail() -> None:
+    raise RuntimeError("this failure was asked for with --fault")
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "raise": _fail,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stall": lambda: time.sleep(3600),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "nan": lambda: None,  # these four spoil that rank's input instead
+    "shape": lambda: None,
+    "dtype": lambda: None,
+    "scale": lambda: None,
+}
+
+
+def parse_fault(text: str, world: int) -> tuple[int, int, str]:
+    """rank:hop:kind."""
+    rank, _, rest = text.partition(":")
+    hop, _, kind = rest.partition(":")
+    if not (rank.isdigit() and hop.isdigit() and kind in FAULTS and int(rank) < world and int(hop) < world):
+        raise UsageError(
+            f"--fault rank:hop:kind, rank and hop below {world}, kind one of {', '.join(FAULTS)}",
+            repr(text),
+            "a typing mistake",
+            "for instance --fault 1:2:raise",
+        )
+    return int(rank), int(hop), kind
+
+
+def _spoil(kind: str, x: Array, y: Array, log_scale: float) -> tuple[Array, Array, float]:
+    if kind == "nan":
+        y = np.where(np.arange(len(y))[:, None] == 0, np.nan, y)
+    elif kind == "shape":
+        y = y[1:]
+    elif kind == "dtype":
+        other = np.float32 if x.dtype == np.float64 else np.float64
+        x, y = x.astype(other), y.astype(other)
+    elif kind == "scale":
+        log_scale += 1e-6
+    return x, y, log_scale

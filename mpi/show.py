@@ -1,0 +1,119 @@
+"""A run for the eyes: the table of the command line, and one picture a hop."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mpi.wrappers import Event
+
+if TYPE_CHECKING:
+    from mpi.job import Job, Outcome
+
+HEAD = ("rank", "hop", "received", "sent", "bytes sent", "block", "loss of the block")
+
+
+def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
+    """Per rank and hop: what came, what went, which block was computed."""
+    rows: list[tuple[str, ...]] = [HEAD]
+    world = len(sizes)
+    for rank in range(world):
+        mine = [event for event in events if event.rank == rank]
+        for hop in range(world + 1):
+            here = [event for event in mine if event.hop == hop]
+            came = ", ".join(f"{e.what} {e.chunk} from {e.peer}" for e in here if e.kind == "recv")
+            went = ", ".join(f"{e.what} {e.chunk} to {e.peer}" for e in here if e.kind == "send")
+            blocks = [e for e in here if e.kind == "block"]
+            if not (came or went or blocks):
+                continue
+            size = sum(e.bytes for e in here if e.kind == "send")
+            block = f"({rank}, {blocks[0].chunk}) {sum(e.pairs for e in blocks)} pairs" if blocks else ""
+            value = f"{sum(e.loss for e in blocks):.6f}" if blocks else ""
+            rows.append((str(rank), str(hop) if hop < world else "home", came, went, f"{size:,}", block, value))
+        sums = [event for event in mine if event.kind == "sum"]
+        given = f"{len(sums)} sums over all ranks"
+        rows.append((str(rank), "", "", given, f"{sum(event.bytes for event in sums):,}", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    right = {0, 4, 6}
+    lines = [
+        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def verdict(outcome: "Outcome", job: "Job") -> tuple[str, bool]:
+    """The totals, and the check against one process."""
+    from mpi.job import TOLERANCE
+
+    blocks = sum(event.loss for event in outcome.events if event.kind == "block")
+    pairs = sum(outcome.sizes)
+    lines = [
+        f"loss        {outcome.loss:.15g} = {blocks:.6f} summed over all blocks / {pairs} images",
+        f"d_log_scale {outcome.d_log_scale:.15g}",
+        f"d_bias      {outcome.d_bias:.15g}",
+    ]
+    if outcome.worst is None:
+        return "\n".join([*lines, "check       not made (--check makes it)"]), True
+    error, name = outcome.worst
+    passed = error <= TOLERANCE[job.dtype]
+    word = "PASS" if passed else "FAIL"
+    lines.append(
+        f"check       {word}: largest error against one process {error:.1e}, in {name}; allowed {TOLERANCE[job.dtype]:.0e}"
+    )
+    return "\n".join(lines), passed
+
+
+INK, QUIET, PAPER = "#1b1f24", "#8b949e", "#ffffff"
+HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f")  # safe for the colour-blind
+
+
+def pictures(events: Sequence[Event], sizes: Sequence[int]) -> dict[str, str]:
+    """File name -> SVG: the grid of all blocks after each hop, and the messages that lead to it."""
+    world = len(sizes)
+    hops = sorted({event.hop for event in events if event.kind in ("block", "recv")})
+    return {f"hop-{hop:03d}.svg": _picture(events, sizes, hop, hop == world) for hop in hops}
+
+
+def _picture(events: Sequence[Event], sizes: Sequence[int], hop: int, home: bool) -> str:
+    world = len(sizes)
+    cell, left, top = min(90.0, 360 / world), 130.0, 130.0
+    done = {(e.rank, e.chunk): 0.0 for e in events if e.kind == "block" and e.hop <= hop}
+    for e in events:
+        if (e.rank, e.chunk) in done and e.kind == "block":
+            done[e.rank, e.chunk] += e.loss
+    now = {(e.rank, e.chunk) for e in events if e.kind == "block" and e.hop == hop}
+    out = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 540" font-family="sans-serif" role="img">',
+        f"<title>The ring after hop {hop}</title>",
+        f'<rect width="960" height="540" fill="{PAPER}"/>',
+        _text(40, 50, "The gradients go home" if home else f"Hop {hop}", 30, INK),
+        _text(40, 80, f"{len(done)} of {world * world} blocks done, sum of their losses {sum(done.values()):.4f}", 17, QUIET),
+        _text(left, top - 12, "texts of rank", 14, QUIET),
+    ]
+    for rank in range(world):
+        y, middle = top + rank * cell, top + (rank + 0.5) * cell
+        out.append(_text(left - 12, middle + 5, f"images of rank {rank}", min(13, cell / 2), INK, "end"))
+        out.append(_text(left + (rank + 0.5) * cell, top + world * cell + 18, str(rank), min(14, cell / 2), INK, "middle"))
+        for chunk in range(world):
+            x, hue = left + chunk * cell, HUES[chunk % len(HUES)]
+            shade = (0.95 if (rank, chunk) in now else 0.3) if (rank, chunk) in done else 0
+            out.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 2:.1f}" height="{cell - 2:.1f}" rx="4" '
+                f'fill="{hue}" fill-opacity="{shade}" stroke="{QUIET}" stroke-width="0.6"/>'
+            )
+            if (rank, chunk) in done and cell >= 40:
+                out.append(_text(x + cell / 2 - 1, middle + 5, f"{done[rank, chunk]:.2f}", min(15, cell / 4), INK, "middle"))
+    step = min(44.0, 360 / world)
+    for rank in range(world):
+        y = top + 10 + rank * step
+        came = [e for e in events if e.kind == "recv" and e.rank == rank and e.hop == hop]
+        words = ", ".join(f"{e.what} {e.chunk} from rank {e.peer}" for e in came) or "nothing to receive"
+        out.append(_text(560, y, f"rank {rank}", min(16, step), INK))
+        out.append(_text(630, y, words, min(14, step), HUES[came[0].chunk % len(HUES)] if came else QUIET))
+    size = sum(e.bytes for e in events if e.kind == "send" and e.hop == hop)
+    out.append(_text(560, 515, f"{size:,} bytes on the way to this hop, all ranks together", 14, QUIET))
+    return "\n".join([*out, "</svg>", ""])
+
+
+def _text(x: float, y: float, words: str, size: float, colour: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:.1f}" fill="{colour}" text-anchor="{anchor}">{words}</text>'
