@@ -1,0 +1,54 @@
+"""Small is a feature: print how many lines each part has and may have; exit 1 if one is over."""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SPECIFICATION = ("siglip_ref/ops", "siglip_ref/towers", "siglip_ref/loss.py")
+
+# part, its paths, budget, whether only lines of code count (no blank lines, comments, docstrings)
+BUDGETS = (
+    ("the specification", SPECIFICATION, 1_200, False),
+    ("siglip_ref", ("siglip_ref",), 8_000, True),
+    ("mpi", ("mpi",), 1_500, True),
+    ("mpi/ring.py", ("mpi/ring.py",), 80, True),
+    ("mpi/loss.py", ("mpi/loss.py",), 80, True),
+)
+
+
+def files(path: str) -> list[Path]:
+    """A Python file, or all of a folder."""
+    place = ROOT / path
+    return [place] if place.is_file() else sorted(place.rglob("*.py"))
+
+
+def lines_of_code(file: Path) -> int:
+    """Lines that hold more than a comment or a docstring."""
+    source = file.read_text(encoding="utf-8")
+    silent: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            silent.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    numbered = enumerate(source.splitlines(), start=1)
+    return sum(n not in silent and bool(line.strip()) and not line.strip().startswith("#") for n, line in numbered)
+
+
+def lines(file: Path) -> int:
+    """All lines, as an editor counts them."""
+    return len(file.read_text(encoding="utf-8").splitlines())
+
+
+def main() -> int:
+    """Print the table."""
+    over = 0
+    print(f"{'part':<20}{'lines':>8}{'budget':>8}")
+    for part, paths, budget, only_code in BUDGETS:
+        count = sum((lines_of_code if only_code else lines)(file) for path in paths for file in files(path))
+        over += count > budget
+        print(f"{part:<20}{count:>8}{budget:>8}{'  code' if only_code else '  all'}{'  OVER' if count > budget else ''}")
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
