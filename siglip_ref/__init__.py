@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from siglip_ref.check.loss import check_loss as check_loss
     from siglip_ref.conventions import preset as preset
     from siglip_ref.errors import UsageError as UsageError
     from siglip_ref.loss import LossAndGrads as LossAndGrads
@@ -27,6 +28,7 @@ _HOMES = {
     "LossAndGrads": "siglip_ref.loss",
     "Output": "siglip_ref.towers.model",
     "UsageError": "siglip_ref.errors",
+    "check_loss": "siglip_ref.check.loss",
     "config": "siglip_ref.sizes",
     "preset": "siglip_ref.conventions",
     "expected_loss": "siglip_ref.loss",

@@ -17,7 +17,7 @@ Verdict = Literal["PASS", "OTHER CONVENTION", "FAIL"]
 FORMAT = "siglip-ref report 1"
 
 
-class CheckFailed(AssertionError):
+class CheckFailed(AssertionError):  # noqa: N818  # a verdict, as pytest's own Failed
     """A check that did not pass; its text is the report."""
 
 

@@ -1,0 +1,107 @@
+"""Calling and differentiating a loss written in Torch. Loaded only when such a loss is checked."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from siglip_ref.check.frameworks import ALONE, ARGUMENTS, Framework, Inputs, Outcome, Setting, Way
+from siglip_ref.check.results import no_scalar
+from siglip_ref.ops.elementary import Array
+
+Tensor = torch.Tensor
+
+
+class _Torch:
+    name = "torch"
+    ways: tuple[Way, ...] = (
+        "again",
+        "upstream",
+        "accumulate",
+        "two graphs",
+        "strided",
+        *ALONE,
+    )
+
+    def call(self, fn: Callable[..., Any], inputs: Inputs, setting: Setting, way: Way) -> Outcome:
+        """Forward and backward on fresh leaves."""
+        leaves = _leaves(inputs, setting, way)
+        before = [leaf.detach().clone() for leaf in leaves]
+        loss = _forward(fn, leaves, setting)
+        if way == "two graphs":
+            other = Inputs(-inputs.text_embed, inputs.image_embed, inputs.scale, inputs.bias)
+            _forward(fn, _leaves(other, setting, way), setting)
+        if way == "upstream":
+            torch.autograd.backward(loss, torch.full_like(loss, 3.0))
+        elif loss.requires_grad:
+            torch.autograd.backward(loss)
+        if way == "accumulate":
+            torch.autograd.backward(_forward(fn, leaves, setting))
+        changed = [
+            name
+            for name, leaf, old in zip(ARGUMENTS, leaves, before, strict=True)
+            if leaf.shape != old.shape or not torch.equal(leaf.detach(), old)
+        ]
+        gradients = {
+            name: None if leaf.grad is None else _numpy(leaf.grad)
+            for name, leaf in zip(ARGUMENTS, leaves, strict=True)
+            if leaf.requires_grad
+        }
+        return Outcome(_numpy(loss).reshape(()), gradients, changed)
+
+    @contextmanager
+    def environment(self, fn: Callable[..., Any], setting: Setting) -> Iterator[None]:
+        """Random states, default dtype, gradient and autocast modes, and the gradients of a loss that is a module."""
+        default = torch.get_default_dtype()
+        owner = getattr(fn, "__self__", fn)
+        parameters = list(owner.parameters()) if isinstance(owner, torch.nn.Module) else []
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        kind = torch.device(setting.device).type
+        fork = (
+            torch.random.fork_rng([], device_type="cuda") if kind == "cpu" else torch.random.fork_rng(device_type=kind)
+        )
+        try:
+            with fork, torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
+                yield
+        finally:
+            torch.set_default_dtype(default)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+
+def _leaves(inputs: Inputs, setting: Setting, way: Way) -> list[Tensor]:
+    dtypes = [getattr(torch, name) for name in (setting.input_dtype, setting.scalar_dtype)]
+    leaves = []
+    for name in ARGUMENTS:
+        value = torch.tensor(getattr(inputs, "scale" if name == "log_scale" else name), dtype=torch.float64)
+        leaf = value.to(setting.device, dtypes[value.ndim == 0])
+        if way == "strided" and leaf.ndim == 2:
+            leaf = _strided(leaf, name)
+        leaves.append(leaf.requires_grad_(not way.startswith("only") or way == f"only {name}"))
+    return leaves
+
+
+def _strided(leaf: Tensor, name: str) -> Tensor:
+    """The same numbers: the image's stored column by column, the text's in every second place."""
+    if name == "image_embed":
+        return leaf.t().contiguous().t()
+    return torch.stack((leaf, leaf), -1).flatten(1)[:, ::2].detach()
+
+
+def _forward(fn: Callable[..., Any], leaves: list[Tensor], setting: Setting) -> Tensor:
+    kind = torch.device(setting.device).type
+    with torch.autocast(kind, getattr(torch, setting.dtype) if setting.autocast else None, setting.autocast):
+        loss = fn(*leaves)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        raise no_scalar(loss, tuple(loss.shape) if isinstance(loss, torch.Tensor) else None)
+    return loss
+
+
+def _numpy(values: Tensor) -> Array:
+    return values.detach().to("cpu", torch.float64).numpy().copy()
+
+
+FRAMEWORK: Framework = _Torch()

@@ -1,0 +1,109 @@
+"""What a loss must give at a probe: the exact value and gradients, and the noise that a correct program may add."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from siglip_ref.check.compare import Kind, Row, compare, out_of_range
+from siglip_ref.check.frameworks import Outcome, Setting
+from siglip_ref.check.probes import Probe
+from siglip_ref.check.tolerance import ARITHMETIC, SAFETY, expected_noise, noise_of_normalising
+from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
+
+ScaleKind = Literal["log", "linear"]
+EmbeddingKind = Literal["unit", "raw"]
+
+# The reference computes in something wider than float64 where the machine has it, up to this many products.
+_WIDE_UP_TO = 2**24
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a loss is given. scale: the logarithm, or the scale itself; embeddings: unit rows, or any rows, which it
+    normalises; norm: how it then guards the division (of no interest for unit rows)."""
+
+    scale: ScaleKind
+    embeddings: EmbeddingKind
+    norm: NormKind = "none"
+
+
+# In the order in which they are tried: what fits two of them is called by the first.
+CONVENTIONS = (
+    Convention("log", "unit"),
+    Convention("linear", "unit"),
+    Convention("log", "raw"),
+    Convention("linear", "raw"),
+    Convention("log", "raw", "additive"),
+    Convention("linear", "raw", "additive"),
+)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """By tensor name: exact values, and the noise allowed once. overflows: even correct rounding leaves the range."""
+
+    exact: dict[str, Array]
+    noise: dict[str, Array]
+    overflows: bool
+
+
+def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
+    """Loss and gradients by the numbers the function is given, in float64."""
+    wide = np.longdouble if probe.shape[0] ** 2 * probe.shape[1] <= _WIDE_UP_TO else np.float64
+    raw = probe.image_embed.astype(wide), probe.text_embed.astype(wide)
+    scale = wide(probe.scale) if convention.scale == "linear" else np.exp(wide(probe.log_scale))
+    raws = convention.embeddings == "raw"
+    eps = 1e-8 if convention.norm == "additive" else 0.0
+    (x, x_cache), (y, y_cache) = (normalize_forward(rows, convention.norm, eps) if raws else (rows, ()) for rows in raw)
+    unit = sigmoid_loss(x, y, np.log(scale), np.asarray(probe.bias, wide))
+    noise = expected_noise(x.astype(float), y.astype(float), float(np.log(scale)), probe.bias, setting.dtype)
+    spread, exact = noise.by_tensor, unit
+    if raws:
+        spread = noise_of_normalising(spread, raw, unit, setting.dtype)
+        exact = unit._replace(
+            d_image_embed=normalize_backward(unit.d_image_embed, x_cache),
+            d_text_embed=normalize_backward(unit.d_text_embed, y_cache),
+        )
+    if convention.scale == "linear":
+        exact, spread = (part._replace(d_log_scale=part.d_log_scale / scale) for part in (exact, spread))
+    # squares of the rows' lengths leave float16 first
+    largest = max(float((rows * rows).sum(-1).max()) for rows in raw) if raws else 0.0
+    overflows = noise.overflows or largest > ARITHMETIC[setting.dtype].largest
+    return Truth(_named(exact, convention), _named(spread, convention), overflows)
+
+
+def judge(outcome: Outcome, right: Truth, label: str, times: float = 1.0) -> list[Row]:
+    """One row per tensor. times: the gradients must be that many times the plain ones."""
+    rows = []
+    for name, exact in right.exact.items():
+        kind: Kind = "value" if name == "loss" else "gradient"
+        argument = "log_scale" if name == "scale" else name
+        if kind == "gradient" and argument not in outcome.gradients:
+            continue
+        got = outcome.loss if kind == "value" else outcome.gradients[argument]
+        factor = 1.0 if kind == "value" else times
+        note = "no gradient arrives" if got is None else ""
+        values = np.zeros_like(exact) if got is None else got
+        unit = np.abs(exact).max()
+        with np.errstate(all="ignore"):
+            tolerance = np.where(right.noise[name] > 0, SAFETY * right.noise[name] / unit, 0.0)
+        row = compare(name, values, exact * factor, tolerance, kind=kind, note=note, probe=label)
+        if right.overflows and not np.isfinite(values).all():
+            row = out_of_range(name, kind, "overflows even with correct rounding", label)
+        elif row.right and not (tolerance.min() < 1):
+            row = out_of_range(name, kind, "rounding noise exceeds the value", label)
+        rows.append(row)
+    return rows + [_changed(name, label) for name in outcome.modified]
+
+
+def _changed(name: str, label: str) -> Row:
+    nan = float("nan")
+    return Row(f"{name}, as an input", "value", nan, nan, nan, nan, "", "FAIL", "changed in place by the call", label)
+
+
+def _named(values: LossAndGrads, convention: Convention) -> dict[str, Array]:
+    names = ("loss", "image_embed", "text_embed", "scale" if convention.scale == "linear" else "log_scale", "bias")
+    return {name: np.asarray(value, np.float64) for name, value in zip(names, values, strict=True)}
