@@ -36,7 +36,7 @@ FAULTS = (
 )
 
 
-class Disagreement(UsageError):
+class Disagreement(UsageError):  # noqa: N818
     """The ranks' inputs do not fit together; every rank raises the same one."""
 
 
@@ -150,4 +150,9 @@ def _odd_one(column: Array) -> int:
 
 
 def _refuse(rank: int, expected: str, got: str, repair: str) -> None:
-    raise Disagreement(expected, f"on rank {rank}: {got}", "found before the first hop; no message was sent", repair)
+    raise Disagreement(
+        expected,
+        f"on rank {rank}: {got}",
+        "that rank's batch or parameters are not what the others have; found before the first hop",
+        repair,
+    )

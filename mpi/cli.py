@@ -4,15 +4,20 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
 from mpi.watch import Progress, supervise
+from siglip_ref.errors import UsageError
 
 if TYPE_CHECKING:
-    from mpi.job import Job, Outcome
+    from mpi.comm import Communicator
+    from mpi.job import Outcome
+
+T = TypeVar("T")
 
 app = typer.Typer(
     add_completion=False,
@@ -21,18 +26,22 @@ app = typer.Typer(
     help="The chunked SigLIP loss on a Sendrecv ring. Under mpiexec, or with --threads N without MPI.",
 )
 
-Threads = Annotated[int, typer.Option(min=0, help="Ranks as threads of this process; 0: MPI.")]
+Threads = Annotated[int, typer.Option(min=0, max=256, help="Ranks as threads of this process; 0: MPI.")]
 Pairs = Annotated[int, typer.Option(min=1, help="Image-text pairs of the global batch.")]
 Dim = Annotated[int, typer.Option(min=1, help="Width of an embedding.")]
-Scheme = Annotated[str, typer.Option(help="blocking, overlapped, bidirectional, autograd-like, allgather, masked-allreduce.")]
-Dtype = Annotated[str, typer.Option(help="float64 or float32.")]
+Schemes = Literal["blocking", "overlapped", "bidirectional", "autograd-like", "allgather", "masked-allreduce"]
+Scheme = Annotated[Schemes, typer.Option(help="How images and texts are brought together.")]
+Dtype = Annotated[Literal["float64", "float32"], typer.Option(help="Of the embeddings.")]
 Tile = Annotated[int, typer.Option(min=1, help="Rows and columns of a block of pairs computed at once.")]
+TEN = math.log(10.0)
 Unequal = Annotated[bool, typer.Option("--unequal", help="Give the ranks 1 : 2 : ... : W parts of the batch.")]
 Seed = Annotated[int, typer.Option(help="Of the batch.")]
 LogScale = Annotated[float, typer.Option(help="logits = exp(log_scale) * similarity + bias.")]
 Bias = Annotated[float | None, typer.Option(help="Default: -log(pairs - 1), where positives and negatives balance.")]
 Limit = Annotated[float, typer.Option(min=0.1, help="Seconds without progress after which a rank counts as stalled.")]
-Spin = Annotated[bool, typer.Option("--spin", help="Wait as the MPI library does, burning a core, instead of sleeping.")]
+Spin = Annotated[
+    bool, typer.Option("--spin", help="Wait as the MPI library does, burning a core, instead of sleeping.")
+]
 Fault = Annotated[str, typer.Option(help="Let a rank fail: rank:hop:raise|kill|stall|stop|nan|shape|dtype|scale.")]
 
 
@@ -46,19 +55,32 @@ def loss(
     tile: Tile = 1024,
     unequal: Unequal = False,
     seed: Seed = 0,
-    log_scale: LogScale = math.log(10.0),
+    log_scale: LogScale = TEN,
     bias: Bias = None,
     check: Annotated[bool | None, typer.Option(help="Compare with one process; default: up to 4,096 pairs.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Folder for one picture a hop.")] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Instead: fit a cost model here, check it, predict the paper's sizes.")
+    ] = False,
     stall_limit: Limit = 60.0,
     spin: Spin = False,
     fault: Fault = "",
 ) -> None:
     """Compute the loss and all gradients of a batch; show what every rank held, sent and received, hop by hop."""
-    from mpi.job import Job
+    from mpi.job import Job, run
 
     job = Job(
-        pairs, dim, scheme, dtype, tile, unequal, seed, log_scale, bias, pairs <= 4096 if check is None else check, fault
+        pairs,
+        dim,
+        scheme,
+        dtype,
+        tile,
+        unequal,
+        seed,
+        log_scale,
+        bias,
+        pairs <= 4096 if check is None else check,
+        fault,
     )
 
     def show(outcome: "Outcome") -> int:
@@ -74,7 +96,11 @@ def loss(
         print(text, flush=True)
         return 0 if passed else 1
 
-    _run(job, threads, stall_limit, spin, show)
+    if predict:
+        from mpi.cost import report
+
+        _run(lambda comm, progress, slot: report(comm, pairs, dim, dtype, tile), threads, stall_limit, spin, _print)
+    _run(partial(run, job), threads, stall_limit, spin, show)
 
 
 @app.command()
@@ -88,14 +114,14 @@ def trace(
     tile: Tile = 1024,
     unequal: Unequal = False,
     seed: Seed = 0,
-    log_scale: LogScale = math.log(10.0),
+    log_scale: LogScale = TEN,
     bias: Bias = None,
     stall_limit: Limit = 60.0,
     spin: Spin = False,
     fault: Fault = "",
 ) -> None:
     """Write what every rank did: a compact JSON with its schema, and a file for ui.perfetto.dev."""
-    from mpi.job import Job
+    from mpi.job import Job, run
 
     job = Job(pairs, dim, scheme, dtype, tile, unequal, seed, log_scale, bias, False, fault)
 
@@ -114,33 +140,39 @@ def trace(
         print("\n".join(wrong) or "every ordered pair of chunks met once, every gradient came home", flush=True)
         return 1 if wrong else 0
 
-    _run(job, threads, stall_limit, spin, show)
+    _run(partial(run, job), threads, stall_limit, spin, show)
 
 
-def _run(job: "Job", threads: int, stall_limit: float, spin: bool, show: Callable[["Outcome"], int]) -> None:
-    """Run the job on threads or on MPI, under a watcher, and end this process; rank 0 shows."""
+def _run(
+    work: Callable[["Communicator", Progress, int], T],
+    threads: int,
+    stall_limit: float,
+    spin: bool,
+    show: Callable[[T], int],
+) -> NoReturn:
+    """Run work(comm, progress, slot) on threads or on MPI, under a watcher, and end this process; rank 0 shows."""
     progress = Progress(threads or 1)
 
     def on_threads() -> int:
         from mpi.comm import ThreadComm
-        from mpi.job import run
 
-        return show(ThreadComm.run(threads, lambda comm: run(job, comm, progress, comm.rank))[0])
+        return show(ThreadComm.run(threads, lambda comm: work(comm, progress, comm.rank))[0])
 
     def on_mpi() -> int:
         comm = world(spin)
-        from mpi.job import run
-
-        outcome = run(job, comm, progress, 0)
+        outcome = work(comm, progress, 0)
         return show(outcome) if comm.rank == 0 else 0
 
     sys.exit(supervise(on_threads if threads else on_mpi, progress, stall_limit))
 
 
-def world(spin: bool):  # type: ignore[no-untyped-def]
-    """MPI's world: here, and nowhere else, mpi4py is loaded."""
-    from siglip_ref.errors import UsageError
+def _print(text: str) -> int:
+    print(text, flush=True)
+    return 0
 
+
+def world(spin: bool) -> Any:
+    """MPI's world: here, and nowhere else, mpi4py is loaded."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -155,5 +187,14 @@ def world(spin: bool):  # type: ignore[no-untyped-def]
     return MPI.COMM_WORLD if spin else Patient(MPI.COMM_WORLD)
 
 
+def main() -> None:
+    """The entry point."""
+    try:
+        app()
+    except UsageError as error:
+        print(f"siglip-ring: wrong use\n{error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    app()
+    main()

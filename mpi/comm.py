@@ -1,5 +1,7 @@
 """What a communicator is here, and two things that are one: a wrapper to build on, and ranks as threads."""
 
+# ruff: noqa: N802, N818 - methods have the names that MPI gave them, exceptions say what happened
+
 import threading
 import time
 from collections import defaultdict, deque
@@ -8,7 +10,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from siglip_ref.ops.elementary import Array
+
+__all__ = ["Array", "Communicator", "PeerFailed", "RankFailed", "Request", "ThreadComm", "Wrapper"]
+
 T = TypeVar("T")
 
 
@@ -96,7 +101,8 @@ class _World:
             letter = box.popleft()
         if letter.shape != into.shape or letter.dtype != into.dtype:
             raise ValueError(
-                f"message {tag} from rank {source} is {letter.shape} {letter.dtype}, the buffer {into.shape} {into.dtype}"
+                f"message {tag} from rank {source} is {letter.shape} {letter.dtype}, "
+                f"the buffer {into.shape} {into.dtype}"
             )
         into[...] = letter
         return True
@@ -149,6 +155,11 @@ class ThreadComm:
 
     def __init__(self, world: _World, rank: int) -> None:
         self._world, self.rank, self.size = world, rank, world.size
+
+    @staticmethod
+    def alone() -> "ThreadComm":
+        """A world of one rank: this thread."""
+        return ThreadComm(_World(1), 0)
 
     @staticmethod
     def run(size: int, work: Callable[["ThreadComm"], T], timeout: float | None = None) -> list[T]:

@@ -13,7 +13,7 @@ from mpi.comm import Array, Communicator
 from mpi.loss import ring_sigmoid_loss
 from mpi.trace import Trace, collect
 from mpi.watch import Progress
-from mpi.wrappers import Event, Faults, Observed
+from mpi.wrappers import Event, Faults, Listener, Observed
 from siglip_ref import ops
 from siglip_ref.errors import UsageError
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
@@ -40,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What every rank knows at the end. `worst` is the largest error against one process, and where (None: not checked)."""
+    """What every rank knows at the end; `worst` is the largest error against one process, if checked."""
 
     events: list[Event]
     sizes: list[int]
@@ -62,7 +62,8 @@ def make_batch(job: Job, pairs: int) -> tuple[Array, Array]:
     rng = np.random.default_rng(job.seed)
     images = rng.normal(size=(pairs, job.dim))
     texts = images + rng.normal(size=(pairs, job.dim))
-    return tuple((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(job.dtype) for rows in (images, texts))  # type: ignore[return-value]
+    images, texts = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, texts))
+    return images.astype(job.dtype), texts.astype(job.dtype)
 
 
 def run(job: Job, comm: Communicator, progress: Progress, slot: int) -> Outcome:
@@ -73,8 +74,8 @@ def run(job: Job, comm: Communicator, progress: Progress, slot: int) -> Outcome:
     mine = slice(first, first + sizes[comm.rank])
     bias = -math.log(max(job.pairs - 1, 1)) if job.bias is None else job.bias
 
-    trace, arithmetic = Trace(), ops
-    listeners = [trace, progress.listener(slot, comm.rank)]
+    trace = Trace()
+    listeners: list[Listener] = [trace, progress.listener(slot, comm.rank)]
     x, y, log_scale = images[mine], texts[mine], job.log_scale
     if job.fault:
         rank, hop, kind = parse_fault(job.fault, comm.size)
@@ -82,9 +83,7 @@ def run(job: Job, comm: Communicator, progress: Progress, slot: int) -> Outcome:
         if rank == comm.rank:
             x, y, log_scale = _spoil(kind, x, y, log_scale)
     observed = Observed(comm, *listeners)
-    result = ring_sigmoid_loss(
-        observed, x, y, log_scale, bias, scheme=job.scheme, tile=job.tile, ops=observed.ops(arithmetic)
-    )
+    result = ring_sigmoid_loss(observed, x, y, log_scale, bias, scheme=job.scheme, tile=job.tile, ops=observed.ops(ops))
     worst = _worst_error(comm, result, images, texts, mine, job.log_scale, bias) if job.check else None
     events = collect(comm, trace.events)
     return Outcome(events, sizes, float(result.loss), float(result.d_log_scale), float(result.d_bias), worst)

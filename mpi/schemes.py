@@ -46,7 +46,7 @@ def overlapped(comm: Communicator, text_embed: Array, sizes: Sequence[int], home
             comm.Isend(held, left, tag(kind, (owner - 1) % world)),
         ]
 
-    at_home = np.zeros_like(held)
+    at_home = travelling = np.zeros_like(held)
     own_block = home.tiles(rank, held, at_home)
     if world == 1:
         _compute(own_block, [])
@@ -91,6 +91,7 @@ def bidirectional(comm: Communicator, text_embed: Array, sizes: Sequence[int], h
 
     own = np.ascontiguousarray(text_embed)
     at_home = home.visit(rank, own)
+    travelling: list[Array] = []
     if world == 1:
         return at_home
     held = [own[: halves[0][rank]], own[halves[0][rank] :]]
@@ -105,7 +106,7 @@ def bidirectional(comm: Communicator, text_embed: Array, sizes: Sequence[int], h
 
 
 def autograd_like(comm: Communicator, text_embed: Array, sizes: Sequence[int], home: Home) -> Array:
-    """What an autograd framework makes of a ring: a forward trip that keeps everything, a backward trip the other way."""
+    """What autograd makes of a ring: a forward trip that keeps everything, and a backward trip the other way."""
     rank, world = comm.rank, comm.size
     left, right = (rank - 1) % world, (rank + 1) % world
     x, scale, softplus = home.image_embed, np.exp(home.log_scale), home.ops.softplus
@@ -139,7 +140,7 @@ def autograd_like(comm: Communicator, text_embed: Array, sizes: Sequence[int], h
 
 
 def allgather(comm: Communicator, text_embed: Array, sizes: Sequence[int], home: Home) -> Array:
-    """All texts on every rank, then every gradient to its owner; written as direct exchanges, so each can be counted."""
+    """All texts to every rank, then every gradient to its owner; as direct exchanges, so that each is counted."""
     rank, world = comm.rank, comm.size
     ends = np.cumsum([0, *sizes])
     rows = [slice(ends[owner], ends[owner + 1]) for owner in range(world)]
@@ -161,7 +162,7 @@ def allgather(comm: Communicator, text_embed: Array, sizes: Sequence[int], home:
 
 
 def masked_allreduce(comm: Communicator, text_embed: Array, sizes: Sequence[int], home: Home) -> Array:
-    """A sum to which only one rank gives anything but zeros, W times; and another for each gradient (big_vision, 2023)."""
+    """W sums to which all ranks but one give zeros, and W more for the gradients (big_vision, 2023)."""
     for owner in range(comm.size):
         shape = (sizes[owner], *text_embed.shape[1:])
         mine = np.ascontiguousarray(text_embed) if owner == comm.rank else np.zeros(shape, text_embed.dtype)

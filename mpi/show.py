@@ -34,7 +34,9 @@ def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     right = {0, 4, 6}
     lines = [
-        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -55,16 +57,24 @@ def verdict(outcome: "Outcome", job: "Job") -> tuple[str, bool]:
     if outcome.worst is None:
         return "\n".join([*lines, "check       not made (--check makes it)"]), True
     error, name = outcome.worst
-    passed = error <= TOLERANCE[job.dtype]
+    allowed = TOLERANCE[job.dtype]
+    passed = error <= allowed
     word = "PASS" if passed else "FAIL"
-    lines.append(
-        f"check       {word}: largest error against one process {error:.1e}, in {name}; allowed {TOLERANCE[job.dtype]:.0e}"
-    )
+    lines.append(f"check       {word}: largest error against one process {error:.1e}, in {name}; allowed {allowed:.0e}")
     return "\n".join(lines), passed
 
 
 INK, QUIET, PAPER = "#1b1f24", "#8b949e", "#ffffff"
-HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f")  # safe for the colour-blind
+HUES = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#f0e442",
+    "#7f7f7f",
+)  # safe for the colour-blind
 
 
 def pictures(events: Sequence[Event], sizes: Sequence[int]) -> dict[str, str]:
@@ -87,13 +97,21 @@ def _picture(events: Sequence[Event], sizes: Sequence[int], hop: int, home: bool
         f"<title>The ring after hop {hop}</title>",
         f'<rect width="960" height="540" fill="{PAPER}"/>',
         _text(40, 50, "The gradients go home" if home else f"Hop {hop}", 30, INK),
-        _text(40, 80, f"{len(done)} of {world * world} blocks done, sum of their losses {sum(done.values()):.4f}", 17, QUIET),
+        _text(
+            40,
+            80,
+            f"{len(done)} of {world**2} blocks done, sum of losses {sum(done.values()):.4f}",
+            17,
+            QUIET,
+        ),
         _text(left, top - 12, "texts of rank", 14, QUIET),
     ]
     for rank in range(world):
         y, middle = top + rank * cell, top + (rank + 0.5) * cell
         out.append(_text(left - 12, middle + 5, f"images of rank {rank}", min(13, cell / 2), INK, "end"))
-        out.append(_text(left + (rank + 0.5) * cell, top + world * cell + 18, str(rank), min(14, cell / 2), INK, "middle"))
+        out.append(
+            _text(left + (rank + 0.5) * cell, top + world * cell + 18, str(rank), min(14, cell / 2), INK, "middle")
+        )
         for chunk in range(world):
             x, hue = left + chunk * cell, HUES[chunk % len(HUES)]
             shade = (0.95 if (rank, chunk) in now else 0.3) if (rank, chunk) in done else 0
@@ -102,7 +120,9 @@ def _picture(events: Sequence[Event], sizes: Sequence[int], hop: int, home: bool
                 f'fill="{hue}" fill-opacity="{shade}" stroke="{QUIET}" stroke-width="0.6"/>'
             )
             if (rank, chunk) in done and cell >= 40:
-                out.append(_text(x + cell / 2 - 1, middle + 5, f"{done[rank, chunk]:.2f}", min(15, cell / 4), INK, "middle"))
+                out.append(
+                    _text(x + cell / 2 - 1, middle + 5, f"{done[rank, chunk]:.2f}", min(15, cell / 4), INK, "middle")
+                )
     step = min(44.0, 360 / world)
     for rank in range(world):
         y = top + 10 + rank * step

@@ -41,8 +41,8 @@ def ring_softmax_loss(
         """Log-sum-exp: of the rows at home, of the columns behind the texts."""
         nonlocal row_lse
         logits = scale * (image_embed @ texts.T)
-        row_lse = np.logaddexp(row_lse, np.logaddexp.reduce(logits, 1, initial=-np.inf))
-        return np.logaddexp.reduce(logits, 0, initial=-np.inf)[:, None]
+        row_lse = np.logaddexp(row_lse, log_sum_exp(logits, 1))
+        return log_sum_exp(logits, 0)[:, None]
 
     column_lse = ring(comm, text_embed, sizes, first_visit, np.logaddexp)
 
@@ -67,3 +67,10 @@ def ring_softmax_loss(
     comm.Allreduce(sums, totals)
     loss, d_log_scale = totals / pairs
     return SoftmaxLossAndGrads(loss, d_image_embed / pairs, d_text_embed / pairs, d_log_scale)
+
+
+def log_sum_exp(x: Array, axis: int) -> Array:
+    """log of the sum of exp along an axis, without overflow; -inf where there is nothing to add."""
+    top = x.max(axis, initial=np.finfo(x.dtype).min, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(x - top).sum(axis)) + top.squeeze(axis)

@@ -1,8 +1,10 @@
 """A run as a list of events: what tests assert, what the command prints, what Perfetto and the teaching page show."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,44 +14,8 @@ from mpi.wrappers import Event
 
 FORMAT = "siglip-ring-trace/1"
 
-SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": FORMAT,
-    "description": "What the ranks of one ring did. An event is a row of values; 'columns' names them.",
-    "type": "object",
-    "required": ["format", "scheme", "dtype", "sizes", "width", "loss", "columns", "events"],
-    "additionalProperties": False,
-    "properties": {
-        "format": {"const": FORMAT},
-        "scheme": {"type": "string"},
-        "dtype": {"enum": ["float32", "float64"]},
-        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0}, "description": "pairs of every rank"},
-        "width": {"type": "integer", "minimum": 1, "description": "of an embedding"},
-        "loss": {"type": "number", "description": "of the global batch"},
-        "columns": {"const": [field.name for field in fields(Event)]},
-        "events": {
-            "type": "array",
-            "items": {
-                "type": "array",
-                "minItems": 11,
-                "maxItems": 11,
-                "prefixItems": [
-                    {"type": "integer", "minimum": 0, "description": "rank"},
-                    {"enum": ["send", "recv", "block", "sum"]},
-                    {"enum": ["", "chunk", "gradient"], "description": "what a message carries"},
-                    {"type": "integer", "description": "chunk: whose texts, or the gradient of whose texts"},
-                    {"type": "integer", "description": "hop; of a message, at which it arrives; W: the way home"},
-                    {"type": "integer", "description": "the other rank of a message, or -1"},
-                    {"type": "integer", "minimum": 0, "description": "bytes of a message or a sum"},
-                    {"type": "integer", "minimum": 0, "description": "image-text pairs of a block"},
-                    {"type": "number", "description": "their loss, not yet divided by the number of images"},
-                    {"type": "number", "minimum": 0, "description": "start, seconds"},
-                    {"type": "number", "minimum": 0, "description": "end, seconds"},
-                ],
-            },
-        },
-    },
-}
+# the schema is a file, so that other programs can read it
+SCHEMA: dict[str, Any] = json.loads((Path(__file__).parent / "trace.schema.json").read_text())
 
 
 class Trace:
@@ -83,13 +49,23 @@ def collect(comm: Communicator, events: Sequence[Event]) -> list[Event]:
     rows[first : first + len(events)] = np.column_stack([np.full(len(events), comm.rank), mine])
     comm.Allreduce(rows, table)
     zero = table[:, 9].min(initial=np.inf)
+    ordered = table[np.argsort(table[:, 9], kind="stable")]
     return [
         Event(
-            int(row[0]), kinds[int(row[1])], whats[int(row[2])], *(int(v) for v in row[3:8]), row[8].item(),
-            round(row[9] - zero, 7), round(row[10] - zero, 7),
+            rank=int(row[0]),
+            kind=kinds[int(row[1])],
+            what=whats[int(row[2])],
+            chunk=int(row[3]),
+            hop=int(row[4]),
+            peer=int(row[5]),
+            bytes=int(row[6]),
+            pairs=int(row[7]),
+            loss=float(row[8]),
+            start=round(float(row[9] - zero), 7),
+            end=round(float(row[10] - zero), 7),
         )
-        for row in table[np.argsort(table[:, 9], kind="stable")]
-    ]  # fmt: skip
+        for row in ordered
+    ]
 
 
 def as_json(
@@ -120,8 +96,9 @@ def as_perfetto(events: Sequence[Event]) -> dict[str, Any]:
             event.kind, f"{event.kind} {event.what} {event.chunk}"
         )
         start, length = event.start * 1e6, max((event.end - event.start) * 1e6, 0.001)
-        out.append({"ph": "X", "name": title, "cat": event.what or event.kind, "ts": start, "dur": length, **place,
-                    "args": {"hop": event.hop, "bytes": event.bytes, "pairs": event.pairs, "loss": event.loss}})  # fmt: skip
+        details = {"hop": event.hop, "bytes": event.bytes, "pairs": event.pairs, "loss": event.loss}
+        span = {"ph": "X", "name": title, "cat": event.what or event.kind, "ts": start, "dur": length, "args": details}
+        out.append(span | place)
         if event.kind in ("send", "recv"):
             ends = (event.rank, event.peer) if event.kind == "send" else (event.peer, event.rank)
             key = (*ends, event.what, event.chunk)

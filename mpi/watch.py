@@ -5,17 +5,25 @@ the rank - an exception, a stall, SIGKILL - the watcher is alive to tell; and be
 sockets, the launcher notices nothing, and kills nobody, until the watcher has spoken and ends.
 """
 
+from __future__ import annotations
+
+import contextlib
 import mmap
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from siglip_ref.errors import UsageError
+
+if TYPE_CHECKING:
+    from mpi.wrappers import Event  # not at run time: nothing heavy is loaded before the fork
 
 STARTING, COMPUTING, WAITING, OVER = range(4)
 FIELDS = ("rank", "state", "hop", "chunk", "peer", "gradient", "since")
@@ -32,14 +40,14 @@ class Progress:
         for slot in range(ranks):
             self._set(slot, rank=-1, since=time.monotonic())
 
-    def listener(self, slot: int, rank: int) -> Callable[[str, object], None]:
+    def listener(self, slot: int, rank: int) -> Callable[[str, Event], None]:
         """A listener for `mpi.wrappers.Observed` that keeps this rank's record."""
         self._set(slot, rank=rank, state=COMPUTING, since=time.monotonic())
 
-        def listen(phase: str, event: object) -> None:
-            now, kind = time.monotonic(), getattr(event, "kind")
-            where = {name: getattr(event, name) for name in ("hop", "chunk", "peer")}
-            gradient = float(getattr(event, "what") == "gradient")
+        def listen(phase: str, event: Event) -> None:
+            now, kind = time.monotonic(), event.kind
+            where = {"hop": event.hop, "chunk": event.chunk, "peer": event.peer}
+            gradient = float(event.what == "gradient")
             if kind == "block":
                 self._set(slot, state=COMPUTING, since=now, **where)
             elif phase == "wait":
@@ -84,8 +92,7 @@ class Progress:
 
     def rank(self, slot: int) -> str:
         rank = int(self._get(slot, "rank"))
-        names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-        return str(rank) if rank >= 0 else next((os.environ[name] for name in names if name in os.environ), "unknown")
+        return str(rank) if rank >= 0 else launchers_rank() or "unknown"
 
     def _set(self, slot: int, **values: float) -> None:
         for name, value in values.items():
@@ -95,8 +102,29 @@ class Progress:
         return self._cells[slot * len(FIELDS) + FIELDS.index(name)]
 
 
+def launchers_rank() -> str | None:
+    """The rank that the launcher gave this process, known before MPI is; None without a launcher."""
+    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), None)
+
+
+def first_to_speak() -> socket.socket | None:
+    """One voice for all ranks of a job on this machine: whoever binds the job's name. It is free again when we end."""
+    voice = socket.socket(socket.AF_UNIX)
+    job = os.getpid() if launchers_rank() is None else os.getppid()
+    if sys.platform != "linux":
+        return voice
+    try:
+        voice.bind(f"\0siglip-ring-{os.getuid()}-{job}")
+    except OSError:
+        return None
+    return voice
+
+
 def message(rank: str, where: str, cause: str, repair: str) -> str:
-    return f"siglip-ring: rank {rank} failed and ended the job\nwhere:    {where}\ncause:    {cause}\nrepair:   {repair}\n"
+    return (
+        f"siglip-ring: rank {rank} failed and ended the job\nwhere:    {where}\ncause:    {cause}\nrepair:   {repair}\n"
+    )
 
 
 def supervise(work: Callable[[], int], progress: Progress, stall_limit: float) -> int:
@@ -105,7 +133,7 @@ def supervise(work: Callable[[], int], progress: Progress, stall_limit: float) -
     Call it before MPI is loaded, and pass the result to sys.exit: it returns in both processes.
     """
     if not hasattr(os, "fork"):
-        return _guarded(work, progress, lambda text: os.write(2, text) and None, lambda: None)
+        return _guarded(work, progress, lambda text: os.write(2, text), lambda: True)
     report_out, report_in = os.pipe()
     answer_out, answer_in = os.pipe()
     sys.stdout.flush()
@@ -115,14 +143,14 @@ def supervise(work: Callable[[], int], progress: Progress, stall_limit: float) -
         os.close(answer_in)
         heard = threading.Event()
         threading.Thread(target=_listen_to_watcher, args=(answer_out, heard, progress), daemon=True).start()
-        return _guarded(work, progress, lambda text: os.write(report_in, text) and None, lambda: heard.wait(GRACE) and None)
+        return _guarded(work, progress, lambda text: os.write(report_in, text), lambda: heard.wait(GRACE))
     os.close(report_in)
     os.close(answer_out)
     return _watch(rank_process, report_out, answer_in, progress, stall_limit)
 
 
 def _guarded(
-    work: Callable[[], int], progress: Progress, report: Callable[[bytes], None], heard: Callable[[], None]
+    work: Callable[[], int], progress: Progress, report: Callable[[bytes], int], heard: Callable[[], bool]
 ) -> int:
     """Run work(); report what it raises."""
     try:
@@ -169,44 +197,50 @@ def _watch(rank_process: int, reports: int, answers: int, progress: Progress, st
 
     signal.signal(signal.SIGTERM, end_quietly)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rank hears Ctrl-C as well, and ends
-    spoken = False
+    voice: socket.socket | None = None
+    reported = False
     while True:
         ready, _, _ = select.select([reports], [], [], 0.1)
-        if ready:
-            text = os.read(reports, 1 << 16)
-            if not text:
-                break  # the rank is gone
-            os.write(2, text)
-            os.write(answers, b"!")
-            spoken = True
-            threading.Timer(GRACE, _kill, [rank_process]).start()  # if it cannot end by itself
-        slot = None if spoken else progress.stalled(stall_limit)
+        text = os.read(reports, 1 << 16) if ready else b""
+        if ready and not text:
+            break  # the rank is gone
+        slot = None if text or reported else progress.stalled(stall_limit)
         if slot is not None:
             cause = f"it did not move for {stall_limit:g} s (--stall-limit)"
-            _speak(progress, slot, cause, "look at what that rank does there; raise the limit if a block takes so long")
-            spoken = True
+            repair = "look at what that rank does there; raise the limit if a block takes so long"
+            text = message(progress.rank(slot), progress.where(slot), cause, repair).encode()
             _kill(rank_process)
+        if text:
+            reported, voice = True, _speak(text)
+            with contextlib.suppress(BrokenPipeError):
+                os.write(answers, b"!")
+            last_resort = threading.Timer(GRACE, _kill, [rank_process])  # if it cannot end by itself
+            last_resort.daemon = True
+            last_resort.start()
     _, status = os.waitpid(rank_process, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code < 0 and not spoken:
+    if code < 0 and not reported:
         time.sleep(0.05)  # a launcher that ends the whole job tells the watcher as well
         if not told_to_end:
-            name = signal.Signals(-code).name
+            cause = f"killed by signal {-code} ({signal.Signals(-code).name})"
             repair = "SIGKILL: the memory was full, or someone killed it; SIGSEGV, SIGBUS: a crash in native code"
-            _speak(progress, 0, f"killed by signal {-code} ({name})", repair)
+            voice = _speak(message(progress.rank(0), progress.where(0), cause, repair).encode())
+    if voice is not None:
+        time.sleep(0.1)  # the launcher passes the message on before it hears that we ended
     return code if code >= 0 else 1
 
 
-def _speak(progress: Progress, slot: int, cause: str, repair: str) -> None:
-    os.write(2, message(progress.rank(slot), progress.where(slot), cause, repair).encode())
-    time.sleep(0.1)  # the launcher passes it on before it hears that we ended
+def _speak(text: bytes) -> socket.socket | None:
+    """Say it, unless another rank's watcher has said what happened; keep what is returned until the end."""
+    voice = first_to_speak()
+    if voice is not None:
+        os.write(2, text)
+    return voice
 
 
 def _kill(process: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _listen_to_watcher(answers: int, heard: threading.Event, progress: Progress) -> None:
@@ -214,5 +248,7 @@ def _listen_to_watcher(answers: int, heard: threading.Event, progress: Progress)
     while os.read(answers, 1):
         heard.set()
     cause = "its watcher, the process that the launcher started, was killed"
-    os.write(2, message(progress.rank(0), progress.where(0), cause, "start the job again").encode())
+    if first_to_speak():
+        os.write(2, message(progress.rank(0), progress.where(0), cause, "start the job again").encode())
+        time.sleep(0.1)
     os._exit(1)

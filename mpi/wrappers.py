@@ -1,5 +1,7 @@
 """Wrappers of a communicator: they count, observe, slow down, wait patiently. The ring never knows of them."""
 
+# ruff: noqa: N802, N818 - methods have the names that MPI gave them, exceptions say what happened
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
