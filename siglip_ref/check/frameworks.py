@@ -105,7 +105,7 @@ def load_framework(name: str) -> Framework:
             cause="siglip-ref installs no framework, so that it cannot change yours",
             repair=INSTALL[name],
         )
-    framework: Framework = import_module(f"siglip_ref.check.{homes[name]}").FRAMEWORK
+    framework: Framework = import_module(f"siglip_ref.check.{homes[name]}").FRAMEWORK()
     return framework
 
 

@@ -39,7 +39,7 @@ def check_loss(
     dims : multiples that a kernel needs, dict(batch=16, dim=32), or a list of (B, D)
     scalar_dtype : of scale and bias; they never have fewer bits than float64 embeddings
     precision : "pure", all in dtype; "autocast", embeddings in float32, products in dtype (Torch)
-    progress : called with calls done, calls planned, and the name of the next
+    progress : called with the name of each step
 
     Returns
     -------

@@ -16,8 +16,10 @@ from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.errors import UsageError
 
+_REFUSED = (99, True, np.inf)  # worse than any fit
+
 Loss = Callable[..., Any]
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass
@@ -29,8 +31,6 @@ class Run:
     setting: Setting
     dims: Dims
     progress: Progress | None
-    planned: int = 0
-    done: int = 0
     refused: list[str] = field(default_factory=list)
     first_refusal: Exception | None = None
     outcomes: dict[str, tuple[Probe, Outcome, Truth]] = field(default_factory=dict)
@@ -38,8 +38,7 @@ class Run:
     def call(self, probe: Probe, convention: Convention, way: Way, label: str) -> Outcome | None:
         """None where fn refuses; why is then in `refused`."""
         if self.progress:
-            self.progress(self.done, max(self.planned, self.done), label)
-        self.done += 1
+            self.progress(label)
         scale = probe.scale if convention.scale == "linear" else probe.log_scale
         inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
         try:
@@ -57,13 +56,12 @@ def run_check(run: Run, declared: Sequence[Convention]) -> Report:
     best = _observed(run, probes, CONVENTIONS)
     if best in declared:
         return _full(run, best, declared, left_out)
-    wanted = _observed(run, probes, declared)
     other = _full(run, best, declared, left_out)
-    if other.passed:
-        other.verdict = "OTHER CONVENTION"
-        other.findings.insert(0, convention_finding(best, wanted))
-        return other
-    return _full(run, wanted, declared, left_out)
+    if not other.passed:
+        return _full(run, _observed(run, probes, declared), declared, left_out)
+    other.verdict = "OTHER CONVENTION"
+    other.findings.insert(0, convention_finding(best, declared))
+    return other
 
 
 def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -> Convention:
@@ -74,12 +72,10 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
         for convention in candidates:
             outcome = outcomes[convention.scale]
             if outcome is not None:
-                rows = judge(outcome, truth(probe, convention, run.setting), "")
-                off = rows[0].excess
-                scores.append((sum(row.verdict == "FAIL" for row in rows), off))
+                scores.append(_misfit(outcome, truth(probe, convention, run.setting), convention, probe))
             else:
-                scores.append((9, np.inf))
-        if min(scores) < (9, np.inf):
+                scores.append(_REFUSED)
+        if min(scores) < _REFUSED:
             run.refused.clear()
             return candidates[scores.index(min(scores))]
     raise UsageError(
@@ -91,13 +87,25 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
     ) from run.first_refusal
 
 
+def _misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe) -> tuple[int, bool, float]:
+    """How badly a convention fits: wrong tensors; then, for a loss that is wrong under every convention, whether its
+    gradients have the radial part that normalising takes away, and how far the loss is from what it should be."""
+    wrong = sum(row.verdict == "FAIL" for row in judge(outcome, right, ""))
+    gradient = outcome.gradients["image_embed"]
+    with np.errstate(all="ignore"):
+        gap = abs(np.log(outcome.loss / right.exact["loss"]))
+        if gradient is None:
+            return wrong, False, float(gap)
+        radial = np.abs((gradient * probe.image_embed).sum(-1)).max() / np.abs(gradient).max()
+    return wrong, (radial < 0.05) != (convention.embeddings == "raw"), float(gap) if gap <= np.inf else np.inf
+
+
 def _full(run: Run, convention: Convention, declared: Sequence[Convention], left_out: list[str]) -> Report:
     """Every probe, then every clause of the contract, under one convention."""
     run.refused.clear()
     run.outcomes.clear()
     points = POINTS + RAW_POINTS if convention.embeddings == "raw" else POINTS
     probes, _ = loss_probes(points, run.dims)
-    run.planned = run.done + len(probes) + len(run.framework.ways)
     details: list[Row] = []
     for probe in probes:
         outcome = run.call(probe, convention, "plain", probe.label)
@@ -105,27 +113,28 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
             right = truth(probe, convention, run.setting)
             run.outcomes[probe.label] = probe, outcome, right
             details += judge(outcome, right, probe.label)
-    findings = _contract(run, convention, details)
+    notes: list[str] = []
+    findings = _contract(run, convention, details, notes)
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
         verdict=verdict_of(details),
         rows=worst_rows(details),
-        findings=findings + hints(details),
+        findings=findings + hints(details, run.setting),
         conventions=conventions_in_words(convention, declared),
         not_checked=left_out + run.refused,
         blind=blind_spots(details, run.setting),
         details=details,
     )
     report.case = case_of(report, run.fn, run.framework.name, run.setting, convention, run.outcomes)
-    report.notes = next_steps(report, len(run.outcomes), convention)
+    report.notes = notes + next_steps(report, len(run.outcomes), convention)
     return report
 
 
-def _contract(run: Run, convention: Convention, details: list[Row]) -> list[Finding]:
+def _contract(run: Run, convention: Convention, details: list[Row], notes: list[str]) -> list[Finding]:
     """The clauses at the first probe that worked; only tensors that a plain backward gets right can break one."""
     if not run.outcomes:
         return []
-    probe, _, right = next(iter(run.outcomes.values()))
+    probe, plain, right = next(iter(run.outcomes.values()))
     good = {row.name for row in details if row.right and row.probe == probe.label}
     findings = []
     for way in run.framework.ways:
@@ -138,10 +147,17 @@ def _contract(run: Run, convention: Convention, details: list[Row]) -> list[Find
         rows = [row for row in judge(outcome, right, label, clause.times) if row.name in good]
         details += rows
         wrong = [row for row in rows if row.verdict == "FAIL"]
+        if way == "again" and not _same_bits(outcome, plain):
+            notes.append("two calls with the same inputs differ in bits: random numbers, or sums in changing order")
         if wrong:
             evidence = f"{clause.suspicion} ({', '.join(row.name for row in wrong)}; ratio {wrong[0].ratio:.4f})"
             findings.append(Finding(clause.id, wrong[0].name, wrong[0].rows, evidence, clause.repair))
     return findings
+
+
+def _same_bits(one: Outcome, other: Outcome) -> bool:
+    pairs = [(one.loss, other.loss), *((one.gradients[name], other.gradients[name]) for name in one.gradients)]
+    return all((a is None and b is None) or np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
 def _in_a_line(error: Exception | None) -> str:

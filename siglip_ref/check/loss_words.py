@@ -11,61 +11,81 @@ from siglip_ref.check.truth import Convention
 
 _SCALE = {"log": "the function exponentiates log_scale", "linear": "the function is given the scale itself"}
 _EMBEDDINGS = {"unit": "the function is given unit rows", "raw": "the function normalises its rows"}
+_STEEP = ("trained", "saturated", "logits")  # probes with logits above 20
+_THRESHOLD = (
+    "errors of 1e-9 and less, and only where logits exceed 20: Torch's softplus returns its input there; "
+    "float32 does not see it"
+)
+_FOUND = " (found; write it down to declare it)"
 _NORM = {"none": "x / |x|", "additive": "x / (|x| + 1e-8)", "clamp": "x / max(|x|, 1e-12)"}
 
 
 def conventions_in_words(convention: Convention, declared: Sequence[Convention]) -> dict[str, str]:
     """What the loss was judged by; "found" where it was tried and not declared."""
-    found_scale = len({c.scale for c in declared}) > 1
-    found_embeddings = len({c.embeddings for c in declared}) > 1
+    how = {name: " (declared)" if name in _declared(declared) else _FOUND for name in ("scale", "embeddings")}
     raw = f", as {_NORM[convention.norm]}" if convention.embeddings == "raw" else ""
     return {
-        f'scale="{convention.scale}"': _SCALE[convention.scale] + _found(found_scale),
-        f'embeddings="{convention.embeddings}"': _EMBEDDINGS[convention.embeddings] + raw + _found(found_embeddings),
+        f'scale="{convention.scale}"': _SCALE[convention.scale] + how["scale"],
+        f'embeddings="{convention.embeddings}"': _EMBEDDINGS[convention.embeddings] + raw + how["embeddings"],
         "loss": "sum over all pairs of -log sigmoid(+-logits), divided by B",
         "logits": "scale * image_embed @ text_embed.T + bias",
     }
 
 
-def convention_finding(observed: Convention, declared: Convention) -> Finding:
+def convention_finding(observed: Convention, declared: Sequence[Convention]) -> Finding:
     """Right, but not under what was declared."""
-    changed = [name for name in ("scale", "embeddings") if getattr(observed, name) != getattr(declared, name)]
-    said = ", ".join(f'{name}="{getattr(declared, name)}"' for name in changed)
-    fits = ", ".join(f'{name}="{getattr(observed, name)}"' for name in changed)
-    meaning = [_SCALE[observed.scale]] * ("scale" in changed) + [_EMBEDDINGS[observed.embeddings]] * (
-        "embeddings" in changed
-    )
-    return Finding(
-        "convention",
-        "",
-        "",
-        f"declared was {said}; everything is right under {fits}: " + ", and ".join(meaning),
-        f"if that is meant, declare it: check_loss(fn, {fits})",
-    )
+    meant = _declared(declared)
+    seen = {"scale": observed.scale, "embeddings": observed.embeddings}
+    changed = {name: value for name, value in meant.items() if seen[name] != value}
+    said = ", ".join(f'{name}="{value}"' for name, value in changed.items())
+    fits = ", ".join(f'{name}="{seen[name]}"' for name in changed)
+    meaning = " and ".join(({"scale": _SCALE, "embeddings": _EMBEDDINGS}[name])[seen[name]] for name in changed)
+    evidence = f"declared was {said}, but everything is right under {fits}: {meaning}"
+    return Finding("convention", "", "", evidence, f"if that is meant, declare it: check_loss(fn, {fits})")
 
 
-def hints(details: Sequence[Row]) -> list[Finding]:
-    """Suspicions that need no catalogue: a gradient that never arrives, a constant factor, a value that is none."""
-    wrong = [row for row in details if row.verdict == "FAIL" and "," not in row.name]
-    findings = []
-    for name in dict.fromkeys(row.name for row in wrong):
-        rows = [row for row in wrong if row.name == name]
-        named = f"d {name}" if rows[0].kind == "gradient" else name
-        ratios = np.array([row.ratio for row in rows])
-        aligned = [abs(row.cosine - 1) < 1e-3 for row in rows]
-        silent = [row.probe for row in rows if "NaN or infinite" in row.note]
-        if all("no gradient arrives" in row.note for row in rows):
-            evidence, repair = f"{named} never arrives", "look for detach(), no_grad, .data, .item() or a cast to NumPy"
-        elif silent and len(silent) == len(rows):
-            evidence = f"{named} is not finite at {', '.join(silent[:3])}; the reference is"
-            repair = "-logsigmoid(x) as softplus(-x) = max(-x, 0) + log1p(exp(-|x|)) neither overflows nor takes log(0)"
-        elif len(rows) > 1 and all(aligned) and np.ptp(ratios) <= 1e-2 * abs(ratios[0]) and abs(ratios[0] - 1) > 1e-3:
-            evidence, repair = f"{named} is {ratios.mean():.4g} times the right one at {len(rows)} probes", ""
-            repair = "look for a factor: 1/B, 1/world_size, the scale, accumulation steps"
-        else:
-            continue
-        findings.append(Finding("unknown", name, rows[0].rows, evidence, repair))
-    return findings
+def _declared(allowed: Sequence[Convention]) -> dict[str, str]:
+    """What the caller fixed: fields with one allowed value."""
+    values = {name: {getattr(c, name) for c in allowed} for name in ("scale", "embeddings")}
+    return {name: options.pop() for name, options in values.items() if len(options) == 1}
+
+
+def hints(details: Sequence[Row], setting: Setting) -> list[Finding]:
+    """Suspicions that need no catalogue, one for all the tensors that show the same."""
+    wrong = [row for row in details if row.verdict == "FAIL"]
+    # sigmoid and softplus differ from 1 and the identity by exp(-20) = 2e-9 there
+    if wrong and setting.dtype == "float64" and all(row.error < 1e-8 and row.probe.startswith(_STEEP) for row in wrong):
+        return [Finding("softplus-threshold", "", "", _THRESHOLD, "F.softplus(x, threshold=50), or -F.logsigmoid(-x)")]
+    tensors: dict[tuple[str, str, str], list[str]] = {}
+    for name in dict.fromkeys(row.name for row in details if row.verdict == "FAIL"):
+        rows = [row for row in details if row.verdict == "FAIL" and row.name == name]
+        hint = _hint(rows)
+        if hint:
+            tensors.setdefault(hint, []).append(name if rows[0].kind == "value" else f"d {name}")
+    return [Finding(id, names[0], "", f"{', '.join(names)}: {said}", how) for (id, said, how), names in tensors.items()]
+
+
+def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
+    """Id, evidence and repair, from all the wrong rows of one tensor."""
+    ratios = np.array([row.ratio for row in rows])
+    finite = [row for row in rows if "NaN or infinite" not in row.note]
+    if any("changed in place" in row.note for row in rows):
+        return (
+            "inputs-modified",
+            "the call writes into its inputs",
+            "work on a copy; use no in-place operation on inputs",
+        )
+    if all("no gradient arrives" in row.note for row in rows):
+        return "unknown", "no gradient arrives", "look for detach(), no_grad, .data, .item() or a cast to NumPy"
+    if not finite:
+        seen = ", ".join(row.probe for row in rows[:3])
+        stable = "-logsigmoid(x) is max(-x, 0) + log1p(exp(-|x|)): that neither overflows nor takes log(0)"
+        return "unknown", f"NaN or infinite at {seen}, where the reference is finite", stable
+    steady = len(rows) > 1 and np.ptp(ratios) <= 1e-2 * abs(ratios[0]) and abs(ratios[0] - 1) > 1e-2
+    if steady and all(abs(row.cosine - 1) < 1e-3 for row in rows):
+        factor = "look for a factor: 1/B, 1/world_size, the scale, accumulation steps"
+        return "unknown", f"{ratios.mean():.3g} times the right one, at every probe that shows it", factor
+    return None
 
 
 def blind_spots(details: Sequence[Row], setting: Setting) -> list[str]:
@@ -93,7 +113,3 @@ def next_steps(report: Report, calls: int, convention: Convention) -> list[str]:
     else:
         lines.append('next: report.save_case("case") writes the worst probe and a program that shows the fault')
     return lines
-
-
-def _found(tried: bool) -> str:
-    return " (found by trying; write it down to declare it)" if tried else " (declared)"

@@ -74,7 +74,7 @@ def _deviations(report: "Report") -> list[RenderableType]:
     first = report.first_divergent
     if first is None:
         return []
-    lines = [f"begins at {_name(first)}"]
+    lines = [f"begins at {_name(first)}"] if len(report.rows) > _MOST_LINES else []
     wrong = [row for row in report.rows if row.verdict == "FAIL"]
     for row in wrong[:_MOST_LINES]:
         times = f"{row.excess:.3g} times what is allowed" if math.isfinite(row.excess) else ""
