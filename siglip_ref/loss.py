@@ -57,11 +57,14 @@ def sigmoid_loss(
     """
     require_embeddings(image_embed, text_embed)
     log_scale, bias = _scalar(log_scale, image_embed), _scalar(bias, image_embed)
-    block = (ops or specification).pair_block
+    ops = ops or specification
+    if hasattr(ops, "sigmoid_loss"):  # a twin of this whole function, with a sweep over tiles of its own
+        return ops.sigmoid_loss(image_embed, text_embed, log_scale, bias, tile=tile)  # type: ignore[no-any-return]
+    block = ops.pair_block
     pairs = len(image_embed)
     tile = tile or pairs
     starts = range(0, pairs, tile)
-    loss = d_log_scale = d_bias = log_scale * 0
+    loss = d_log_scale = d_bias = 0
     d_image = {i: 0 for i in starts}
     d_text = {j: 0 for j in starts}
     for i in starts:

@@ -1,0 +1,56 @@
+"""How kernels are compiled: on first use, with one line that says so, and kept on disk where a place can be found."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+from numba.core import event
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Values are computed strictly, but for fused multiply-adds. Only the loops that add them up may reorder: freedom
+# to reassociate inside exp would undo the rounding trick there (wrong by 40 %, and fast).
+STRICT = {"contract"}
+SUMS = {"contract", "reassoc", "nsz"}
+
+
+def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[F], F]:
+    """Compile a function with Numba on its first call; the result is kept in Numba's cache on disk.
+
+    The cache lies beside the source, else in the user's cache folder (`NUMBA_CACHE_DIR` overrules both). Where no
+    folder can be written, the kernel is compiled anew in each process: slower, never broken.
+
+    Parameters
+    ----------
+    fastmath : LLVM's freedoms for the arithmetic written in this very function (not for what it calls)
+    parallel : `prange` spreads over Numba's threads
+    """
+    settings = {"fastmath": fastmath, "parallel": parallel, "nogil": True, "error_model": "numpy"}
+
+    def compiled(function: F) -> F:
+        try:
+            return numba.njit(cache=True, **settings)(function)
+        except RuntimeError:  # Numba found no folder to write its cache to
+            return numba.njit(**settings)(function)
+
+    return compiled
+
+
+class _Progress(event.Listener):
+    """Says once per process, on stderr, that kernels are being compiled; a cached kernel says nothing."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def on_start(self, event: event.Event) -> None:
+        dispatcher = event.data["dispatcher"]
+        if not self.said and dispatcher.py_func.__module__.startswith(__package__):
+            self.said = True
+            print("siglip-ref: compiling kernels for this machine, about a minute, once ...", file=sys.stderr)
+
+    def on_end(self, event: event.Event) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _Progress())

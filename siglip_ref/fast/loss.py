@@ -1,0 +1,66 @@
+"""The pairwise loss on kernels: `pair_block` and the whole `sigmoid_loss`."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from siglip_ref import ops as specification
+from siglip_ref.fast.blas import gemm_address
+from siglip_ref.fast.fit import rows_in_memory, same_precision
+from siglip_ref.fast.pairs import LOST, sweep
+from siglip_ref.fast.pool import threads
+from siglip_ref.loss import LossAndGrads
+from siglip_ref.loss import sigmoid_loss as whole_loss
+from siglip_ref.ops.elementary import Array
+
+SIDE = 512  # of a tile: 1 MB in float32, which stays in a core's cache
+
+
+def pair_block(
+    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Twin of `siglip_ref.ops.pair_block`."""
+    if not same_precision(image_embed, text_embed) or image_embed.size == 0 or text_embed.size == 0:
+        return specification.pair_block(image_embed, text_embed, log_scale, bias, match)
+    rows, own = np.nonzero(match)
+    offsets = np.searchsorted(rows, np.arange(len(image_embed) + 1))
+    return _swept(image_embed, text_embed, log_scale, bias, offsets, own, 1, SIDE)
+
+
+def sigmoid_loss(
+    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, *, tile: int | None = None
+) -> LossAndGrads:
+    """Twin of `siglip_ref.loss.sigmoid_loss`, which hands over to it.
+
+    Needs one tile per thread (and one of 512 x 512 is 1 MB in float32) beyond inputs and gradients, at any B. Sums are kept
+    in float64.
+    """
+    if not same_precision(image_embed, text_embed):
+        return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)
+    pairs, own = len(image_embed), np.arange(len(image_embed) + 1)
+    return LossAndGrads(*_swept(image_embed, text_embed, log_scale, bias, own, own[:-1], pairs, tile or SIDE))
+
+
+def _swept(
+    x: Array, y: Array, log_scale: Array, bias: Array, offsets: Array, own: Array, divisor: int, side: int
+) -> tuple[Array, Array, Array, Array, Array]:
+    x, y = rows_in_memory(x), rows_in_memory(y)
+    kind: type[Any] = x.dtype.type
+    with np.errstate(over="ignore"):  # an overflow shows in the results
+        scale, bias = kind(np.exp(log_scale)), kind(bias)
+    # The products carry scale / divisor, unless a product with zero, or beyond the numbers, has an answer of its own.
+    alpha = kind(scale / divisor)
+    folded = math.isfinite(alpha) and abs(alpha) >= np.finfo(kind).tiny
+    d_x, d_y = np.zeros_like(x), np.zeros_like(y)
+    with threads() as number:
+        side = min(side, max(len(x), len(y)))
+        tiles = np.empty((number, side, side), kind)
+        routine = gemm_address(x.dtype)
+        sums = sweep(routine, x, y, offsets, own, scale, bias, alpha if folded else kind(1), d_x, d_y, tiles)
+    if not folded:
+        d_x, d_y = (scale * d / divisor for d in (d_x, d_y))
+    total = sums.sum(0)
+    lost = np.where(np.isfinite(total[LOST : 2 * LOST]), total[LOST : 2 * LOST], 0)
+    loss, d_scale, d_bias = (total[:LOST] + lost) / divisor
+    return kind(loss), d_x, d_y, kind(d_scale * scale), kind(d_bias)

@@ -1,0 +1,39 @@
+"""One pool of threads: Numba's. While it works, BLAS runs single-threaded inside each of its tasks.
+
+Two pools would spin against each other: on small tiles that costs up to a factor of 5.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import numba
+from threadpoolctl import LibController, ThreadpoolController
+
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def threads() -> Iterator[int]:
+    """The number of threads to work with, for one Python thread at a time; BLAS keeps to one thread meanwhile.
+
+    Ranks that are threads of one process take turns here, so they never share the pool or BLAS's setting.
+    """
+    with _one_at_a_time:
+        libraries = _blas()
+        before = [library.get_num_threads() for library in libraries]
+        for library in libraries:
+            library.set_num_threads(1)
+        try:
+            yield numba.get_num_threads()
+        finally:
+            for library, number in zip(libraries, before, strict=True):
+                library.set_num_threads(number)
+
+
+@cache
+def _blas() -> list[LibController]:
+    import scipy.linalg.cython_blas  # noqa: F401  # loaded, so that it is found
+
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]

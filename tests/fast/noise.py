@@ -1,0 +1,43 @@
+"""A twin is judged by noise: what the specification itself loses in the same precision, against more digits."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+def leaves(result: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Every array of a result, with a name: tuples and dicts are opened."""
+    if isinstance(result, dict):
+        for key, value in result.items():
+            yield from leaves(value, f"{name}/{key}")
+    elif isinstance(result, tuple):
+        for index, value in enumerate(result):
+            yield from leaves(value, f"{name}[{index}]")
+    elif result is not None:
+        yield name, np.asarray(result)
+
+
+def widen(value: Any) -> Any:
+    """The same inputs in more digits: float32 becomes float64, float64 becomes longdouble."""
+    if isinstance(value, dict):
+        return {key: widen(item) for key, item in value.items()}
+    wider = {"f": np.float64, "d": np.longdouble}
+    return value.astype(wider[value.dtype.char]) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+def error(got: np.ndarray, exact: np.ndarray) -> float:
+    """max |got - exact| / max |exact|; NaN if either has one."""
+    scale = np.abs(exact).max(initial=0)
+    return float(np.abs(got - exact).max(initial=0) / (scale if scale > 0 else 1))
+
+
+def assert_within_noise(twin: Callable[..., Any], specification: Callable[..., Any], *inputs: Any) -> None:
+    """The twin returns the specification's shapes and precision, and loses at most 4 times as much, or 8 eps."""
+    found, plain = list(leaves(twin(*inputs))), list(leaves(specification(*inputs)))
+    exact = list(leaves(specification(*[widen(value) for value in inputs])))
+    assert len(found) == len(plain) == len(exact)
+    for (name, got), (_, same), (_, truth) in zip(found, plain, exact, strict=True):
+        assert (got.shape, got.dtype) == (same.shape, same.dtype), name
+        allowed = 4 * error(same, truth) + 8 * np.finfo(same.dtype).eps
+        assert error(got, truth) <= allowed, f"{name}: {error(got, truth):.3g}, allowed {allowed:.3g}"
