@@ -111,7 +111,7 @@ def loss_probes(points: Sequence[Point], dims: Dims = None) -> tuple[list[Probe]
             if all(allowed[0] != 1 for allowed in listed):
                 left_out.append(f"{point.name}: B = 1 is not among the given dims")
                 continue
-        probes.append(make_probe(point, (_up(pairs, batch), _up(width, dim))))
+        probes.append(make_probe(point, (pairs, width) if listed else _fitted((pairs, width), batch, dim)))
     done = {probe.shape for probe in probes}
     probes += [make_probe(POINTS[0], shape) for shape in listed if shape not in done]
     return probes, left_out
@@ -211,5 +211,11 @@ def _read_dims(dims: Dims) -> tuple[int, int, list[Shape]]:
     )
 
 
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _fitted(shape: Shape, batch: int, dim: int) -> Shape:
+    """Rounded up to the multiples; which of B and D is the larger stays as it was."""
+    pairs, width = (-(-number // multiple) * multiple for number, multiple in zip(shape, (batch, dim), strict=True))
+    if shape[0] > shape[1] and pairs <= width:
+        pairs = (width // batch + 1) * batch
+    if shape[0] < shape[1] and width <= pairs:
+        width = (pairs // dim + 1) * dim
+    return pairs, width

@@ -93,11 +93,15 @@ class Report:
         first = self.first_divergent
         return {"format": FORMAT, "passed": self.passed, "first_divergent": first.name if first else None, **content}
 
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
     def save(self, path: str | Path) -> Path:
         """Write the report: `.json` with everything, or `.html`, as it looks on a terminal."""
         path = Path(path)
         if path.suffix == ".json":
-            path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            path.write_text(self.to_json(), encoding="utf-8")
         elif path.suffix == ".html":
             from siglip_ref.check.render import to_html
 

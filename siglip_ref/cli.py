@@ -1,0 +1,171 @@
+"""The command `siglip-ref`. Exit codes: 0 passed, 1 not passed, 2 wrong use or unreadable input.
+
+Everything but Typer loads inside the commands, so that --help answers at once.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import siglip_ref
+from siglip_ref.errors import UsageError
+
+if TYPE_CHECKING:
+    from siglip_ref.check.probes import Dims
+    from siglip_ref.check.report import Report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The golden reference for SigLIP: is an implementation right, and are its gradients?",
+    epilog="Exit codes: 0 passed, 1 not passed, 2 wrong use or unreadable input.",
+)
+check = typer.Typer(no_args_is_help=True, help="Judge another implementation: its values and every gradient.")
+app.add_typer(check, name="check")
+
+Dtype = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")]
+Json = Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it instead")]
+SaveCase = Annotated[Path | None, typer.Option(metavar="FOLDER", help="keep the worst probe and a program showing it")]
+
+
+def main() -> None:
+    """Run the command; wrong use ends in a panel, not in a traceback."""
+    try:
+        app()
+    except UsageError as error:
+        _explain(error)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Options before any command."""
+    if version:
+        typer.echo(f"siglip-ref {siglip_ref.__version__}")
+        raise typer.Exit()
+
+
+@check.command("loss")
+def check_loss_command(
+    target: Annotated[str, typer.Argument(help='"module:name" or "file.py:name"')],
+    dtype: Dtype = "float32",
+    framework: Annotated[str | None, typer.Option(help="torch, jax or numpy; else seen from the function")] = None,
+    scale: Annotated[str, typer.Option(help="log, linear or auto")] = "auto",
+    embeddings: Annotated[str, typer.Option(help="unit, raw or auto")] = "auto",
+    dims: Annotated[str | None, typer.Option(help='multiples "batch=16,dim=32", or shapes "64x128,96x128"')] = None,
+    precision: Annotated[str, typer.Option(help="pure or autocast")] = "pure",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    json: Json = None,
+    save_case: SaveCase = None,
+) -> None:
+    """Is a sigmoid loss right: fn(image_embed, text_embed, log_scale, bias)?"""
+    from siglip_ref.check.loss import check_loss
+
+    with _progress(f"checking {target}") as progress:
+        report = check_loss(
+            target,
+            framework,
+            dtype,
+            device,
+            scale,  # type: ignore[arg-type]  # check_loss says itself what it takes
+            embeddings,  # type: ignore[arg-type]
+            read_dims(dims),
+            precision=precision,  # type: ignore[arg-type]
+            progress=progress,
+        )
+    _finish(report, json, save_case)
+
+
+@check.command("model")
+def check_model_command(
+    target: Annotated[str, typer.Argument(help='"module:name", "file.py:name", or hf:tiny, open_clip:ViT-B-16-SigLIP')],
+    dtype: Dtype = "float32",
+    weights: Annotated[str, typer.Option(help="probe: deterministic ones; own: the model's")] = "probe",
+    json: Json = None,
+    save_case: SaveCase = None,
+) -> None:
+    """Is a two-tower model right: every activation, the loss, every parameter's gradient?"""
+    from siglip_ref.check.model import check_model, load_target
+
+    with _progress(f"checking {target}") as progress:
+        progress(f"loading {target}")
+        report = check_model(load_target(target), dtype=dtype, weights=weights, progress=progress)
+    _finish(report, json, save_case)
+
+
+def read_dims(words: str | None) -> "Dims":
+    """Multiples or shapes, as the command line writes them.
+
+    >>> read_dims("batch=16,dim=32"), read_dims("64x128,96x128")
+    ({'batch': 16, 'dim': 32}, [(64, 128), (96, 128)])
+    """
+    if words is None:
+        return None
+    try:
+        if "=" in words:
+            return {name.strip(): int(number) for name, number in (part.split("=") for part in words.split(","))}
+        return [(int(pairs), int(width)) for pairs, width in (part.split("x") for part in words.split(","))]
+    except ValueError:
+        raise UsageError(
+            expected='--dims "batch=16,dim=32" or --dims "64x128,96x128"',
+            got=repr(words),
+            cause="neither multiples nor shapes",
+            repair='--dims "batch=16,dim=32"',
+        ) from None
+
+
+def _finish(report: "Report", json: str | None, save_case: Path | None) -> None:
+    """Print, write, and end with the exit code of the verdict."""
+    if json == "-":
+        typer.echo(report.to_json(), nl=False)
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(report)
+    else:
+        typer.echo(str(report))
+    try:
+        if json and json != "-":
+            Path(json).write_text(report.to_json(), encoding="utf-8")
+        if save_case:
+            report.save_case(save_case)
+    except OSError as cause:
+        raise UsageError(
+            expected="a place that can be written to",
+            got=str(cause),
+            cause="no such folder, or no right to write there",
+            repair="make the folder, or choose another",
+        ) from cause
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[str], None]]:
+    """A moving bar with the name of the current step, on terminals only."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda step: bar.update(task, description=step[:60])
+
+
+def _explain(error: UsageError) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for name in ("expected", "got", "cause", "repair"):
+        grid.add_row(Text(name, "dim"), Text(str(getattr(error, name)), "bold" if name == "repair" else ""))
+    Console(stderr=True).print(Panel(grid, title="siglip-ref cannot do this", border_style="red", title_align="left"))
