@@ -24,4 +24,5 @@ class UsageError(Exception):
         self.expected, self.got, self.cause, self.repair = expected, got, cause, repair
 
     def __str__(self) -> str:
-        return f"expected: {self.expected}\ngot:      {self.got}\ncause:    {self.cause}\nrepair:   {self.repair}"
+        parts = {"expected": self.expected, "got": self.got, "cause": self.cause, "repair": self.repair}
+        return "\n".join(f"{name + ':':<10}" + text.replace("\n", "\n" + " " * 10) for name, text in parts.items())

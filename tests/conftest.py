@@ -1,4 +1,4 @@
-"""In CI a skipped test is a failed one: what cannot run there must not look as if it had."""
+"""One thread a process, and in CI a skipped test is a failed one: what cannot run there must not look as if it had."""
 
 import os
 from collections.abc import Generator
@@ -6,11 +6,26 @@ from typing import Any
 
 import pytest
 
+# Ranks are processes and share the cores: a pool of threads in each of them would only make them wait for one another.
+# Set before anything imports NumPy, and inherited by every process that a test starts.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where nothing may be skipped: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """The same for a whole module that skips itself (`importorskip` at its top)."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true":
         report.outcome = "failed"
         report.longrepr = f"skipped in CI, where nothing may be skipped: {report.longrepr}"
     return report

@@ -6,10 +6,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SPECIFICATION = ("siglip_ref/ops", "siglip_ref/towers", "siglip_ref/loss.py")
+LONG_FILE = 250
 
 # part, its paths, budget, whether only lines of code count (no blank lines, comments, docstrings)
 BUDGETS = (
-    ("the specification", SPECIFICATION, 1_200, False),
+    ("specification", SPECIFICATION, 1_200, False),
     ("siglip_ref", ("siglip_ref",), 8_000, True),
     ("mpi", ("mpi",), 1_500, True),
     ("mpi/ring.py", ("mpi/ring.py",), 80, True),
@@ -42,11 +43,15 @@ def lines(file: Path) -> int:
 def main() -> int:
     """Print the table."""
     over = 0
-    print(f"{'part':<20}{'lines':>8}{'budget':>8}")
+    print(f"{'part':<16}{'lines':>8}{'budget':>8}")
     for part, paths, budget, only_code in BUDGETS:
         count = sum((lines_of_code if only_code else lines)(file) for path in paths for file in files(path))
         over += count > budget
-        print(f"{part:<20}{count:>8}{budget:>8}{'  code' if only_code else '  all'}{'  OVER' if count > budget else ''}")
+        counted, verdict = ("code" if only_code else "all"), ("  OVER" if count > budget else "")
+        print(f"{part:<16}{count:>8}{budget:>8}  {counted}{verdict}")
+    for file in files("siglip_ref") + files("mpi"):
+        if lines(file) > LONG_FILE:
+            print(f"longer than {LONG_FILE} lines: {file.relative_to(ROOT).as_posix()} ({lines(file)})")
     return 1 if over else 0
 
 
