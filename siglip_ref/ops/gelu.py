@@ -38,7 +38,7 @@ def gelu_backward(d_out: Array, cache: tuple[Array, GeluForm]) -> Array:
         # out = x / 2 * (1 + tanh(u)), u = sqrt(2/pi) (x + CUBIC x^3)
         tanh = np.tanh(_tanh_argument(x))
         d_u = x / 2 * (1 - tanh * tanh)
-        return d_out * ((1 + tanh) / 2 + d_u * _root_two_over_pi(x) * (1 + 3 * CUBIC * (x * x)))
+        return d_out * ((1 + tanh) / 2 + d_u * _root_two_over_pi(x) * (1 + CUBIC * (3 * (x * x))))
     if form == "erf":
         # out = x / 2 * (1 + erf(x / sqrt(2))), and erf'(z) = 2 / sqrt(pi) exp(-z^2)
         density = np.exp(-(x * x) / 2) / np.sqrt(2 * pi(x))
