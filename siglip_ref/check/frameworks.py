@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -198,7 +199,8 @@ def _of_module(fn: object) -> Iterator[str]:
     inner = fn
     while isinstance(inner, functools.partial) or hasattr(inner, "__wrapped__"):
         inner = inner.func if isinstance(inner, functools.partial) else inner.__wrapped__
-    for value in list(getattr(inner, "__globals__", {}).values()):
+    home = sys.modules.get(type(inner).__module__)
+    for value in list(getattr(inner, "__globals__", vars(home) if home else {}).values()):
         if isinstance(value, types.ModuleType):
             yield from filter(None, [_root(value)])
 

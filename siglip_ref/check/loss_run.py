@@ -94,7 +94,7 @@ def _misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe
     gradient = outcome.gradients["image_embed"]
     with np.errstate(all="ignore"):
         gap = abs(np.log(outcome.loss / right.exact["loss"]))
-        if gradient is None:
+        if gradient is None or gradient.shape != probe.shape:
             return wrong, False, float(gap)
         radial = np.abs((gradient * probe.image_embed).sum(-1)).max() / np.abs(gradient).max()
     return wrong, (radial < 0.05) != (convention.embeddings == "raw"), float(gap) if gap <= np.inf else np.inf

@@ -47,10 +47,11 @@ ARITHMETIC = {
 
 @dataclass(frozen=True)
 class Noise:
-    """Expected rounding noise, absolute, element by element; overflows: even correct rounding leaves the range."""
+    """Expected rounding noise, absolute, element by element; overflows: where even correct rounding leaves the range,
+    in the sum over all pairs before it is divided by B."""
 
     by_tensor: LossAndGrads
-    overflows: bool
+    overflows: frozenset[str]
 
 
 def expected_noise(image_embed: Array, text_embed: Array, log_scale: float, bias: float, dtype: str) -> Noise:
@@ -95,8 +96,11 @@ def expected_noise(image_embed: Array, text_embed: Array, log_scale: float, bias
     # elementary functions of float32 and float64 may all err to one side, by up to 4 units
     aside = 2 * u + 4 * arithmetic.accumulator
     by_tensor = {name: (sums[name] + aside * apart[name]) / pairs + shared[name] + arithmetic.smallest for name in sums}
-    top = max(t, np.abs(logits).max(), softplus(np.where(match, -logits, logits)).sum(), np.abs(terms).max())
-    return Noise(LossAndGrads(**by_tensor), bool(top * (1 + 4 * u) >= arithmetic.largest))
+    everywhere = max(t, np.abs(logits).max(), np.abs(terms).max())
+    tops = {name: max(everywhere, np.max(np.abs(size))) for name, size in apart.items()}
+    tops["loss"] = max(tops["loss"], softplus(np.where(match, -logits, logits)).sum())
+    overflows = frozenset(name for name, top in tops.items() if top * (1 + 4 * u) >= arithmetic.largest)
+    return Noise(LossAndGrads(**by_tensor), overflows)
 
 
 def _loss_noise(logits: Array, d_logit: Array, match: Array, carry: float) -> Array:

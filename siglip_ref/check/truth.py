@@ -43,11 +43,11 @@ CONVENTIONS = (
 
 @dataclass(frozen=True)
 class Truth:
-    """By tensor name: exact values, and the noise allowed once. overflows: even correct rounding leaves the range."""
+    """By tensor name: exact values, the expected noise, and whether even correct rounding leaves the range."""
 
     exact: dict[str, Array]
     noise: dict[str, Array]
-    overflows: bool
+    overflows: dict[str, bool]
 
 
 def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
@@ -71,8 +71,13 @@ def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
         exact, spread = (part._replace(d_log_scale=part.d_log_scale / scale) for part in (exact, spread))
     # squares of the rows' lengths leave float16 first
     largest = max(float((rows * rows).sum(-1).max()) for rows in raw) if raws else 0.0
-    overflows = noise.overflows or largest > ARITHMETIC[setting.dtype].largest
-    return Truth(_named(exact, convention), _named(spread, convention), overflows)
+    everywhere = largest > ARITHMETIC[setting.dtype].largest
+    overflows = LossAndGrads(*(everywhere or name in noise.overflows for name in LossAndGrads._fields))
+    return Truth(
+        _named(exact, convention),
+        _named(spread, convention),
+        {name: bool(flag) for name, flag in _named(overflows, convention).items()},
+    )
 
 
 def judge(outcome: Outcome, right: Truth, label: str, times: float = 1.0) -> list[Row]:
@@ -91,7 +96,7 @@ def judge(outcome: Outcome, right: Truth, label: str, times: float = 1.0) -> lis
         with np.errstate(all="ignore"):
             tolerance = np.where(right.noise[name] > 0, SAFETY * right.noise[name] / unit, 0.0)
         row = compare(name, values, exact * factor, tolerance, kind=kind, note=note, probe=label)
-        if right.overflows and row.verdict == "FAIL":
+        if right.overflows[name] and row.verdict == "FAIL":
             row = out_of_range(name, kind, "overflows even with correct rounding", label)
         elif row.right and not (tolerance.min() < 1):
             row = out_of_range(name, kind, "rounding noise exceeds the value", label)
