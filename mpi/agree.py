@@ -41,15 +41,9 @@ class Disagreement(UsageError):  # noqa: N818
 
 
 def agree(
-    comm: Communicator,
-    image_embed: Array,
-    text_embed: Array,
-    log_scale: Array | float,
-    bias: Array | float,
-    scheme: str,
-    known: Sequence[str],
+    comm: Communicator, x: Array, y: Array, log_scale: Array, bias: Array, scheme: str, known: Sequence[str]
 ) -> list[int]:
-    """Compare the ranks' inputs; return every rank's number of pairs.
+    """Compare what the ranks bring (images x, texts y); return every rank's number of pairs.
 
     Raises
     ------
@@ -57,7 +51,7 @@ def agree(
     """
     table = np.zeros((comm.size, len(FIELDS)), np.int64)
     mine = np.zeros_like(table)
-    mine[comm.rank] = _row(image_embed, text_embed, log_scale, bias, scheme, known)
+    mine[comm.rank] = _row(np.asarray(x), np.asarray(y), np.asarray(log_scale), np.asarray(bias), scheme, known)
     comm.Allreduce(mine, table)  # every other row is zero, so the sum is the whole table
     judge(table)
     return [int(pairs) for pairs in table[:, _column("images")]]
@@ -67,17 +61,14 @@ def judge(table: Array) -> None:
     """Raise a Disagreement if the rows do not fit together."""
     for rank, fault in enumerate(table[:, _column("fault")]):
         if fault:
-            _refuse(
-                rank, "finite float embeddings of shape (b, D) on every rank", FAULTS[fault], "repair that rank's input"
-            )
+            _refuse(rank, "finite embeddings of shape (b, D) on every rank", FAULTS[fault], "repair that rank's input")
     for name, repair in FIELDS.items():
         column = table[:, _column(name)]
         if repair and (column != column[0]).any():
             rank = _odd_one(column)
             usual = column[(rank + 1) % len(column)] if len(column) > 2 else column[1 - rank]
-            _refuse(
-                rank, f"one {name} on all ranks ({_show(name, usual)})", f"{name} {_show(name, column[rank])}", repair
-            )
+            expected, got = f"one {name} on all ranks ({_show(name, usual)})", f"{name} {_show(name, column[rank])}"
+            _refuse(rank, expected, got, repair)
     images, texts = table[:, _column("images")], table[:, _column("texts")]
     if (images != texts).any():
         rank = int(np.argmax(images != texts))
@@ -87,17 +78,8 @@ def judge(table: Array) -> None:
         _refuse(0, "at least one pair in the global batch", "none on any rank", "look at the data loader")
 
 
-def _row(
-    image_embed: Array,
-    text_embed: Array,
-    log_scale: Array | float,
-    bias: Array | float,
-    scheme: str,
-    known: Sequence[str],
-) -> list[int]:
+def _row(x: Array, y: Array, log_scale: Array, bias: Array, scheme: str, known: Sequence[str]) -> list[int]:
     """This rank's row. It never raises: a rank that raised here would leave the others waiting."""
-    x, y = np.asarray(image_embed), np.asarray(text_embed)
-    scale, shift = np.asarray(log_scale), np.asarray(bias)
     fault = 0
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
         fault = 1
@@ -107,23 +89,15 @@ def _row(
         fault = 3
     elif not np.isfinite(y).all():
         fault = 4
-    elif not all(s.size == 1 and s.dtype.kind in "fiu" and np.isfinite(s).all() for s in (scale, shift)):
+    elif not all(s.size == 1 and s.dtype.kind in "fiu" and np.isfinite(s).all() for s in (log_scale, bias)):
         fault = 5
     elif scheme not in known:
         fault = 6
     if fault:
         return [0] * (len(FIELDS) - 1) + [fault]
-    return [
-        _word(__version__),
-        _word(np.__version__),
-        _word(scheme),
-        _word(x.dtype.name),
-        x.shape[1],
-        *(int(np.float64(s.item()).view(np.int64)) for s in (scale, shift)),
-        len(x),
-        len(y),
-        fault,
-    ]
+    words = [_word(text) for text in (__version__, np.__version__, scheme, x.dtype.name)]
+    bits = [int(np.float64(s.item()).view(np.int64)) for s in (log_scale, bias)]
+    return [*words, x.shape[1], *bits, len(x), len(y), fault]
 
 
 def _word(text: str) -> int:
@@ -150,9 +124,5 @@ def _odd_one(column: Array) -> int:
 
 
 def _refuse(rank: int, expected: str, got: str, repair: str) -> None:
-    raise Disagreement(
-        expected,
-        f"on rank {rank}: {got}",
-        "that rank's batch or parameters are not what the others have; found before the first hop",
-        repair,
-    )
+    cause = "that rank's batch or parameters are not what the others have; found before the first hop"
+    raise Disagreement(expected, f"on rank {rank}: {got}", cause, repair)

@@ -1,6 +1,5 @@
 """The command `siglip-ring`: `mpiexec -n 4 siglip-ring loss`, or `siglip-ring loss --threads 4` without MPI."""
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from siglip_ref.errors import UsageError
 
 if TYPE_CHECKING:
     from mpi.comm import Communicator
-    from mpi.job import Outcome
 
 T = TypeVar("T")
 
@@ -68,39 +66,16 @@ def loss(
 ) -> None:
     """Compute the loss and all gradients of a batch; show what every rank held, sent and received, hop by hop."""
     from mpi.job import Job, run
+    from mpi.show import show
 
-    job = Job(
-        pairs,
-        dim,
-        scheme,
-        dtype,
-        tile,
-        unequal,
-        seed,
-        log_scale,
-        bias,
-        pairs <= 4096 if check is None else check,
-        fault,
-    )
-
-    def show(outcome: "Outcome") -> int:
-        from mpi.show import pictures, table, verdict
-
-        print(table(outcome.events, outcome.sizes))
-        if svg is not None:
-            for name, picture in pictures(outcome.events, outcome.sizes).items():
-                svg.mkdir(parents=True, exist_ok=True)
-                (svg / name).write_text(picture, encoding="utf-8")
-            print(f"one picture a hop in {svg}")
-        text, passed = verdict(outcome, job)
-        print(text, flush=True)
-        return 0 if passed else 1
+    check = pairs <= 4096 if check is None else check
+    job = Job(pairs, dim, scheme, dtype, tile, unequal, seed, log_scale, bias, check, fault)
 
     if predict:
         from mpi.cost import report
 
         _run(lambda comm, progress, slot: report(comm, pairs, dim, dtype, tile), threads, stall_limit, spin, _print)
-    _run(partial(run, job), threads, stall_limit, spin, show)
+    _run(partial(run, job), threads, stall_limit, spin, lambda outcome: show(outcome, job, svg))
 
 
 @app.command()
@@ -110,37 +85,17 @@ def trace(
     pairs: Pairs = 16,
     dim: Dim = 8,
     scheme: Scheme = "blocking",
-    dtype: Dtype = "float64",
     tile: Tile = 1024,
     unequal: Unequal = False,
     seed: Seed = 0,
-    log_scale: LogScale = TEN,
-    bias: Bias = None,
     stall_limit: Limit = 60.0,
-    spin: Spin = False,
-    fault: Fault = "",
 ) -> None:
     """Write what every rank did: a compact JSON with its schema, and a file for ui.perfetto.dev."""
     from mpi.job import Job, run
+    from mpi.trace import write
 
-    job = Job(pairs, dim, scheme, dtype, tile, unequal, seed, log_scale, bias, False, fault)
-
-    def show(outcome: "Outcome") -> int:
-        from mpi.trace import SCHEMA, as_json, as_perfetto, faults
-
-        out.mkdir(parents=True, exist_ok=True)
-        document = as_json(
-            outcome.events, scheme=scheme, dtype=dtype, sizes=outcome.sizes, width=dim, loss=outcome.loss
-        )
-        (out / "trace.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
-        (out / "trace.schema.json").write_text(json.dumps(SCHEMA, indent=1) + "\n")
-        (out / "perfetto.json").write_text(json.dumps(as_perfetto(outcome.events)) + "\n")
-        wrong = faults(outcome.events, outcome.sizes)
-        print(f"{len(outcome.events)} events of {len(outcome.sizes)} ranks in {out}; loss {outcome.loss:.12g}")
-        print("\n".join(wrong) or "every ordered pair of chunks met once, every gradient came home", flush=True)
-        return 1 if wrong else 0
-
-    _run(partial(run, job), threads, stall_limit, spin, show)
+    job = Job(pairs, dim, scheme, tile=tile, unequal=unequal, seed=seed, check=False)
+    _run(partial(run, job), threads, stall_limit, False, lambda outcome: write(out, job, outcome))
 
 
 def _run(

@@ -113,18 +113,8 @@ class _World:
             self.news.notify_all()
 
 
-class _Sent:
-    """A send that is over as soon as it was made."""
-
-    def Test(self) -> bool:
-        return True
-
-    def Wait(self) -> bool:
-        return True
-
-
-class _Receipt:
-    """A receive under way."""
+class _Transfer:
+    """A message under way; `take` tries, or waits, and says whether it is over."""
 
     def __init__(self, take: Callable[[bool], bool]) -> None:
         self.take, self.done = take, False
@@ -202,10 +192,10 @@ class ThreadComm:
 
     def Isend(self, buf: Array, dest: int, tag: int) -> Request:
         self._world.put(self.rank, dest, tag, buf)
-        return _Sent()
+        return _Transfer(lambda wait: True)  # the letter is in the box
 
     def Irecv(self, buf: Array, source: int, tag: int) -> Request:
-        return _Receipt(lambda wait: self._world.take(source, self.rank, tag, buf, wait))
+        return _Transfer(lambda wait: self._world.take(source, self.rank, tag, buf, wait))
 
     def Allreduce(self, sendbuf: Array, recvbuf: Array) -> None:
         """Rank 0 adds in the order of the ranks, so the sum does not depend on who came first."""

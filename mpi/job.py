@@ -11,9 +11,9 @@ import numpy as np
 
 from mpi.comm import Array, Communicator
 from mpi.loss import ring_sigmoid_loss
+from mpi.observe import Event, Faults, Listener, Observed
 from mpi.trace import Trace, collect
 from mpi.watch import Progress
-from mpi.wrappers import Event, Faults, Listener, Observed
 from siglip_ref import ops
 from siglip_ref.errors import UsageError
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
@@ -28,14 +28,14 @@ class Job:
     pairs: int
     dim: int
     scheme: str
-    dtype: str
-    tile: int
-    unequal: bool
-    seed: int
-    log_scale: float
-    bias: float | None
-    check: bool
-    fault: str
+    dtype: str = "float64"
+    tile: int = 1024
+    unequal: bool = False
+    seed: int = 0
+    log_scale: float = math.log(10.0)
+    bias: float | None = None  # -log(pairs - 1)
+    check: bool = True
+    fault: str = ""
 
 
 @dataclass(frozen=True)

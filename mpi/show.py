@@ -1,9 +1,10 @@
 """A run for the eyes: the table of the command line, and one picture a hop."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpi.wrappers import Event
+from mpi.observe import Event
 
 if TYPE_CHECKING:
     from mpi.job import Job, Outcome
@@ -41,6 +42,19 @@ def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def show(outcome: "Outcome", job: "Job", svg: Path | None) -> int:
+    """Print the table, the totals and the check; write the pictures; return the exit code."""
+    print(table(outcome.events, outcome.sizes))
+    if svg is not None:
+        svg.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures(outcome.events, outcome.sizes).items():
+            (svg / name).write_text(picture, encoding="utf-8")
+        print(f"one picture a hop in {svg}")
+    text, passed = verdict(outcome, job)
+    print(text, flush=True)
+    return 0 if passed else 1
 
 
 def verdict(outcome: "Outcome", job: "Job") -> tuple[str, bool]:

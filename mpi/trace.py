@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpi.comm import Communicator
-from mpi.wrappers import Event
+from mpi.observe import Event
+
+if TYPE_CHECKING:
+    from mpi.job import Job, Outcome
 
 FORMAT = "siglip-ring-trace/1"
 
@@ -49,35 +52,19 @@ def collect(comm: Communicator, events: Sequence[Event]) -> list[Event]:
     rows[first : first + len(events)] = np.column_stack([np.full(len(events), comm.rank), mine])
     comm.Allreduce(rows, table)
     zero = table[:, 9].min(initial=np.inf)
-    ordered = table[np.argsort(table[:, 9], kind="stable")]
-    return [
-        Event(
-            rank=int(row[0]),
-            kind=kinds[int(row[1])],
-            what=whats[int(row[2])],
-            chunk=int(row[3]),
-            hop=int(row[4]),
-            peer=int(row[5]),
-            bytes=int(row[6]),
-            pairs=int(row[7]),
-            loss=float(row[8]),
-            start=round(float(row[9] - zero), 7),
-            end=round(float(row[10] - zero), 7),
-        )
-        for row in ordered
-    ]
+    events = []
+    for rank, kind, what, *whole, loss, start, end in table[np.argsort(table[:, 9], kind="stable")].tolist():
+        times = (round(start - zero, 7), round(end - zero, 7))
+        values: list[Any] = [int(rank), kinds[int(kind)], whats[int(what)], *map(int, whole), loss, *times]
+        events.append(Event(*values))
+    return events
 
 
-def as_json(
-    events: Sequence[Event], *, scheme: str, dtype: str, sizes: Sequence[int], width: int, loss: float
-) -> dict[str, Any]:
+def as_json(events: Sequence[Event], scheme: str, dtype: str, sizes: Sequence[int], width: int, loss: float) -> Any:
     """The compact form that `SCHEMA` describes."""
-    columns = [field.name for field in fields(Event)]
-    rows = [list(asdict(event).values()) for event in events]
-    return {
-        "format": FORMAT, "scheme": scheme, "dtype": dtype, "sizes": list(sizes), "width": width, "loss": loss,
-        "columns": columns, "events": rows,
-    }  # fmt: skip
+    head = {"format": FORMAT, "scheme": scheme, "dtype": dtype, "sizes": list(sizes), "width": width, "loss": loss}
+    columns, rows = [field.name for field in fields(Event)], [list(asdict(event).values()) for event in events]
+    return head | {"columns": columns, "events": rows}
 
 
 def as_perfetto(events: Sequence[Event]) -> dict[str, Any]:
@@ -107,6 +94,19 @@ def as_perfetto(events: Sequence[Event]) -> dict[str, Any]:
             point = {"ph": "s", "ts": start} if event.kind == "send" else {"ph": "f", "bp": "e", "ts": start + length}
             out.append({"name": event.what, "cat": "message", "id": arrow, **point, **place})
     return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+
+def write(folder: Path, job: "Job", outcome: "Outcome") -> int:
+    """Write the three files, say whether the trace is whole, return the exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = as_json(outcome.events, job.scheme, job.dtype, outcome.sizes, job.dim, outcome.loss)
+    (folder / "trace.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
+    (folder / "trace.schema.json").write_text(json.dumps(SCHEMA, indent=1) + "\n")
+    (folder / "perfetto.json").write_text(json.dumps(as_perfetto(outcome.events)) + "\n")
+    wrong = faults(outcome.events, outcome.sizes)
+    print(f"{len(outcome.events)} events of {len(outcome.sizes)} ranks in {folder}; loss {outcome.loss:.12g}")
+    print("\n".join(wrong) or "every ordered pair of chunks met once, every gradient came home", flush=True)
+    return 1 if wrong else 0
 
 
 def faults(events: Sequence[Event], sizes: Sequence[int]) -> list[str]:

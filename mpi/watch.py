@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from siglip_ref.errors import UsageError
 
 if TYPE_CHECKING:
-    from mpi.wrappers import Event  # not at run time: nothing heavy is loaded before the fork
+    from mpi.observe import Event  # not at run time: nothing heavy is loaded before the fork
 
 STARTING, COMPUTING, WAITING, OVER = range(4)
 FIELDS = ("rank", "state", "hop", "chunk", "peer", "gradient", "since")
@@ -36,26 +36,22 @@ class Progress:
     def __init__(self, ranks: int = 1) -> None:
         self._memory = mmap.mmap(-1, max(1, ranks) * len(FIELDS) * 8)
         self._cells = memoryview(self._memory).cast("d")
-        self.ranks, self.world = ranks, 0
+        self.ranks = ranks
         for slot in range(ranks):
             self._set(slot, rank=-1, since=time.monotonic())
 
     def listener(self, slot: int, rank: int) -> Callable[[str, Event], None]:
-        """A listener for `mpi.wrappers.Observed` that keeps this rank's record."""
-        self._set(slot, rank=rank, state=COMPUTING, since=time.monotonic())
+        """A listener for `mpi.observe.Observed` that keeps this rank's record."""
+        self._set(slot, rank=rank, chunk=rank, state=COMPUTING, since=time.monotonic())
 
         def listen(phase: str, event: Event) -> None:
-            now, kind = time.monotonic(), event.kind
-            where = {"hop": event.hop, "chunk": event.chunk, "peer": event.peer}
-            gradient = float(event.what == "gradient")
-            if kind == "block":
-                self._set(slot, state=COMPUTING, since=now, **where)
-            elif phase == "wait":
-                self._set(slot, state=WAITING, since=now, gradient=gradient, **where)
-            elif phase == "end" and kind == "recv":
-                self._set(slot, state=COMPUTING, since=now, **where)
-            else:
-                self._set(slot, since=now)
+            if phase == "wait":
+                self._set(slot, state=WAITING, peer=event.peer, gradient=event.what == "gradient")
+            elif phase == "end" or event.kind == "block":
+                self._set(slot, state=COMPUTING)
+            if event.chunk >= 0 and (event.kind == "block" or (event.kind == "recv" and phase != "begin")):
+                self._set(slot, hop=event.hop, chunk=event.chunk)
+            self._set(slot, since=time.monotonic())
 
         return listen
 
@@ -68,7 +64,8 @@ class Progress:
 
     def stalled(self, limit: float) -> int | None:
         """The slot that has not moved for too long. Who waits is given longer: the one waited for is to blame."""
-        for state, allowed in ((COMPUTING, limit), (STARTING, max(limit, 60.0)), (WAITING, 1.5 * limit + 1)):
+        allowed_in = {COMPUTING: limit, WAITING: 1.5 * limit + 1, STARTING: limit + 60, OVER: limit + 60}
+        for state, allowed in allowed_in.items():
             for slot in range(self.ranks):
                 if self._get(slot, "state") == state and time.monotonic() - self._get(slot, "since") > allowed:
                     return slot

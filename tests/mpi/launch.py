@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
 
 PYTHON = os.environ.get("SIGLIP_RING_PYTHON", sys.executable)
-ROOT = Path(__file__).resolve().parents[2]
+# another environment finds the project here; the own one has it installed
+ELSEWHERE = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} if "SIGLIP_RING_PYTHON" in os.environ else {}
 MARK = "SIGLIP_RING_TEST"
 
 
@@ -31,11 +33,13 @@ class Run:
     def __init__(self, command, timeout):
         mark = str(uuid.uuid4())
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        env = os.environ | threads | {MARK: mark, "PYTHONPATH": str(ROOT)}
+        env = os.environ | threads | ELSEWHERE | {MARK: mark}
         start = time.monotonic()
         # files, not pipes: a process left behind would keep a pipe open, and us waiting
-        with open_scratch() as out, open_scratch() as err:
-            process = subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            process = subprocess.Popen(
+                command, env=env, cwd=tempfile.gettempdir(), stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
             try:
                 self.code = process.wait(timeout)
             finally:
@@ -74,12 +78,6 @@ def still_running(mark, patience=3.0):
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.05)
-
-
-def open_scratch():
-    import tempfile
-
-    return tempfile.TemporaryFile("w+")
 
 
 def read_back(file):

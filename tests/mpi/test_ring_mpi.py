@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from launch import MARK, PYTHON, ROOT, mpiexec, program, ring, still_running
+from launch import ELSEWHERE, MARK, PYTHON, mpiexec, program, ring, still_running
 
 from mpi.schemes import SCHEMES
 
@@ -124,7 +124,7 @@ def test_failures_among_threads(kind):
 def test_nothing_is_left_when_the_watcher_or_the_launcher_is_killed(victim, tmp_path):
     mark = f"{victim} {time.monotonic()}"
     command = [*mpiexec(3), PYTHON, "-m", "mpi.cli", "loss", "--fault", "1:1:stall"]
-    env = os.environ | {MARK: mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = os.environ | ELSEWHERE | {MARK: mark, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "err").open("w+") as err:
         job = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=err)
         deadline = time.monotonic() + PATIENCE
@@ -144,7 +144,7 @@ def ranks_of(mark):
         try:
             with open(f"/proc/{entry}/environ", "rb") as env, open(f"/proc/{entry}/cmdline", "rb") as line:
                 command = line.read()
-                if mark.encode() in env.read() and b"mpi.cli" in command and b"mpiexec" not in command:
+                if mark.encode() in env.read() and command.startswith(PYTHON.encode()):
                     found.append(int(entry))
         except OSError:
             continue

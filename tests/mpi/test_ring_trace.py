@@ -9,9 +9,10 @@ from ring_cases import BIAS, LOG_SCALE, batch
 
 from mpi.comm import ThreadComm
 from mpi.loss import ring_sigmoid_loss
+from mpi.observe import Observed
 from mpi.schemes import SCHEMES
 from mpi.trace import SCHEMA, Trace, as_json, as_perfetto, collect, faults
-from mpi.wrappers import Counted, Observed
+from mpi.wrappers import Counted
 from siglip_ref import ops
 
 
