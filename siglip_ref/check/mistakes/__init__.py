@@ -1,0 +1,69 @@
+"""The catalogue of mistakes: each one a small change of the reference that can be run.
+
+One catalogue, four uses: the power table of the golden vectors, diagnosis, `siglip-ref explain` and `demo`, and the
+"break it" switch of the teaching page. To add one, add an entry to the TOML file it belongs to; tests do the rest.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from siglip_ref.check.mistakes.change import Edit, Reference, reference
+from siglip_ref.errors import UsageError
+
+__all__ = ["CATALOGUE", "FILES", "Edit", "Kind", "Mistake", "Reference", "executable", "find", "reference"]
+
+# one vector: its numbers alone show it; several steps: only optimiser steps do; across ranks: needs two or more ranks;
+# not numeric: no number of the reference changes; equivalent: changes nothing in exact arithmetic
+Kind = Literal["one vector", "several steps", "across ranks", "not numeric", "equivalent"]
+
+FILES = ("loss", "ranks", "towers", "backward", "training", "equivalent", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One entry. id: never changes; text: what is wrong; shows: how its numbers deviate, or why they do not; repair:
+    what to do; seen: in which repository and issue; edits: the mistake, made in the reference."""
+
+    id: str
+    kind: Kind
+    text: str
+    shows: str
+    repair: str
+    seen: str
+    edits: tuple[Edit, ...] = ()
+
+
+def _read(name: str) -> list[Mistake]:
+    content = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
+    return [_entry(**fields) for fields in content["mistake"]]
+
+
+def _entry(edits: tuple[dict[str, str], ...] = (), **fields: Any) -> Mistake:
+    return Mistake(**fields, edits=tuple(Edit(**edit) for edit in edits))
+
+
+CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in _read(name)}
+
+
+def find(name: str) -> Mistake:
+    """The entry of this id.
+
+    >>> find("label-sign").kind
+    'one vector'
+    """
+    if name not in CATALOGUE:
+        near = [known for known in CATALOGUE if any(part in known for part in name.split("-") if len(part) > 3)]
+        raise UsageError(
+            expected=f"the id of one of {len(CATALOGUE)} mistakes",
+            got=repr(name),
+            cause="no entry has this id" + (f"; near: {', '.join(near[:5])}" if near else ""),
+            repair="siglip-ref explain, without an id, lists them all",
+        )
+    return CATALOGUE[name]
+
+
+def executable(*kinds: Kind) -> list[Mistake]:
+    """Entries of these kinds (none named: all) that can be run."""
+    return [m for m in CATALOGUE.values() if m.edits and (not kinds or m.kind in kinds)]
