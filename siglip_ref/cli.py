@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import siglip_ref
+from siglip_ref import zeroshot_cli
 from siglip_ref.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 check = typer.Typer(no_args_is_help=True, help="Judge another implementation: its values and every gradient.")
 app.add_typer(check, name="check")
+zeroshot_cli.register(app, check)
 
 Dtype = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")]
 Json = Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it instead")]

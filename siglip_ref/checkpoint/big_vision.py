@@ -11,6 +11,7 @@ from siglip_ref.params import shapes
 from siglip_ref.sizes import Config, Tower
 
 ENCODERS = {"image": "img/Transformer", "text": "txt/Encoder_0"}
+EXTRA = ("txt/Encoder_0/pos_embedding",)  # early text towers had a second table of positions, added to the first
 ATTENTION, MLP = "MultiHeadDotProductAttention_0", "MlpBlock_0"
 Part = tuple[int, int]
 

@@ -1,0 +1,85 @@
+"""Is a checkpoint whole, and does it give the logits on record for its size?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.compare import Row, compare, not_checked
+from siglip_ref.check.report import Report, verdict_of
+from siglip_ref.errors import UsageError
+from siglip_ref.params import count
+from siglip_ref.zeroshot import Model, load
+
+PHOTOS = ("apple-ipod.jpg", "apple-blank.jpg")
+TEXTS = ("an apple", "a picture of an apple")
+# Logits of these photographs (rows) with these texts, as big_vision's own weights and preprocessing gave them.
+# Source: transformers, convert_siglip_to_hf.py (expected_slice), at 283d692a.
+RECORDED = {
+    "B/16-224": ((-2.9621, -2.1672), (-0.2713, 0.2910)),
+    "B/16-256": ((-3.1146, -1.9894), (-0.7312, 0.6387)),
+    "B/16-384": ((-2.8098, -2.1891), (-0.4242, 0.4102)),
+    "B/16-512": ((-2.7899, -2.2668), (-0.4295, -0.0735)),
+    "L/16-256": ((-1.5827, -0.5801), (-0.9153, 0.1363)),
+    "L/16-384": ((-2.1523, -0.2899), (-0.2959, 0.7884)),
+    "So400m/14-224": ((-1.0865, 1.1704), (-0.7178, 1.4355)),
+    "So400m/14-384": ((-1.2441, -0.6649), (-0.7060, 0.7374)),
+    "B/16-i18n-256": ((-0.9064, 0.1073), (-0.0299, 0.5304)),
+    "So400m/16-i18n-256": ((-1.9433, -0.0543), (0.6222, 2.2883)),
+}
+# The record was made from the same pixels, to 1e-3; another JPEG decoder moves single pixels by a level or two.
+TOLERANCE = 0.02
+
+
+def check_checkpoint(
+    path: str | Path,
+    photos: Sequence[str | Path] | None = None,
+    *,
+    tokenizer: str | Path | None = None,
+    preprocess: str = "big_vision",
+) -> Report:
+    """Read every tensor; with the two photographs of `PHOTOS`, compare the logits with those on record.
+
+    Parameters
+    ----------
+    path : as in `siglip_ref.load`
+    photos : apple-ipod.jpg and apple-blank.jpg, in this order; None: only the tensors are checked
+    tokenizer, preprocess : as in `siglip_ref.load`; the record was made with big_vision's preprocessing
+    """
+    model = load(path, tokenizer=tokenizer, preprocess=preprocess)
+    cfg, params = model.config, model.params
+    found = sum(array.size for array in params.values())
+    lost = sum(int((~np.isfinite(array)).sum()) for array in params.values())
+    rows = [
+        compare("parameters", _number(found), _number(count(cfg)), 0.0, kind="value", note=f"{found:,} of {cfg.name}"),
+        compare("numbers not finite", _number(lost), _number(0), 0.0, kind="value"),
+        _logits(model, photos),
+    ]
+    report = Report(f"checkpoint {path}", verdict_of(rows), rows, notes=[*model.notes])
+    report.not_checked += [f"logits: {row.note}" for row in rows if row.verdict == "not checked"]
+    report.conventions = {"preprocessing": model.preprocess.name, "computed with": model.computes_with}
+    return report
+
+
+def _logits(model: Model, photos: Sequence[str | Path] | None) -> Row:
+    recorded = RECORDED.get(model.config.name)
+    if recorded is None:
+        return not_checked("logits", "value", f"nothing is on record for {model.config.name}")
+    if photos is None:
+        return not_checked("logits", "value", f"needs the photographs {' and '.join(PHOTOS)}: --images, twice")
+    if len(photos) != len(PHOTOS):
+        raise UsageError(
+            expected=f"two photographs: {', '.join(PHOTOS)}",
+            got=f"{len(photos)}",
+            cause="the record is of these two",
+            repair=f"--images {PHOTOS[0]} --images {PHOTOS[1]}",
+        )
+    found = model.zero_shot(photos, TEXTS, "{}")
+    if found.skipped:
+        return not_checked("logits", "value", f"{found.skipped[0][0]}: {found.skipped[0][1]}")
+    return compare("logits", found.logits, np.array(recorded), TOLERANCE, kind="value")
+
+
+def _number(value: int) -> Any:
+    return np.array([float(value)])

@@ -1,0 +1,53 @@
+"""Embeddings without gradients: the towers of `siglip_ref.towers`, each layer's cache dropped as soon as it is made."""
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from siglip_ref import ops as specification
+from siglip_ref.conventions import Conventions
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.gelu import GeluForm
+from siglip_ref.ops.tree import subtree
+from siglip_ref.sizes import Config, Tower
+from siglip_ref.towers.encoder import block_forward
+
+
+def best_ops() -> ModuleType:
+    """`siglip_ref.fast` where it can be imported and has every operation, else the specification."""
+    try:
+        from siglip_ref import fast
+    except ImportError:
+        return specification
+    return fast if all(hasattr(fast, name) for name in specification.__all__) else specification
+
+
+def image_embeddings(params: Mapping[str, Array], images: Array, cfg: Config, ops: ModuleType) -> Array:
+    """Unit vectors (B, D) of images (B, height, width, 3) in [-1, 1]; what `siglip_ref.forward` calls image_embed."""
+    weights, how = subtree(params, "image"), cfg.conventions
+    x, _ = ops.patch_embed_forward(images, weights["patch/kernel"], weights["patch/bias"], cfg.patch)
+    x, _ = ops.position_forward(x, weights["position"])
+    x = _encode(x, weights, cfg.image, how.image_gelu, how.image_norm_eps, ops)
+    pooled, _ = ops.map_head_forward(x, subtree(weights, "pool"), cfg.image.heads, how.image_gelu, how.image_norm_eps)
+    return _unit(pooled, how, ops)
+
+
+def text_embeddings(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: ModuleType) -> Array:
+    """Unit vectors (B, D) of token ids (B, N); what `siglip_ref.forward` calls text_embed."""
+    weights, how = subtree(params, "text"), cfg.conventions
+    x, _ = ops.token_embed_forward(tokens, weights["token"])
+    x, _ = ops.position_forward(x, weights["position"])
+    x = _encode(x, weights, cfg.text, how.text_gelu, how.text_norm_eps, ops)
+    pooled, _ = ops.pool_forward(x, tokens, how.text_pooling)
+    if cfg.text_head:
+        pooled, _ = ops.linear_forward(pooled, weights["head/kernel"], weights["head/bias"])
+    return _unit(pooled, how, ops)
+
+
+def _encode(x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, ops: ModuleType) -> Array:
+    for layer in range(tower.depth):
+        x = block_forward(x, subtree(weights, f"block{layer:02d}"), tower.heads, gelu, eps, None, ops)[0]
+    return ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)[0]
+
+
+def _unit(pooled: Array, how: Conventions, ops: ModuleType) -> Array:
+    return ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)[0]

@@ -1,0 +1,170 @@
+"""Images to numbers, as each library does it: bit for bit where the library runs beside us.
+
+Every pipeline resizes to whole bytes first, so the rest is a table of 256 numbers a channel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from siglip_ref.errors import UsageError
+
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Levels = Literal["scaled", "divided", "fused"]
+Pixels = np.ndarray[Any, Any]
+
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gigabyte as RGB
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What happens to an image. The whole of it is squashed to a square, nothing is cropped.
+
+    filter, antialias : of the resize; without antialias: TensorFlow's bilinear, cut (not rounded) to whole bytes
+    levels : bytes v to numbers. "scaled": v times 1/255 in float64, then (x - mean) / std; "divided": v / 255, then the
+        same; "fused": (v - 255 mean) / (255 std)
+    upright : turn photographs as their EXIF tag says
+    """
+
+    name: str
+    filter: Filter = "bicubic"
+    antialias: bool = True
+    levels: Levels = "scaled"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    upright: bool = False
+
+
+# Source: transformers 5.23 image_processing_pil_siglip.py; open_clip 3.3 transform.py; big_vision
+# pp/ops_image.py, pp/ops_general.py. SigLIP 2 on the hub is resized bilinearly.
+PREPROCESS = {
+    preprocess.name: preprocess
+    for preprocess in (
+        Preprocess("huggingface", upright=True),
+        Preprocess("huggingface-2", "bilinear", upright=True),
+        Preprocess("open_clip", levels="divided"),
+        Preprocess("big_vision", "bilinear", antialias=False, levels="divided"),
+    )
+}
+
+
+def read_settings(settings: Mapping[str, Any], fallback: Preprocess) -> Preprocess:
+    """The content of a preprocessor_config.json as ours."""
+    filters: dict[Any, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    filter_ = filters.get(settings.get("resample"), fallback.filter)
+    mean, std = (tuple(settings.get(key) or getattr(fallback, key[6:])) for key in ("image_mean", "image_std"))
+    scale, crop = settings.get("rescale_factor", 1 / 255), settings.get("do_center_crop", False)
+    if abs(scale * 255 - 1) > 1e-6 or crop or len(mean) != 3 or len(std) != 3:
+        raise UsageError(
+            expected="preprocessor_config.json of a SigLIP: rescale_factor 1/255, no crop, three channels",
+            got=f"rescale_factor {scale}, do_center_crop {crop}, image_mean {mean}",
+            cause="the settings of another model",
+            repair="take preprocessor_config.json from the model's own page",
+        )
+    return replace(fallback, filter=filter_, mean=mean, std=std)
+
+
+def open_image(source: str | Path | Image.Image | Pixels, upright: bool = False) -> Image.Image:
+    """An RGB image of 8 bits: from a file, a Pillow image, or a uint8 array (height, width, 3).
+
+    The first frame of an animation, the upper 8 of 16 bits; CMYK and palettes converted as Pillow does, transparency
+    dropped. Anything unreadable, or larger than `MAX_PIXELS`, raises UsageError.
+    """
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
+    where = "an image" if isinstance(source, Image.Image) else f"an image in {source}"
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except UsageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever they like on broken files
+        size = Path(source).stat().st_size if not isinstance(source, Image.Image) and Path(source).is_file() else 1
+        large = isinstance(error, Image.DecompressionBombError)
+        raise UsageError(
+            expected=where + f" of at most {MAX_PIXELS:,} pixels" * large,
+            got="an empty file" if size == 0 else f"{type(error).__name__}: {error}",
+            cause="the image would need more memory than this program takes"
+            if large
+            else "not an image, or a broken one",
+            repair="make it smaller" if large else "open it with an image viewer to see",
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to white
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, which have no agreed range")
+    return image.convert("RGB")
+
+
+def _from_array(array: Pixels) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or array.size == 0:
+        raise UsageError(
+            expected="an image array of uint8, shape (height, width, 3)",
+            got=f"{array.dtype}, shape {array.shape}",
+            cause="channels first, or numbers already scaled",
+            repair="give the bytes as they were decoded, channels last",
+        )
+    return Image.fromarray(array)
+
+
+def pixels(source: str | Path | Image.Image | Pixels, size: tuple[int, int], how: Preprocess) -> Pixels:
+    """One image as the model wants it: float32, shape (height, width, 3), about -1 to 1."""
+    image = open_image(source, how.upright)
+    return levels(how)[resize(image, size, how), np.arange(3)]
+
+
+def resize(image: Image.Image, size: tuple[int, int], how: Preprocess) -> Pixels:
+    """uint8, shape (height, width, 3); size is (height, width)."""
+    if how.antialias:
+        return np.asarray(image.resize(size[::-1], FILTERS[how.filter]))
+    return _resize_without_antialias(np.asarray(image), size)
+
+
+def levels(how: Preprocess) -> Pixels:
+    """What each of the 256 byte values becomes: float32, shape (256, 3)."""
+    byte = np.arange(256, dtype=np.float32)[:, None]
+    mean, std = np.asarray(how.mean, np.float32), np.asarray(how.std, np.float32)
+    scaled: Pixels = byte / np.float32(255)
+    if how.levels == "scaled":
+        scaled = (np.arange(256)[:, None] * (1 / 255)).astype(np.float32)
+    elif how.levels == "fused":
+        scaled, mean, std = byte, mean * np.float32(255), std * np.float32(255)
+    return (scaled - mean) / std
+
+
+def _resize_without_antialias(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """tf.image.resize, bilinear: two rows and two columns per pixel, however far it shrinks; float32 throughout."""
+    (top, bottom, down), (left, right, across) = (_neighbours(n, m) for n, m in zip(image.shape, size, strict=False))
+    down, across = down[:, None, None], across[:, None]
+    values = image.astype(np.float32)
+    upper, lower = values[top], values[bottom]
+    upper = upper[:, left] + (upper[:, right] - upper[:, left]) * across
+    lower = lower[:, left] + (lower[:, right] - lower[:, left]) * across
+    return (upper + (lower - upper) * down).clip(0, 255).astype(np.uint8)
+
+
+def _neighbours(old: int, new: int) -> tuple[Pixels, Pixels, Pixels]:
+    """Half-pixel centres: the two source places of each target place, and the share of the second."""
+    place = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
+    floor = np.floor(place)
+    first, second = np.maximum(floor, 0).astype(int), np.minimum(np.ceil(place), old - 1).astype(int)
+    return first, second, place - floor

@@ -1,0 +1,249 @@
+"""Text to token ids: SentencePiece files, cleaned, ended and padded as each library does it; or plain bytes.
+
+What matters most: SigLIP pools the LAST position, so every text is padded to the full length it was trained with.
+"""
+
+import html
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from siglip_ref.errors import UsageError
+
+Clean = Literal["none", "ascii lower", "lower", "canonical", "open_clip"]
+SPACE = "\u2581"  # SentencePiece's sign for a space
+EXTRA_IDS = 100  # sentinels at the end of a file that the embedding table does not have: mc4's
+
+
+@dataclass(frozen=True)
+class TextConvention:
+    """How a library treats a text before and after SentencePiece.
+
+    clean : see `CLEAN`; eos, pad : ids; lone_space : an empty text becomes a space (transformers' SigLIP 1)
+    """
+
+    name: str
+    clean: Clean
+    eos: int = 1
+    pad: int = 1
+    lone_space: bool = False
+
+
+# Source: big_vision pp/ops_text.py and its demos; transformers 5.23 tokenization_siglip.py, tokenization_siglip2.py;
+# open_clip 3.3 tokenizer.py. "big_vision-2" and the like: SigLIP 2, with Gemma's vocabulary.
+TEXT_CONVENTIONS = {
+    convention.name: convention
+    for convention in (
+        TextConvention("big_vision", "ascii lower"),
+        TextConvention("big_vision-2", "ascii lower", pad=0),
+        TextConvention("huggingface", "canonical", lone_space=True),
+        TextConvention("huggingface-2", "lower", pad=0),
+        TextConvention("open_clip", "open_clip"),
+        TextConvention("open_clip-2", "open_clip", pad=0),
+    )
+}
+
+
+def ascii_lower(text: str) -> str:
+    """A to Z alone: TensorFlow's lower, which leaves every other alphabet as it is."""
+    return text.translate({upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)})
+
+
+def canonical(text: str) -> str:
+    """Lower case, no ASCII punctuation, single spaces: transformers' SigLIP 1 tokeniser."""
+    return " ".join(text.lower().translate(_no_punctuation()).split())
+
+
+def open_clip_clean(text: str) -> str:
+    """Repaired encodings, HTML entities resolved, '_' as a space, then as `canonical`."""
+    try:
+        import ftfy
+    except ImportError as error:
+        raise UsageError(
+            expected="ftfy, which open_clip cleans texts with",
+            got="no such package",
+            cause="it is an optional dependency",
+            repair="pip install ftfy",
+        ) from error
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip().replace("_", " ")
+    return " ".join(text.translate(_no_punctuation()).lower().split())
+
+
+def class_name(text: str, keep: str = ",") -> str:
+    """A class name as big_vision cleans it: '_' as a space, no punctuation but `keep`, lower case, single spaces.
+
+    Source: big_vision evaluators/proj/image_text/prompt_engineering.py.
+    """
+    kept = keep.join(part.translate(_no_punctuation()) for part in text.replace("_", " ").split(keep))
+    return " ".join(kept.lower().split())
+
+
+def _no_punctuation() -> dict[int, None]:
+    return dict.fromkeys(map(ord, string.punctuation))
+
+
+CLEAN: dict[Clean, Callable[[str], str]] = {
+    "none": lambda text: text,
+    "ascii lower": ascii_lower,
+    "lower": str.lower,
+    "canonical": canonical,
+    "open_clip": open_clip_clean,
+}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Call it with texts; it gives int32 ids (texts, length).
+
+    pieces : text -> ids, without end and padding; vocabulary : number of ids; length : of every row
+    """
+
+    name: str
+    pieces: Callable[[str], list[int]]
+    vocabulary: int
+    length: int
+    convention: TextConvention
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Clean, cut to length - 1, end with EOS, pad to length.
+
+        Examples
+        --------
+        >>> byte_tokenizer(6)(["hi"])
+        array([[107, 108,   1,   0,   0,   0]], dtype=int32)
+        """
+        if isinstance(texts, str):
+            texts = [texts]
+        ids = np.full((len(texts), self.length), self.convention.pad, np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            found = self._ids(text)[: self.length - 1]
+            row[: len(found) + 1] = [*found, self.convention.eos]
+        return ids
+
+    def truncated(self, texts: Sequence[str]) -> list[str]:
+        """The texts that do not fit whole."""
+        return [text for text in texts if len(self._ids(text)) >= self.length]
+
+    def _ids(self, text: str) -> list[int]:
+        cleaned = CLEAN[self.convention.clean](text)
+        return self.pieces(cleaned or SPACE if self.convention.lone_space else cleaned)
+
+
+def byte_tokenizer(length: int) -> Tokenizer:
+    """UTF-8 bytes as ids 3 to 258, 0 pads, 1 ends: needs no file; for models trained here (vocabulary 259)."""
+    convention = TextConvention("bytes", "none", pad=0)
+    return Tokenizer("bytes", lambda text: [byte + 3 for byte in text.encode()], 259, length, convention)
+
+
+def sentencepiece_tokenizer(path: str | Path, length: int, convention: str | TextConvention) -> Tokenizer:
+    """A SentencePiece file: spiece.model (c4_en, mc4), tokenizer.model (Gemma)."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise UsageError(
+            "sentencepiece", "no such package", "it is an optional dependency", "pip install sentencepiece"
+        ) from error
+    model = SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(Path(path).read_bytes())
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise _broken(path, error) from error
+    lone = model.piece_to_id(SPACE)
+
+    def pieces(text: str) -> list[int]:
+        found: list[int] = model.encode(text, out_type=int)
+        return found or ([lone] if text == SPACE else [])
+
+    return Tokenizer(Path(path).name, pieces, model.get_piece_size(), length, named_convention(convention))
+
+
+def json_tokenizer(path: str | Path, length: int, convention: str | TextConvention) -> Tokenizer:
+    """A tokenizer.json, through the tokenizers library."""
+    try:
+        from tokenizers import Tokenizer as Backend
+    except ImportError as error:
+        raise UsageError(
+            expected=f"tokenizers, to read {path}, or a SentencePiece file beside it",
+            got="no such package",
+            cause="it is an optional dependency",
+            repair="pip install tokenizers",
+        ) from error
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise _broken(path, error) from error
+    backend.no_padding()
+    backend.no_truncation()
+
+    def pieces(text: str) -> list[int]:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    return Tokenizer(Path(path).name, pieces, backend.get_vocab_size(), length, named_convention(convention))
+
+
+FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
+
+
+def find_tokenizer(
+    place: str | Path | None, directory: Path, vocabulary: int, length: int, convention: TextConvention
+) -> Tokenizer:
+    """The tokeniser of a model.
+
+    Parameters
+    ----------
+    place : a file, "bytes", or None: the first of `FILES` in the directory, bytes if the vocabulary is theirs (259)
+    directory : the model's
+    vocabulary, length : the model's; the tokeniser must fit
+    convention : the model's
+    """
+    found = next((directory / name for name in FILES if (directory / name).is_file()), None)
+    if place is None and found is None and vocabulary == 259:
+        place = "bytes"
+    if place == "bytes":
+        made = byte_tokenizer(length)
+    else:
+        file = Path(place) if place is not None else found
+        if file is None or not file.is_file():
+            raise UsageError(
+                expected=f"a tokeniser: {', '.join(FILES)} in {directory}, or --tokenizer FILE",
+                got="none of them" if file is None else f"nothing at {file}",
+                cause="big_vision keeps its tokenisers apart from its weights, and some downloads leave them out",
+                repair="download the model's own: c4_en (SigLIP, spiece.model), mc4 (SigLIP i18n), Gemma (SigLIP 2)",
+            )
+        maker = json_tokenizer if file.suffix == ".json" else sentencepiece_tokenizer
+        made = maker(file, length, convention)
+    if not vocabulary <= made.vocabulary <= vocabulary + EXTRA_IDS:
+        raise UsageError(
+            expected=f"a tokeniser of {vocabulary:,} pieces, as the model's embedding table",
+            got=f"{made.name} with {made.vocabulary:,}",
+            cause="the tokeniser of another model",
+            repair="32,000: c4_en (SigLIP); 250,000: mc4 (SigLIP i18n); 256,000: Gemma (SigLIP 2); 259: bytes",
+        )
+    return made
+
+
+def named_convention(name: str | TextConvention) -> TextConvention:
+    """A convention by its name."""
+    if isinstance(name, TextConvention):
+        return name
+    if name not in TEXT_CONVENTIONS:
+        raise UsageError(
+            expected=f"one of {', '.join(TEXT_CONVENTIONS)}",
+            got=repr(name),
+            cause="there is no text convention by this name",
+            repair='"huggingface" for SigLIP, "huggingface-2" for SigLIP 2',
+        )
+    return TEXT_CONVENTIONS[name]
+
+
+def _broken(path: str | Path, error: Exception) -> UsageError:
+    return UsageError(
+        expected=f"a tokeniser in {path}",
+        got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+        cause="a download that broke off, a git-lfs pointer, or another kind of file",
+        repair="download it again",
+    )
