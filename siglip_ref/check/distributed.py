@@ -12,6 +12,7 @@ from siglip_ref.check.loss_words import conventions_in_words
 from siglip_ref.check.probes import POINTS, Probe, make_probe
 from siglip_ref.check.ranks import Outcomes, RankFailure, RankOutcome, Split, Task, run_processes
 from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
+from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, Convention, EmbeddingKind, ScaleKind, judge, truth
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -165,6 +166,8 @@ def _judged(
         evidence = f'declared was reduce="{reduce}", but everything is right under reduce="{ways[used]}"'
         repair = f'if that is meant, declare it: check_distributed_loss(fn, reduce="{ways[used]}")'
         report.findings.append(Finding("convention", "", "", evidence, repair))
+    if not report.passed:
+        report.findings += _diagnosis(observed[convention.scale], convention, setting, ways[used], value)
     calls = sum(len(calls) for calls in observed.values())
     report.notes.append(f"{len(details)} comparisons in {calls} collective calls; every rank had other data")
     return report
@@ -179,6 +182,32 @@ def _rows(
         for row in judge(call.together(reduce, value), right, call.split.label):
             rows.append(replace(row, rows=_with_ranks(row, call)))
     return rows
+
+
+def _diagnosis(
+    observed: Sequence[Observed], convention: Convention, setting: Setting, reduce: Reduce, value: Value
+) -> list[Finding]:
+    """Mistakes between ranks first, then those of any loss."""
+    from siglip_ref.check.diagnose import Seen, explain
+    from siglip_ref.check.mistakes import Mistake, executable
+    from siglip_ref.check.predict import in_the_loss, predict_loss
+
+    seen = []
+    for call in observed:
+        right, outcome = truth(call.probe, convention, setting), call.together(reduce, value)
+        for name, exact in right.exact.items():
+            got = outcome.loss if name == "loss" else outcome.gradients["log_scale" if name == "scale" else name]
+            values = np.zeros_like(exact) if got is None else got
+            seen.append(Seen(call.split.label, name, values, exact, SAFETY * right.noise[name]))
+
+    def predict(mistakes: Sequence[Mistake]) -> dict[tuple[str, str], Array]:
+        return {
+            (call.split.label, name): values
+            for call in observed
+            for name, values in predict_loss(mistakes, call.probe, convention, setting.dtype, call.split.sizes).items()
+        }
+
+    return explain(seen, executable("across ranks") + [m for m in executable("one vector") if in_the_loss(m)], predict)
 
 
 def _with_ranks(row: Row, call: Observed) -> str:

@@ -1,0 +1,70 @@
+"""What the reference gives at a probe when mistakes of the catalogue are made in it: in one process, or on ranks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.mistakes import Mistake, Reference, reference
+from siglip_ref.check.probes import Probe
+from siglip_ref.check.truth import Convention
+from siglip_ref.ops.elementary import Array
+
+# An overflow is part of how a mistake looks, so it is made in an arithmetic of the same range.
+_RANGE: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32, "float16": np.float16}
+
+
+def in_the_loss(mistake: Mistake) -> bool:
+    """Whether a mistake is made where a loss alone would show it."""
+    return all(edit.file in ("loss.py", "ops/pair_block.py", "ops/normalize.py") for edit in mistake.edits)
+
+
+def predict_loss(
+    mistakes: Sequence[Mistake],
+    probe: Probe,
+    convention: Convention,
+    dtype: str,
+    sizes: Sequence[int] | None = None,
+) -> dict[str, Array]:
+    """Loss and gradients by tensor name, with these mistakes made.
+
+    Parameters
+    ----------
+    mistakes : none: the reference as it is
+    probe, convention, dtype : as in the check
+    sizes : pairs of each rank; None: one process
+
+    Raises
+    ------
+    ValueError : two of the mistakes change the same line
+    """
+    spec = reference([edit for mistake in mistakes for edit in mistake.edits])
+    kind = _RANGE[dtype]
+    scale = kind(probe.scale if convention.scale == "linear" else np.exp(probe.log_scale))
+    log_scale, bias = np.asarray(np.log(scale), kind), np.asarray(probe.bias, kind)
+    x, y = probe.image_embed.astype(kind), probe.text_embed.astype(kind)
+    caches: list[Any] = []
+    if convention.embeddings == "raw":
+        eps = 1e-8 if convention.norm == "additive" else 0.0
+        (x, x_cache), (y, y_cache) = (spec.ops.normalize_forward(rows, convention.norm, eps) for rows in (x, y))
+        caches = [x_cache, y_cache]
+    if sizes is None:
+        loss, d_x, d_y, d_log_scale, d_bias = spec.loss.sigmoid_loss(x, y, log_scale, bias)
+    else:
+        loss, d_x, d_y, d_log_scale, d_bias = _on_ranks(spec, x, y, log_scale, bias, sizes)
+    if caches:
+        d_x, d_y = (spec.ops.normalize_backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
+    by_scale = {"scale": d_log_scale / scale} if convention.scale == "linear" else {"log_scale": d_log_scale}
+    return {"loss": loss, "image_embed": d_x, "text_embed": d_y} | by_scale | {"bias": d_bias}
+
+
+def _on_ranks(
+    spec: Reference, x: Array, y: Array, log_scale: Array, bias: Array, sizes: Sequence[int]
+) -> tuple[Array, ...]:
+    """All ranks' shares, put together as one process would see them."""
+    ends = np.cumsum(sizes)[:-1]
+    shares, _ = spec.procedures.distributed_loss(np.split(x, ends), np.split(y, ends), log_scale, bias)
+    loss = sum(share.loss for share in shares)
+    d_x, d_y = (np.concatenate([share[place] for share in shares]) for place in (1, 2))
+    d_log_scale, d_bias = (np.mean([share[place] for share in shares]) for place in (3, 4))
+    return loss, d_x, d_y, d_log_scale, d_bias
