@@ -151,8 +151,8 @@ def certify(fn: Callable[[], Mapping[str, Array]], zero: Mapping[str, str] | Non
 
     Raises
     ------
-    UndecidedError, naming the tensor, when even the highest precision leaves two candidates: a zero by structure that was
-    not declared, or a division by zero
+    UndecidedError, naming the tensor, when even the highest precision leaves two candidates: a zero by structure that
+    was not declared, or a division by zero
 
     Examples
     --------

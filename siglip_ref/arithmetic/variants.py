@@ -1,0 +1,120 @@
+"""What correct programs do differently from the specification: the same mathematics, other rounding.
+
+Two kinds. A fused kernel computes inside in float32 and rounds only what it returns. And the loss has several equal
+forms: a matching pair's gradient as sigmoid(l) - 1 (binary cross-entropy) or -sigmoid(-l), the scale multiplied
+into the embeddings or into the similarity.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from types import FunctionType, SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+
+from siglip_ref import ops
+from siglip_ref.arithmetic.rounded import ACCUMULATOR, Format, Rounded, cast
+from siglip_ref.ops.elementary import Array, number, sigmoid, softplus
+
+Ops = Any
+Positives = Literal["signed", "subtracted", "apart"]
+
+# Torch's and XLA's kernels of these take a narrow format, compute in float32 and round once.
+KERNELS = (
+    *(
+        f"{name}_{way}"
+        for name in ("linear", "layer_norm", "gelu", "softmax", "normalize")
+        for way in ("forward", "backward")
+    ),
+    "softplus",
+    "sigmoid",
+)
+
+
+def with_changes(changes: dict[str, Callable[..., Any]]) -> Ops:
+    """The specification's operations with some replaced, also where other operations call them.
+
+    Examples
+    --------
+    >>> doubled = with_changes({"softmax_forward": lambda x: (2 * x, None)})
+    >>> doubled.softmax_forward(3.0)[0]
+    6.0
+    """
+    names: dict[str, Any] = {}
+    for name in ops.__all__:
+        function = getattr(ops, name)
+        names[name] = FunctionType(function.__code__, {}, name, function.__defaults__, function.__closure__)
+    names |= changes
+    for name in ops.__all__:
+        if name not in changes:
+            names[name].__globals__.update(getattr(ops, name).__globals__ | names)
+    return SimpleNamespace(**names)
+
+
+def fused(kernels: Iterable[str] = KERNELS) -> dict[str, Callable[..., Any]]:
+    """Changes for `with_changes`: these operations computed in float32, results rounded to the format of the inputs."""
+    return {name: _widened(getattr(ops, name), name.endswith("_forward")) for name in kernels}
+
+
+def _widened(function: Callable[..., Any], has_cache: bool) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*args: Any) -> Any:
+        narrow = min((x.rounding.format for x in args if isinstance(x, Rounded)), key=lambda form: form.bits)
+        out = function(*_cast_all(args, ACCUMULATOR))
+        # what a kernel keeps for its backward it keeps unrounded
+        return (cast(out[0], narrow), out[1]) if has_cache else _cast_all(out, narrow)
+
+    return run
+
+
+def _cast_all(x: Any, form: Format) -> Any:
+    return tuple(_cast_all(item, form) for item in x) if isinstance(x, tuple) else cast(x, form)
+
+
+def pair_block(positives: Positives, scale_first: bool) -> Callable[..., Any]:
+    """`siglip_ref.ops.pair_block` in another of its equal forms, gradients as autograd makes them: 1 / B comes first.
+
+    Parameters
+    ----------
+    positives : "signed", softplus(-l), as the specification; "subtracted", softplus(l) - l per pair (binary
+        cross-entropy); "apart", sum of softplus(l) over all pairs, minus the sum of l over the matching ones, whose
+        similarities are computed by themselves
+    scale_first : the scale multiplied into the image embeddings, not into the similarity
+    """
+
+    def block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> tuple[Array, ...]:
+        scale = np.exp(log_scale)
+        similarity = x @ y.T
+        share = number(1, similarity) / len(x)
+        logits = ((scale * x) @ y.T if scale_first else scale * similarity) + bias
+        if positives == "signed":
+            loss = softplus(np.where(match, -logits, logits)).sum()
+            d_logits = np.where(match, -sigmoid(-logits), sigmoid(logits))
+        elif positives == "subtracted":
+            loss = (softplus(logits) - np.where(match, logits, 0)).sum()
+            d_logits = sigmoid(logits) - match
+        else:
+            loss, d_logits = softplus(logits).sum(), sigmoid(logits)
+        d_logits = share * d_logits
+        d_similarity = scale * d_logits
+        if scale_first:
+            d_x, d_y = scale * (d_logits @ y), d_logits.T @ (scale * x)
+        else:
+            d_x, d_y = d_similarity @ y, d_similarity.T @ x
+        d_log_scale, d_bias = (d_similarity * similarity).sum(), d_logits.sum()
+        if positives == "apart":
+            i, j = np.nonzero(match)
+            own = (x[i] * y[j]).sum(-1)  # (matching pairs,)
+            loss = loss - (scale * own + bias).sum()
+            d_own = scale * np.full_like(own, share)
+            d_x, d_y = d_x - _placed(d_own[:, None] * y[j], i, x), d_y - _placed(d_own[:, None] * x[i], j, y)
+            d_log_scale, d_bias = d_log_scale - (d_own * own).sum(), d_bias - np.full_like(own, share).sum()
+        return loss, *(len(x) * d for d in (d_x, d_y, d_log_scale, d_bias))
+
+    return block
+
+
+def _placed(rows: Array, places: Array, like: Array) -> Array:
+    out = np.zeros_like(like)
+    np.add.at(out, places, rows)
+    return out

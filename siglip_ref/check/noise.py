@@ -1,0 +1,144 @@
+"""Rounding noise, measured: how far apart correct programs are, and so how far from exact a correct one may be.
+
+The noise of a tensor is the largest error of the specification itself, run in rounded arithmetic many times: with
+stochastic rounding (other programs round at other places: their errors are as good as random), and to nearest in
+every variant that correct programs choose: order of summation, fused multiply-add, fused kernels, forms of the loss.
+Stochastic runs alone are not enough: equal rows (padding, duplicate captions) round alike, and their errors add up.
+
+Where a result is rounded at all, one unit roundoff is its floor. The tolerance is a stated multiple of the noise.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS, Format, Rounding, rounded
+from siglip_ref.arithmetic.variants import Positives, fused, pair_block, with_changes
+from siglip_ref.ops.elementary import Array
+
+TIMES = (
+    6.0  # tolerance / noise: held-out Torch and JAX losses stay below half, see tests/interop/test_noise_calibration.py
+)
+STOCHASTIC_RUNS = 4  # of each kind
+LOSS_FORMS: tuple[tuple[Positives, bool], ...] = (
+    ("signed", True),
+    ("subtracted", False),
+    ("subtracted", True),
+    ("apart", False),
+    ("apart", True),
+)
+
+Compute = Callable[[dict[str, Array], Any], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What a program computes in. kernels: operations that the regime computes in float32 whatever their input."""
+
+    rounding: Rounding
+    kernels: tuple[str, ...] = ()
+    source: str = ""
+
+
+def _autocast(form: Format) -> Rounding:
+    return Rounding(FORMATS["float32"], product_in=form, product_out=form)
+
+
+# Torch's autocast on CPU: products in the narrow format, everything else in what it is given; read off torch 2.13 by
+# tests/interop/test_autocast_table.py. On CUDA, modelled after the documentation of torch.amp, not measured: norms,
+# softmax, exp and log also in float32.
+_ON_CUDA = ("layer_norm_forward", "layer_norm_backward", "softmax_forward", "softmax_backward", "softplus", "sigmoid")
+REGIMES = {
+    "float32": Regime(Rounding(FORMATS["float32"])),
+    "tf32": Regime(Rounding(FORMATS["float32"], product_in=FORMATS["tf32"]), source="modelled"),
+    "bfloat16": Regime(Rounding(FORMATS["bfloat16"])),
+    "float16": Regime(Rounding(FORMATS["float16"])),
+    "autocast bfloat16 on cpu": Regime(_autocast(FORMATS["bfloat16"])),
+    "autocast float16 on cpu": Regime(_autocast(FORMATS["float16"])),
+    "autocast bfloat16 on cuda": Regime(_autocast(FORMATS["bfloat16"]), _ON_CUDA, "modelled"),
+    "autocast float16 on cuda": Regime(_autocast(FORMATS["float16"]), _ON_CUDA, "modelled"),
+}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """absolute: by tensor, per row for matrices of embeddings; overflows: even the specification leaves the range."""
+
+    absolute: dict[str, Array]
+    overflows: bool
+
+
+def variants(regime: Regime, seed: int = 0) -> Iterator[tuple[Rounding, Any]]:
+    """How correct programs compute: a rounding, and the operations."""
+    narrow = regime.rounding.format.bits < 24
+    unfused = with_changes(fused(regime.kernels))
+    kernels = with_changes(fused()) if narrow else unfused
+    for order, fma in (("sequential", True), ("reversed", False), ("pairwise", False)):
+        for ops in (unfused, kernels)[: 1 + narrow]:
+            yield replace(regime.rounding, order=order, fma=fma), ops  # type: ignore[arg-type]
+    random = np.random.default_rng(seed)
+    for (positives, scale_first), tiles in product(LOSS_FORMS, (1, 3)):
+        form = with_changes(fused(regime.kernels) | {"pair_block": pair_block(positives, scale_first)})
+        form.tiles = tiles
+        yield regime.rounding, form
+        for _ in range(STOCHASTIC_RUNS // 2):
+            yield replace(regime.rounding, random=random), form
+    for _ in range(STOCHASTIC_RUNS):
+        for ops in (unfused, kernels)[: 1 + narrow]:
+            yield replace(regime.rounding, fma=False, random=random), ops
+
+
+def measure(
+    compute: Compute,
+    arrays: Mapping[str, Array],
+    exact: Mapping[str, Array],
+    regime: str,
+    *,
+    scalars: str | None = None,
+    by_row: bool = False,
+    seed: int = 0,
+) -> Noise:
+    """The noise of everything `compute` returns.
+
+    Parameters
+    ----------
+    compute : (arrays, ops) -> dict, name -> tensor; computes with `ops` in the arithmetic of the arrays
+    arrays : float64, exact in the regime's format
+    exact : what `compute` returns, without rounding
+    regime : a key of REGIMES, or "float64": measured in float32 and scaled, since rounding errors scale with the unit
+    scalars : format of the 0-d arrays, if another
+    by_row : one number per row (along the last axis) instead of one per tensor
+
+    Examples
+    --------
+    >>> third = measure(lambda a, ops: {"y": a["x"] / 3}, {"x": np.ones(1)}, {"y": np.array([1 / 3])}, "bfloat16")
+    >>> bool(2**-10 < third.absolute["y"] < 2**-8)
+    True
+    """
+    if regime == "float64":
+        single = measure(compute, arrays, exact, "float32", by_row=by_row, seed=seed)
+        scaled = {name: noise * 2.0**-29 for name, noise in single.absolute.items()}
+        return Noise(scaled, not all(np.isfinite(value).all() for value in exact.values()))
+    form = REGIMES[regime].rounding.product_out or REGIMES[regime].rounding.format
+    terms = max(value.size for value in arrays.values())
+    floor = {name: form.unit * _reach(value, by_row) + terms * form.flushed for name, value in exact.items()}
+    noise, overflows = dict(floor), False
+    for rounding, ops in variants(REGIMES[regime], seed):
+        of_scalars = replace(rounding, format=FORMATS[scalars]) if scalars else rounding
+        inputs = {name: rounded(value, rounding if value.ndim else of_scalars) for name, value in arrays.items()}
+        with np.errstate(all="ignore"):
+            for name, value in compute(inputs, ops).items():
+                error = _reach(np.asarray(value).view(np.ndarray) - exact[name], by_row)
+                finite = np.isfinite(error)
+                overflows |= not finite.all()
+                noise[name] = np.where(finite, np.maximum(noise[name], error), noise[name])
+    return Noise(noise, bool(overflows))
+
+
+def _reach(x: Array, by_row: bool) -> Array:
+    """Largest absolute value: of each row, or of all."""
+    size = np.abs(x)
+    return size.max(-1, keepdims=True) if by_row and x.ndim else size.max(initial=0.0)
