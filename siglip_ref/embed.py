@@ -44,8 +44,9 @@ def text_embeddings(params: Mapping[str, Array], tokens: Array, cfg: Config, ops
 
 
 def _encode(x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, ops: ModuleType) -> Array:
+    block = getattr(ops, "block_forward", block_forward)  # a twin may fuse more than single operations
     for layer in range(tower.depth):
-        x = block_forward(x, subtree(weights, f"block{layer:02d}"), tower.heads, gelu, eps, None, ops)[0]
+        x = block(x, subtree(weights, f"block{layer:02d}"), tower.heads, gelu, eps, None, ops)[0]
     return ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)[0]
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.params import shapes
@@ -40,7 +42,9 @@ def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cf
             repair="kernels are (in, out); siglip_ref.params.shapes(cfg) lists every shape",
         )
     height, width = cfg.image_size
-    if images.ndim != 4 or images.shape[1:] != (height, width, 3) or len(images) == 0:
+    if cfg.naflex:
+        _require_patches(images, cfg)
+    elif images.ndim != 4 or images.shape[1:] != (height, width, 3) or len(images) == 0:
         raise UsageError(
             expected=f"images (B, {height}, {width}, 3)",
             got=f"images {images.shape}",
@@ -67,6 +71,21 @@ def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cf
             got=f"mask {mask.shape}" + ("" if mask.shape != tokens.shape else ", a row with nothing to see"),
             cause="a mask of another batch, or the inverse of a mask",
             repair="True (or 1) marks the tokens that may be seen",
+        )
+
+
+def _require_patches(images: Array, cfg: Config) -> None:
+    """Patches of one batch, each grid at least one patch and no more than there is room for."""
+    values: Array = getattr(images, "values", np.zeros(0))
+    grids: Array = getattr(images, "grids", np.zeros(0))
+    numbers = cfg.patch * cfg.patch * 3
+    fits = values.ndim == 3 and values.shape[2] == numbers and len(values) > 0
+    if not fits or grids.shape != (len(values), 2) or grids.min() < 1 or grids.prod(-1).max() > values.shape[1]:
+        raise UsageError(
+            expected=f"Patches: values (B, N, {numbers}) and grids (B, 2), each grid of at most N patches",
+            got=f"{type(images).__name__}" + (f", values {values.shape}, grids {grids.tolist()}" if fits else ""),
+            cause="whole images given to a NaFlex model, or grids of another batch",
+            repair="siglip_ref.preprocess.patches cuts an image; stack them, with their grids",
         )
 
 

@@ -14,6 +14,7 @@ from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Config
 from siglip_ref.towers.encoder import Cache
 from siglip_ref.towers.image import image_tower_backward, image_tower_forward
+from siglip_ref.towers.naflex import naflex_tower_backward, naflex_tower_forward
 from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 from siglip_ref.validate import require_inputs
 
@@ -43,7 +44,7 @@ def forward(
     Parameters
     ----------
     params : dict, name -> array, see `siglip_ref.params.shapes`
-    images : array, shape (B, height, width, 3), in [-1, 1]
+    images : array, shape (B, height, width, 3), in [-1, 1]; for a NaFlex model `siglip_ref.towers.naflex.Patches`
     tokens : int array, shape (B, N)
     cfg : the model, from `config`
     conventions : default those of `cfg`
@@ -106,7 +107,8 @@ def loss_and_grads(
     # image_embed = normalize(image tower), text_embed = normalize(text tower)
     d_image_pooled = ops.normalize_backward(pairs.d_image_embed, image_norm_cache)
     d_text_pooled = ops.normalize_backward(pairs.d_text_embed, text_norm_cache)
-    d_images, d_image, d_image_activations = image_tower_backward(d_image_pooled, image_cache, ops)
+    backward = naflex_tower_backward if cfg.naflex else image_tower_backward
+    d_images, d_image, d_image_activations = backward(d_image_pooled, image_cache, ops)
     d_text, d_text_activations = text_tower_backward(d_text_pooled, text_cache, ops)
     by_name = prefixed("image", d_image) | prefixed("text", d_text)
     by_name |= {"log_scale": pairs.d_log_scale, "bias": pairs.d_bias}
@@ -129,7 +131,8 @@ def _forward(
     mask: Array | None,
 ) -> tuple[Output, Cache]:
     require_inputs(params, images, tokens, cfg, mask)
-    image_pooled, image_cache, of_image = image_tower_forward(images, subtree(params, "image"), cfg, conventions, ops)
+    image_tower = naflex_tower_forward if cfg.naflex else image_tower_forward
+    image_pooled, image_cache, of_image = image_tower(images, subtree(params, "image"), cfg, conventions, ops)
     text_pooled, text_cache, of_text = text_tower_forward(tokens, subtree(params, "text"), cfg, conventions, ops, mask)
     kind, eps = conventions.embed_norm, conventions.embed_norm_eps
     image_embed, image_norm_cache = ops.normalize_forward(image_pooled, kind, eps)

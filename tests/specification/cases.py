@@ -8,12 +8,14 @@ import numpy as np
 
 from siglip_ref import ops
 from siglip_ref.loss import sigmoid_loss
+from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config, config
 from siglip_ref.towers.encoder import block_backward, block_forward, encoder_backward, encoder_forward
 from siglip_ref.towers.image import image_tower_backward, image_tower_forward
 from siglip_ref.towers.model import forward, loss_and_grads
+from siglip_ref.towers.naflex import Patches, naflex_tower_backward, naflex_tower_forward
 from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 
 Arrays = dict[str, Any]
@@ -117,6 +119,22 @@ def _encoder() -> Case:
     return replace(case, arrays=own)
 
 
+def _naflex_tower() -> Case:
+    """Three images of different shape, two of them with padding; values in the padding must change nothing."""
+    cfg, grids = replace(CFG, naflex=True), np.array([[2, 4], [1, 5], [7, 1]])
+
+    def run(a: Arrays) -> Any:
+        patches = Patches(a["values"], grids)
+        return naflex_tower_forward(patches, subtree(a, "w"), cfg, CFG.conventions, ops)
+
+    def backward(a: Arrays, d_out: Any) -> Arrays:
+        d_values, d_weights, _ = naflex_tower_backward(d_out, run(a)[1], ops)
+        return {"values": d_values} | prefixed("w", d_weights)
+
+    arrays = draw(values=(3, 8, 48)) | prefixed("w", weights("image"))
+    return Case("naflex tower", arrays, lambda a: run(a)[0], backward)
+
+
 def _image_tower() -> Case:
     def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
         d_images, d_weights, _ = image_tower_backward(d_out, cache, ops)
@@ -201,6 +219,7 @@ OP_CASES = [
         lambda a: ops.position_forward(a["x"], a["table"])[0],
         lambda a, d_out: dict(zip(("x", "table"), ops.position_backward(d_out, a["table"]), strict=True)),
     ),
+    pair("position resize", position_resize_forward, position_resize_backward, draw(table=(5, 4, 3)), "table", 3, 7),
     *(_pooling(kind) for kind in ("last", "first", "mean", "argmax")),
     _attention("attention", None),
     _attention("attention causal", CAUSAL),
@@ -215,6 +234,7 @@ TOWER_CASES = [
     _block(),
     _encoder(),
     _image_tower(),
+    _naflex_tower(),
     _text_tower("text tower", None),
     _text_tower("text tower padding", PADDING),
 ]

@@ -1,0 +1,77 @@
+"""SigLIP 2's image tower for any shape: patches given, positions resized to each image's grid, padding never seen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from siglip_ref.conventions import Conventions
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
+from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.sizes import Config
+from siglip_ref.towers.encoder import Cache, encoder_backward, encoder_forward
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A batch of images cut into patches: values (B, N, P), zero beyond each image's own; grids int (B, 2), rows and
+    columns of patches."""
+
+    values: Array
+    grids: Array
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def seen(self) -> Array:
+        """Which patches are an image's own: bool (B, N)."""
+        return np.arange(self.values.shape[1]) < self.grids.prod(-1)[:, None]
+
+
+def naflex_tower_forward(
+    images: Patches, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, ops: ModuleType
+) -> tuple[Array, Cache, dict[str, Array]]:
+    """From patches to one vector per image, not yet of unit length; as `image_tower_forward` otherwise.
+
+    Padding carries the position of the first patch, as in transformers and big_vision. No key or value comes from it,
+    so it changes nothing.
+
+    Source: big_vision models/proj/image_text/naflex_vit.py; transformers' modeling_siglip2.py.
+    """
+    gelu, eps, mask = conventions.image_gelu, conventions.image_norm_eps, images.seen[:, None, None, :]  # (B, 1, 1, N)
+    patches, patch_cache = ops.linear_forward(images.values, weights["patch/kernel"], weights["patch/bias"])
+    table = weights["position"].reshape(*cfg.grid, -1)
+    resized = [position_resize_forward(table, int(rows), int(columns)) for rows, columns in images.grids]
+    padding = [images.values.shape[1] - len(position) for position, _ in resized]
+    stem = patches + np.stack(
+        [np.concatenate([at, np.repeat(at[:1], pad, 0)]) for (at, _), pad in zip(resized, padding, strict=True)]
+    )
+    tokens, encoder_cache, activations = encoder_forward(stem, weights, cfg.image, gelu, eps, mask, ops)
+    pooled, pool_cache = ops.map_head_forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps, mask)
+    cache = (patch_cache, [at for _, at in resized], encoder_cache, pool_cache)
+    return pooled, cache, {"stem": stem} | activations | {"pool": pooled}
+
+
+def naflex_tower_backward(
+    d_pooled: Array, cache: Cache, ops: ModuleType
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """Gradients of `naflex_tower_forward`: d_values (B, N, P), a dict with the keys of `weights`, one of `activations`.
+
+    Padding reaches neither the pooled vector nor another patch, so the gradient at its position is zero.
+    """
+    patch_cache, resize_caches, encoder_cache, pool_cache = cache
+    # pooled = map_head(tokens)
+    d_tokens, d_pool = ops.map_head_backward(d_pooled, pool_cache)
+    # tokens = encoder(stem)
+    d_stem, d, d_activations = encoder_backward(d_tokens, encoder_cache, ops)
+    # stem = patches + resized positions
+    d_tables = [
+        position_resize_backward(d_image[: len(at[0]) * len(at[2])], at)
+        for d_image, at in zip(d_stem, resize_caches, strict=True)
+    ]
+    d["position"] = np.sum(d_tables, 0).reshape(-1, d_stem.shape[-1])
+    d_values, d["patch/kernel"], d["patch/bias"] = ops.linear_backward(d_stem, patch_cache)
+    return d_values, d | prefixed("pool", d_pool), {"stem": d_stem} | d_activations | {"pool": d_pooled}
