@@ -61,7 +61,7 @@ def compare(
     ----------
     name, kind, note, probe : carried into the row
     got, expected : arrays of one shape, any float dtype; judged in float64
-    tolerance : largest allowed |got - expected| / max|expected|; a number, or an array that broadcasts against them
+    tolerance : largest allowed |got - expected| / max|expected|; a number, or an array of their shape, by element
     zero_scale : given where the tensor is zero by structure: |got| may reach tolerance * zero_scale, the sum of the
         absolute values of its terms, because what any program prints there is rounding
 
@@ -83,6 +83,7 @@ def compare(
         relative = np.where(off == 0, 0.0, off / unit)
         error = float(np.max(relative, initial=0.0))
         good = (relative <= tolerance) & np.isfinite(off)  # NaN fails the first, infinity the second
+        allowed = _allowed(relative, tolerance, error)
         ratio, cosine = _alignment(got, expected)
     if zero_scale is not None:
         verdict: RowVerdict = "zero by structure" if good.all() else "FAIL"
@@ -90,7 +91,16 @@ def compare(
     else:
         verdict = "pass" if good.all() else "FAIL"
     note = note if np.isfinite(got).all() else _join(f"{np.sum(~np.isfinite(got))} of {got.size} NaN or infinite", note)
-    return Row(name, kind, error, float(np.max(tolerance)), ratio, cosine, wrong_rows(~good), verdict, note, probe)
+    return Row(name, kind, error, allowed, ratio, cosine, wrong_rows(~good), verdict, note, probe)
+
+
+def _allowed(relative: Array, tolerance: float | Array, error: float) -> float:
+    """The error at which this deviation, grown or shrunk as a whole, would just pass: `tolerance` itself if it is one
+    number; else what the element that is worst in its own units leaves of it."""
+    if np.ndim(tolerance) == 0 or not 0 < error < np.inf:
+        return float(np.max(tolerance))
+    used = np.max(np.where(relative == 0, 0.0, relative / tolerance))
+    return float(error / used)
 
 
 def not_checked(name: str, kind: Kind, reason: str, probe: str = "") -> Row:

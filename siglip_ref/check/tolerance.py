@@ -13,8 +13,9 @@ rounding of exp(log_scale), of 1/B) is added plainly. Correct programs may sum p
 as in sum softplus(l) - sum l_ii, so the rounding of either sum counts too.
 
 In 16 bits products accumulate in float32 but results are rounded to 16 bits; autocast rounds at no more places than
-the pure dtype. Allowed is SAFETY times this noise. SAFETY is calibrated in tests/interop/test_loss_calibration.py:
-correct Torch and JAX forms stay under half of what is allowed, in every dtype.
+the pure dtype. Allowed is SAFETY times this noise. SAFETY is calibrated in tests/interop/test_loss_torch.py and
+test_loss_jax.py: the worst element of the worst of 13 correct Torch forms reaches 0.24 of what is allowed, in float64,
+float32, bfloat16, float16 and autocast alike; the tests hold them to half.
 """
 
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def expected_noise(image_embed: Array, text_embed: Array, log_scale: float, bias
     u = arithmetic.roundoff
     pairs, width = image_embed.shape
     # roundings of sums of n terms grow like sqrt(n); in 16 bits the accumulator is float32
-    carry = u + arithmetic.accumulator * np.sqrt(pairs + width)
+    acc = arithmetic.accumulator
+    carry = u + acc * np.sqrt(pairs + width)
     x, y, t = image_embed, text_embed, np.exp(log_scale)
     match = np.eye(pairs, dtype=np.bool_)
 
@@ -79,8 +81,10 @@ def expected_noise(image_embed: Array, text_embed: Array, log_scale: float, bias
     probability = sigmoid(logits)
     reach = SAFETY * d_logit
     secant = np.maximum(sigmoid(logits + reach) - probability, probability - sigmoid(logits - reach)) / SAFETY
-    # sigmoid - 1 where the pair matches: its rounding is one of numbers near 1, in the subtracting form
-    noise = np.sqrt(secant**2 + (2 * u * np.maximum(probability, match)) ** 2) + pairs * arithmetic.smallest
+    # sigmoid - 1 where the pair matches: its rounding is one of numbers near 1, in the subtracting form. JAX takes
+    # exp(l - softplus(l)), which rounds a number of the size of l until softplus(l) rounds to l itself.
+    own = (2 * u + acc * np.minimum(np.abs(logits), -np.log(acc))) * np.maximum(probability, match)
+    noise = np.sqrt(secant**2 + own**2) + pairs * arithmetic.smallest
 
     apart = _apart(x, y, t, probability, similarity, logits)
     shared = _shared(x, y, log_scale, bias, u)
@@ -94,7 +98,7 @@ def expected_noise(image_embed: Array, text_embed: Array, log_scale: float, bias
         "loss": _loss_noise(logits, d_logit, match, carry),
     }
     # elementary functions of float32 and float64 may all err to one side, by up to 4 units
-    aside = 2 * u + 4 * arithmetic.accumulator
+    aside = 2 * u + 4 * acc
     by_tensor = {name: (sums[name] + aside * apart[name]) / pairs + shared[name] + arithmetic.smallest for name in sums}
     everywhere = max(t, np.abs(logits).max(), np.abs(terms).max())
     tops = {name: max(everywhere, np.max(np.abs(size))) for name, size in apart.items()}

@@ -77,3 +77,11 @@ def test_wrong_rows_in_words(where: object, words: str) -> None:
     wrong = np.zeros((128, 6), bool)
     wrong[where] = True
     assert wrong_rows(wrong) == words
+
+
+def test_with_tolerances_by_element_what_is_allowed_is_the_error_that_would_just_pass() -> None:
+    expected, tolerance = np.array([1e6, 1.0]), np.array([2e-6, 1e-9])
+    row = compare("x", expected + np.array([0.1, 1e-2]), expected, tolerance)
+    assert row.verdict == "FAIL" and row.excess == pytest.approx(10)
+    shrunk = compare("x", expected + np.array([0.1, 1e-2]) * (0.99 * row.tolerance / row.error), expected, tolerance)
+    assert shrunk.verdict == "pass" and shrunk.excess == pytest.approx(0.99)

@@ -1,0 +1,185 @@
+"""check_loss on Torch code: right losses pass in every dtype, mistakes fail, the user's environment stays."""
+
+import functools
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch_losses as losses
+
+import siglip_ref as sr
+from siglip_ref.check.frameworks import framework_of
+from siglip_ref.errors import UsageError
+
+WAYS = [
+    ("float64", "pure"),
+    ("float32", "pure"),
+    ("bfloat16", "pure"),
+    ("float16", "pure"),
+    ("bfloat16", "autocast"),
+    ("float16", "autocast"),
+]
+
+
+def name_of(fn: object) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), WAYS)
+@pytest.mark.parametrize("fn", losses.RIGHT, ids=name_of)
+def test_right_losses_pass_and_use_at_most_half_of_what_is_allowed(fn: losses.Loss, dtype: str, precision: str) -> None:
+    """The calibration of SAFETY: see siglip_ref.check.tolerance."""
+    scalars = ("float32", dtype) if dtype in ("bfloat16", "float16") and precision == "pure" else ("float32",)
+    for scalar_dtype in scalars:
+        report = sr.check_loss(fn, dtype=dtype, precision=precision, scalar_dtype=scalar_dtype)  # type: ignore[arg-type]
+        assert report.passed, report
+        judged = [row for row in report.details if row.verdict == "pass"]
+        assert max(row.excess for row in judged) <= 0.5
+        # "out of range" must stay the exception: where every pair is sure and right, and in 16 bits
+        assert len(judged) >= 0.9 * len(report.details) and not report.not_checked
+
+
+@pytest.mark.parametrize("fn", losses.RIGHT, ids=name_of)
+def test_float64_gradients_agree_to_1e_11(fn: losses.Loss) -> None:
+    report = sr.check_loss(fn, dtype="float64")
+    assert max(row.error for row in report.details if not row.probe.startswith("saturated, right")) < 1e-11
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("fn", losses.WRONG, ids=name_of)
+def test_mistakes_fail(fn: losses.Loss, dtype: str) -> None:
+    assert sr.check_loss(fn, dtype=dtype).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "fn", [losses.negatives_missing, losses.negatives_detached, losses.text_detached, losses.quarter], ids=name_of
+)
+def test_the_worst_mistakes_fail_in_16_bits_too(fn: losses.Loss, dtype: str) -> None:
+    assert sr.check_loss(fn, dtype=dtype).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_negatives_without_gradient_show_at_bias_minus_10_too(dtype: str) -> None:
+    details = sr.check_loss(losses.negatives_detached, dtype=dtype).details
+    at_init = [row for row in details if row.probe.startswith("init") and row.name == "image_embed"]
+    balanced = [row for row in details if row.probe.startswith("balanced (") and row.name == "image_embed"]
+    assert at_init[0].verdict == balanced[0].verdict == "FAIL" and at_init[0].error < balanced[0].error / 3
+
+
+def test_log_of_sigmoid_is_caught_where_logits_reach_120() -> None:
+    for dtype, where in (("float32", "logits to +-120"), ("float64", "logits to +-1000")):
+        report = sr.check_loss(losses.log_of_sigmoid, dtype=dtype)
+        bad = {row.probe for row in report.details if row.verdict == "FAIL" and not row.error < 1e-3}
+        assert any(probe.startswith(where) for probe in bad)
+        assert not any(probe.startswith(("balanced", "init")) for probe in bad)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("fn", losses.BREACHES, ids=name_of)
+def test_breaches_of_the_contract_are_named(fn: losses.Loss, dtype: str) -> None:
+    report = sr.check_loss(fn, dtype=dtype)
+    assert report.verdict == "FAIL" and losses.BREACHES[fn] in [finding.id for finding in report.findings]
+    plain_calls = [row for row in report.details if "(B=" in row.probe]
+    assert all(row.right or row.verdict == "out of range" for row in plain_calls)
+
+
+def test_torchs_softplus_threshold_is_named_in_float64_and_no_matter_in_float32() -> None:
+    def softplus(x: torch.Tensor, y: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        logits = x @ y.T * log_scale.exp() + bias
+        return (torch.nn.functional.softplus(logits).sum() - logits.diagonal().sum()) / len(x)
+
+    assert [finding.id for finding in sr.check_loss(softplus, dtype="float64").findings] == ["softplus-threshold"]
+    assert sr.check_loss(softplus, dtype="float32").passed
+
+
+def test_open_clips_scale_is_linear_and_declaring_another_is_no_pass() -> None:
+    fn = losses.open_clip_loss()
+    assert 'scale="linear"' in sr.check_loss(fn).conventions
+    report = sr.check_loss(fn, scale="log")
+    assert report.verdict == "OTHER CONVENTION" and 'scale="linear"' in report.findings[0].repair
+
+
+def test_broken_losses_are_judged_by_the_likelier_convention() -> None:
+    for fn in (losses.negatives_missing, losses.quarter, losses.text_detached):
+        assert {'scale="log"', 'embeddings="unit"'} <= set(sr.check_loss(fn).conventions)
+
+    def raw_without_negatives(*inputs: torch.Tensor) -> torch.Tensor:
+        x, y = (torch.nn.functional.normalize(rows, dim=-1) for rows in inputs[:2])
+        return losses.negatives_missing(x, y, *inputs[2:])
+
+    assert 'embeddings="raw"' in sr.check_loss(raw_without_negatives).conventions
+
+
+def test_lambdas_partials_methods_and_local_functions() -> None:
+    class Owner:
+        def loss(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return losses.plain(*inputs)
+
+    def local(*inputs: torch.Tensor) -> torch.Tensor:
+        return losses.plain(*inputs)
+
+    for fn in (lambda *inputs: losses.plain(*inputs), functools.partial(losses.chunked, size=5), Owner().loss, local):
+        assert framework_of(fn) == "torch"
+        sr.check_loss(fn).raise_if_failed()
+
+
+def test_a_module_with_parameters_keeps_its_gradients() -> None:
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return losses.plain(*inputs) * self.weight
+
+    module = Module()
+    module.weight.grad = kept = torch.tensor(7.0)
+    sr.check_loss(module).raise_if_failed()
+    assert module.weight.grad is kept and kept.item() == 7
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_environment_stays_as_it_was(raises: bool) -> None:
+    def untidy(*inputs: torch.Tensor) -> torch.Tensor:
+        torch.rand(3), np.random.rand(3), random.random()
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(True)
+        if raises:
+            raise RuntimeError("no")
+        return losses.plain(*inputs)
+
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[union-attr]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        if raises:
+            with pytest.raises(UsageError, match="RuntimeError: no"):
+                sr.check_loss(untidy)
+        else:
+            assert sr.check_loss(untidy).passed
+        assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]  # type: ignore[union-attr]
+    with torch.inference_mode():
+        assert sr.check_loss(losses.plain).passed
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (lambda *a: losses.plain(*a).expand(3), r"an array of shape \(3,\)"),
+        (lambda *a: {"loss": losses.plain(*a)}, "a dict of 1"),
+        (lambda *a: losses.plain(*a).item(), "float"),
+        (lambda x, y, s, b: torch.mm(x, y), "at every probe"),
+    ],
+    ids=["vector", "dict", "item", "wrong shapes inside"],
+)
+def test_results_that_are_no_scalar_are_explained(fn: losses.Loss, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        sr.check_loss(fn, framework="torch")
+
+
+def test_dtypes_may_be_torchs_own() -> None:
+    assert "bfloat16" in sr.check_loss(losses.plain, dtype=torch.bfloat16).title
