@@ -67,7 +67,7 @@ def reference(edits: Sequence[Edit] = ()) -> Reference:
     Examples
     --------
     >>> wrong = reference([Edit("ops/pooling.py", "x.shape[1] - 1", "x.shape[1] - 2")])
-    >>> wrong.ops.pool_forward(np.arange(3.0).reshape(1, 3, 1), None, "last")[0]
+    >>> wrong.ops.pool_forward(np.arange(3.0).reshape(1, 3, 1), np.zeros((1, 3), int), "last")[0]
     array([[1.]])
     """
     if not edits:
