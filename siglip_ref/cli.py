@@ -92,7 +92,8 @@ def check_model_command(
     save_case: SaveCase = None,
 ) -> None:
     """Is a two-tower model right: every activation, the loss, every parameter's gradient?"""
-    from siglip_ref.check.model import check_model, load_target
+    from siglip_ref.check.adapters.find import load_target
+    from siglip_ref.check.model import check_model
 
     with _progress(f"checking {target}") as progress:
         progress(f"loading {target}")

@@ -64,7 +64,8 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("verdict", no_wrap=True)
     for row in rows:
         verdict = Text(_SHORT.get(row.verdict, row.verdict), _ROW_COLOURS.get(row.verdict, "dim"))
-        numbers = (_power(row.error), _power(row.tolerance), _plain(row.ratio), _plain(row.cosine))
+        alike = ("-", "-") if row.verdict == "zero by structure" else (_plain(row.ratio), _plain(row.cosine))
+        numbers = (_power(row.error), _power(row.tolerance), *alike)
         table.add_row(Text(_name(row)), *numbers, verdict)
     return table
 
