@@ -1,0 +1,166 @@
+"""Files of tensors and JSON, read with distrust: nothing is executed, nothing larger than a cap is allocated.
+
+safetensors is eight bytes of header length, a JSON header (name: dtype, shape, offsets) and the numbers themselves.
+This reader knows the kinds that vectors use, allows no holes, no overlaps and no duplicate names, and copies nothing.
+"""
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
+
+CAP = 64 * 2**20  # bytes of a file, and of what it claims to hold
+KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "|b1"}
+NAMES = {np.dtype(code): kind for kind, code in KINDS.items() if kind != "BF16"}
+
+
+class VectorError(UsageError):
+    """An unreadable or changed file; names the file and its defect."""
+
+    def __init__(self, path: Path, defect: str, expected: str = "a file as it was written") -> None:
+        self.path, self.defect = path, defect
+        super().__init__(
+            expected, f"{path.name}: {defect}", "a broken download, or another kind of file", "write it anew"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VectorError, (self.path, self.defect, self.expected)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file, if it is no longer than the cap."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(CAP + 1)
+    except OSError as error:
+        raise VectorError(path, error.strerror or "cannot be read") from error
+    if len(content) > CAP:
+        raise VectorError(path, f"longer than {CAP:,} bytes")
+    return content
+
+
+def read_json(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """A JSON object; duplicate names and numbers that are not finite are refused."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
+    def finite(word: str) -> float:
+        if not math.isfinite(float(word)):
+            raise ValueError(f"{word} is not a finite number")
+        return float(word)
+
+    try:
+        text = (read_bytes(path) if content is None else content).decode("utf-8")
+        parsed = json.loads(text, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    except (ValueError, RecursionError) as error:
+        raise VectorError(path, f"not JSON: {error}"[:200]) from error
+    if not isinstance(parsed, dict):
+        raise VectorError(path, "not a JSON object")
+    return parsed
+
+
+def write_json(content: Mapping[str, Any]) -> bytes:
+    """One line per entry of the second level: readable, and small."""
+    lines = []
+    for name, value in content.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            body = ",\n".join(json.dumps(item, ensure_ascii=False) for item in value)
+            lines.append(f"{json.dumps(name)}: [\n{body}\n]")
+        elif isinstance(value, dict) and value:
+            body = ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
+            lines.append(f"{json.dumps(name)}: {{\n{body}\n}}")
+        else:
+            lines.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def write_safetensors(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file, the same on every machine: names in the given order, no padding between."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts, end = [], 0
+    for name, tensor in tensors.items():
+        plain = np.asarray(tensor)  # a 0-d array stays one
+        kind = NAMES[plain.dtype]
+        data = plain.astype(KINDS[kind]).tobytes()
+        header[name] = {"dtype": kind, "shape": list(plain.shape), "data_offsets": [end, end + len(data)]}
+        end += len(data)
+        parts.append(data)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return b"".join([len(head).to_bytes(8, "little"), head, *parts])
+
+
+def read_safetensors(path: Path, content: bytes | None = None) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors by name, as views of the file's bytes, and the metadata. bfloat16 comes as float32."""
+    content = read_bytes(path) if content is None else content
+    size = int.from_bytes(content[:8], "little") if len(content) >= 8 else -1
+    if not 2 <= size <= len(content) - 8:
+        raise VectorError(path, "no safetensors header")
+    header = read_json(path, content[8 : 8 + size])
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise VectorError(path, "metadata that is not text")
+    body, tensors, end = content[8 + size :], {}, 0
+    try:
+        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        for name, entry in entries:
+            if entry.keys() != {"dtype", "shape", "data_offsets"}:
+                raise ValueError("unknown fields")
+            kind, shape, (begin, stop) = np.dtype(KINDS[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+            if not all(type(n) is int and 0 <= n <= CAP for n in [*shape, begin, stop]) or len(shape) > 16:
+                raise ValueError("a size that is none")
+            if begin != end or stop - begin != math.prod(shape) * kind.itemsize:
+                raise ValueError("offsets that leave a hole, overlap, or do not fit the shape")
+            tensor = np.frombuffer(body, kind, math.prod(shape), begin).reshape(shape)
+            if entry["dtype"] == "BF16":
+                tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
+            if entry["dtype"] == "BOOL" and (tensor.view(np.uint8) > 1).any():
+                raise ValueError("a truth value that is neither 0 nor 1")
+            tensors[name], end = tensor, stop
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise VectorError(path, f"a broken safetensors header: {error!r}"[:200]) from error
+    if end != len(body):
+        raise VectorError(path, f"{len(body) - end} bytes that belong to no tensor, or are missing")
+    return {name: tensors[name] for name in header}, metadata
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Arrays of an .npz without pickles; what headers claim is added up before anything is unpacked."""
+    read_bytes(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = [member.filename.removesuffix(".npy") for member in members]
+            if len(set(names)) < len(names):
+                raise VectorError(path, "an array occurs twice")
+            if sum(member.file_size for member in members) > CAP:
+                raise VectorError(path, f"claims to unpack to more than {CAP:,} bytes")
+            return {name: _npy(path, archive, member) for name, member in zip(names, members, strict=True)}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, SyntaxError) as error:
+        raise VectorError(path, f"a broken npz: {error}"[:200]) from error
+
+
+def _npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise VectorError(path, f"{member.filename} has version {version} of npy")
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, turned, kind = reader(file)
+        claimed = math.prod(shape) * kind.itemsize
+        if kind.kind not in "fiub" or kind.itemsize > 8 or claimed > member.file_size or min(shape, default=1) < 0:
+            raise VectorError(path, f"{member.filename} claims {kind} {shape} in {member.file_size} bytes")
+        data = file.read(claimed + 1)
+        if len(data) != claimed:
+            raise VectorError(path, f"{member.filename} holds {len(data)} bytes, not {claimed}")
+        return np.frombuffer(data, kind).reshape(shape, order="F" if turned else "C")
