@@ -1,11 +1,12 @@
 """What the reference gives at a probe when mistakes of the catalogue are made in it: in one process, or on ranks."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.mistakes import Mistake, Reference, reference
+from siglip_ref.check.mistakes import Edit, Mistake, Reference, reference
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.truth import Convention
 from siglip_ref.ops.elementary import Array
@@ -38,7 +39,7 @@ def predict_loss(
     ------
     ValueError : two of the mistakes change the same line
     """
-    spec = reference([edit for mistake in mistakes for edit in mistake.edits])
+    spec = _with_edits(tuple(edit for mistake in mistakes for edit in mistake.edits))
     kind = _RANGE[dtype]
     scale = kind(probe.scale if convention.scale == "linear" else np.exp(probe.log_scale))
     log_scale, bias = np.asarray(np.log(scale), kind), np.asarray(probe.bias, kind)
@@ -56,6 +57,12 @@ def predict_loss(
         d_x, d_y = (spec.ops.normalize_backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
     by_scale = {"scale": d_log_scale / scale} if convention.scale == "linear" else {"log_scale": d_log_scale}
     return {"loss": loss, "image_embed": d_x, "text_embed": d_y} | by_scale | {"bias": d_bias}
+
+
+@lru_cache(maxsize=1024)
+def _with_edits(edits: tuple[Edit, ...]) -> Reference:
+    """One copy of the reference for all probes of a check."""
+    return reference(edits)
 
 
 def _on_ranks(
