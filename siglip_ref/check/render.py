@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = {"PASS": "bold green", "OTHER CONVENTION": "bold yellow", "FAIL": "bold red"}
 _ROW_COLOURS = {"pass": "green", "FAIL": "bold red", "zero by structure": "green"}
 _SHORT = {"zero by structure": "zero", "out of range": "range", "not checked": "-"}
+_TITLES = {"unknown": "what it looks like", "convention": "another convention"}
 _MOST_LINES = 12  # of what deviates; the table has them all
 
 
@@ -29,7 +30,8 @@ def renderable(report: "Report") -> RenderableType:
         parts += ["", _table(report.rows)]
     parts += _deviations(report)
     for finding in report.findings:
-        parts += _section(f"suspicion: {finding.id}", [finding.evidence, f"repair: {finding.repair}"])
+        title = _TITLES.get(finding.id, f"suspicion: {finding.id}")
+        parts += _section(title, [finding.evidence, f"repair: {finding.repair}"])
     parts += _section("conventions", [f"{name}: {value}" for name, value in report.conventions.items()])
     parts += _section("not checked", report.not_checked)
     parts += _section("this run could not have seen", report.blind)
