@@ -3,6 +3,7 @@
 Every pipeline resizes to whole bytes first, so the rest is a table of 256 numbers a channel.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from siglip_ref.errors import UsageError
+from siglip_ref.ops.position_resize import position_resize_forward
 
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Levels = Literal["scaled", "divided", "fused"]
@@ -35,6 +37,8 @@ class Preprocess:
     levels : bytes v to numbers. "scaled": v times 1/255 in float64, then (x - mean) / std; "divided": v / 255, then the
         same; "fused": (v - 255 mean) / (255 std)
     upright : turn photographs as their EXIF tag says
+    max_patches : of a NaFlex model, which keeps the shape of an image; without antialias: scaled to numbers first, then
+        resized as they are (with antialias, here)
     """
 
     name: str
@@ -44,6 +48,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     upright: bool = False
+    max_patches: int = 256
 
 
 # Source: transformers 5.23 image_processing_pil_siglip.py; open_clip 3.3 transform.py; big_vision
@@ -72,7 +77,8 @@ def read_settings(settings: Mapping[str, Any], fallback: Preprocess) -> Preproce
             cause="the settings of another model",
             repair="take preprocessor_config.json from the model's own page",
         )
-    return replace(fallback, filter=filter_, mean=mean, std=std)
+    room = int(settings.get("max_num_patches", fallback.max_patches))
+    return replace(fallback, filter=filter_, mean=mean, std=std, max_patches=room)
 
 
 def open_image(source: str | Path | Image.Image | Pixels, upright: bool = False) -> Image.Image:
@@ -130,6 +136,39 @@ def pixels(source: str | Path | Image.Image | Pixels, size: tuple[int, int], how
     """One image as the model wants it: float32, shape (height, width, 3), about -1 to 1."""
     image = open_image(source, how.upright)
     return levels(how)[resize(image, size, how), np.arange(3)]
+
+
+def patches(source: str | Path | Image.Image | Pixels, patch: int, how: Preprocess) -> tuple[Pixels, tuple[int, int]]:
+    """One image for a NaFlex model: values (max_patches, patch * patch * 3), zero beyond its own, and its grid."""
+    image = open_image(source, how.upright)
+    rows, columns = grid(image.height, image.width, patch, how.max_patches)
+    size = rows * patch, columns * patch
+    if how.antialias:
+        values = levels(how)[resize(image, size, how), np.arange(3)]
+    else:
+        values = position_resize_forward(levels(how)[np.asarray(image), np.arange(3)], *size)[0].reshape(*size, 3)
+    cut = values.reshape(rows, patch, columns, patch, 3).swapaxes(1, 2).reshape(rows * columns, -1)
+    return np.pad(cut, ((0, how.max_patches - len(cut)), (0, 0))), (rows, columns)
+
+
+def grid(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
+    """Rows and columns of patches: the largest image of about this shape with at most `most` of them.
+
+    Source: bisection as in transformers' image_processing_pil_siglip2.py; big_vision does the same in float32.
+
+    >>> grid(480, 640, 16, 256)
+    (13, 18)
+    """
+
+    def sides(scale: float) -> tuple[int, int]:
+        rows, columns = (max(1, math.ceil(side * scale / patch)) for side in (height, width))
+        return rows, columns
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(sides(middle)) <= most else (low, middle)
+    return sides(low)
 
 
 def resize(image: Image.Image, size: tuple[int, int], how: Preprocess) -> Pixels:

@@ -18,9 +18,10 @@ from siglip_ref.conventions import Conventions
 from siglip_ref.embed import best_ops, image_embeddings, text_embeddings
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array, sigmoid
-from siglip_ref.preprocess import PREPROCESS, SUFFIXES, Preprocess, pixels, read_settings
+from siglip_ref.preprocess import PREPROCESS, SUFFIXES, Preprocess, patches, pixels, read_settings
 from siglip_ref.sizes import Config
 from siglip_ref.tokenizer import TEXT_CONVENTIONS, Tokenizer, find_tokenizer
+from siglip_ref.towers.naflex import Patches
 
 TEMPLATE = "This is a photo of {}."
 GEMMA = 256_000  # the vocabulary by which SigLIP 2 is known
@@ -105,7 +106,7 @@ class Model:
                     (name, f"{fault.got} ({fault.cause})") for name, fault in group if isinstance(fault, UsageError)
                 ]
                 if good:
-                    stack = np.stack([image for _, image in good]).astype(done[0].dtype, copy=False)
+                    stack = self._stack([image for _, image in good], done[0].dtype)
                     done.append(image_embeddings(self.params, stack, self.config, self.ops))
                     names += [name for name, _ in good]
                 read += len(group)
@@ -150,9 +151,17 @@ class Model:
 
     def _pixels(self, source: Any) -> Any:
         try:
+            if self.config.naflex:
+                return patches(source, self.config.patch, self.preprocess)
             return pixels(source, self.config.image_size, self.preprocess)
         except UsageError as error:
             return error
+
+    def _stack(self, images: list[Any], dtype: DTypeLike) -> Any:
+        if self.config.naflex:
+            values, grids = zip(*images, strict=True)
+            return Patches(np.stack(values).astype(dtype, copy=False), np.array(grids))
+        return np.stack(images).astype(dtype, copy=False)
 
 
 def load(

@@ -46,15 +46,16 @@ def read_config(found: Mapping[str, Shape], settings: Mapping[str, Any] | None =
             cause="a CLIP model, one tower of a model, or another layout",
             repair='open_clip.create_model("ViT-B-16-SigLIP") has the right names',
         ) from error
-    side = int(vision.get("image_size", math.isqrt(patches) * patch))
+    side = vision.get("image_size", math.isqrt(patches) * patch)
+    height, width_px = side if isinstance(side, list | tuple) else (side, side)
     erf_image = vision.get("timm_model_name", "vit_base_patch16_siglip_224") in ERF
     erf_text = text.get("act_kwargs", {}).get("approximate") != "tanh"
     depths = _depth(found, f"{TRUNK}.blocks."), _depth(found, "text.transformer.resblocks.")
     return Config(
-        f"{width} wide, {depths[0]} + {depths[1]} blocks, {side} px",
+        f"{width} wide, {depths[0]} + {depths[1]} blocks, {height} x {width_px} px",
         Tower(width, depths[0], hidden[0], _heads(width)),
         Tower(text_width, depths[1], hidden[1], int(text.get("heads", _heads(text_width)))),
-        (side, side),
+        (int(height), int(width_px)),
         patch,
         vocabulary,
         length,

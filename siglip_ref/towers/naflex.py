@@ -42,17 +42,23 @@ def naflex_tower_forward(
     Source: big_vision models/proj/image_text/naflex_vit.py; transformers' modeling_siglip2.py.
     """
     gelu, eps, mask = conventions.image_gelu, conventions.image_norm_eps, images.seen[:, None, None, :]  # (B, 1, 1, N)
+    stem, (patch_cache, resize_caches) = naflex_stem(images, weights, cfg, ops)
+    tokens, encoder_cache, activations = encoder_forward(stem, weights, cfg.image, gelu, eps, mask, ops)
+    pooled, pool_cache = ops.map_head_forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps, mask)
+    cache = (patch_cache, resize_caches, encoder_cache, pool_cache)
+    return pooled, cache, {"stem": stem} | activations | {"pool": pooled}
+
+
+def naflex_stem(
+    images: Patches, weights: Mapping[str, Array], cfg: Config, ops: ModuleType
+) -> tuple[Array, tuple[Cache, list[Cache]]]:
+    """Patches as vectors, with positions: (B, N, C)."""
     patches, patch_cache = ops.linear_forward(images.values, weights["patch/kernel"], weights["patch/bias"])
     table = weights["position"].reshape(*cfg.grid, -1)
     resized = [position_resize_forward(table, int(rows), int(columns)) for rows, columns in images.grids]
-    padding = [images.values.shape[1] - len(position) for position, _ in resized]
-    stem = patches + np.stack(
-        [np.concatenate([at, np.repeat(at[:1], pad, 0)]) for (at, _), pad in zip(resized, padding, strict=True)]
-    )
-    tokens, encoder_cache, activations = encoder_forward(stem, weights, cfg.image, gelu, eps, mask, ops)
-    pooled, pool_cache = ops.map_head_forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps, mask)
-    cache = (patch_cache, [at for _, at in resized], encoder_cache, pool_cache)
-    return pooled, cache, {"stem": stem} | activations | {"pool": pooled}
+    room = images.values.shape[1]
+    positions = [np.concatenate([at, np.repeat(at[:1], room - len(at), 0)]) for at, _ in resized]
+    return patches + np.stack(positions), (patch_cache, [cache for _, cache in resized])
 
 
 def naflex_tower_backward(

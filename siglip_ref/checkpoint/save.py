@@ -1,0 +1,104 @@
+"""Our parameters as files that transformers, open_clip or big_vision load."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.checkpoint import big_vision, huggingface, open_clip
+from siglip_ref.checkpoint.load import Format
+from siglip_ref.checkpoint.names import Table, Tensor, to_theirs
+from siglip_ref.sizes import Config
+
+# Axes of length 1 that their tensors have and ours have not.
+ODD: dict[str, dict[str, str]] = {
+    "huggingface": {"vision_model.head.probe": "11W", "logit_scale": "1", "logit_bias": "1"},
+    "open_clip": {"visual.trunk.pos_embed": "1NW", "visual.trunk.attn_pool.latent": "11W"},
+    "big_vision": {
+        "img/pos_embedding": "1NW",
+        "txt/pos_embedding": "1NW",
+        "img/MAPHead_0/probe": "11W",
+        "t": "1",
+        "b": "1",
+    },
+}
+
+
+def save_checkpoint(
+    path: str | Path, params: Mapping[str, Tensor], cfg: Config, format: Format = "huggingface", shard: int = 5 * 10**9
+) -> Path:
+    """Write a model.
+
+    Parameters
+    ----------
+    path : a directory to make ("huggingface", "open_clip"), or the .npz to write ("big_vision")
+    params, cfg : as `siglip_ref.checkpoint.load` gives them
+    format : whose layout
+    shard : bytes of a safetensors file of a Hugging Face directory; a larger model becomes several, with an index
+
+    Returns
+    -------
+    the file that `siglip_ref.load` takes
+    """
+    place = Path(path)
+    if format == "big_vision":
+        place = place.with_suffix(".npz")
+        np.savez(place, allow_pickle=False, **to_their_tensors(params, big_vision.table(cfg, {}), cfg, format))
+        return place
+    place.mkdir(parents=True, exist_ok=True)
+    if format == "open_clip":
+        _write(place / "open_clip_model.safetensors", to_their_tensors(params, open_clip.table(cfg), cfg, format))
+        return place
+    settings = huggingface.write_config(cfg)
+    tensors = to_their_tensors(params, huggingface.table(cfg), cfg, format)
+    if not cfg.text_head:
+        dtype = params["bias"].dtype
+        tensors |= zip(huggingface.HEAD, (np.eye(cfg.embed, dtype=dtype), np.zeros(cfg.embed, dtype)), strict=True)
+    (place / "config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    _write_shards(place, tensors, shard)
+    return place
+
+
+def to_their_tensors(params: Mapping[str, Tensor], table: Table, cfg: Config, format: Format) -> dict[str, Tensor]:
+    """Every tensor of theirs, fused and turned as they want it."""
+    by_theirs: dict[str, list[Any]] = {}
+    for entry in table:
+        by_theirs.setdefault(entry.theirs, []).append(entry)
+    out = {}
+    for name, entries in by_theirs.items():
+        parts = [to_theirs(params[e.ours], e, cfg.patch) for e in sorted(entries, key=lambda e: e.part)]
+        whole = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        whole = whole.reshape(entries[0].shape) if entries[0].shape else whole
+        out[name] = _with_ones(whole, ODD[format].get(name.removeprefix("params/")))
+    return out
+
+
+def _with_ones(array: Tensor, wanted: str | None) -> Tensor:
+    """Axes of length 1 in front: "11W" of a vector, "1NW" of a matrix, "1" of a number."""
+    missing = 0 if wanted is None else len(wanted) - array.ndim
+    return array.reshape((1,) * missing + array.shape)
+
+
+def _write_shards(place: Path, tensors: dict[str, Tensor], shard: int) -> None:
+    groups: list[dict[str, Tensor]] = [{}]
+    for name, array in tensors.items():
+        if groups[-1] and sum(a.nbytes for a in groups[-1].values()) + array.nbytes > shard:
+            groups.append({})
+        groups[-1][name] = array
+    if len(groups) == 1:
+        _write(place / "model.safetensors", tensors)
+        return
+    files = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    for file, group in zip(files, groups, strict=True):
+        _write(place / file, group)
+    places = {name: file for file, group in zip(files, groups, strict=True) for name in group}
+    index = {"metadata": {"total_size": sum(a.nbytes for a in tensors.values())}, "weight_map": places}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(tensors, file, metadata={"format": "pt"})
