@@ -91,7 +91,7 @@ def require_match(
         )
     wanted: dict[str, tuple[int, ...]] = {}
     for entry in table:
-        wanted[entry.theirs] = entry.shape or _their_shape(ours[entry.ours], entry, cfg.patch)
+        wanted[entry.theirs] = entry.shape or their_shape(ours[entry.ours], entry, cfg.patch)
     missing, left = sorted(wanted.keys() - theirs.keys()), sorted(theirs.keys() - wanted.keys() - set(ignored))
     if missing or left:
         raise _mismatch(f"the parameters of {cfg.name}", f"missing: {_few(missing)}; left over: {_few(left)}")
@@ -105,7 +105,8 @@ def require_match(
         raise _mismatch(f"the shapes of {cfg.name}", _few(wrong))
 
 
-def _their_shape(shape: tuple[int, ...], entry: Entry, patch: int) -> tuple[int, ...]:
+def their_shape(shape: tuple[int, ...], entry: Entry, patch: int) -> tuple[int, ...]:
+    """Shape of their tensor, where it follows from ours."""
     if entry.layout == "patch":
         return shape[1], 3, patch, patch
     turned = shape[::-1] if entry.layout == "turned" else shape
