@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from siglip_ref.checkpoint.names import Shape, Tensor
 from siglip_ref.errors import UsageError
 
+# What zipfile and NumPy raise on broken archives.
+BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, OSError)
 # No reader allocates more than this, whatever a file claims: twice the largest released model in float32.
 CAP = 16 * 2**30
 HEADER_CAP = 100 * 10**6  # of a safetensors header; the library's own
@@ -144,8 +147,8 @@ def _npz(path: Path) -> Store:
         archive = zipfile.ZipFile(path)
         members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         headers = {name: _npy_header(path, archive, entry) for name, entry in members.items()}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError) as error:
-        raise unreadable(path, "an .npz", str(error), "a download that broke off", "download it again") from error
+    except BROKEN as error:
+        raise _broken_npz(path, error) from error
     claimed = sum(math.prod(shape) * kind.itemsize for shape, kind, _ in headers.values())
     if claimed > CAP:
         raise unreadable(path, f"at most {CAP:,} bytes", f"{claimed:,}", "not a SigLIP model", "check the path")
@@ -153,13 +156,20 @@ def _npz(path: Path) -> Store:
     def read(name: str) -> Tensor:
         shape, kind, turned = headers[name]
         out = np.empty(math.prod(shape), kind)
-        with archive.open(members[name]) as file:
-            _npy_start(file)
-            if file.readinto(out.view(np.uint8).data) != out.nbytes:  # type: ignore[attr-defined]  # any reader has it
-                raise unreadable(path, f"{out.nbytes:,} bytes of {name}", "fewer", "a broken file", "download it again")
+        try:
+            with archive.open(members[name]) as file:
+                _npy_start(file)
+                if file.readinto(out.view(np.uint8).data) != out.nbytes:  # type: ignore[attr-defined]
+                    raise EOFError(f"{name} ends early")
+        except BROKEN as error:
+            raise _broken_npz(path, error) from error
         return _floats(out).reshape(shape, order="F" if turned else "C")
 
     return Store({name: shape for name, (shape, _, _) in headers.items()}, read)
+
+
+def _broken_npz(path: Path, error: Exception) -> UsageError:
+    return unreadable(path, "an .npz", str(error), "a download that broke off", "download it again")
 
 
 def _npy_start(file: Any) -> tuple[Shape, bool, np.dtype[Any]]:
