@@ -7,7 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from siglip_ref.check.adapters import Adapter as Adapter
+    from siglip_ref.check.distributed import check_distributed_loss as check_distributed_loss
     from siglip_ref.check.loss import check_loss as check_loss
+    from siglip_ref.check.model import check_model as check_model
     from siglip_ref.conventions import preset as preset
     from siglip_ref.errors import UsageError as UsageError
     from siglip_ref.loss import LossAndGrads as LossAndGrads
@@ -19,21 +22,28 @@ if TYPE_CHECKING:
     from siglip_ref.towers.model import Output as Output
     from siglip_ref.towers.model import forward as forward
     from siglip_ref.towers.model import loss_and_grads as loss_and_grads
+    from siglip_ref.zeroshot import Model as Model
+    from siglip_ref.zeroshot import load as load
 
 __version__ = "0.1.0"
 
 # public name: the module it lives in
 _HOMES = {
+    "Adapter": "siglip_ref.check.adapters",
     "Config": "siglip_ref.sizes",
     "LossAndGrads": "siglip_ref.loss",
+    "Model": "siglip_ref.zeroshot",
     "Output": "siglip_ref.towers.model",
     "UsageError": "siglip_ref.errors",
+    "check_distributed_loss": "siglip_ref.check.distributed",
     "check_loss": "siglip_ref.check.loss",
+    "check_model": "siglip_ref.check.model",
     "config": "siglip_ref.sizes",
     "preset": "siglip_ref.conventions",
     "expected_loss": "siglip_ref.loss",
     "forward": "siglip_ref.towers.model",
     "init": "siglip_ref.params",
+    "load": "siglip_ref.zeroshot",
     "loss_and_grads": "siglip_ref.towers.model",
     "sigmoid_loss": "siglip_ref.loss",
 }

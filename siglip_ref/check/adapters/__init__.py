@@ -1,0 +1,55 @@
+"""Other people's models behind one interface: our names and layouts in, loss, activations and gradients out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from siglip_ref.ops.elementary import Array
+from siglip_ref.sizes import Config
+
+Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one forward and backward pass gave, all in our names and layouts, as float32 or float64 arrays.
+
+    names : what the model calls our parameters and activations, for the report
+    not_checked : activations that could not be read, each with the reason
+    """
+
+    loss: Array
+    activations: dict[str, Array]
+    grads: dict[str, Array]
+    names: Mapping[str, str] = field(default_factory=dict)
+    not_checked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Something the model's own settings give away: id of the mistake's catalogue entry, place, evidence, repair."""
+
+    id: str
+    place: str
+    evidence: str
+    repair: str
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """A model that `siglip_ref.check_model` can judge. Write one for a model of your own: docs, examples/."""
+
+    @property
+    def name(self) -> str:
+        """Title of the report."""
+
+    @property
+    def config(self) -> Config:
+        """Sizes, and the conventions that the model claims to follow."""
+
+    def parameters(self, dtype: Dtype) -> dict[str, Array]:
+        """The model's own weights in our names and layouts, rounded to dtype (held in float32 or float64 arrays)."""
+
+    def run(self, params: Mapping[str, Array], images: Array, tokens: Array, dtype: Dtype) -> Run:
+        """Loss, activations and gradients at the given weights, computed in dtype; the model is left as it was."""

@@ -1,0 +1,97 @@
+"""From a model or a short name to an Adapter; no framework is imported before it is needed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from inspect import isclass, isroutine
+from typing import Any
+
+from siglip_ref.check.adapters import Adapter
+from siglip_ref.check.target import load_callable
+from siglip_ref.errors import UsageError
+from siglip_ref.sizes import SIZES, config
+
+# class, package it comes from: the adapter's module and function
+KNOWN = {
+    ("SiglipModel", "transformers"): ("siglip_ref.check.adapters.huggingface", "from_huggingface"),
+    ("CustomTextCLIP", "open_clip"): ("siglip_ref.check.adapters.open_clip", "from_open_clip"),
+}
+
+
+def adapter_for(model: object) -> Adapter:
+    """The Adapter of a model of a known kind; an Adapter is returned as it is."""
+    for kind in type(model).__mro__:
+        home = (kind.__name__, kind.__module__.split(".")[0])
+        if home in KNOWN:
+            module, function = KNOWN[home]
+            made: Adapter = getattr(import_module(module), function)(model)
+            return made
+    if isinstance(model, Adapter):
+        return model
+    inner = next((name for name in ("module", "_orig_mod", "base_model") if hasattr(model, name)), None)
+    raise UsageError(
+        expected="a transformers SiglipModel, an open_clip SigLIP model, or a siglip_ref Adapter",
+        got=f"{type(model).__module__}.{type(model).__qualname__}",
+        cause="a wrapper around the model" if inner else "a model of an unknown kind",
+        repair=f"give model.{inner}" if inner else "write an Adapter: examples/ has one for torch and one for JAX",
+    )
+
+
+def load_target(target: str) -> object:
+    """The model that a command line names.
+
+    Parameters
+    ----------
+    target : a short name, for a model with random weights: "hf:tiny", "hf:B/16-256" or any other size of
+        `siglip_ref.sizes`, "open_clip:ViT-B-16-SigLIP"; or "module:name", "file.py:name", where name is a model, an
+        Adapter, or a function without arguments that returns one
+    """
+    family, _, name = target.partition(":")
+    makers: dict[str, Callable[[str], object]] = {"hf": _huggingface, "open_clip": _open_clip}
+    if family in makers and name:
+        return makers[family](name)
+    found: Any = load_callable(target)
+    return found() if isroutine(found) or isclass(found) else found
+
+
+def _huggingface(name: str) -> object:
+    cfg = config(name)
+    if cfg.naflex or not cfg.text_head:
+        usable = ", ".join(size for size, c in SIZES.items() if not c.naflex and c.text_head)
+        raise UsageError(
+            expected=f"a size that SiglipModel has: {usable}",
+            got=repr(name),
+            cause="NaFlex models are Siglip2Model; a model without text head stands in SiglipModel with an identity",
+            repair="choose one of the sizes above",
+        )
+    transformers = _needed("transformers", "torch transformers", "transformers.models.siglip.modeling_siglip")
+    if cfg.image_size[0] != cfg.image_size[1]:
+        cfg = replace(cfg, image_size=(5 * cfg.patch, 5 * cfg.patch))  # SiglipModel has square images only
+    from siglip_ref.check.adapters.huggingface import make_config
+
+    return transformers.SiglipModel._from_config(make_config(cfg))
+
+
+def _open_clip(name: str) -> object:
+    open_clip = _needed("open_clip", "open_clip_torch", "open_clip")
+    if name not in open_clip.list_models() or "SigLIP" not in name:
+        known = ", ".join(model for model in open_clip.list_models() if "SigLIP" in model)
+        raise UsageError(
+            expected=f"one of {known}",
+            got=repr(name),
+            cause="open_clip has no SigLIP model of this name",
+            repair="open_clip:ViT-B-16-SigLIP",
+        )
+    return open_clip.create_model(name)
+
+
+def _needed(package: str, install: str, module: str) -> Any:
+    try:
+        return import_module(module)
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(
+            expected=f"{package}, installed and working",
+            got=f"{type(error).__name__}: {error}",
+            cause=f"{package} is not installed here, or something it needs is missing or does not fit",
+            repair=f"pip install {install}",
+        ) from error

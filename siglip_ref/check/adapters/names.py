@@ -1,0 +1,126 @@
+"""What other libraries call our parameters, and how they lay them out: tables as data, one walker for all of them.
+
+A table lists `Entry(ours, theirs, layout, part)`. Several entries may fill one of their tensors: fused projections
+hold q, k and v as equal parts of the first axis.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from siglip_ref.errors import UsageError
+from siglip_ref.params import shapes
+from siglip_ref.sizes import Config
+
+# same: equal numbers in equal order, up to axes of length 1 or split axes; turned: (in, out) is stored as (out, in);
+# patch: (row, column, channel; out) is stored as a convolution's (out, channel, row, column)
+Layout = Literal["same", "turned", "patch"]
+Tensor = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of our parameters in another library: their name, the layout, and (which, of how many) parts of axis 0.
+
+    shape: that of their whole tensor, where it does not follow from ours.
+    """
+
+    ours: str
+    theirs: str
+    layout: Layout = "same"
+    part: tuple[int, int] = (0, 1)
+    shape: tuple[int, ...] | None = None
+
+
+Table = tuple[Entry, ...]
+
+
+def dense(ours: str, theirs: str, part: tuple[int, int] = (0, 1)) -> Iterator[Entry]:
+    """A torch Linear, or one part of a fused one."""
+    yield Entry(f"{ours}/kernel", f"{theirs}.weight", "turned", part)
+    yield Entry(f"{ours}/bias", f"{theirs}.bias", "same", part)
+
+
+def norm(ours: str, theirs: str) -> Iterator[Entry]:
+    """A torch LayerNorm."""
+    yield Entry(f"{ours}/gamma", f"{theirs}.weight")
+    yield Entry(f"{ours}/beta", f"{theirs}.bias")
+
+
+def fused(ours: str, theirs: str, parts: str = "qkv", joint: str = ".") -> Iterator[Entry]:
+    """Projections stacked on the first axis; `joint` is "." for a Linear, "_" for torch's own in_proj."""
+    for place, part in enumerate(parts):
+        yield Entry(f"{ours}/{part}/kernel", f"{theirs}{joint}weight", "turned", (place, len(parts)))
+        yield Entry(f"{ours}/{part}/bias", f"{theirs}{joint}bias", "same", (place, len(parts)))
+
+
+def to_theirs(array: Tensor, entry: Entry, patch: int) -> Tensor:
+    """One of our parameters, or its gradient, in their axis order (not yet in their shape where layout is "same")."""
+    if entry.layout == "turned":
+        return array.T
+    if entry.layout == "patch":
+        return array.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+    return array
+
+
+def to_ours(array: Tensor, entry: Entry, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `to_theirs`; `shape` is ours."""
+    which, parts = entry.part
+    if parts > 1:
+        array = array.reshape(parts, -1, *array.shape[1:])[which]
+    if entry.layout == "turned":
+        return array.T.reshape(shape)
+    if entry.layout == "patch":
+        return array.transpose(2, 3, 1, 0).reshape(shape)
+    return array.reshape(shape)
+
+
+def require_match(
+    table: Table, theirs: Mapping[str, tuple[int, ...]], cfg: Config, ignored: Iterable[str] = ()
+) -> None:
+    """Every parameter of ours named once, every tensor of theirs used, every shape as expected; else a UsageError."""
+    ours = shapes(cfg)
+    named = [entry.ours for entry in table]
+    if sorted(named) != sorted(ours):
+        both = sorted(set(named) ^ set(ours)) or sorted({name for name in named if named.count(name) > 1})
+        raise _mismatch(f"a table that names {len(ours)} parameters once each", f"missing or twice: {_few(both)}")
+    wanted: dict[str, tuple[int, ...]] = {}
+    for entry in table:
+        wanted[entry.theirs] = entry.shape or _their_shape(ours[entry.ours], entry, cfg.patch)
+    missing, left = sorted(wanted.keys() - theirs.keys()), sorted(theirs.keys() - wanted.keys() - set(ignored))
+    if missing or left:
+        raise _mismatch(f"the parameters of {cfg.name}", f"missing: {_few(missing)}; left over: {_few(left)}")
+    loose = {entry.theirs for entry in table if entry.layout == "same" and entry.part[1] == 1 and not entry.shape}
+    wrong = [
+        f"{name} {theirs[name]}, not {shape}"
+        for name, shape in wanted.items()
+        if (_squeezed(theirs[name]) != _squeezed(shape) if name in loose else theirs[name] != shape)
+    ]
+    if wrong:
+        raise _mismatch(f"the shapes of {cfg.name}", _few(wrong))
+
+
+def _their_shape(shape: tuple[int, ...], entry: Entry, patch: int) -> tuple[int, ...]:
+    if entry.layout == "patch":
+        return shape[1], 3, patch, patch
+    turned = shape[::-1] if entry.layout == "turned" else shape
+    return (turned[0] * entry.part[1], *turned[1:]) if turned else turned
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(side for side in shape if side != 1)
+
+
+def _few(names: list[str]) -> str:
+    return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")) or "none"
+
+
+def _mismatch(expected: str, got: str) -> UsageError:
+    return UsageError(
+        expected,
+        got,
+        cause="the model is wrapped, cut, extended (LoRA, another head, frozen into buffers), or not the size it says",
+        repair="give the plain model, or write an Adapter for it: docs, page 'Check a model of your own'",
+    )

@@ -1,0 +1,156 @@
+"""check_model: another project's model on probe weights, every value and every gradient beside the reference's."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import metadata
+from typing import cast
+
+import numpy as np
+
+from siglip_ref.check.adapters import Adapter, Dtype, Run
+from siglip_ref.check.adapters.find import adapter_for
+from siglip_ref.check.adapters.find import load_target as load_target
+from siglip_ref.check.compare import Row
+from siglip_ref.check.model_diagnosis import blind, declare, explain, hints, not_finite, other_conventions, unusual
+from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
+from siglip_ref.check.model_probe import Probe, model_probe
+from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
+from siglip_ref.check.report import Case, Report, verdict_of
+from siglip_ref.conventions import Conventions
+from siglip_ref.errors import UsageError
+
+
+def check_model(
+    model: object,
+    dtype: str = "float32",
+    weights: str = "probe",
+    *,
+    conventions: Conventions | None = None,
+    batch: int = 4,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Is this model SigLIP, in every activation, in its loss, and in the gradient of every parameter?
+
+    Parameters
+    ----------
+    model : a transformers SiglipModel, an open_clip SigLIP model, or an `Adapter`; it is left exactly as it was
+    dtype : "float64", "float32", "bfloat16" or "float16": what the model computes in, whatever its weights are kept in
+    weights : "probe" (deterministic weights on which mistakes show) or "own" (the model's, rounded once to dtype)
+    conventions : what it shall follow; None: what its own configuration says, if some released SigLIP says so too
+    batch : pairs, at least 2
+    progress : called with a line before each long step
+
+    Returns
+    -------
+    Report; its rows are the activations in forward order, the loss, then the gradients in network order
+
+    Raises
+    ------
+    UsageError : a model of an unknown kind, parameters that do not fit its configuration
+
+    Examples
+    --------
+    >>> report = sr.check_model(SiglipModel(config), dtype="float64")  # doctest: +SKIP
+    >>> report.verdict  # doctest: +SKIP
+    'PASS'
+    """
+    kind = _require_options(dtype, weights, batch)
+    say = progress or (lambda line: None)
+    adapter = adapter_for(model)
+    cfg = adapter.config
+    chosen = conventions or cfg.conventions
+    probe = model_probe(cfg, batch, kind, adapter.parameters(kind) if weights == "own" else None)
+    say(f"the model in {kind}")
+    run = adapter.run(probe.params, probe.images, probe.tokens, kind)
+    say("the reference in float64")
+    exact = reference(probe, cfg, chosen, np.float64)
+    say("the reference in float32, for its rounding")
+    judge = make_judge(exact, probe, cfg, chosen, kind, _coarsest(adapter, kind))
+    rows = judged_rows(run, judge)
+    say("other conventions")
+    others = list(other_conventions(run, judge, probe, cfg, chosen))
+    verdict, findings = verdict_of(rows), hints(adapter) + not_finite(probe.params, run)
+    if verdict == "FAIL":
+        verdict, found = explain(run, judge, rows, others, probe, cfg, chosen)
+        findings += found
+    elif conventions is None and (strange := unusual(chosen)):
+        verdict = "OTHER CONVENTION"
+        findings.append(declare(chosen, strange, "the model's configuration says so, and it computes what it says"))
+    return Report(
+        title=f"{adapter.name}; {kind}; {weights} weights; {batch} pairs",
+        verdict=verdict,
+        rows=rows,
+        findings=findings,
+        conventions=_stated(chosen, adapter, kind),
+        not_checked=run.not_checked + _rims(rows),
+        blind=blind(others, chosen),
+        notes=_notes(run, rows),
+        details=rows,
+        case=_case(run, judge, rows, probe, adapter.name, kind, weights, batch),
+    )
+
+
+def _coarsest(adapter: Adapter, dtype: Dtype) -> Dtype:
+    forced: Dtype = getattr(adapter, "coarsest", "float64")
+    return max(dtype, forced, key=UNIT_ROUNDOFF.__getitem__)
+
+
+def _stated(chosen: Conventions, adapter: Adapter, dtype: Dtype) -> dict[str, str]:
+    stated = {f.name: str(getattr(chosen, f.name)) for f in fields(chosen)}
+    if _coarsest(adapter, dtype) != dtype:
+        forced = _coarsest(adapter, dtype)
+        stated["attention softmax"] = f"{forced}, in a model of {dtype}: behind it, errors of {forced} are allowed"
+    return stated
+
+
+def _notes(run: Run, rows: list[Row]) -> list[str]:
+    notes = list(run.notes)
+    if any(row.verdict == "zero by structure" for row in rows):
+        notes.append(
+            "gradients of key biases are zero by structure (softmax does not see a shift common to all keys): what any "
+            "program prints there is rounding, judged against the sum of the absolute values of its terms"
+        )
+    return notes
+
+
+def _rims(rows: list[Row]) -> list[str]:
+    return [f"{row.name}: {row.note}" for row in rows if row.verdict == "out of range"]
+
+
+def _case(
+    run: Run, judge: Judge, rows: list[Row], probe: Probe, name: str, dtype: Dtype, weights: str, batch: int
+) -> Case | None:
+    """The inputs, and the tensor that is furthest off beside what it should be."""
+    judged = [row for row in rows if row.verdict in ("pass", "FAIL")]
+    if not judged:
+        return None
+    row = max(judged, key=lambda row: row.excess)
+    got = run.grads if row.kind == "gradient" else run.activations | {"loss": run.loss}
+    expected = judge.exact.grads if row.kind == "gradient" else judge.exact.activations | {"loss": judge.exact.loss}
+    arrays = {"input/images": probe.images, "input/tokens": probe.tokens}
+    arrays |= {f"got/{row.name}": got[row.name], f"expected/{row.name}": expected[row.name]}
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("siglip-ref", "numpy", "torch", "jax", "transformers", "open_clip_torch", "timm"):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    program = (
+        f"# {name}: {row.name} deviates most. Seen with {', '.join(versions)}.\n"
+        "# case.npz holds the inputs; the probe weights are the same on every machine.\n"
+        "import siglip_ref as sr\n\nmodel = ...  # the model that was checked\n"
+        f"sr.check_model(model, dtype={dtype!r}, weights={weights!r}, batch={batch}).raise_if_failed()\n"
+    )
+    return Case(arrays, program)
+
+
+def _require_options(dtype: str, weights: str, batch: int) -> Dtype:
+    if dtype not in UNIT_ROUNDOFF or weights not in ("probe", "own") or batch < 2:
+        raise UsageError(
+            expected=f'dtype one of {", ".join(UNIT_ROUNDOFF)}; weights "probe" or "own"; batch at least 2',
+            got=f"dtype {dtype!r}, weights {weights!r}, batch {batch}",
+            cause="a typing mistake, or a torch dtype where its name is wanted",
+            repair='sr.check_model(model, dtype="float32", weights="probe")',
+        )
+    return cast(Dtype, dtype)

@@ -1,0 +1,226 @@
+"""check_model without any framework: what passes, what never may, and what the report says."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from reference_adapter import ReferenceAdapter
+
+import siglip_ref as sr
+from siglip_ref.check.model_probe import model_probe
+from siglip_ref.check.model_reference import LARGEST, model_tolerance, reference
+
+
+def spoiled(kind, name, change):
+    """An adapter whose one activation or gradient goes through `change`; kind "loss" has no name."""
+
+    def spoil(run):
+        if kind == "loss":
+            return replace(run, loss=change(run.loss))
+        tensors = dict(getattr(run, kind))
+        tensors[name] = change(tensors[name])
+        return replace(run, **{kind: tensors})
+
+    return ReferenceAdapter(spoil=spoil)
+
+
+def one(value):
+    def change(x):
+        x = np.array(x)
+        x.flat[-1] = value
+        return x
+
+    return change
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_reference_passes(dtype):
+    report = sr.check_model(ReferenceAdapter(), dtype)
+    assert report.verdict == "PASS"
+    assert not report.findings
+    cfg = sr.config("tiny")
+    inputs = np.zeros((1, *cfg.image_size, 3)), np.zeros((1, cfg.text_length), int)
+    values = sr.forward(sr.init(cfg), *inputs, cfg, activations=True).activations
+    assert [row.name for row in report.rows] == [*values, "loss", *sr.init(cfg)]
+
+
+def test_own_weights():
+    report = sr.check_model(ReferenceAdapter(), "float32", "own")
+    assert report.verdict == "PASS"
+    assert "own weights" in report.title
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("activations", "image/block01/+mlp"),
+        ("activations", "logits"),
+        ("grads", "text/token"),
+        ("grads", "image/pool/attn/k/bias"),
+        ("grads", "bias"),
+        ("loss", ""),
+    ],
+)
+def test_what_is_not_finite_never_passes(kind, name, value):
+    report = sr.check_model(spoiled(kind, name, one(value)), "float32")
+    assert report.verdict == "FAIL"
+    assert report.first_divergent.name == (name or "loss")
+
+
+def test_all_nan_never_passes():
+    def spoil(run):
+        nothing = {name: np.full_like(x, np.nan) for name, x in run.grads.items()}
+        return replace(run, grads=nothing, activations={}, loss=np.float32(np.nan))
+
+    report = sr.check_model(ReferenceAdapter(spoil=spoil), "float32")
+    assert report.verdict == "FAIL"
+    assert not any(row.right for row in report.rows)
+
+
+def test_own_weights_with_a_nan_never_pass():
+    own = sr.init(sr.config("tiny"), dtype=np.float32)
+    own["text/block01/mlp/in/kernel"][3, 4] = np.nan
+    report = sr.check_model(ReferenceAdapter(own=own), "float32", "own")
+    assert report.verdict == "FAIL"
+    assert "text/block01/mlp/in/kernel holds NaN" in report.findings[0].evidence
+
+
+@pytest.mark.parametrize("name", ["image/patch/kernel", "text/block00/norm2/beta", "log_scale"])
+@pytest.mark.parametrize("change", [np.zeros_like, lambda x: x / 4, lambda x: -x, lambda x: x * np.float32(1.001)])
+def test_a_wrong_gradient_is_named(name, change):
+    report = sr.check_model(spoiled("grads", name, change), "float32")
+    wrong = [row.name for row in report.rows if row.verdict == "FAIL"]
+    assert wrong == [name]
+    assert report.first_divergent.name == name
+    assert "every value is right" in report.findings[0].evidence
+
+
+def test_a_key_bias_gradient_that_is_not_zero_fails():
+    report = sr.check_model(spoiled("grads", "image/block00/attn/k/bias", lambda x: x + np.float32(1e-4)), "float32")
+    assert [row.name for row in report.rows if row.verdict == "FAIL"] == ["image/block00/attn/k/bias"]
+
+
+def test_key_biases_are_judged_by_their_terms_and_the_report_says_so():
+    report = sr.check_model(ReferenceAdapter(), "float32")
+    zero = [row.name for row in report.rows if row.verdict == "zero by structure"]
+    assert len(zero) == 5
+    assert all(name.endswith("/attn/k/bias") for name in zero)
+    assert any("zero by structure" in note for note in report.notes)
+
+
+def test_the_terms_of_a_key_bias_bound_its_neighbours():
+    """The sum of absolute terms is at least what the same terms add up to where they do not cancel."""
+    cfg = sr.config("tiny")
+    exact = reference(model_probe(cfg, 4, "float32"), cfg, cfg.conventions, np.float64)
+    for name, total in exact.key_terms.items():
+        kernel = exact.grads[name.replace("bias", "kernel")]
+        assert np.abs(exact.grads[name]).max() < 1e-14 * total
+        assert np.abs(kernel).max() < 10 * total  # a layer norm's output is hardly ever beyond 10
+        assert np.abs(kernel).max() > 1e-3 * total
+
+
+def test_the_first_activation_that_deviates_is_named():
+    report = sr.check_model(spoiled("activations", "text/norm", lambda x: x * np.float32(1.01)), "float32")
+    assert report.first_divergent.name == "text/norm"
+    assert "text/block01/+mlp is still right" in report.findings[0].evidence
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_gelu": "erf"},
+        {"text_gelu": "erf"},
+        {"image_norm_eps": 1e-5},
+        {"text_norm_eps": 1e-12},
+        {"text_pooling": "first"},
+        {"text_mask": "causal"},
+        {"image_gelu": "erf", "text_gelu": "erf"},
+        {"embed_norm": "none", "embed_norm_eps": 0.0},
+    ],
+)
+def test_another_convention_is_named_with_its_argument(changes):
+    other = sr.preset("big_vision", **changes)
+    adapter = ReferenceAdapter(config=replace(sr.config("tiny"), conventions=other))
+    report = sr.check_model(adapter, "float64", conventions=sr.preset("big_vision"))
+    assert report.verdict == "OTHER CONVENTION"
+    for field, value in changes.items():
+        if field != "embed_norm_eps":
+            assert f"{field}={value!r}" in report.findings[-1].repair
+    assert sr.check_model(adapter, "float64", conventions=other).passed
+
+
+def test_unusual_conventions_do_not_pass_unless_declared():
+    other = sr.preset("big_vision", text_norm_eps=1e-5)
+    adapter = ReferenceAdapter(config=replace(sr.config("tiny"), conventions=other))
+    report = sr.check_model(adapter, "float32")
+    assert report.verdict == "OTHER CONVENTION"
+    assert "text_norm_eps=1e-05" in report.findings[-1].repair
+    assert sr.check_model(adapter, "float32", conventions=other).passed
+
+
+def test_what_a_run_cannot_see_is_listed():
+    assert sr.check_model(ReferenceAdapter(), "float64").blind == []
+    assert sr.check_model(ReferenceAdapter(), "float32").blind == ["embed_norm 'none' instead of 'additive'"]
+
+
+def test_a_value_beyond_the_format_is_out_of_range_and_counted():
+    own = sr.init(sr.config("tiny"), dtype=np.float32)
+    own["text/head/bias"] += np.float32(1e5)
+    report = sr.check_model(ReferenceAdapter(own=own), "float16", "own")
+    head = next(row for row in report.rows if row.name == "text/head")
+    assert head.verdict == "out of range"
+    assert any(line.startswith("text/head") for line in report.not_checked)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_no_tolerance_lets_a_gradient_of_zeros_pass(dtype):
+    assert model_tolerance(1e30, dtype) <= LARGEST < 1
+    assert np.isnan(model_tolerance(float("nan"), dtype))
+
+
+def test_the_report_is_complete_as_json(tmp_path):
+    report = sr.check_model(ReferenceAdapter(), "float32")
+    content = json.loads(report.save(tmp_path / "r.json").read_text())
+    assert {row["name"] for row in content["rows"]} >= set(sr.init(sr.config("tiny")))
+
+
+def test_the_case_holds_inputs_and_the_worst_tensor(tmp_path):
+    report = sr.check_model(spoiled("grads", "log_scale", np.negative), "float32")
+    with np.load(report.save_case(tmp_path / "case") / "case.npz") as case:
+        assert {"input/images", "input/tokens", "got/log_scale", "expected/log_scale"} == set(case)
+        assert case["got/log_scale"] == pytest.approx(-case["expected/log_scale"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "float8"}, {"weights": "mine"}, {"batch": 1}, {"dtype": "torch.float32"}]
+)
+def test_wrong_options_are_explained(options):
+    with pytest.raises(sr.UsageError, match="batch at least 2"):
+        sr.check_model(ReferenceAdapter(), **options)
+
+
+def test_a_model_of_an_unknown_kind_is_explained():
+    with pytest.raises(sr.UsageError, match="write an Adapter"):
+        sr.check_model(object())
+
+
+def test_a_wrapper_is_recognised():
+    class Wrapper:
+        module = None
+
+    with pytest.raises(sr.UsageError, match=r"give model\.module"):
+        sr.check_model(Wrapper())
+
+
+def test_an_adapter_that_leaves_out_a_gradient_or_misspells_a_name_is_explained():
+    def without(run):
+        return replace(run, grads={name: x for name, x in run.grads.items() if name != "bias"})
+
+    def misspelt(run):
+        return replace(run, activations={"image/block0/+attn": run.activations["image/block00/+attn"]})
+
+    for spoil, name in ((without, "bias"), (misspelt, "image/block0/")):
+        with pytest.raises(sr.UsageError, match=name):
+            sr.check_model(ReferenceAdapter(spoil=spoil))
