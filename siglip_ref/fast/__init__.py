@@ -1,5 +1,79 @@
-"""Numba twins of the specification's operations: same names, same signatures, float32 and float64."""
+"""Numba twins of the specification's operations: same names, same signatures, float32 and float64.
 
-from siglip_ref.fast.loss import pair_block, sigmoid_loss
+`ops=siglip_ref.fast` chooses them in `sigmoid_loss`, `forward`, `loss_and_grads`; everything else stays as it is.
+A twin owns the cache of its pair: a forward from here goes with the backward from here. Arrays of another
+arithmetic (complex steps, balls, rounded numbers) and mixtures go to the specification, which is the authority.
 
-__all__ = ["pair_block", "sigmoid_loss"]
+Where Numba or a fitting BLAS is missing, these names are the specification itself, and one line on stderr says so.
+"""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+from siglip_ref import ops as _specification
+
+# The file here that holds the twin of each operation ...
+TWINS = {
+    "attention_backward": "attention",
+    "attention_forward": "attention",
+    "gelu_backward": "gelu",
+    "gelu_forward": "gelu",
+    "layer_norm_backward": "layer_norm",
+    "layer_norm_forward": "layer_norm",
+    "linear_backward": "linear",
+    "linear_forward": "linear",
+    "map_head_backward": "block",
+    "map_head_forward": "block",
+    "mlp_backward": "mlp",
+    "mlp_forward": "mlp",
+    "normalize_backward": "normalize",
+    "normalize_forward": "normalize",
+    "pair_block": "loss",
+    "patch_embed_backward": "embedding",
+    "patch_embed_forward": "embedding",
+    "position_backward": "embedding",
+    "position_forward": "embedding",
+    "token_embed_backward": "embedding",
+}
+
+# ... and of each function of a higher level, which hands over to `ops` if it has one: the module of its specification.
+HIGHER_TWINS = {
+    "block_backward": ("block", "siglip_ref.towers.encoder"),
+    "block_forward": ("block", "siglip_ref.towers.encoder"),
+    "sigmoid_loss": ("loss", "siglip_ref.loss"),
+}
+
+# Operations without a twin, and why one would gain nothing.
+WITHOUT_TWIN = {
+    "erf": "a function of NumPy's kind; kernels have their own",
+    "number": "a function of NumPy's kind; kernels have their own",
+    "pi": "a constant",
+    "pool_backward": "takes one token a text: nothing to compute",
+    "pool_forward": "takes one token a text: nothing to compute",
+    "sigmoid": "a function of NumPy's kind; kernels have their own",
+    "softmax_backward": "inside attention's kernels",
+    "softmax_forward": "inside attention's kernels",
+    "softmax_loss": "the baseline that SigLIP is compared with",
+    "softplus": "a function of NumPy's kind; kernels have their own",
+    "token_embed_forward": "one NumPy look-up, which copies at memory speed",
+}
+
+
+def _load() -> dict[str, Any]:
+    """Every name with its function; without Numba, all from the specification."""
+    plain = {name: getattr(_specification, name) for name in _specification.__all__}
+    homes = TWINS | {name: home for name, (home, _) in HIGHER_TWINS.items()}
+    try:
+        from siglip_ref.fast.blas import require
+
+        require()
+        return plain | {name: getattr(import_module(f"{__name__}.{home}"), name) for name, home in homes.items()}
+    except ImportError as problem:
+        print(f"siglip-ref: no compiled kernels ({problem}); the NumPy specification computes instead", file=sys.stderr)
+        return plain
+
+
+globals().update(_loaded := _load())
+__all__ = sorted(_loaded)
+COMPILED = _loaded["pair_block"] is not _specification.pair_block

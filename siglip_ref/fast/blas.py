@@ -31,6 +31,15 @@ def gemm_address(dtype: np.dtype[Any]) -> int:
     return _address(cython_blas, *{"f": ("sgemm", "s"), "d": ("dgemm", "d")}[dtype.char])
 
 
+def require() -> None:
+    """ImportError where kernels cannot run: no Numba or SciPy, or a BLAS that cannot be held to one thread."""
+    from siglip_ref.fast.pool import threads
+
+    gemm_address(np.dtype(np.float32))
+    with threads():
+        pass
+
+
 def _address(module: ModuleType, name: str, letter: str) -> int:
     capsule = ctypes.py_object(module.__pyx_capi__[name])
     name_of = ctypes.pythonapi.PyCapsule_GetName

@@ -1,7 +1,8 @@
-"""exp, log1p and the logistic function as polynomials, which the compiler turns into vector instructions.
+"""exp, log1p, the logistic function and the normal distribution as polynomials, which become vector instructions.
 
-Every function here is correct within 2 ulp (tested on dense samples, nightly on every float32), keeps NaN, has the
-right limits at +-inf, and does not flush small results to zero. Coefficients: minimax by Remez's exchange, in 50 digits.
+exp and log1p are correct within 2 ulp (tested on dense samples, nightly on every float32); everything keeps NaN, has
+the right limits at +-inf, and does not flush small results to zero. Coefficients: Remez's exchange and Chebyshev
+series, in 50 digits.
 """
 
 from typing import Any
@@ -36,6 +37,11 @@ def number(value: Any, like: Any) -> Any:
 
 def exp_nonpositive(x: Any) -> Any:
     """exp(x) for x <= 0, inside kernels."""
+    raise NotImplementedError("only inside kernels")
+
+
+def normal_tail(x: Any) -> Any:
+    """The probability beyond x >= 0 under the standard normal distribution, inside kernels; |error| <= 2 eps of 1."""
     raise NotImplementedError("only inside kernels")
 
 
@@ -122,6 +128,51 @@ def _log1p64(x: Any) -> Any:
     return x - x * x * p
 
 
+def _tail32(x: Any) -> Any:
+    t = f32(4.0) / (f32(4.0) + x)  # from 1 at x = 0 to 0 at infinity, where the tail is exp(-x^2 / 2) times t
+    u = t + t - f32(1.0)
+    p = f32(3.9330141589744017e-05)
+    p = p * u + f32(3.233141978853382e-05)
+    p = p * u + f32(-0.0003909467195626348)
+    p = p * u + f32(-0.000869041949044913)
+    p = p * u + f32(0.0018780578393489122)
+    p = p * u + f32(0.01509882416576147)
+    p = p * u + f32(0.04663167893886566)
+    p = p * u + f32(0.09678439050912857)
+    p = p * u + f32(0.15197409689426422)
+    p = p * u + f32(0.18882128596305847)
+    return exp_nonpositive(f32(-0.5) * x * x) * t * p
+
+
+def _tail64(x: Any) -> Any:
+    t = 4.0 / (4.0 + x)
+    u = t + t - 1.0
+    p = -4.221644241696684e-10
+    p = p * u + 3.19308785823943e-10
+    p = p * u + 4.01684673933235e-09
+    p = p * u + -4.892402234993512e-09
+    p = p * u + -1.9695900856734096e-08
+    p = p * u + 4.055790802133918e-08
+    p = p * u + 6.61834320494967e-08
+    p = p * u + -2.5674601753579823e-07
+    p = p * u + -1.5623877693912945e-07
+    p = p * u + 1.480723444385482e-06
+    p = p * u + 1.7865053828168654e-07
+    p = p * u + -8.78640058976113e-06
+    p = p * u + -4.769190076797745e-07
+    p = p * u + 5.7773784446822336e-05
+    p = p * u + 3.3336052290036945e-05
+    p = p * u + -0.0004077046213683964
+    p = p * u + -0.0008699230891628756
+    p = p * u + 0.0018850472422229046
+    p = p * u + 0.01509914372259023
+    p = p * u + 0.04663046448989468
+    p = p * u + 0.09678435018555664
+    p = p * u + 0.15197416049297324
+    p = p * u + 0.18882128260393785
+    return exp_nonpositive(-0.5 * x * x) * t * p
+
+
 @overload(exp_nonpositive, jit_options=INLINED)
 def _exp_nonpositive(x: Any) -> Any:
     return _exp32 if x == types.float32 else _exp64
@@ -130,6 +181,11 @@ def _exp_nonpositive(x: Any) -> Any:
 @overload(log1p_unit, jit_options=INLINED)
 def _log1p_unit(x: Any) -> Any:
     return _log1p32 if x == types.float32 else _log1p64
+
+
+@overload(normal_tail, jit_options=INLINED)
+def _normal_tail(x: Any) -> Any:
+    return _tail32 if x == types.float32 else _tail64
 
 
 @overload(number, jit_options=INLINED)
@@ -141,6 +197,13 @@ def _number(value: Any, like: Any) -> Any:
         return np.float64(value)
 
     return single if like == types.float32 else double
+
+
+@register_jitable(**INLINED)
+def normal_cdf(x: Any) -> Any:
+    """The standard normal distribution function, inside kernels: (1 + erf(x / sqrt(2))) / 2, without cancellation."""
+    tail = normal_tail(-x if x < 0 else x)
+    return tail if x < 0 else number(1, x) - tail
 
 
 @register_jitable(**INLINED)

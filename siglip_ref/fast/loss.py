@@ -33,8 +33,7 @@ def sigmoid_loss(
 ) -> LossAndGrads:
     """Twin of `siglip_ref.loss.sigmoid_loss`, which hands over to it.
 
-    Needs one tile per thread (and one of 512 x 512 is 1 MB in float32) beyond inputs and gradients, at any B. Sums are kept
-    in float64.
+    Needs one tile per thread (1 MB in float32) beyond inputs and gradients, at any B. Sums are kept in float64.
     """
     if not same_precision(image_embed, text_embed):
         return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)

@@ -36,4 +36,23 @@ def threads() -> Iterator[int]:
 def _blas() -> list[LibController]:
     import scipy.linalg.cython_blas  # noqa: F401  # loaded, so that it is found
 
-    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    if not libraries:
+        raise ImportError("SciPy's BLAS cannot be held to one thread")
+    return libraries
+
+
+# In multiplications. Below LONE even BLAS stays on the calling thread by itself; below SHARED a task is over before
+# a second thread has started, or, on a busy machine, has been given a core at all.
+LONE, SHARED = 1 << 17, 1 << 21
+ELEMENT = 32  # multiplications that take as long as one element of an element-wise kernel
+
+
+@contextmanager
+def parts_for(work: int) -> Iterator[int]:
+    """Into how many parts, one a thread, to cut this many multiplications."""
+    if work < LONE:
+        yield 1
+    else:
+        with threads() as number:
+            yield number if work >= SHARED else 1

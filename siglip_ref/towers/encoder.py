@@ -71,10 +71,11 @@ def encoder_forward(
     cache : what `encoder_backward` needs
     activations : blockII/+attn, blockII/+mlp (the stream after each half), norm
     """
+    block = getattr(ops, "block_forward", block_forward)  # a twin may fuse more than single operations
     activations, block_caches = {}, []
     for layer in range(tower.depth):
         name = f"block{layer:02d}"
-        x, after_attention, cache = block_forward(x, subtree(weights, name), tower.heads, gelu, eps, mask, ops)
+        x, after_attention, cache = block(x, subtree(weights, name), tower.heads, gelu, eps, mask, ops)
         activations[f"{name}/+attn"], activations[f"{name}/+mlp"] = after_attention, x
         block_caches.append(cache)
     out, norm_cache = ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
@@ -85,11 +86,12 @@ def encoder_forward(
 def encoder_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
     block_caches, norm_cache = cache
+    block = getattr(ops, "block_backward", block_backward)
     d, d_activations = {}, {"norm": d_out}
     d_x, d["norm/gamma"], d["norm/beta"] = ops.layer_norm_backward(d_out, norm_cache)
     for layer in reversed(range(len(block_caches))):
         name = f"block{layer:02d}"
         d_activations[f"{name}/+mlp"] = d_x
-        d_x, d_activations[f"{name}/+attn"], d_block = block_backward(d_x, block_caches[layer], ops)
+        d_x, d_activations[f"{name}/+attn"], d_block = block(d_x, block_caches[layer], ops)
         d |= prefixed(name, d_block)
     return d_x, d, d_activations

@@ -1,0 +1,100 @@
+"""Attention, the MLP and the MAP head: projections, and what happens in each head."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from siglip_ref import ops as specification
+from siglip_ref.fast.blas import gemm_address
+from siglip_ref.fast.fit import same_precision
+from siglip_ref.fast.heads import d_mix, mix
+from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward
+from siglip_ref.fast.memory import empty
+from siglip_ref.fast.pool import parts_for
+from siglip_ref.ops.elementary import Array
+
+EVERYTHING = np.empty((0, 0, 0), bool)  # the mask that hides nothing
+
+
+class AttentionCache(NamedTuple):
+    """What the backward needs: no scores, they are computed again."""
+
+    query_cache: LinearCache
+    key_cache: LinearCache
+    value_cache: LinearCache
+    out_cache: LinearCache
+    query: Array
+    key: Array
+    value: Array
+    mask: Array
+    heads: int
+    stats: Array  # (B H, N, 2): each query's largest score, and 1 / sum of its weights
+
+
+def attention_forward(
+    x_query: Array,
+    x_key: Array,
+    weights: Mapping[str, Array],
+    heads: int,
+    mask: Array | None = None,
+    add: Array | None = None,
+) -> tuple[Array, Any]:
+    """Twin of `siglip_ref.ops.attention_forward`; `add`, if given, is added to the result."""
+    if not same_precision(x_query, x_key, *weights.values()):
+        return specification.attention_forward(x_query, x_key, weights, heads, mask)
+    query, query_cache = linear_forward(x_query, weights["q/kernel"], weights["q/bias"])
+    key, key_cache = linear_forward(x_key, weights["k/kernel"], weights["k/bias"])
+    value, value_cache = linear_forward(x_key, weights["v/kernel"], weights["v/bias"])
+    batch, tokens, width = query.shape
+    seen, keys = EVERYTHING, key.shape[1]
+    if mask is not None:
+        seen = np.ascontiguousarray(np.broadcast_to(mask, (batch, heads, tokens, keys))).reshape(-1, tokens, keys)
+    stats = empty((batch * heads, tokens, 2), query)
+    mixed = empty(query.shape, query)
+    with parts_for(batch * tokens * keys * width) as parts:
+        scratch = empty((parts, 1, tokens, keys), query)
+        mix(gemm_address(query.dtype), query, key, value, seen, heads, _root(query, heads), scratch, mixed, stats)
+    out, out_cache = linear_forward(mixed, weights["out/kernel"], weights["out/bias"], add)
+    return out, AttentionCache(query_cache, key_cache, value_cache, out_cache, query, key, value, seen, heads, stats)
+
+
+def attention_backward(d_out: Array, cache: Any) -> tuple[Array, Array, dict[str, Array]]:
+    """Twin of `siglip_ref.ops.attention_backward`."""
+    if not isinstance(cache, AttentionCache):
+        return specification.attention_backward(d_out, cache)
+    d_query, d_key, d_value, d = _inside(d_out, cache)
+    d_x_query, d["q/kernel"], d["q/bias"] = linear_backward(d_query, cache.query_cache)
+    d_x_key, d["k/kernel"], d["k/bias"] = linear_backward(d_key, cache.key_cache)
+    d_x_key, d["v/kernel"], d["v/bias"] = linear_backward(d_value, cache.value_cache, d_x_key)
+    return d_x_query, d_x_key, d
+
+
+def self_attention_backward(d_out: Array, cache: AttentionCache) -> tuple[Array, dict[str, Array]]:
+    """The same where queries and keys are one: the three gradients of the tokens arrive added up."""
+    d_query, d_key, d_value, d = _inside(d_out, cache)
+    d_x, d["q/kernel"], d["q/bias"] = linear_backward(d_query, cache.query_cache)
+    d_x, d["k/kernel"], d["k/bias"] = linear_backward(d_key, cache.key_cache, d_x)
+    d_x, d["v/kernel"], d["v/bias"] = linear_backward(d_value, cache.value_cache, d_x)
+    return d_x, d
+
+
+def _inside(d_out: Array, cache: AttentionCache) -> tuple[Array, Array, Array, dict[str, Array]]:
+    """Back through the last projection and the heads."""
+    query, key, value = cache.query, cache.key, cache.value
+    d: dict[str, Array] = {}
+    d_mixed, d["out/kernel"], d["out/bias"] = linear_backward(d_out, cache.out_cache)
+    d_query, d_key, d_value = (empty(x.shape, x) for x in (query, key, value))
+    batch, tokens, width = query.shape
+    keys = key.shape[1]
+    with parts_for(batch * tokens * keys * width) as parts:
+        scratch = empty((parts, 2, tokens, keys), query)
+        d_mix(
+            gemm_address(query.dtype), d_mixed, query, key, value, cache.mask, cache.heads,
+            _root(query, cache.heads), scratch, cache.stats, d_query, d_key, d_value,
+        )  # fmt: skip
+    return d_query, d_key, d_value, d
+
+
+def _root(query: Array, heads: int) -> Array:
+    return np.sqrt(query.dtype.type(query.shape[-1] // heads))

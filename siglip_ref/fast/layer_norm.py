@@ -1,0 +1,126 @@
+"""Layer norm in one pass over rows that stay in cache; the backward needs the input and two numbers a row."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from siglip_ref import ops as specification
+from siglip_ref.fast.compile import SUMS, kernel
+from siglip_ref.fast.elementary import number
+from siglip_ref.fast.fit import NOTHING, as_rows, same_precision
+from siglip_ref.fast.linear import part
+from siglip_ref.fast.memory import empty
+from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.ops.elementary import Array
+
+
+@kernel(fastmath=SUMS)
+def _mean(row: Any) -> Any:
+    total = number(0, row[0])
+    for value in row:
+        total += value
+    return total / number(len(row), row[0])
+
+
+@kernel(fastmath=SUMS)
+def _variance(row: Any, mean: Any) -> Any:
+    total = number(0, mean)
+    for value in row:
+        total += (value - mean) * (value - mean)
+    return total / number(len(row), mean)
+
+
+@kernel()
+def _norm_rows(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any) -> None:
+    for i in range(len(x)):
+        mean = _mean(x[i])
+        rstd = number(1, mean) / np.sqrt(_variance(x[i], mean) + number(eps, mean))
+        stats[i, 0], stats[i, 1] = mean, rstd
+        for j in range(x.shape[1]):
+            out[i, j] = (x[i, j] - mean) * rstd * gamma[j] + beta[j]
+
+
+@kernel(parallel=True)
+def norm(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any, parts: int) -> None:
+    """out = (x - mean) / deviation * gamma + beta, row by row; stats keeps mean and 1 / deviation."""
+    if parts == 1:
+        _norm_rows(x, gamma, beta, eps, out, stats)
+    else:
+        for thread in prange(parts):
+            begin, end = part(len(x), thread, parts)
+            _norm_rows(x[begin:end], gamma, beta, eps, out[begin:end], stats[begin:end])
+
+
+@kernel(fastmath=SUMS)
+def _along(d_row: Any, row: Any, gamma: Any, mean: Any, rstd: Any, d_gamma: Any, d_beta: Any) -> Any:
+    """Means of d_xhat and of d_xhat * xhat; the row's share of d_gamma and d_beta."""
+    one, xhat = number(0, mean), number(0, mean)
+    for j in range(len(row)):
+        normed = (row[j] - mean) * rstd
+        d_beta[j] += d_row[j]
+        d_gamma[j] += d_row[j] * normed
+        one += d_row[j] * gamma[j]
+        xhat += d_row[j] * gamma[j] * normed
+    return one / number(len(row), mean), xhat / number(len(row), mean)
+
+
+@kernel()
+def _d_norm_rows(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, d_x: Any, d_weights: Any) -> None:
+    d_weights[:] = number(0, gamma[0])
+    for i in range(len(x)):
+        mean, rstd = stats[i, 0], stats[i, 1]
+        one, xhat = _along(d_out[i], x[i], gamma, mean, rstd, d_weights[0], d_weights[1])
+        for j in range(x.shape[1]):
+            d_x[i, j] = (d_out[i, j] * gamma[j] - one - (x[i, j] - mean) * rstd * xhat) * rstd
+        if len(add) > 0:
+            for j in range(x.shape[1]):
+                d_x[i, j] += add[i, j]
+
+
+@kernel(parallel=True)
+def d_norm(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, d_x: Any, d_weights: Any) -> None:
+    """d_x = gradient of `norm` by x + add, unless that is empty; d_weights (parts, 2, C) takes d_gamma and d_beta."""
+    parts = len(d_weights)
+    if parts == 1:
+        _d_norm_rows(d_out, x, stats, gamma, add, d_x, d_weights[0])
+    else:
+        for thread in prange(parts):
+            begin, end = part(len(x), thread, parts)
+            plus = add[begin:end]  # of nothing, nothing
+            _d_norm_rows(
+                d_out[begin:end], x[begin:end], stats[begin:end], gamma, plus, d_x[begin:end], d_weights[thread]
+            )
+
+
+class NormCache(NamedTuple):
+    """What the backward needs; stats (R, 2) are mean and 1 / deviation of each row."""
+
+    rows: Array
+    stats: Array
+    gamma: Array
+
+
+def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Any]:
+    """Twin of `siglip_ref.ops.layer_norm_forward`."""
+    if not same_precision(x, gamma, beta):
+        return specification.layer_norm_forward(x, gamma, beta, eps)
+    rows, out = as_rows(x), empty(x.shape, x)
+    stats = np.empty((len(rows), 2), x.dtype)
+    with parts_for(ELEMENT * x.size) as parts:
+        norm(rows, gamma, beta, eps, as_rows(out), stats, parts)
+    return out, NormCache(rows, stats, gamma)
+
+
+def layer_norm_backward(d_out: Array, cache: Any, add: Array | None = None) -> tuple[Array, Array, Array]:
+    """Twin of `siglip_ref.ops.layer_norm_backward`; `add`, if given, is added to d_x."""
+    if not isinstance(cache, NormCache):
+        return specification.layer_norm_backward(d_out, cache)
+    rows, stats, gamma = cache
+    d_x = empty(d_out.shape, rows)
+    with parts_for(ELEMENT * d_out.size) as parts:
+        d_weights = np.empty((parts, 2, rows.shape[1]), rows.dtype)
+        plus = NOTHING[rows.dtype] if add is None else as_rows(add)
+        d_norm(as_rows(d_out), rows, stats, gamma, plus, as_rows(d_x), d_weights)
+    d_gamma, d_beta = d_weights.sum(0) if parts > 1 else d_weights[0]
+    return d_x, d_gamma, d_beta

@@ -1,0 +1,160 @@
+"""Linear layers at the matrix product's own speed: each thread multiplies its part, BLAS adds to what lies there."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from siglip_ref import ops as specification
+from siglip_ref.fast.blas import NO, YES, gemm, gemm_address
+from siglip_ref.fast.compile import SUMS, kernel
+from siglip_ref.fast.elementary import number
+from siglip_ref.fast.fit import NOTHING, as_rows, same_precision
+from siglip_ref.fast.memory import empty
+from siglip_ref.fast.pool import parts_for
+from siglip_ref.ops.elementary import Array
+
+ALIGN = 16  # parts begin at multiples of a vector's length
+
+
+@kernel()
+def part(size: int, index: int, parts: int) -> Any:
+    """Where part `index` of `parts` begins and ends."""
+    step = ((size + parts - 1) // parts + ALIGN - 1) // ALIGN * ALIGN
+    return min(size, step * index), min(size, step * (index + 1))
+
+
+@kernel()
+def affine_part(
+    routine: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, thread: int, parts: int
+) -> Any:  # fmt: skip
+    """One thread's part of out = x @ weights + bias (+ add, unless it is empty); returns its rows and columns."""
+    one, rows, columns = number(1, out[0, 0]), x.shape[0], weights.shape[1]
+    top, bottom, left, right = 0, rows, 0, columns
+    if rows >= columns:
+        top, bottom = part(rows, thread, parts)
+    else:
+        left, right = part(columns, thread, parts)
+    if top == bottom or left == right:
+        return top, top, left, left
+    for i in range(top, bottom):
+        if len(add) > 0:
+            for j in range(left, right):
+                out[i, j] = add[i, j] + bias[j]
+        else:
+            for j in range(left, right):
+                out[i, j] = bias[j]
+    gemm(routine, NO, NO, bottom - top, right - left, x.shape[1], one, x[top:].ctypes.data, x.shape[1],
+         weights[:, left:].ctypes.data, columns, one, out[top:, left:].ctypes.data, columns)  # fmt: skip
+    return top, bottom, left, right
+
+
+@kernel(parallel=True)
+def affine(routine: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, parts: int) -> None:
+    """out = x @ weights + bias + add: x (R, C), weights (C, F), add (R, F) or (0, 0)."""
+    if parts == 1:
+        affine_part(routine, x, weights, bias, add, out, 0, 1)
+    else:
+        for thread in prange(parts):
+            affine_part(routine, x, weights, bias, add, out, thread, parts)
+
+
+@kernel(fastmath=SUMS)
+def _add_rows(d_out: Any, left: int, right: int, d_bias: Any) -> None:
+    for i in range(len(d_out)):
+        for j in range(left, right):
+            d_bias[j] += d_out[i, j]
+
+
+@kernel()
+def _d_weights_part(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: Any, thread: int, parts: int) -> None:
+    one, zero, rows, width, columns = number(1, d_out[0, 0]), number(0, d_out[0, 0]), *x.shape, d_out.shape[1]
+    # d_bias = d_out.sum(0)
+    left, right = part(columns, thread, parts)
+    d_bias[left:right] = zero
+    _add_rows(d_out, left, right, d_bias)
+    # d_weights = x.T @ d_out
+    top, bottom = 0, width
+    if width >= columns:
+        top, bottom = part(width, thread, parts)
+        left, right = 0, columns
+    if top < bottom and left < right:
+        gemm(routine, YES, NO, bottom - top, right - left, rows, one, x[:, top:].ctypes.data, width,
+             d_out[:, left:].ctypes.data, columns, zero, d_weights[top:, left:].ctypes.data, columns)  # fmt: skip
+
+
+@kernel()
+def _d_inputs_part(routine: int, d_out: Any, weights: Any, keep: Any, d_x: Any, thread: int, parts: int) -> None:
+    one, rows, width, columns = number(1, keep), *d_x.shape, d_out.shape[1]
+    # d_x = keep * d_x + d_out @ weights.T
+    top, bottom, left, right = 0, rows, 0, width
+    if rows >= width:
+        top, bottom = part(rows, thread, parts)
+    else:
+        left, right = part(width, thread, parts)
+    if top < bottom and left < right:
+        gemm(routine, NO, YES, bottom - top, right - left, columns, one, d_out[top:].ctypes.data, columns,
+             weights[left:].ctypes.data, columns, keep, d_x[top:, left:].ctypes.data, width)  # fmt: skip
+
+
+@kernel(parallel=True)
+def d_affine_weights(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: Any, parts: int) -> None:
+    """Gradients of `affine` by weights and bias."""
+    if parts == 1:
+        _d_weights_part(routine, d_out, x, d_weights, d_bias, 0, 1)
+    else:
+        for thread in prange(parts):
+            _d_weights_part(routine, d_out, x, d_weights, d_bias, thread, parts)
+
+
+@kernel(parallel=True)
+def d_affine_inputs(routine: int, d_out: Any, weights: Any, keep: Any, d_x: Any, parts: int) -> None:
+    """Gradient of `affine` by x; with keep = 1 d_x is added to, with keep = 0 only written."""
+    if parts == 1:
+        _d_inputs_part(routine, d_out, weights, keep, d_x, 0, 1)
+    else:
+        for thread in prange(parts):
+            _d_inputs_part(routine, d_out, weights, keep, d_x, thread, parts)
+
+
+class LinearCache(NamedTuple):
+    """What the backward needs."""
+
+    x: Array
+    kernel: Array
+
+
+def linear_forward(x: Array, kernel: Array, bias: Array, add: Array | None = None) -> tuple[Array, Any]:
+    """Twin of `siglip_ref.ops.linear_forward`; `add`, if given, is added to the result."""
+    if not same_precision(x, kernel, bias):
+        return specification.linear_forward(x, kernel, bias)
+    rows, kernel = as_rows(x), np.ascontiguousarray(kernel)
+    out = empty((*x.shape[:-1], kernel.shape[1]), x)
+    plus = NOTHING[x.dtype] if add is None else as_rows(add)
+    with parts_for(rows.size * kernel.shape[1]) as parts:
+        affine(gemm_address(x.dtype), rows, kernel, bias, plus, as_rows(out), parts)
+    return out, LinearCache(x, kernel)
+
+
+def linear_backward(d_out: Array, cache: Any, into: Array | None = None) -> tuple[Array, Array, Array]:
+    """Twin of `siglip_ref.ops.linear_backward`; d_x is added to `into`, if given."""
+    if not isinstance(cache, LinearCache):
+        return specification.linear_backward(d_out, cache)
+    return inputs_backward(d_out, cache.x, cache.kernel, into), *weights_backward(d_out, cache.x)
+
+
+def inputs_backward(d_out: Array, x: Array, kernel: Array, into: Array | None = None) -> Array:
+    """d_x = d_out @ kernel.T, added to `into`, if given."""
+    d_x = empty(x.shape, x) if into is None else into
+    keep = x.dtype.type(into is not None)
+    with parts_for(x.size * kernel.shape[1]) as parts:
+        d_affine_inputs(gemm_address(x.dtype), as_rows(d_out), kernel, keep, as_rows(d_x), parts)
+    return d_x
+
+
+def weights_backward(d_out: Array, x: Array) -> tuple[Array, Array]:
+    """d_kernel = x.T @ d_out and d_bias = d_out.sum(0)."""
+    d_kernel, d_bias = empty((x.shape[-1], d_out.shape[-1]), x), empty(d_out.shape[-1:], x)
+    with parts_for(x.size * d_out.shape[-1]) as parts:
+        d_affine_weights(gemm_address(x.dtype), as_rows(d_out), as_rows(x), d_kernel, d_bias, parts)
+    return d_kernel, d_bias

@@ -1,0 +1,106 @@
+"""L2 normalisation, row by row."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from siglip_ref import ops as specification
+from siglip_ref.fast.compile import SUMS, kernel
+from siglip_ref.fast.elementary import number
+from siglip_ref.fast.fit import as_rows, same_precision
+from siglip_ref.fast.linear import part
+from siglip_ref.fast.memory import empty
+from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.normalize import NormKind
+
+KINDS = {"additive": 0, "clamp": 1, "none": 2}
+
+
+@kernel(fastmath=SUMS)
+def _dot(a: Any, b: Any) -> Any:
+    total = number(0, a[0])
+    for j in range(len(a)):
+        total += a[j] * b[j]
+    return total
+
+
+@kernel()
+def _divisor(length: Any, kind: int, eps: Any) -> Any:
+    if kind == 0:
+        return length + eps
+    return eps if kind == 1 and length < eps else length
+
+
+@kernel()
+def _rows(x: Any, kind: int, eps: Any, out: Any, lengths: Any) -> None:
+    for i in range(len(x)):
+        lengths[i] = np.sqrt(_dot(x[i], x[i]))
+        divisor = _divisor(lengths[i], kind, eps)
+        for j in range(x.shape[1]):
+            out[i, j] = x[i, j] / divisor
+
+
+@kernel()
+def _d_rows(d_out: Any, x: Any, lengths: Any, kind: int, eps: Any, d_x: Any) -> None:
+    for i in range(len(x)):
+        # out = x / divisor, divisor = length (+ eps), or a constant where the clamp holds
+        divisor = _divisor(lengths[i], kind, eps)
+        d_length = -_dot(d_out[i], x[i]) / (divisor * divisor)
+        if kind == 1 and lengths[i] <= eps:
+            d_length = number(0, divisor)
+        for j in range(x.shape[1]):
+            d_x[i, j] = d_out[i, j] / divisor + d_length * x[i, j] / lengths[i]
+
+
+@kernel(parallel=True)
+def unit(x: Any, kind: int, eps: Any, out: Any, lengths: Any, parts: int) -> None:
+    """out = x / its row's guarded length."""
+    if parts == 1:
+        _rows(x, kind, eps, out, lengths)
+    else:
+        for thread in prange(parts):
+            begin, end = part(len(x), thread, parts)
+            _rows(x[begin:end], kind, eps, out[begin:end], lengths[begin:end])
+
+
+@kernel(parallel=True)
+def d_unit(d_out: Any, x: Any, lengths: Any, kind: int, eps: Any, d_x: Any, parts: int) -> None:
+    """Gradient of `unit`."""
+    if parts == 1:
+        _d_rows(d_out, x, lengths, kind, eps, d_x)
+    else:
+        for thread in prange(parts):
+            begin, end = part(len(x), thread, parts)
+            _d_rows(d_out[begin:end], x[begin:end], lengths[begin:end], kind, eps, d_x[begin:end])
+
+
+class UnitCache(NamedTuple):
+    """What the backward needs."""
+
+    x: Array
+    lengths: Array
+    kind: NormKind
+    eps: float
+
+
+def normalize_forward(x: Array, kind: NormKind, eps: float) -> tuple[Array, Any]:
+    """Twin of `siglip_ref.ops.normalize_forward`."""
+    if not same_precision(x):
+        return specification.normalize_forward(x, kind, eps)
+    out, lengths = empty(x.shape, x), np.empty(x.size // x.shape[-1], x.dtype)
+    with parts_for(ELEMENT * x.size) as parts:
+        unit(as_rows(x), KINDS[kind], x.dtype.type(eps), as_rows(out), lengths, parts)
+    return out, UnitCache(x, lengths, kind, eps)
+
+
+def normalize_backward(d_out: Array, cache: Any) -> Array:
+    """Twin of `siglip_ref.ops.normalize_backward`."""
+    if not isinstance(cache, UnitCache):
+        return specification.normalize_backward(d_out, cache)
+    x, lengths, kind, eps = cache
+    d_x = empty(x.shape, x)
+    with parts_for(ELEMENT * x.size) as parts:
+        d_unit(as_rows(d_out), as_rows(x), lengths, KINDS[kind], x.dtype.type(eps), as_rows(d_x), parts)
+    return d_x

@@ -1,0 +1,207 @@
+"""Every twin against its specification: a table of all names, random sizes and layouts, extremes, whole models."""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from siglip_ref import fast, ops
+from siglip_ref.conventions import preset
+from siglip_ref.params import init
+from siglip_ref.sizes import config
+from siglip_ref.towers import encoder
+from siglip_ref.towers.model import loss_and_grads
+from tests.fast.noise import assert_within_noise
+
+KINDS = [np.float32, np.float64]
+EPS = 1e-6
+
+
+class Draw:
+    """Arrays of random numbers, some of them not in one piece in memory."""
+
+    def __init__(self, seed: int, kind: type, strided: bool) -> None:
+        self.rng, self.kind, self.strided = np.random.default_rng(seed), kind, strided
+
+    def __call__(self, *shape: int) -> np.ndarray:
+        x = self.rng.standard_normal(shape).astype(self.kind)
+        return np.repeat(x, 2, axis=0)[::2] if self.strided else x
+
+    def gelu_form(self, number: int) -> str:
+        """Any form; in float64 not erf, which NumPy has in no wider precision (test_gelu_everywhere has it)."""
+        return ["tanh", "quick", "erf"][number % (3 if self.kind is np.float32 else 2)]
+
+    def attention(self, width: int, prefix: str = "") -> dict[str, np.ndarray]:
+        parts = ("q", "k", "v", "out")
+        kernels = {f"{prefix}{part}/kernel": self(width, width) / self.kind(width**0.5) for part in parts}
+        return kernels | {f"{prefix}{part}/bias": self(width) for part in parts}
+
+    def mlp(self, width: int, hidden: int, prefix: str = "") -> dict[str, np.ndarray]:
+        shapes = {
+            "in/kernel": (width, hidden),
+            "in/bias": (hidden,),
+            "out/kernel": (hidden, width),
+            "out/bias": (width,),
+        }
+        return {prefix + name: self(*shape) for name, shape in shapes.items()}
+
+    def norm(self, width: int, prefix: str) -> dict[str, np.ndarray]:
+        return {f"{prefix}gamma": self(width), f"{prefix}beta": self(width)}
+
+
+def mask_of(draw: Draw, *shape: int) -> np.ndarray:
+    mask = draw.rng.random(shape) < 0.7
+    mask[..., 0] = True
+    return mask
+
+
+# pair: what its forward takes at batch b, n tokens, c = 2 h features
+ARGUMENTS: dict[str, Callable[[Draw, int, int, int], tuple[Any, ...]]] = {
+    "attention": lambda draw, b, n, c: (draw(b, n, c), draw(b, n + 2, c), draw.attention(c), 2),
+    "gelu": lambda draw, b, n, c: (3 * draw(b, n, c), draw.gelu_form(b)),
+    "layer_norm": lambda draw, b, n, c: (draw(b, n, c), draw(c), draw(c), EPS),
+    "linear": lambda draw, b, n, c: (draw(b, n, c), draw(c, n + 3), draw(n + 3)),
+    "map_head": lambda draw, b, n, c: (
+        draw(b, n, c),
+        {"probe": draw(c)} | draw.attention(c, "attn/") | draw.norm(c, "norm/") | draw.mlp(c, n + 1, "mlp/"),
+        2, "tanh", EPS, mask_of(draw, b, 1, 1, n),
+    ),
+    "mlp": lambda draw, b, n, c: (draw(b, n, c), draw.mlp(c, n + 4), "tanh"),
+    "normalize": lambda draw, b, n, c: (draw(b, c), ["additive", "clamp", "none"][n % 3], 1e-3),
+    "patch_embed": lambda draw, b, n, c: (draw(b, 3 * n + 1, 7, 3), draw(27, c), draw(c), 3),
+    "position": lambda draw, b, n, c: (draw(b, n, c), draw(n + 2, c)),
+    "token_embed": lambda draw, b, n, c: (draw.rng.integers(0, 5, (b, n)), draw(5, c)),
+}  # fmt: skip
+SIZES = {"b": st.integers(1, 5), "n": st.integers(1, 37), "h": st.integers(1, 19)}
+
+
+def walk(namespace: Any, pair: str) -> Callable[..., Any]:
+    """Forward and backward, as one function of all inputs and the gradient of the output."""
+
+    def run(d_out: np.ndarray, *arguments: Any) -> Any:
+        out, cache = getattr(namespace, f"{pair}_forward")(*arguments)
+        given_back = arguments[1] if pair == "position" else cache
+        return out, getattr(namespace, f"{pair}_backward")(d_out.reshape(out.shape), given_back)
+
+    return run
+
+
+def test_every_operation_has_a_twin_or_a_reason() -> None:
+    assert not fast.TWINS.keys() & fast.WITHOUT_TWIN.keys()
+    assert fast.TWINS.keys() | fast.WITHOUT_TWIN.keys() == set(ops.__all__)
+    assert set(fast.__all__) == set(ops.__all__) | fast.HIGHER_TWINS.keys()
+    assert fast.COMPILED
+    tested = {f"{pair}_{way}" for pair in ARGUMENTS for way in ("forward", "backward")} | {"pair_block"}
+    assert tested - fast.WITHOUT_TWIN.keys() == fast.TWINS.keys()
+
+
+@pytest.mark.parametrize("name", [*fast.TWINS, *fast.HIGHER_TWINS])
+def test_same_signature(name: str) -> None:
+    specification = getattr(import_module(fast.HIGHER_TWINS[name][1]) if name in fast.HIGHER_TWINS else ops, name)
+    wanted = [p for p in inspect.signature(specification).parameters.values() if p.name != "ops" or "block" in name]
+    found = list(inspect.signature(getattr(fast, name)).parameters.values())
+    assert [(p.name, p.default) for p in found[: len(wanted)]] == [(p.name, p.default) for p in wanted]
+    assert all(p.default is None for p in found[len(wanted) :])
+
+
+@pytest.mark.parametrize("name", fast.WITHOUT_TWIN)
+def test_the_others_are_the_specification(name: str) -> None:
+    assert getattr(fast, name) is getattr(ops, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pair", ARGUMENTS)
+def test_pair(pair: str, kind: type) -> None:
+    @settings(deadline=None, max_examples=15)
+    @given(**SIZES, strided=st.booleans())
+    def check(b: int, n: int, h: int, strided: bool) -> None:
+        draw = Draw(b + 10 * n + 1000 * h, kind, strided)
+        arguments = ARGUMENTS[pair](draw, b, n, 2 * h)
+        d_out = draw(*getattr(ops, f"{pair}_forward")(*arguments)[0].shape)
+        assert_within_noise(walk(fast, pair), walk(ops, pair), d_out, *arguments)
+
+    check()
+
+
+@pytest.mark.parametrize("pair", ARGUMENTS)
+def test_large_enough_for_all_threads(pair: str) -> None:
+    draw = Draw(1, np.float32, False)
+    arguments = ARGUMENTS[pair](draw, 40, 40, 96)
+    d_out = draw(*getattr(ops, f"{pair}_forward")(*arguments)[0].shape)
+    assert_within_noise(walk(fast, pair), walk(ops, pair), d_out, *arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_block(masked: bool, kind: type) -> None:
+    draw = Draw(3, kind, False)
+    weights = draw.norm(6, "norm1/") | draw.attention(6, "attn/") | draw.norm(6, "norm2/") | draw.mlp(6, 11, "mlp/")
+    mask = mask_of(draw, 2, 1, 5, 5) if masked else None
+
+    def walk_block(home: Any) -> Callable[..., Any]:
+        def run(x: np.ndarray, weights: Any, d_out: np.ndarray) -> Any:
+            out, after, cache = home.block_forward(x, weights, 2, "tanh", EPS, mask, ops)
+            return out, after, home.block_backward(d_out, cache, ops)
+
+        return run
+
+    assert_within_noise(walk_block(fast), walk_block(encoder), draw(2, 5, 6), weights, draw(2, 5, 6))
+
+
+EXTREMES = [np.nan, np.inf, -np.inf, 1e-42, -1e4, 1e4]
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+@pytest.mark.parametrize("pair", ["attention", "gelu", "layer_norm", "linear", "mlp", "normalize"])
+def test_one_strange_number_has_the_specification_answer(pair: str, value: float) -> None:
+    draw = Draw(5, np.float32, False)
+    arguments = ARGUMENTS[pair](draw, 3, 4, 6)
+    arguments[0].flat[7] = value
+    with np.errstate(all="ignore"):
+        d_out = np.ones_like(getattr(ops, f"{pair}_forward")(*arguments)[0])
+        found, wanted = (walk(namespace, pair)(d_out, *arguments)[0] for namespace in (fast, ops))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["tanh", "erf", "quick"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gelu_everywhere(form: Any, kind: type) -> None:
+    x = np.concatenate([np.linspace(-40, 40, 4001), np.logspace(-40, 4, 200), [np.nan, 0.0, -0.0]]).astype(kind)
+    with np.errstate(all="ignore"):
+        found, wanted = (walk(namespace, "gelu")(np.ones_like(x), x, form) for namespace in (fast, ops))
+    for got, exact in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=4 * np.finfo(kind).eps, atol=40 * np.finfo(kind).eps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", ["tiny", "mu/16"])
+def test_whole_model(size: str, kind: type) -> None:
+    cfg = config(size)
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (3, *cfg.image_size, 3)).astype(kind)
+    tokens = rng.integers(0, cfg.vocabulary, (3, cfg.text_length))
+    params = {name: np.asarray(value, kind) for name, value in init(cfg).items()} | {"bias": np.array(-1.0, kind)}
+    own = preset("huggingface", text_gelu="quick", text_mask="causal") if size == "tiny" else None
+
+    def run(namespace: Any) -> Callable[..., Any]:
+        def gradients(params: Any, images: np.ndarray) -> Any:
+            wrt = ("params", "images", "activations")
+            loss, grads = loss_and_grads(params, images, tokens, cfg, own, namespace, wrt=wrt)
+            return loss, grads
+
+        return gradients
+
+    assert_within_noise(run(fast), run(ops), params, images)
+
+
+def test_complex_steps_go_to_the_specification() -> None:
+    for pair in ("gelu", "layer_norm", "linear", "normalize"):
+        arguments = ARGUMENTS[pair](Draw(1, np.float64, False), 2, 3, 4)
+        arguments = (arguments[0] + 1e-30j, *arguments[1:])
+        found, wanted = getattr(fast, f"{pair}_forward")(*arguments)[0], getattr(ops, f"{pair}_forward")(*arguments)[0]
+        np.testing.assert_array_equal(found, wanted)
