@@ -187,6 +187,8 @@ class ThreadComm:
         return results
 
     def Sendrecv(self, sendbuf: Array, dest: int, sendtag: int, recvbuf: Array, source: int, recvtag: int) -> None:
+        if np.shares_memory(sendbuf, recvbuf):
+            raise ValueError("MPI forbids that what is sent and what is received share memory")
         self._world.put(self.rank, dest, sendtag, sendbuf)
         self._world.take(source, self.rank, recvtag, recvbuf)
 

@@ -29,7 +29,7 @@ class Job:
     dim: int
     scheme: str
     dtype: str = "float64"
-    tile: int = 1024
+    tile: int = 128
     unequal: bool = False
     seed: int = 0
     log_scale: float = math.log(10.0)

@@ -16,7 +16,7 @@ from mpi.schemes import SCHEMES
 from siglip_ref import ops as specification
 from siglip_ref.loss import LossAndGrads
 
-TILE = 1024
+TILE = 128  # rows and columns of a block: its temporaries stay in the cache, and below what malloc gives back at once
 
 
 class Home:

@@ -1,18 +1,20 @@
 """What each rank sends, counted; what each rank did, traced."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
 import pytest
-from ring_cases import BIAS, LOG_SCALE, batch
+from ring_cases import BIAS, LOG_SCALE, assert_same, batch, one_process
 
-from mpi.comm import ThreadComm
+from mpi.comm import RankFailed, ThreadComm
 from mpi.loss import ring_sigmoid_loss
 from mpi.observe import Observed
 from mpi.schemes import SCHEMES
 from mpi.trace import SCHEMA, Trace, as_json, as_perfetto, collect, faults
-from mpi.wrappers import Counted
+from mpi.wrappers import Counted, Throttled
 from siglip_ref import ops
 
 
@@ -74,3 +76,35 @@ def test_json_and_perfetto():
     starts, ends = ([e["id"] for e in page if e["ph"] == ph] for ph in "sf")
     assert sorted(starts) == sorted(ends) and len(set(starts)) == len(starts) == 3 * 2 * 2
     assert np.isfinite([e["ts"] for e in page if "ts" in e]).all()
+
+
+def test_a_block_that_is_nan_stops_its_rank():
+    def block(x, y, log_scale, bias, match):
+        result = ops.pair_block(x, y, log_scale, bias, match)
+        return (result[0] * np.nan, *result[1:]) if not match.any() else result
+
+    images, texts = batch([2, 2])
+    broken = SimpleNamespace(pair_block=block, softplus=ops.softplus, sigmoid=ops.sigmoid)
+
+    def work(comm):
+        watched = Observed(comm, Trace())
+        ring_sigmoid_loss(watched, images[comm.rank], texts[comm.rank], LOG_SCALE, BIAS, ops=watched.ops(broken))
+
+    with pytest.raises(RankFailed, match="NotANumber"):
+        ThreadComm.run(2, work, timeout=60)
+
+
+@pytest.mark.parametrize("scheme", ["blocking", "overlapped", "bidirectional", "allgather"])
+def test_a_throttled_link_changes_no_result_and_is_never_faster_than_it_says(scheme):
+    images, texts = batch([2, 3, 2])
+
+    def work(comm):
+        slow = Throttled(comm, latency=0.01, bandwidth=1e4)
+        start = time.monotonic()
+        result = ring_sigmoid_loss(slow, images[comm.rank], texts[comm.rank], LOG_SCALE, BIAS, scheme=scheme)
+        return result, time.monotonic() - start
+
+    ranks = ThreadComm.run(3, work, timeout=60)
+    assert_same([result for result, _ in ranks], one_process(images, texts))
+    received = 4 if scheme != "bidirectional" else 2 * 2  # messages from one neighbour follow one another
+    assert min(seconds for _, seconds in ranks) >= received * 0.01 * (0.5 if scheme == "allgather" else 1)
