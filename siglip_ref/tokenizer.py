@@ -6,7 +6,7 @@ What matters most: SigLIP pools the LAST position, so every text is padded to th
 import html
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from siglip_ref.errors import UsageError
 
 Clean = Literal["none", "ascii lower", "lower", "canonical", "open_clip"]
 SPACE = "\u2581"  # SentencePiece's sign for a space
+# Appended to a SentencePiece file, this sets normalizer_spec.add_dummy_prefix to false: fields of a message add up.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 EXTRA_IDS = 100  # sentinels at the end of a file that the embedding table does not have: mc4's
 
 
@@ -23,14 +25,15 @@ EXTRA_IDS = 100  # sentinels at the end of a file that the embedding table does 
 class TextConvention:
     """How a library treats a text before and after SentencePiece.
 
-    clean : see `CLEAN`; eos, pad : ids; lone_space : an empty text becomes a space (transformers' SigLIP 1)
+    clean : see `CLEAN`; eos, pad : ids; marked : "<unk>" and a space are put before the text and taken away again, as
+    transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this can decide
     """
 
     name: str
     clean: Clean
     eos: int = 1
     pad: int = 1
-    lone_space: bool = False
+    marked: bool = False
 
 
 # Source: big_vision pp/ops_text.py and its demos; transformers 5.23 tokenization_siglip.py, tokenization_siglip2.py;
@@ -40,7 +43,7 @@ TEXT_CONVENTIONS = {
     for convention in (
         TextConvention("big_vision", "ascii lower"),
         TextConvention("big_vision-2", "ascii lower", pad=0),
-        TextConvention("huggingface", "canonical", lone_space=True),
+        TextConvention("huggingface", "canonical", marked=True),
         TextConvention("huggingface-2", "lower", pad=0),
         TextConvention("open_clip", "open_clip"),
         TextConvention("open_clip-2", "open_clip", pad=0),
@@ -129,8 +132,9 @@ class Tokenizer:
         return [text for text in texts if len(self._ids(text)) >= self.length]
 
     def _ids(self, text: str) -> list[int]:
-        cleaned = CLEAN[self.convention.clean](text)
-        return self.pieces(cleaned or SPACE if self.convention.lone_space else cleaned)
+        if self.convention.marked:
+            text = SPACE + text.replace(SPACE, " ")
+        return self.pieces(CLEAN[self.convention.clean](text))
 
 
 def byte_tokenizer(length: int) -> Tokenizer:
@@ -147,18 +151,18 @@ def sentencepiece_tokenizer(path: str | Path, length: int, convention: str | Tex
         raise UsageError(
             "sentencepiece", "no such package", "it is an optional dependency", "pip install sentencepiece"
         ) from error
-    model = SentencePieceProcessor()
+    how, model = named_convention(convention), SentencePieceProcessor()
     try:
-        model.LoadFromSerializedProto(Path(path).read_bytes())
+        model.LoadFromSerializedProto(Path(path).read_bytes() + NO_DUMMY_PREFIX * how.marked)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise _broken(path, error) from error
-    lone = model.piece_to_id(SPACE)
+    mark = "<unk>" * how.marked
+    marks = len(model.encode(mark))
 
     def pieces(text: str) -> list[int]:
-        found: list[int] = model.encode(text, out_type=int)
-        return found or ([lone] if text == SPACE else [])
+        return list(model.encode(mark + text, out_type=int)[marks:])
 
-    return Tokenizer(Path(path).name, pieces, model.get_piece_size(), length, named_convention(convention))
+    return Tokenizer(Path(path).name, pieces, model.get_piece_size(), length, how)
 
 
 def json_tokenizer(path: str | Path, length: int, convention: str | TextConvention) -> Tokenizer:
@@ -182,7 +186,8 @@ def json_tokenizer(path: str | Path, length: int, convention: str | TextConventi
     def pieces(text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)
 
-    return Tokenizer(Path(path).name, pieces, backend.get_vocab_size(), length, named_convention(convention))
+    how = replace(named_convention(convention), marked=False)  # the file says itself where spaces go
+    return Tokenizer(Path(path).name, pieces, backend.get_vocab_size(), length, how)
 
 
 FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
