@@ -246,7 +246,7 @@ def same(before, after_it):
 
 def used_model():
     """A model in the middle of a user's work: gradients, frozen parameters, mixed modes, own hooks."""
-    model = hugging_face()
+    model = hugging_face(attention_dropout=0.5)
     model.train()
     model.vision_model.eval()
     model.text_model.embeddings.requires_grad_(False)

@@ -151,8 +151,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with (
         random_states(),
         torch.random.fork_rng([device] if cuda else []),
-        torch.inference_mode(False),
-        torch.enable_grad(),
+        torch.inference_mode(False),  # which turns gradients on, too
         torch.autocast(device.type, enabled=False),
     ):
         try:
