@@ -157,7 +157,7 @@ def grid(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
     Source: bisection as in transformers' image_processing_pil_siglip2.py; big_vision does the same in float32.
 
     >>> grid(480, 640, 16, 256)
-    (13, 18)
+    (14, 18)
     """
 
     def sides(scale: float) -> tuple[int, int]:
