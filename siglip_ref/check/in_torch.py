@@ -8,6 +8,7 @@ import torch
 
 from siglip_ref.check.frameworks import ALONE, ARGUMENTS, Framework, Inputs, Outcome, Setting, Way
 from siglip_ref.check.results import no_scalar
+from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
 Tensor = torch.Tensor
@@ -55,6 +56,7 @@ class Torch:
     @contextmanager
     def environment(self, fn: Callable[..., Any], setting: Setting) -> Iterator[None]:
         """Random states, default dtype, gradient and autocast modes, and the gradients of a loss that is a module."""
+        _require_device(setting.device)
         default = torch.get_default_dtype()
         owner = getattr(fn, "__self__", fn)
         parameters = list(owner.parameters()) if isinstance(owner, torch.nn.Module) else []
@@ -66,12 +68,25 @@ class Torch:
             torch.random.fork_rng([], device_type="cuda") if kind == "cpu" else torch.random.fork_rng(device_type=kind)
         )
         try:
-            with fork, torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
+            # leaving inference mode turns gradients on, too
+            with fork, torch.inference_mode(False), torch.autocast(kind, enabled=False):
                 yield
         finally:
             torch.set_default_dtype(default)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except Exception as cause:  # Torch has an error of its own for every kind of device
+        raise UsageError(
+            expected="a device that Torch can use here",
+            got=f"{device!r}: {str(cause).splitlines()[0][:200]}",
+            cause="no such device, or a Torch that was built without it",
+            repair='device="cpu", or install the Torch of your accelerator',
+        ) from None
 
 
 def _leaves(inputs: Inputs, setting: Setting, way: Way) -> list[Tensor]:

@@ -145,7 +145,6 @@ def test_the_environment_stays_as_it_was(raises: bool) -> None:
     def untidy(*inputs: torch.Tensor) -> torch.Tensor:
         torch.rand(3), np.random.rand(3), random.random()
         torch.set_default_dtype(torch.float64)
-        torch.set_grad_enabled(True)
         if raises:
             raise RuntimeError("no")
         return losses.plain(*inputs)
@@ -179,6 +178,12 @@ def test_the_environment_stays_as_it_was(raises: bool) -> None:
 def test_results_that_are_no_scalar_are_explained(fn: losses.Loss, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         sr.check_loss(fn, framework="torch")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_explained(device: str) -> None:
+    with pytest.raises(UsageError, match="a device that Torch can use here"):
+        sr.check_loss(losses.plain, device=device)
 
 
 def test_dtypes_may_be_torchs_own() -> None:
