@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from siglip_ref.check.adapters import Adapter as Adapter
     from siglip_ref.check.distributed import check_distributed_loss as check_distributed_loss
+    from siglip_ref.check.dump import check_dump as check_dump
     from siglip_ref.check.loss import check_loss as check_loss
     from siglip_ref.check.model import check_model as check_model
     from siglip_ref.conventions import preset as preset
@@ -38,6 +39,7 @@ _HOMES = {
     "check_distributed_loss": "siglip_ref.check.distributed",
     "check_loss": "siglip_ref.check.loss",
     "check_model": "siglip_ref.check.model",
+    "check_dump": "siglip_ref.check.dump",
     "config": "siglip_ref.sizes",
     "preset": "siglip_ref.conventions",
     "expected_loss": "siglip_ref.loss",

@@ -14,6 +14,7 @@ import typer
 import siglip_ref
 from siglip_ref import zeroshot_cli
 from siglip_ref.errors import UsageError
+from siglip_ref.vectors import cli as vectors_cli
 
 if TYPE_CHECKING:
     from siglip_ref.check.probes import Dims
@@ -29,6 +30,7 @@ app = typer.Typer(
 check = typer.Typer(no_args_is_help=True, help="Judge another implementation: its values and every gradient.")
 app.add_typer(check, name="check")
 zeroshot_cli.register(app, check)
+vectors_cli.register(app, check)
 
 Dtype = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")]
 Json = Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it instead")]
@@ -80,7 +82,7 @@ def check_loss_command(
             precision=precision,  # type: ignore[arg-type]
             progress=progress,
         )
-    _finish(report, json, save_case)
+    finish(report, json, save_case)
 
 
 @check.command("model")
@@ -98,7 +100,7 @@ def check_model_command(
     with _progress(f"checking {target}") as progress:
         progress(f"loading {target}")
         report = check_model(load_target(target), dtype=dtype, weights=weights, progress=progress)
-    _finish(report, json, save_case)
+    finish(report, json, save_case)
 
 
 def read_dims(words: str | None) -> "Dims":
@@ -122,7 +124,7 @@ def read_dims(words: str | None) -> "Dims":
         ) from None
 
 
-def _finish(report: "Report", json: str | None, save_case: Path | None) -> None:
+def finish(report: "Report", json: str | None, save_case: Path | None) -> None:
     """Print, write, and end with the exit code of the verdict."""
     if json == "-":
         typer.echo(report.to_json(), nl=False)

@@ -104,8 +104,8 @@ def _operations() -> Iterator[Draft]:
     rows, d_rows = numbers("nx", (5, 9), 2.0), numbers("nd", (5, 9))
     for kind, eps in (("additive", 1e-8), ("none", 0.0), ("clamp", 1e-12)):
         yield op(f"normalize-{kind}", "Rows of length 3.", x=rows, d_out=d_rows, kind=kind, eps=eps)
-    short: dict[str, Any] = {"x": rows / 1024, "d_out": d_rows, "kind": "additive", "eps": 1e-8}
-    yield op("normalize-short", "Rows of length 0.003: the added 1e-8 shows.", "tiny activations", **short)
+    short: dict[str, Any] = {"x": rows / 8192, "d_out": d_rows, "kind": "additive", "eps": 1e-8}
+    yield op("normalize-short", "Rows of length 0.0004: the added 1e-8 shows.", "tiny activations", **short)
     long = np.where(np.arange(5)[:, None] == 2, 256 * rows, rows)
     yield op("normalize-long", "One row of length 800.", "huge norm", x=long, d_out=d_rows, kind="none", eps=0.0)
     ids: dict[str, Any] = {"tokens": integers("pt", (4, 6), 4) + 5}

@@ -4,6 +4,7 @@ safetensors is eight bytes of header length, a JSON header (name: dtype, shape, 
 This reader knows the kinds that vectors use, allows no holes, no overlaps and no duplicate names, and copies nothing.
 """
 
+import hashlib
 import json
 import math
 import zipfile
@@ -69,10 +70,16 @@ def read_json(path: Path, content: bytes | None = None) -> dict[str, Any]:
     return parsed
 
 
+def seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a JSON object but its own "sha256", whatever the spacing."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(content: Mapping[str, Any]) -> bytes:
-    """One line per entry of the second level: readable, and small."""
+    """Sealed, with one line per entry of the second level: readable, and small."""
     lines = []
-    for name, value in content.items():
+    for name, value in (dict(content) | {"sha256": seal(content)}).items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             body = ",\n".join(json.dumps(item, ensure_ascii=False) for item in value)
             lines.append(f"{json.dumps(name)}: [\n{body}\n]")
@@ -101,7 +108,8 @@ def write_safetensors(tensors: Mapping[str, Array], metadata: Mapping[str, str] 
 
 
 def read_safetensors(path: Path, content: bytes | None = None) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors by name, as views of the file's bytes, and the metadata. bfloat16 comes as float32."""
+    """Tensors by name, as views of the file's bytes, and the metadata. bfloat16 comes as float32,
+    and then the metadata "dtype" says so, if it says nothing else."""
     content = read_bytes(path) if content is None else content
     size = int.from_bytes(content[:8], "little") if len(content) >= 8 else -1
     if not 2 <= size <= len(content) - 8:
@@ -124,6 +132,7 @@ def read_safetensors(path: Path, content: bytes | None = None) -> tuple[dict[str
             tensor = np.frombuffer(body, kind, math.prod(shape), begin).reshape(shape)
             if entry["dtype"] == "BF16":
                 tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
+                metadata = {"dtype": "bfloat16"} | metadata
             if entry["dtype"] == "BOOL" and (tensor.view(np.uint8) > 1).any():
                 raise ValueError("a truth value that is neither 0 nor 1")
             tensors[name], end = tensor, stop

@@ -12,7 +12,7 @@ import numpy as np
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
-from siglip_ref.vectors.files import VectorError, read_bytes, read_json, read_safetensors
+from siglip_ref.vectors.files import VectorError, read_bytes, read_json, read_safetensors, seal
 
 FOLDER = Path(__file__).parent
 SCHEMA = "siglip-ref golden vectors 1"
@@ -102,15 +102,20 @@ def read(folder: Path) -> Golden:
 
 
 def validate(path: Path, content: Mapping[str, Any], schema: str) -> None:
-    """Hold a parsed file against its published JSON Schema."""
-    import jsonschema
-
-    try:
-        jsonschema.validate(content, read_json(FOLDER / f"{schema}.schema.json"))
-    except jsonschema.ValidationError as error:
+    """Hold a parsed file against its published JSON Schema and against its own hash."""
+    for error in _validator(schema).iter_errors(content):
         raise VectorError(
             path, f"{error.json_path}: {error.message}"[:200], f"a file of the schema {schema}"
         ) from error
+    if seal(content) != content["sha256"]:
+        raise VectorError(path, "its content has another hash than it says")
+
+
+@lru_cache(maxsize=2)
+def _validator(schema: str) -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(read_json(FOLDER / f"{schema}.schema.json"))
 
 
 def hash_of(inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> str:

@@ -1,0 +1,150 @@
+"""Judge tensors that any program wrote for a golden vector: NumPy alone, whatever language or framework made them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from siglip_ref.check.compare import Kind, compare, not_checked, out_of_range
+from siglip_ref.check.diagnose import Seen, explain
+from siglip_ref.check.mistakes import CATALOGUE, Mistake, reference
+from siglip_ref.check.noise import TIMES
+from siglip_ref.check.report import Case, Report, verdict_of
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
+from siglip_ref.vectors.files import read_npz, read_safetensors
+from siglip_ref.vectors.power import FORMATS, measured, run
+from siglip_ref.vectors.store import Vector, packaged
+
+PROGRAM = """import siglip_ref as sr
+print(sr.check_dump("case.npz", vector={vector!r}, dtype={dtype!r}))
+"""
+
+
+def check_dump(path: str | Path, vector: str | None = None, dtype: str | None = None, partial: bool = False) -> Report:
+    """Compare a file of tensors with a golden vector.
+
+    Parameters
+    ----------
+    path : .safetensors or .npz, tensors under the names of the vector's expected values
+    vector : id of the vector; None: the file's metadata "vector" (safetensors only)
+    dtype : what it was computed in; None: the narrowest float type in the file
+    partial : judge what is there; else a missing tensor is a failure
+
+    Returns
+    -------
+    Report, with a finding for each mistake of the catalogue that explains what deviates
+
+    Raises
+    ------
+    UsageError (VectorError for an unreadable file)
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".npz"):
+        cause, repair = "the ending chooses the format", "numpy.savez, or safetensors' save_file"
+        raise UsageError("a .safetensors or .npz file", path.name, cause, repair)
+    tensors, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_npz(path), {})
+    name = vector or metadata.get("vector")
+    if name is None:
+        raise UsageError(
+            expected="the id of the golden vector that this is the answer to",
+            got=f"{path.name}, which does not say",
+            cause='a file without the metadata "vector"',
+            repair=f"check_dump({path.name!r}, vector=...); siglip-ref vectors list shows all",
+        )
+    return judge(
+        packaged().find(name),
+        tensors,
+        dtype or metadata.get("dtype") or _dtype_of(tensors),
+        f"{path.name} against {name}",
+        partial,
+    )
+
+
+def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, partial: bool = False) -> Report:
+    """Hold tensors against a vector's, within the noise that correct programs show in `dtype`."""
+    _require(vector, got, dtype)
+    noise = measured().noise_of(vector, dtype)
+    rows, seen, missing = [], [], []
+    for name, expected in vector.expected.items():
+        kind, shown = kind_of(name)
+        level = noise[name]
+        if name not in got:
+            missing.append(shown)
+            rows.append(not_checked(shown, kind, "not in the file"))
+        elif level is None:
+            rows.append(out_of_range(shown, kind, f"overflows in {dtype} even with correct rounding"))
+        else:
+            scale = vector.zero.get(name)
+            rows.append(compare(shown, got[name], expected, TIMES * level, kind=kind, zero_scale=scale))
+            allowed = np.asarray(TIMES * level * vector.unit(name))
+            seen.append(Seen(vector.id, name, np.asarray(got[name]), expected, allowed))
+    blind, concerned = measured().blind(dtype, {vector.id})
+    notes = [f"would have seen {concerned - len(blind)} of {concerned} mistakes that change this vector, in {dtype}"]
+    if missing:
+        notes.append(f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}")
+    return Report(
+        title=f"{title}, {dtype}",
+        verdict="FAIL" if missing and not partial else verdict_of(rows),
+        rows=rows,
+        findings=explain(seen, _candidates(vector), lambda mistakes: _predicted(vector, mistakes, dtype)),
+        conventions={name: str(value) for name, value in vector.conventions.items()},
+        not_checked=[f"{len(missing)} tensors that are not in the file"] if missing else [],
+        blind=[f"{name}: {CATALOGUE[name].text}" for name in blind],
+        notes=notes,
+        details=rows,
+        case=Case(dict(got), PROGRAM.format(vector=vector.id, dtype=dtype)),
+    )
+
+
+def kind_of(name: str) -> tuple[Kind, str]:
+    """What an expected tensor is, and its name in a report.
+
+    >>> kind_of("rank0/d_text_embed"), kind_of("d/text/token"), kind_of("image/stem"), kind_of("loss")
+    (('gradient', 'rank0/text_embed'), ('gradient', 'text/token'), ('activation', 'image/stem'), ('value', 'loss'))
+    """
+    head, _, rest = name.rpartition("/")
+    if name.startswith("@"):
+        return "gradient", name
+    if name.startswith("d/"):
+        return "gradient", name[2:]
+    if rest.startswith("d_"):
+        return "gradient", f"{head}/{rest[2:]}".lstrip("/")
+    if name.startswith("d_w/"):
+        return "gradient", name[2:]
+    return ("activation" if name.startswith(("image/", "text/")) or name == "logits" else "value"), name
+
+
+def _candidates(vector: Vector) -> list[Mistake]:
+    """Mistakes that this vector sees, as measured."""
+    return [CATALOGUE[name] for name, rows in measured().power.items() if vector.id in rows and name in CATALOGUE]
+
+
+def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[tuple[str, str], Array]:
+    changed = reference([edit for mistake in mistakes for edit in mistake.edits])
+    values = run(vector, changed, "float64" if dtype == "float64" else "float32")
+    return {(vector.id, name): np.asarray(value) for name, value in values.items()}
+
+
+def _require(vector: Vector, got: Mapping[str, Array], dtype: str) -> None:
+    if dtype not in FORMATS or dtype not in vector.exact_in:
+        raise UsageError(
+            expected=f"one of {', '.join(vector.exact_in)} for {vector.id}",
+            got=dtype,
+            cause="inputs must be exact in the format that is judged",
+            repair=f"dtype={vector.exact_in[-1]!r}, or another vector",
+        )
+    unknown = sorted(got.keys() - vector.expected.keys())
+    if unknown or not got:
+        raise UsageError(
+            expected=f"tensors of {vector.id}: " + ", ".join(list(vector.expected)[:8]),
+            got=", ".join(unknown[:4]) or "no tensor at all",
+            cause="names of another vector, or of the framework",
+            repair=f"siglip-ref vectors export FOLDER --only {vector.id} writes the names",
+        )
+
+
+def _dtype_of(tensors: Mapping[str, Array]) -> str:
+    """The narrowest float type among the tensors."""
+    names = {value.dtype.name for value in tensors.values()} & set(FORMATS)
+    return min(names, key=lambda name: np.dtype(name).itemsize, default="float64")

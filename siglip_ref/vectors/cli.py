@@ -1,0 +1,135 @@
+"""The commands `siglip-ref vectors ...`, `check dump`, `demo` and `explain`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+vectors = typer.Typer(no_args_is_help=True, help="Golden vectors: inputs and certified answers for any language.")
+
+Only = Annotated[str | None, typer.Option("--only", help="ids that begin so: a group, or one vector")]
+
+
+def register(app: typer.Typer, check: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(vectors, name="vectors")
+    check.command("dump")(dump)
+    app.command("demo")(demo)
+    app.command("explain")(explain)
+
+
+@vectors.command("list")
+def list_(only: Only = None) -> None:
+    """Which vectors there are, and what each is for."""
+    from siglip_ref.vectors.store import packaged
+
+    golden = packaged()
+    chosen = [vector for vector in golden.vectors.values() if vector.id.startswith(only or "")]
+    for vector in chosen:
+        typer.echo(f"{vector.id:<28}{vector.comment}" + (f"  [{', '.join(vector.flags)}]" if vector.flags else ""))
+    typer.echo(f"\n{len(chosen)} vectors, edition {golden.edition}")
+    for flag, note in golden.flags.items():
+        if any(flag in vector.flags for vector in chosen):
+            typer.echo(f"[{flag}] {note}")
+
+
+@vectors.command()
+def export(folder: Path, only: Only = None) -> None:
+    """Write each vector's inputs (safetensors and npz) and its question (JSON), for any language."""
+    from siglip_ref.vectors.export import export as write
+
+    names = write(folder, only or "")
+    typer.echo(f"wrote {len(names)} vectors to {folder}; answer one, then: siglip-ref check dump FILE --vector ID")
+
+
+@vectors.command()
+def verify(
+    folder: Annotated[Path | None, typer.Argument(help="default: the packaged files")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="prove every number again, not a sample")] = False,
+) -> None:
+    """Check schema and hashes, and prove expected numbers again."""
+    from siglip_ref.vectors.generate import proves
+    from siglip_ref.vectors.store import FOLDER, read
+
+    golden = read(folder or FOLDER)
+    chosen = [v for v in golden.vectors.values() if everything or v.group in ("loss", "block", "accumulation")]
+    wrong = [vector.id for vector in chosen if not proves(vector)]
+    numbers = sum(value.size for vector in chosen for value in vector.expected.values())
+    typer.echo(f"schema and hashes of {len(golden.vectors)} vectors are right")
+    typer.echo(
+        f"{numbers} expected numbers of {len(chosen)} vectors proven again" + (f", but not {wrong}" * bool(wrong))
+    )
+    raise typer.Exit(1 if wrong else 0)
+
+
+@vectors.command()
+def regenerate(
+    folder: Annotated[Path, typer.Argument(help="where to write")],
+    with_measured: Annotated[
+        bool, typer.Option("--measured", help="also measure noise and power: half an hour")
+    ] = False,
+) -> None:
+    """Compute the certified files anew, and say whether they are the packaged ones, byte for byte."""
+    from siglip_ref.vectors.generate import write
+    from siglip_ref.vectors.power import write_measured
+    from siglip_ref.vectors.store import FOLDER
+
+    write(folder, progress=lambda name: typer.echo(f"proving {name}", err=True))
+    names = ("golden.json", "golden.safetensors")
+    other = [name for name in names if (folder / name).read_bytes() != (FOLDER / name).read_bytes()]
+    typer.echo(
+        f"{', '.join(other)} differ from the packaged files" if other else "the same bytes as the packaged files"
+    )
+    if with_measured:
+        write_measured(folder, progress=lambda name: typer.echo(f"measuring {name}", err=True))
+    raise typer.Exit(1 if other else 0)
+
+
+@vectors.command()
+def power(
+    page: Annotated[bool, typer.Option("--page", help="print the page of the documentation instead")] = False,
+    noise: Annotated[bool, typer.Option("--noise", help="the noise of every group instead of the power")] = False,
+) -> None:
+    """What every mistake of the catalogue would look like: its error in units of the noise of a correct program."""
+    from siglip_ref.vectors import pages
+
+    text = pages.noise_page() if noise else pages.power_page()
+    typer.echo(text if page else "\n".join(line for line in text.splitlines() if line.startswith("|")))
+
+
+def dump(
+    file: Annotated[Path, typer.Argument(help=".safetensors or .npz with the vector's tensors")],
+    vector: Annotated[str | None, typer.Option(help='its id; else the file\'s metadata "vector"')] = None,
+    dtype: Annotated[str | None, typer.Option(help="what it was computed in; else the narrowest in the file")] = None,
+    partial: Annotated[bool, typer.Option(help="judge what is there; else a missing tensor is a failure")] = False,
+    json: Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it")] = None,
+) -> None:
+    """Is what any program computed for a golden vector right? NumPy alone judges."""
+    from siglip_ref.check.dump import check_dump
+    from siglip_ref.cli import finish
+
+    finish(check_dump(file, vector, dtype, partial), json, None)
+
+
+def demo(mistake: Annotated[str, typer.Argument(metavar="MISTAKE-ID")]) -> None:
+    """Make a mistake on purpose and let the check find it. Ends with exit code 0: nothing of yours is wrong."""
+    from siglip_ref.check.mistakes import find
+    from siglip_ref.vectors.demo import show
+
+    entry = find(mistake)
+    typer.echo(f"{entry.id}: {entry.text}\n")
+    typer.echo(
+        str(show(entry)) if entry.edits else "No number of the reference changes: siglip-ref explain " + entry.id
+    )
+
+
+def explain(mistake: Annotated[str | None, typer.Argument(metavar="[MISTAKE-ID]")] = None) -> None:
+    """What a mistake is, where it was seen, how to repair it, who sees it. Without an id: all of them."""
+    from siglip_ref.check.mistakes import CATALOGUE, find
+    from siglip_ref.vectors.demo import describe
+
+    if mistake is None:
+        for entry in CATALOGUE.values():
+            typer.echo(f"{entry.id:<36}{entry.kind:<15}{entry.text}")
+    else:
+        typer.echo(describe(find(mistake)))

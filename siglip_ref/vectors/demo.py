@@ -1,0 +1,53 @@
+"""One mistake of the catalogue, shown and explained."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from siglip_ref.check.mistakes import Mistake, reference
+from siglip_ref.vectors.power import FORMATS, SEEN, measured, run
+from siglip_ref.vectors.store import Vector, packaged
+
+if TYPE_CHECKING:
+    from siglip_ref.check.report import Report
+
+CLEAR = 1000.0  # times the noise: enough to show; of the vectors that do, the smallest is taken
+# for changes that no vector sees: one of these is felt by each, if only in the last digit
+QUIET = ("ranks/w3-balanced", "loss/balanced-b6-d13", "block/plain")
+
+
+def show(mistake: Mistake) -> "Report":
+    """The report on a program with this mistake, computed in float32."""
+    from siglip_ref.check.dump import judge
+
+    vector = vector_for(mistake)
+    got = {name: np.asarray(value) for name, value in run(vector, reference(mistake.edits), "float32").items()}
+    return judge(vector, got, "float32", f"the mistake {mistake.id}, made on {vector.id}")
+
+
+def vector_for(mistake: Mistake) -> Vector:
+    """The smallest vector that shows the mistake clearly, or else the one that shows it best."""
+    rows = measured().power.get(mistake.id, {})
+    seen = [name for name, row in rows.items() if (row[1] or 0.0) >= CLEAR]
+    seen = seen or [measured().best(mistake.id, "float32")[1]] * bool(rows)
+    if seen:
+        return min(map(packaged().find, seen), key=lambda vector: sum(v.size for v in vector.expected.values()))
+    files = {edit.file for edit in mistake.edits}
+    place = 0 if "procedures.py" in files else 1 if "ops/pair_block.py" in files else 2
+    return packaged().find(QUIET[place])
+
+
+def describe(mistake: Mistake) -> str:
+    """An entry of the catalogue for reading: words, the change itself, and which vectors see it."""
+    lines = [f"{mistake.id}  ({mistake.kind})", "", mistake.text, ""]
+    lines += [f"shows:  {mistake.shows}", f"repair: {mistake.repair}", f"seen:   {mistake.seen}"]
+    for edit in mistake.edits:
+        lines += ["", f"in {edit.file}"]
+        lines += [f"- {line}" for line in edit.old.splitlines()] + [f"+ {line}" for line in edit.new.splitlines()]
+    if mistake.edits:
+        lines += ["", f"best seen by (times the noise of a correct program; {SEEN:g} counts as seen):"]
+        for dtype in FORMATS:
+            factor, vector = measured().best(mistake.id, dtype)
+            lines.append(f"  {dtype:<9} " + (f"{vector}  {factor:.2g}" if factor >= SEEN else "no vector"))
+        lines += ["", f"try:    siglip-ref demo {mistake.id}"]
+    return "\n".join(lines)
