@@ -1,7 +1,8 @@
 """Preprocessing against arrays recorded from TensorFlow 2.21 and torchvision 0.29, and images that break readers.
 
 recorded.npz: tf-*: tf.image.resize and the arithmetic of big_vision's pp/ops_image.py, pp/ops_general.py; oc-*:
-torchvision's Resize, ToTensor and Normalize as open_clip chains them; hf-*: transformers' SiglipImageProcessor on torchvision.
+torchvision's Resize, ToTensor and Normalize as open_clip chains them; hf-*: transformers' SiglipImageProcessor with
+torchvision.
 """
 
 import io
@@ -70,8 +71,8 @@ def test_without_antialias_is_another_thing():
     assert np.abs(plain.astype(int) - smooth).mean() > 10
 
 
-@pytest.mark.parametrize("height", [3, 7, 64, 480, 3000])
-@pytest.mark.parametrize("width", [5, 9, 100, 640, 5000])
+@pytest.mark.parametrize("height", [12, 64, 480, 3000])
+@pytest.mark.parametrize("width", [15, 100, 640, 5000])
 @pytest.mark.parametrize("most", [1, 128, 256, 1024])
 def test_grids_are_as_large_as_allowed(height, width, most):
     rows, columns = grid(height, width, 16, most)
