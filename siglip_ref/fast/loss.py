@@ -9,7 +9,7 @@ from siglip_ref import ops as specification
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.fit import rows_in_memory, same_precision
 from siglip_ref.fast.pairs import LOST, sweep
-from siglip_ref.fast.pool import threads
+from siglip_ref.fast.pool import parts_for
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.loss import sigmoid_loss as whole_loss
 from siglip_ref.ops.elementary import Array
@@ -52,7 +52,7 @@ def _swept(
     alpha = kind(scale / divisor)
     folded = math.isfinite(alpha) and abs(alpha) >= np.finfo(kind).tiny
     d_x, d_y = np.zeros_like(x), np.zeros_like(y)
-    with threads() as number:
+    with parts_for(len(x) * len(y) * x.shape[1]) as number:
         side = min(side, max(len(x), len(y)))
         tiles = np.empty((number, side, side), kind)
         routine = gemm_address(x.dtype)

@@ -117,6 +117,9 @@ def sweep(
     """
     threads = len(tiles)
     sums = np.zeros((threads, 8))  # a cache line each
+    if threads == 1:
+        _band(routine, x, y, 0, offsets, own, scale, bias, alpha, d_x, d_y, tiles[0], sums[0])
+        return sums
     for turn in range(threads):
         for thread in prange(threads):
             chunk = (thread + turn) % threads

@@ -5,7 +5,7 @@ Two pools would spin against each other: on small tiles that costs up to a facto
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
 import numba
@@ -48,11 +48,25 @@ LONE, SHARED = 1 << 17, 1 << 21
 ELEMENT = 32  # multiplications that take as long as one element of an element-wise kernel
 
 
+class _Alone:
+    """A context of one part, which costs nothing."""
+
+    def __enter__(self) -> int:
+        return 1
+
+    def __exit__(self, *problem: object) -> None:
+        """Nothing to give back."""
+
+
+_ALONE = _Alone()
+
+
+def parts_for(work: int) -> AbstractContextManager[int]:
+    """Into how many parts, one a thread, to cut this many multiplications: `with parts_for(work) as parts`."""
+    return _ALONE if work < LONE else _shared(work)
+
+
 @contextmanager
-def parts_for(work: int) -> Iterator[int]:
-    """Into how many parts, one a thread, to cut this many multiplications."""
-    if work < LONE:
-        yield 1
-    else:
-        with threads() as number:
-            yield number if work >= SHARED else 1
+def _shared(work: int) -> Iterator[int]:
+    with threads() as number:
+        yield number if work >= SHARED else 1
