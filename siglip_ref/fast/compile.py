@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -30,11 +32,21 @@ def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[
 
     def compiled(function: F) -> F:
         try:
-            return numba.njit(cache=True, **settings)(function)
-        except RuntimeError:  # Numba found no folder to write its cache to
-            return numba.njit(**settings)(function)
+            dispatcher = numba.njit(cache=True, **settings)(function)
+            stamped = dispatcher._cache._cache_file
+            stamped._source_stamp = (stamped._source_stamp, _package_stamp())
+        except (RuntimeError, AttributeError):  # no folder to write to, or a Numba whose cache cannot be stamped
+            dispatcher = numba.njit(**settings)(function)
+        return dispatcher  # type: ignore[no-any-return]
 
     return compiled
+
+
+@cache
+def _package_stamp() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file here: Numba looks only at a kernel's own file, not at those it calls into."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, (found := file.stat()).st_mtime_ns, found.st_size) for file in files)
 
 
 class _Progress(event.Listener):

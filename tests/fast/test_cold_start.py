@@ -1,0 +1,52 @@
+"""Kernels' cache on disk never breaks a run: missing, read-only, stale; nor does a machine without Numba."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import siglip_ref
+
+LOSS = """
+import numpy as np
+from siglip_ref import fast
+from siglip_ref.loss import sigmoid_loss
+x = np.eye(3)
+print(sigmoid_loss(x, x, 0.0, -1.0, ops=fast).loss == np.float64(sigmoid_loss(x, x, 0.0, -1.0).loss), fast.COMPILED)
+"""
+HOME = str(Path(siglip_ref.__file__).parents[1])
+
+
+def run(code: str, **environment: str) -> tuple[str, str]:
+    # One twin alone, with the loss's kernel: a cold start of seconds, not of a minute
+    known = {"PATH": os.environ["PATH"], "PYTHONPATH": HOME, "HOME": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], env=known | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+def test_the_second_start_is_warm_and_says_nothing(tmp_path: Path) -> None:
+    out, said = run(LOSS, NUMBA_CACHE_DIR=str(tmp_path))
+    assert out.endswith("True")
+    assert "compiling kernels" in said
+    _, said = run(LOSS, NUMBA_CACHE_DIR=str(tmp_path))
+    assert "compiling" not in said
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert run(LOSS, NUMBA_CACHE_DIR=str(blocked / "cache"))[0].endswith("True")
+
+
+def test_without_numba_the_specification_computes() -> None:
+    out, said = run("import sys; sys.modules['numba'] = None\n" + LOSS)
+    assert out == "True False"
+    assert said.count("\n") == 1 and "the NumPy specification computes instead" in said
+
+
+@pytest.mark.parametrize("module", ["siglip_ref", "siglip_ref.loss", "siglip_ref.towers.model"])
+def test_the_specification_needs_no_numba(module: str) -> None:
+    assert run(f"import sys, {module}; print('numba' in sys.modules)")[0] == "False"
