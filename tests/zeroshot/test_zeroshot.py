@@ -37,11 +37,10 @@ def picture(height=40, width=50):
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     """Five good images of many kinds, four that cannot be read, and a file that is none."""
-    place = tmp_path / "photos"
-    place.mkdir()
+    place = tmp_path_factory.mktemp("photos")
     picture().save(place / "a.png")
     picture().convert("CMYK").save(place / "b.jpg")
     Image.fromarray(RNG.integers(0, 65536, (30, 20), dtype=np.uint16)).save(place / "c.png")
