@@ -37,7 +37,9 @@ FAULTS = (
 
 
 class Disagreement(UsageError):  # noqa: N818
-    """The ranks' inputs do not fit together; every rank raises the same one."""
+    """The ranks' inputs do not fit together."""
+
+    on_every_rank = True  # the same one
 
 
 def agree(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
-from mpi.watch import Progress, supervise
+from mpi.progress import Progress
+from mpi.watch import supervise
 from siglip_ref.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 from mpi.comm import Array, Communicator
 from mpi.loss import ring_sigmoid_loss
 from mpi.observe import Event, Faults, Listener, Observed
+from mpi.progress import Progress
 from mpi.trace import Trace, collect
-from mpi.watch import Progress
 from siglip_ref import ops
 from siglip_ref.errors import UsageError
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
@@ -116,11 +116,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stall": lambda: time.sleep(3600),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    "nan": lambda: None,  # these four spoil that rank's input instead
-    "shape": lambda: None,
-    "dtype": lambda: None,
-    "scale": lambda: None,
-}
+} | dict.fromkeys(("nan", "shape", "dtype", "scale"), lambda: None)  # these four spoil that rank's input instead
 
 
 def parse_fault(text: str, world: int) -> tuple[int, int, str]:
@@ -128,12 +124,8 @@ def parse_fault(text: str, world: int) -> tuple[int, int, str]:
     rank, _, rest = text.partition(":")
     hop, _, kind = rest.partition(":")
     if not (rank.isdigit() and hop.isdigit() and kind in FAULTS and int(rank) < world and int(hop) < world):
-        raise UsageError(
-            f"--fault rank:hop:kind, rank and hop below {world}, kind one of {', '.join(FAULTS)}",
-            repr(text),
-            "a typing mistake",
-            "for instance --fault 1:2:raise",
-        )
+        expected = f"--fault rank:hop:kind, rank and hop below {world}, kind one of {', '.join(FAULTS)}"
+        raise UsageError(expected, repr(text), "a typing mistake", "for instance --fault 1:2:raise")
     return int(rank), int(hop), kind
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -52,26 +53,13 @@ class Observed(Wrapper):
     def ops(self, ops: ModuleType | SimpleNamespace) -> SimpleNamespace:
         """The same operations, with every block observed."""
 
-        def pair_block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> tuple[Array, ...]:
-            owner = self._owner(y)
-            event = Event(self.rank, "block", chunk=owner, hop=(owner - self.rank) % self.size, pairs=match.size)
-            self._tell("begin", event)
-            result: tuple[Array, ...] = ops.pair_block(x, y, log_scale, bias, match)
-            event.loss = float(result[0])
-            if event.loss != event.loss:
-                raise NotANumber("the loss of the block is NaN")
-            self._tell("end", event)
-            return result
+        def pair_block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> Any:
+            return self._block(self._owner(y), match.size, lambda: ops.pair_block(x, y, log_scale, bias, match))
 
         def softplus(logits: Array) -> Array:
             """The autograd-like scheme, which has no pair block, calls it once a hop."""
-            hop, self._hops = self._hops, self._hops + 1
-            event = Event(self.rank, "block", chunk=(self.rank + hop) % self.size, hop=hop, pairs=logits.size)
-            self._tell("begin", event)
-            result: Array = ops.softplus(logits)
-            event.loss = float(result.sum())
-            self._tell("end", event)
-            return result
+            owner, self._hops = (self.rank + self._hops) % self.size, self._hops + 1
+            return self._block(owner, logits.size, lambda: (ops.softplus(logits),))[0]
 
         return SimpleNamespace(pair_block=pair_block, softplus=softplus, sigmoid=ops.sigmoid)
 
@@ -101,18 +89,21 @@ class Observed(Wrapper):
             self._remember(recvbuf, self._float_sums // 2)
             self._float_sums += 1
 
+    def _block(self, owner: int, pairs: int, compute: Callable[[], Any]) -> Any:
+        event = Event(self.rank, "block", chunk=owner, hop=(owner - self.rank) % self.size, pairs=pairs)
+        self._tell("begin", event)
+        result = compute()
+        event.loss = float(np.sum(result[0]))
+        if event.loss != event.loss:
+            raise NotANumber("the loss of the block is NaN")
+        self._tell("end", event)
+        return result
+
     def _message(self, kind: str, buf: Array, peer: int, tag: int) -> Event:
         chunk, receiver = tag // 4, peer if kind == "send" else self.rank
         distance = chunk - receiver if tag % 4 < 2 else receiver - chunk
-        event = Event(
-            self.rank,
-            kind,
-            what="gradient" if tag % 2 == ANSWER else "chunk",
-            chunk=chunk,
-            hop=distance % self.size or self.size,
-            peer=peer,
-            bytes=buf.nbytes,
-        )
+        what, hop = "gradient" if tag % 2 == ANSWER else "chunk", distance % self.size or self.size
+        event = Event(self.rank, kind, what, chunk, hop, peer, buf.nbytes)
         self._tell("begin", event)
         return event
 

@@ -79,16 +79,8 @@ def verdict(outcome: "Outcome", job: "Job") -> tuple[str, bool]:
 
 
 INK, QUIET, PAPER = "#1b1f24", "#8b949e", "#ffffff"
-HUES = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#f0e442",
-    "#7f7f7f",
-)  # safe for the colour-blind
+# safe for the colour-blind
+HUES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f"]
 
 
 def pictures(events: Sequence[Event], sizes: Sequence[int]) -> dict[str, str]:
@@ -111,21 +103,14 @@ def _picture(events: Sequence[Event], sizes: Sequence[int], hop: int, home: bool
         f"<title>The ring after hop {hop}</title>",
         f'<rect width="960" height="540" fill="{PAPER}"/>',
         _text(40, 50, "The gradients go home" if home else f"Hop {hop}", 30, INK),
-        _text(
-            40,
-            80,
-            f"{len(done)} of {world**2} blocks done, sum of losses {sum(done.values()):.4f}",
-            17,
-            QUIET,
-        ),
+        _text(40, 80, f"{len(done)} of {world**2} blocks done, sum of losses {sum(done.values()):.4f}", 17, QUIET),
         _text(left, top - 12, "texts of rank", 14, QUIET),
     ]
     for rank in range(world):
         y, middle = top + rank * cell, top + (rank + 0.5) * cell
         out.append(_text(left - 12, middle + 5, f"images of rank {rank}", min(13, cell / 2), INK, "end"))
-        out.append(
-            _text(left + (rank + 0.5) * cell, top + world * cell + 18, str(rank), min(14, cell / 2), INK, "middle")
-        )
+        below = top + world * cell + 18
+        out.append(_text(left + (rank + 0.5) * cell, below, str(rank), min(14, cell / 2), INK, "middle"))
         for chunk in range(world):
             x, hue = left + chunk * cell, HUES[chunk % len(HUES)]
             shade = (0.95 if (rank, chunk) in now else 0.3) if (rank, chunk) in done else 0
@@ -134,9 +119,8 @@ def _picture(events: Sequence[Event], sizes: Sequence[int], hop: int, home: bool
                 f'fill="{hue}" fill-opacity="{shade}" stroke="{QUIET}" stroke-width="0.6"/>'
             )
             if (rank, chunk) in done and cell >= 40:
-                out.append(
-                    _text(x + cell / 2 - 1, middle + 5, f"{done[rank, chunk]:.2f}", min(15, cell / 4), INK, "middle")
-                )
+                value = f"{done[rank, chunk]:.2f}"
+                out.append(_text(x + cell / 2 - 1, middle + 5, value, min(15, cell / 4), INK, "middle"))
     step = min(44.0, 360 / world)
     for rank in range(world):
         y = top + 10 + rank * step

@@ -8,7 +8,7 @@ sockets, the launcher notices nothing, and kills nobody, until the watcher has s
 from __future__ import annotations
 
 import contextlib
-import mmap
+import math
 import os
 import select
 import signal
@@ -18,95 +18,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from mpi.progress import Progress, launchers_rank
 from siglip_ref.errors import UsageError
 
-if TYPE_CHECKING:
-    from mpi.observe import Event  # not at run time: nothing heavy is loaded before the fork
-
-STARTING, COMPUTING, WAITING, OVER = range(4)
-FIELDS = ("rank", "state", "hop", "chunk", "peer", "gradient", "since")
 GRACE = 1.0  # seconds that the rank that knows the cause may speak before those that only feel its loss
 
 
-class Progress:
-    """Where each rank of this process is, in memory that the watcher shares; see `listener`."""
-
-    def __init__(self, ranks: int = 1) -> None:
-        self._memory = mmap.mmap(-1, max(1, ranks) * len(FIELDS) * 8)
-        self._cells = memoryview(self._memory).cast("d")
-        self.ranks = ranks
-        for slot in range(ranks):
-            self._set(slot, rank=-1, since=time.monotonic())
-
-    def listener(self, slot: int, rank: int) -> Callable[[str, Event], None]:
-        """A listener for `mpi.observe.Observed` that keeps this rank's record."""
-        self._set(slot, rank=rank, chunk=rank, state=COMPUTING, since=time.monotonic())
-
-        def listen(phase: str, event: Event) -> None:
-            if phase == "wait":
-                self._set(slot, state=WAITING, peer=event.peer, gradient=event.what == "gradient")
-            elif phase == "end" or event.kind == "block":
-                self._set(slot, state=COMPUTING)
-            if event.chunk >= 0 and (event.kind == "block" or (event.kind == "recv" and phase != "begin")):
-                self._set(slot, hop=event.hop, chunk=event.chunk)
-            self._set(slot, since=time.monotonic())
-
-        return listen
-
-    def over(self) -> None:
-        for slot in range(self.ranks):
-            self._set(slot, state=OVER, since=time.monotonic())
-
-    def slot_of(self, rank: int) -> int:
-        return next((slot for slot in range(self.ranks) if self._get(slot, "rank") == rank), 0)
-
-    def stalled(self, limit: float) -> int | None:
-        """The slot that has not moved for too long. Who waits is given longer: the one waited for is to blame."""
-        allowed_in = {COMPUTING: limit, WAITING: 1.5 * limit + 1, STARTING: limit + 60, OVER: limit + 60}
-        for state, allowed in allowed_in.items():
-            for slot in range(self.ranks):
-                if self._get(slot, "state") == state and time.monotonic() - self._get(slot, "since") > allowed:
-                    return slot
-        return None
-
-    def where(self, slot: int) -> str:
-        """In words."""
-        rank, state, hop, chunk, peer = (int(self._get(slot, name)) for name in FIELDS[:5])
-        block = f"hop {hop}, block (images of rank {rank}, texts of rank {chunk})"
-        if state == STARTING:
-            return "before the first hop, while it started"
-        if state == OVER:
-            return "after the last hop, while MPI ended"
-        if state == WAITING and peer < 0:
-            return "in a sum over all ranks"
-        if state == WAITING:
-            what = f"the gradient of the texts of rank {chunk}" if self._get(slot, "gradient") else "that chunk"
-            place = block if chunk != rank else f"hop {hop}, the way home"
-            return f"{place}, while it waited for {what} from rank {peer}"
-        return f"{block}, while it computed"
-
-    def rank(self, slot: int) -> str:
-        rank = int(self._get(slot, "rank"))
-        return str(rank) if rank >= 0 else launchers_rank() or "unknown"
-
-    def _set(self, slot: int, **values: float) -> None:
-        for name, value in values.items():
-            self._cells[slot * len(FIELDS) + FIELDS.index(name)] = value
-
-    def _get(self, slot: int, name: str) -> float:
-        return self._cells[slot * len(FIELDS) + FIELDS.index(name)]
-
-
-def launchers_rank() -> str | None:
-    """The rank that the launcher gave this process, known before MPI is; None without a launcher."""
-    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    return next((os.environ[name] for name in names if name in os.environ), None)
-
-
 def first_to_speak() -> socket.socket | None:
-    """One voice for all ranks of a job on this machine: whoever binds the job's name. It is free again when we end."""
+    """One voice for all ranks of a job on this machine: whoever binds its name, which is free again when we end."""
     voice = socket.socket(socket.AF_UNIX)
     job = os.getpid() if launchers_rank() is None else os.getppid()
     if sys.platform != "linux":
@@ -119,9 +39,8 @@ def first_to_speak() -> socket.socket | None:
 
 
 def message(rank: str, where: str, cause: str, repair: str) -> str:
-    return (
-        f"siglip-ring: rank {rank} failed and ended the job\nwhere:    {where}\ncause:    {cause}\nrepair:   {repair}\n"
-    )
+    head = f"siglip-ring: rank {rank} failed and ended the job"
+    return f"{head}\nwhere:    {where}\ncause:    {cause}\nrepair:   {repair}\n"
 
 
 def supervise(work: Callable[[], int], progress: Progress, stall_limit: float) -> int:
@@ -159,10 +78,13 @@ def _guarded(
     except BaseException as error:
         cause = error.__cause__ if hasattr(error, "rank") and error.__cause__ else error
         slot = progress.slot_of(getattr(error, "rank", -1))
-        if isinstance(cause, UsageError):  # every rank raised the same one: rank 0 speaks
-            if progress.rank(slot) in ("0", "unknown") or hasattr(error, "rank"):
+        if isinstance(cause, UsageError):
+            on_all = error is cause and getattr(cause, "on_every_rank", False)
+            if not on_all or progress.rank(slot) == "0":
                 report(f"siglip-ring: wrong use\n{cause}\n".encode())
                 heard()
+            if not on_all:
+                _abort(2)
             return 2
         if type(cause).__module__.startswith("mpi4py"):  # most likely another rank is gone: it may speak first
             time.sleep(GRACE)
@@ -172,15 +94,15 @@ def _guarded(
         text = message(progress.rank(slot), progress.where(slot), f"{type(cause).__name__}: {cause}{place}", repair)
         report(text.encode())
         heard()
-        _abort()
+        _abort(1)
         return 1
 
 
-def _abort() -> None:
+def _abort(code: int) -> None:
     """End the other ranks too, where the launcher would not; the last line this process runs."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.COMM_WORLD.Abort(1)
+        mpi.COMM_WORLD.Abort(code)
 
 
 def _watch(rank_process: int, reports: int, answers: int, progress: Progress, stall_limit: float) -> int:
@@ -195,7 +117,7 @@ def _watch(rank_process: int, reports: int, answers: int, progress: Progress, st
     signal.signal(signal.SIGTERM, end_quietly)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rank hears Ctrl-C as well, and ends
     voice: socket.socket | None = None
-    reported = False
+    reported, deadline = False, math.inf
     while True:
         ready, _, _ = select.select([reports], [], [], 0.1)
         text = os.read(reports, 1 << 16) if ready else b""
@@ -211,9 +133,9 @@ def _watch(rank_process: int, reports: int, answers: int, progress: Progress, st
             reported, voice = True, _speak(text)
             with contextlib.suppress(BrokenPipeError):
                 os.write(answers, b"!")
-            last_resort = threading.Timer(GRACE, _kill, [rank_process])  # if it cannot end by itself
-            last_resort.daemon = True
-            last_resort.start()
+            deadline = time.monotonic() + GRACE
+        if time.monotonic() > deadline:  # it cannot end by itself
+            _kill(rank_process)
     _, status = os.waitpid(rank_process, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0 and not reported:

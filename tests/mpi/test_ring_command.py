@@ -15,8 +15,8 @@ import mpi.cost
 from mpi.comm import ThreadComm
 from mpi.cost import Machine, fit, memory, predictions, seconds, traffic
 from mpi.job import Job, parse_fault, shard_sizes
+from mpi.progress import Progress
 from mpi.schemes import SCHEMES
-from mpi.watch import Progress
 from siglip_ref.errors import UsageError
 
 

@@ -1,0 +1,90 @@
+"""Where every rank is: a few numbers in memory that its watcher shares, and what they say in words."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpi.observe import Event  # not at run time: nothing heavy is loaded before the watcher's fork
+
+STARTING, COMPUTING, WAITING, OVER = range(4)
+FIELDS = ("rank", "state", "hop", "chunk", "peer", "gradient", "since")
+
+
+class Progress:
+    """Where each rank of this process is, in memory that the watcher shares; see `listener`."""
+
+    def __init__(self, ranks: int = 1) -> None:
+        self._memory = mmap.mmap(-1, max(1, ranks) * len(FIELDS) * 8)
+        self._cells = memoryview(self._memory).cast("d")
+        self.ranks = ranks
+        for slot in range(ranks):
+            self._set(slot, rank=-1, since=time.monotonic())
+
+    def listener(self, slot: int, rank: int) -> Callable[[str, Event], None]:
+        """A listener for `mpi.observe.Observed` that keeps this rank's record."""
+        self._set(slot, rank=rank, chunk=rank, state=COMPUTING, since=time.monotonic())
+
+        def listen(phase: str, event: Event) -> None:
+            if phase == "wait":
+                self._set(slot, state=WAITING, peer=event.peer, gradient=event.what == "gradient")
+            elif phase == "end" or event.kind == "block":
+                self._set(slot, state=COMPUTING)
+            if event.chunk >= 0 and (event.kind == "block" or (event.kind == "recv" and phase != "begin")):
+                self._set(slot, hop=event.hop, chunk=event.chunk)
+            self._set(slot, since=time.monotonic())
+
+        return listen
+
+    def over(self) -> None:
+        for slot in range(self.ranks):
+            self._set(slot, state=OVER, since=time.monotonic())
+
+    def slot_of(self, rank: int) -> int:
+        return next((slot for slot in range(self.ranks) if self._get(slot, "rank") == rank), 0)
+
+    def stalled(self, limit: float) -> int | None:
+        """The slot that has not moved for too long. Who waits is given longer: the one waited for is to blame."""
+        allowed_in = {COMPUTING: limit, WAITING: 1.5 * limit + 1, STARTING: limit + 60, OVER: limit + 60}
+        for state, allowed in allowed_in.items():
+            for slot in range(self.ranks):
+                if self._get(slot, "state") == state and time.monotonic() - self._get(slot, "since") > allowed:
+                    return slot
+        return None
+
+    def where(self, slot: int) -> str:
+        """In words."""
+        rank, state, hop, chunk, peer = (int(self._get(slot, name)) for name in FIELDS[:5])
+        block = f"hop {hop}, block (images of rank {rank}, texts of rank {chunk})"
+        if state == STARTING:
+            return "before the first hop, while it started"
+        if state == OVER:
+            return "after the last hop, while MPI ended"
+        if state == WAITING and peer < 0:
+            return "in a sum over all ranks"
+        if state == WAITING:
+            what = f"the gradient of the texts of rank {chunk}" if self._get(slot, "gradient") else "that chunk"
+            place = block if chunk != rank else f"hop {hop}, the way home"
+            return f"{place}, while it waited for {what} from rank {peer}"
+        return f"{block}, while it computed"
+
+    def rank(self, slot: int) -> str:
+        rank = int(self._get(slot, "rank"))
+        return str(rank) if rank >= 0 else launchers_rank() or "unknown"
+
+    def _set(self, slot: int, **values: float) -> None:
+        for name, value in values.items():
+            self._cells[slot * len(FIELDS) + FIELDS.index(name)] = value
+
+    def _get(self, slot: int, name: str) -> float:
+        return self._cells[slot * len(FIELDS) + FIELDS.index(name)]
+
+
+def launchers_rank() -> str | None:
+    """The rank that the launcher gave this process, known before MPI is; None without a launcher."""
+    names = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), None)
