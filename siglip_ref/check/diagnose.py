@@ -12,8 +12,11 @@ from itertools import combinations
 
 import numpy as np
 
+from siglip_ref.check.frameworks import Outcome
 from siglip_ref.check.mistakes import Mistake
 from siglip_ref.check.report import Finding
+from siglip_ref.check.tolerance import SAFETY
+from siglip_ref.check.truth import Truth
 from siglip_ref.ops.elementary import Array
 
 FINDING = 0.99  # of the deviation explained: named as the mistake
@@ -44,6 +47,17 @@ class Explanation:
 
     mistakes: tuple[Mistake, ...]
     share: float
+
+
+def seen_of(label: str, outcome: Outcome, right: Truth) -> list[Seen]:
+    """The tensors of one call of a loss, but for those that overflow even with correct rounding."""
+    seen = []
+    for name, exact in right.exact.items():
+        got = outcome.loss if name == "loss" else outcome.gradients["log_scale" if name == "scale" else name]
+        if not right.overflows[name]:
+            values = np.zeros_like(exact) if got is None else got
+            seen.append(Seen(label, name, values, exact, SAFETY * right.noise[name]))
+    return seen
 
 
 def explain(seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict) -> list[Finding]:
@@ -163,4 +177,4 @@ def _constant_ratio(tensors: Sequence[Seen]) -> float | None:
         if not np.isfinite(ratio) or not _distance(tensor, ratio * np.asarray(tensor.exact)) <= max(2.0, abs(ratio)):
             return None
         ratios.append(ratio)
-    return ratios[0] if np.ptp(ratios) <= 1e-3 * abs(ratios[0]) and ratios[0] != 0 else None
+    return ratios[0] if np.ptp(ratios) <= 1e-3 * abs(ratios[0]) else None

@@ -10,9 +10,8 @@ from siglip_ref.check.compare import Row
 from siglip_ref.check.frameworks import ARGUMENTS, Inputs, Outcome, Setting, describe, framework_of
 from siglip_ref.check.loss_words import conventions_in_words
 from siglip_ref.check.probes import POINTS, Probe, make_probe
-from siglip_ref.check.ranks import Outcomes, RankFailure, RankOutcome, Split, Task, run_processes
+from siglip_ref.check.ranks import WAITING, Outcomes, RankFailure, RankOutcome, Split, Task, run_processes
 from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
-from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, Convention, EmbeddingKind, ScaleKind, judge, truth
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -73,7 +72,7 @@ def check_distributed_loss(
     dtype: str = "float32",
     scale: ScaleKind | Literal["auto"] = "auto",
     embeddings: EmbeddingKind | Literal["auto"] = "auto",
-    limit: float = 60.0,
+    limit: float = 120.0,
     ranks: Ranks | None = None,
 ) -> Report:
     """Judge a loss whose pairs are spread over ranks: its value and four gradients, each at its owner.
@@ -188,17 +187,15 @@ def _diagnosis(
     observed: Sequence[Observed], convention: Convention, setting: Setting, reduce: Reduce, value: Value
 ) -> list[Finding]:
     """Mistakes between ranks first, then those of any loss."""
-    from siglip_ref.check.diagnose import Seen, explain
+    from siglip_ref.check.diagnose import explain, seen_of
     from siglip_ref.check.mistakes import Mistake, executable
     from siglip_ref.check.predict import in_the_loss, predict_loss
 
-    seen = []
-    for call in observed:
-        right, outcome = truth(call.probe, convention, setting), call.together(reduce, value)
-        for name, exact in right.exact.items():
-            got = outcome.loss if name == "loss" else outcome.gradients["log_scale" if name == "scale" else name]
-            values = np.zeros_like(exact) if got is None else got
-            seen.append(Seen(call.split.label, name, values, exact, SAFETY * right.noise[name]))
+    seen = [
+        one
+        for call in observed
+        for one in seen_of(call.split.label, call.together(reduce, value), truth(call.probe, convention, setting))
+    ]
 
     def predict(mistakes: Sequence[Mistake]) -> dict[tuple[str, str], Array]:
         return {
@@ -292,9 +289,9 @@ def _run_numpy(task: Task, ranks: Ranks) -> Outcomes:
 
 
 def _failed(title: str, failures: Sequence[RankFailure], limit: float) -> Report:
-    """Ranks that raised, died, or waited for ever. The cause is told by one that did not merely wait for another."""
-    hanging = all(failure.cause == "did not end" for failure in failures)
-    first = next((failure for failure in failures if "did not end" not in failure.cause), failures[0])
+    """Ranks that raised, died, or waited for ever; the one that failed first tells the cause, the others noticed."""
+    hanging = all(failure.cause == WAITING for failure in failures)
+    first = min(failures, key=lambda failure: failure.when)
     if hanging:
         who = ", ".join(str(failure.rank) for failure in failures)
         evidence = f"ranks {who} did not end within {limit:g} s; the first of them was at {first.stage}"

@@ -29,12 +29,12 @@ class Torch:
 
     def call(self, fn: Callable[..., Any], inputs: Inputs, setting: Setting, way: Way) -> Outcome:
         """Forward and backward on fresh leaves."""
-        leaves = _leaves(inputs, setting, way)
+        leaves = leaves_of(inputs, setting, way)
         before = [leaf.detach().clone() for leaf in leaves]
         loss = _forward(fn, leaves, setting)
         if way == "two graphs":
             other = Inputs(-inputs.text_embed, inputs.image_embed, inputs.scale, inputs.bias)
-            _forward(fn, _leaves(other, setting, way), setting)
+            _forward(fn, leaves_of(other, setting, way), setting)
         if way == "upstream":
             torch.autograd.backward(loss, torch.full_like(loss, 3.0))
         elif loss.requires_grad:
@@ -47,11 +47,11 @@ class Torch:
             if leaf.shape != old.shape or not torch.equal(leaf.detach(), old)
         ]
         gradients = {
-            name: None if leaf.grad is None else _numpy(leaf.grad)
+            name: None if leaf.grad is None else to_numpy(leaf.grad)
             for name, leaf in zip(ARGUMENTS, leaves, strict=True)
             if leaf.requires_grad
         }
-        return Outcome(_numpy(loss).reshape(()), gradients, changed)
+        return Outcome(to_numpy(loss).reshape(()), gradients, changed)
 
     @contextmanager
     def environment(self, fn: Callable[..., Any], setting: Setting) -> Iterator[None]:
@@ -89,7 +89,7 @@ def _require_device(device: str) -> None:
         ) from None
 
 
-def _leaves(inputs: Inputs, setting: Setting, way: Way) -> list[Tensor]:
+def leaves_of(inputs: Inputs, setting: Setting, way: Way) -> list[Tensor]:
     dtypes = [getattr(torch, name) for name in (setting.input_dtype, setting.scalar_dtype)]
     leaves = []
     for name in ARGUMENTS:
@@ -117,7 +117,7 @@ def _forward(fn: Callable[..., Any], leaves: list[Tensor], setting: Setting) -> 
     return loss
 
 
-def _numpy(values: Tensor) -> Array:
+def to_numpy(values: Tensor) -> Array:
     return values.detach().to("cpu", torch.float64).numpy().copy()
 
 

@@ -8,13 +8,17 @@ import numpy as np
 
 from siglip_ref.check.compare import Row
 from siglip_ref.check.contract import CLAUSES
+from siglip_ref.check.diagnose import explain, seen_of
 from siglip_ref.check.frameworks import Framework, Inputs, Outcome, Setting, Way, describe
 from siglip_ref.check.loss_case import case_of
 from siglip_ref.check.loss_words import blind_spots, convention_finding, conventions_in_words, hints, next_steps
+from siglip_ref.check.mistakes import Mistake, executable
+from siglip_ref.check.predict import in_the_loss, predict_loss
 from siglip_ref.check.probes import POINTS, RAW_POINTS, Dims, Probe, loss_probes
 from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
 
 _REFUSED = (99, True, np.inf)  # worse than any fit
 
@@ -115,11 +119,12 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
             details += judge(outcome, right, probe.label)
     notes: list[str] = []
     findings = _contract(run, convention, details, notes)
+    findings += _explained(run, convention, hints(details, run.setting))
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
         verdict=verdict_of(details),
         rows=worst_rows(details),
-        findings=findings + hints(details, run.setting),
+        findings=findings,
         conventions=conventions_in_words(convention, declared),
         not_checked=left_out + run.refused,
         blind=blind_spots(details, run.setting),
@@ -153,6 +158,25 @@ def _contract(run: Run, convention: Convention, details: list[Row], notes: list[
             evidence = f"{clause.suspicion} ({', '.join(row.name for row in wrong)}; ratio {wrong[0].ratio:.4f})"
             findings.append(Finding(clause.id, wrong[0].name, wrong[0].rows, evidence, clause.repair))
     return findings
+
+
+def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[Finding]:
+    """The mistakes of the catalogue that explain the plain calls; where none does, what is known otherwise."""
+    plain = {label: entry for label, entry in run.outcomes.items() if label == entry[0].label}
+    seen = [one for label, (_, outcome, right) in plain.items() for one in seen_of(label, outcome, right)]
+
+    def predict(mistakes: Sequence[Mistake]) -> dict[tuple[str, str], Array]:
+        return {
+            (label, name): values
+            for label, (probe, _, _) in plain.items()
+            for name, values in predict_loss(mistakes, probe, convention, run.setting.dtype).items()
+        }
+
+    certain = [hint for hint in hints if hint.id != "unknown"]
+    found = explain(seen, [m for m in executable("one vector") if in_the_loss(m)], predict)
+    if any(finding.id != "unknown" for finding in found):
+        return certain + found
+    return hints or found
 
 
 def _same_bits(one: Outcome, other: Outcome) -> bool:

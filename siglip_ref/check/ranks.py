@@ -16,6 +16,7 @@ from siglip_ref.check.frameworks import ARGUMENTS, Inputs, Setting
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
+WAITING = "did not end"
 GRACE = 2.0  # seconds that the other ranks get to fall silent by themselves after one has failed
 
 
@@ -45,12 +46,12 @@ class RankOutcome:
 
 @dataclass(frozen=True)
 class RankFailure:
-    """A rank that raised, died or did not end. stage: what it had last begun."""
+    """A rank that raised, died or did not end. stage: what it had last begun; when: it failed, in ns, if it told."""
 
     rank: int
     stage: str
     cause: str
-    hang: bool = False
+    when: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def run_processes(module: str, task: Task, processes: int, calls: int) -> Outcom
             for rank in range(processes):
                 with (folder / f"log-{rank}").open("wb") as log:
                     running.append(subprocess.Popen([*command, str(rank)], stdout=log, stderr=log, env=environment))
-            hang = _wait(running, task.limit)
-            failures = [_failure(folder, rank, p, hang) for rank, p in enumerate(running) if p.poll() != 0]
+            _wait(running, task.limit)
+            failures = [_failure(folder, rank, process) for rank, process in enumerate(running) if process.poll() != 0]
         finally:
             for process in running:
                 process.kill()
@@ -99,28 +100,26 @@ def run_processes(module: str, task: Task, processes: int, calls: int) -> Outcom
         return [[_read(folder / f"{rank}-{number}.npz") for rank in ranks] for number in range(calls)]
 
 
-def _wait(processes: Sequence["subprocess.Popen[bytes]"], limit: float) -> bool:
-    """Until all have ended, one has failed (and GRACE has passed), or the limit has; True in the last case."""
+def _wait(processes: Sequence["subprocess.Popen[bytes]"], limit: float) -> None:
+    """Until all have ended, one has failed (and GRACE has passed), or the limit has."""
     end = time.monotonic() + limit
     failed = False
-    while any(process.poll() is None for process in processes):
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
         if not failed and any(process.poll() for process in processes):
             failed, end = True, time.monotonic() + GRACE
-        if time.monotonic() > end:
-            return not failed
         time.sleep(0.02)
-    return False
 
 
-def _failure(folder: Path, rank: int, process: "subprocess.Popen[bytes]", hang: bool) -> RankFailure:
+def _failure(folder: Path, rank: int, process: "subprocess.Popen[bytes]") -> RankFailure:
     error, stage, log = (folder / f"{kind}-{rank}" for kind in ("error", "stage", "log"))
     begun = stage.read_text() if stage.exists() else "starting"
     if error.exists():
-        return RankFailure(rank, begun, error.read_text())
+        return RankFailure(rank, begun, error.read_text(), error.stat().st_mtime_ns)
     if process.poll() is None:
-        return RankFailure(rank, begun, "did not end", hang)
+        return RankFailure(rank, begun, WAITING)
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
-    return RankFailure(rank, begun, f"ended with exit code {process.returncode}" + "".join(f": {s}" for s in last))
+    cause = f"ended with exit code {process.returncode}" + "".join(f": {line}" for line in last)
+    return RankFailure(rank, begun, cause, 0.0)  # killed: the others only noticed
 
 
 def write(path: Path, outcome: RankOutcome) -> None:

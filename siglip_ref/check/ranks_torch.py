@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 
 from siglip_ref.check.frameworks import ARGUMENTS, Setting
-from siglip_ref.check.in_torch import _leaves as leaves_of
-from siglip_ref.check.in_torch import _numpy as to_numpy
+from siglip_ref.check.in_torch import leaves_of, to_numpy
 from siglip_ref.check.ranks import Outcomes, RankOutcome, Split, Task, loss_and_hops, write
 from siglip_ref.check.results import no_scalar
 
