@@ -106,4 +106,4 @@ def _scalar(value: Array, like: Array) -> Array:
     """A 0-d array of the embeddings' arithmetic; shape (1,), as some models store it, is welcome."""
     if like.dtype == object:
         return value
-    return np.asarray(value).astype(like.dtype if not np.iscomplexobj(value) else np.complex128).reshape(())
+    return np.asanyarray(value).astype(like.dtype if not np.iscomplexobj(value) else np.complex128).reshape(())

@@ -48,6 +48,7 @@ FORMATS = {
     "float16": Format("float16", 11, -14, 65504.0),
 }
 ACCUMULATOR = FORMATS["float32"]
+STEP_BY_STEP = 4096  # multiplications of a product that is emulated term by term; larger ones are left to BLAS
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def _product(x: Array, y: Array, rounding: Rounding) -> Rounded:
     if rounding.product_in:
         x, y = (round_to(factor, rounding.product_in) for factor in (x, y))
     out = replace(rounding, format=rounding.product_out or rounding.format)
+    if x.shape[-2] * x.shape[-1] * y.shape[-1] > STEP_BY_STEP:
+        return rounded(_blas(x, y, rounding), out)
     x, y = x[..., :, None, :], np.swapaxes(y, -1, -2)[..., None, :, :]  # (..., n, 1, k) and (..., 1, m, k)
     if rounding.order == "pairwise" and not rounding.fma:
         return rounded(_sum(round_to(x * y, ACCUMULATOR, rounding.random), rounding), out)
@@ -153,6 +156,13 @@ def _product(x: Array, y: Array, rounding: Rounding) -> Rounded:
             term = round_to(term, ACCUMULATOR, rounding.random)
         total = round_to(total + term, ACCUMULATOR, rounding.random)
     return rounded(total, out)
+
+
+def _blas(x: Array, y: Array, rounding: Rounding) -> Array:
+    """x @ y in float32 by the machine's own BLAS; stochastic: with the terms in a random order."""
+    order = np.arange(x.shape[-1])[:: -1 if rounding.order == "reversed" else 1]
+    order = rounding.random.permutation(order) if rounding.random else order
+    return np.matmul(x[..., order].astype(np.float32), y[..., order, :].astype(np.float32)).astype(np.float64)
 
 
 def _sum_over(x: Array, axis: Any, keepdims: bool, rounding: Rounding) -> Array:
