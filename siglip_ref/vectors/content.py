@@ -18,6 +18,8 @@ from siglip_ref.sizes import Config, Tower, config
 from siglip_ref.vectors.draw import integers, numbers, parameters, partners, unit_rows
 
 TINY = config("tiny")
+# Hugging Face's and open_clip's classes have square images only.
+SQUARE = replace(TINY, name="square", image_size=(20, 20))
 # Another shape of everything, and no text head, as So400m i18n: D is the text tower's width.
 ODD = Config("odd", Tower(12, 1, 13, 3), Tower(12, 2, 17, 2), (20, 8), 4, 23, 7, text_head=False)
 LOG_TEN = 147 / 64  # log 10 is 2.3026, and 147 / 64 = 2.2969 is exact in bfloat16
@@ -303,9 +305,10 @@ def _models() -> Iterator[Draft]:
         arrays = _model_arrays("model", TINY, lengths, scalars)
         yield Draft(f"model/{name}", "model", "All gradients, eight pairs.", arrays, flags, _settings(TINY))
     arrays = _model_arrays("model", TINY, mixed, _balanced(8))
+    square = _model_arrays("square", SQUARE, mixed, _balanced(8))
     for preset in ("huggingface", "open_clip"):
         other = ("balanced", "padding", "other convention")
-        yield Draft(f"model/{preset}", "model", f"{preset}'s conventions.", arrays, other, _settings(TINY, preset))
+        yield Draft(f"model/{preset}", "model", f"{preset}'s conventions.", square, other, _settings(SQUARE, preset))
     tokens = np.where(np.isin(np.arange(8), (2, 5))[:, None], arrays["tokens"][1], arrays["tokens"])
     twice = arrays | {"tokens": tokens}
     yield Draft(

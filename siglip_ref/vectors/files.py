@@ -7,6 +7,7 @@ This reader knows the kinds that vectors use, allows no holes, no overlaps and n
 import hashlib
 import json
 import math
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,12 +40,22 @@ def read_bytes(path: Path) -> bytes:
     """A whole file, if it is no longer than the cap."""
     try:
         with path.open("rb") as file:
-            content = file.read(CAP + 1)
+            return file.read(_size(path))
     except OSError as error:
         raise VectorError(path, error.strerror or "cannot be read") from error
-    if len(content) > CAP:
+
+
+def _size(path: Path) -> int:
+    """The length of a file that may be read."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise VectorError(path, error.strerror or "cannot be read") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise VectorError(path, "no file")
+    if status.st_size > CAP:
         raise VectorError(path, f"longer than {CAP:,} bytes")
-    return content
+    return status.st_size
 
 
 def read_json(path: Path, content: bytes | None = None) -> dict[str, Any]:
@@ -145,7 +156,7 @@ def read_safetensors(path: Path, content: bytes | None = None) -> tuple[dict[str
 
 def read_npz(path: Path) -> dict[str, Array]:
     """Arrays of an .npz without pickles; what headers claim is added up before anything is unpacked."""
-    read_bytes(path)
+    _size(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

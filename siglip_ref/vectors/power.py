@@ -94,7 +94,7 @@ def mistaken(vector: Vector, mistake: Mistake, dtype: str = "float64") -> dict[s
 
 
 def noise(vector: Vector, dtype: str) -> dict[str, float | None]:
-    """Measured anew: largest error of correct variants, by tensor; None where even they leave the range."""
+    """Measured anew: largest error of correct variants, by tensor; None where one of them leaves the range."""
     from siglip_ref.check.noise import measure
 
     if dtype not in vector.exact_in:
@@ -106,7 +106,7 @@ def noise(vector: Vector, dtype: str) -> dict[str, float | None]:
         return TASKS[vector.task](replace(reference(), ops=ops), arrays | others, vector.all_settings)
 
     found = measure(compute, floats, vector.expected, dtype)
-    return {n: None if found.overflows else float(x) / vector.unit(n) for n, x in found.absolute.items()}
+    return {n: None if n in found.overflows else float(x) / vector.unit(n) for n, x in found.absolute.items()}
 
 
 def powers(vector: Vector, levels: Mapping[str, Mapping[str, float | None]]) -> dict[str, list[float | None]]:

@@ -70,6 +70,11 @@ def reference(edits: Sequence[Edit] = ()) -> Reference:
     >>> wrong.ops.pool_forward(np.arange(3.0).reshape(1, 3, 1), np.zeros((1, 3), int), "last")[0]
     array([[1.]])
     """
+    return _reference(tuple(edits))
+
+
+@lru_cache(maxsize=256)
+def _reference(edits: tuple[Edit, ...]) -> Reference:
     if not edits:
         return Reference(**{part: import_module(home) for part, home in HOMES.items()})
     by_module: dict[str, list[Edit]] = {}
