@@ -75,7 +75,7 @@ def probe_images(cfg: Config, batch: int) -> np.ndarray[Any, Any]:
     noise = odd_integers((batch, height, width, 3), 0.25, [1], bits=4)
     corner = np.arange(batch)[:, None] >> np.arange(3) & 1  # (B, 3): the corners of the colour cube, one after another
     colour = (2 * corner - 1) * odd_integers((batch, 3), 0.25, [2], bits=4) + (corner - 0.5)
-    return (noise + colour[:, None, None] / 2).astype(np.float32)
+    return np.asarray(noise + colour[:, None, None] / 2, np.float32)
 
 
 def probe_tokens(cfg: Config, batch: int) -> np.ndarray[Any, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from inspect import isclass, isroutine
+from inspect import isclass, isroutine, signature
 from typing import Any
 
 from siglip_ref.check.adapters import Adapter
@@ -51,7 +51,18 @@ def load_target(target: str) -> object:
     if family in makers and name:
         return makers[family](name)
     found: Any = load_callable(target)
-    return found() if isroutine(found) or isclass(found) else found
+    if not (isroutine(found) or isclass(found)):
+        return found
+    try:
+        signature(found).bind()
+    except TypeError as cause:
+        raise UsageError(
+            expected="a model, or a function without arguments that returns one",
+            got=f"{target}{signature(found)}",
+            cause=f"it cannot be called without arguments ({cause})",
+            repair="write a function that makes the model: def make_model(): return ...",
+        ) from None
+    return found()
 
 
 def _huggingface(name: str) -> object:

@@ -87,6 +87,7 @@ def make_config(cfg: Config) -> Any:
     ]
     image = towers[0] | common | {"image_size": side, "patch_size": cfg.patch}
     text = towers[1] | common | {"vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length}
+    text |= {"bos_token_id": None, "eos_token_id": None}  # unused; the defaults exceed a small vocabulary
     return SiglipConfig(vision_config=image, text_config=text | {"projection_size": cfg.embed})
 
 
