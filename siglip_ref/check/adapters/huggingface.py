@@ -8,29 +8,14 @@ import torch
 from torch import nn
 
 from siglip_ref.check.adapters import Hint
-from siglip_ref.check.adapters.names import Entry, Table, dense, fused, norm
 from siglip_ref.check.adapters.torch_model import Tap, TorchModel
-from siglip_ref.conventions import preset
-from siglip_ref.errors import UsageError
-from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.sizes import Config, Tower
-
-# Source: transformers 5.23, activations.py
-GELU: dict[str, GeluForm] = {
-    "gelu_pytorch_tanh": "tanh",
-    "gelu_new": "tanh",
-    "gelu_fast": "tanh",
-    "gelu_accurate": "tanh",
-    "gelu": "erf",
-    "gelu_python": "erf",
-    "quick_gelu": "quick",
-}
-TOWERS = {"image": "vision_model", "text": "text_model"}
+from siglip_ref.checkpoint.huggingface import TOWERS, read_config, table
+from siglip_ref.sizes import Config
 
 
-def from_huggingface(model: nn.Module) -> TorchModel:
+def from_huggingface(model: Any) -> TorchModel:
     """A transformers SiglipModel as an Adapter."""
-    cfg = read_config(model.config)
+    cfg = read_config(model.config.to_dict())
     return TorchModel(
         name=f"transformers SiglipModel, {cfg.name}, attention {attention(model)}",
         model=model,
@@ -40,38 +25,6 @@ def from_huggingface(model: nn.Module) -> TorchModel:
         loss=_loss,
         coarsest="float32" if attention(model) == "eager" else "float64",
         hints=tuple(_hints(model, cfg)),
-    )
-
-
-def read_config(config: Any) -> Config:
-    """A transformers SiglipConfig as ours, conventions included."""
-    image, text = config.vision_config, config.text_config
-    side, patch, channels = image.image_size, image.patch_size, image.num_channels
-    projected = getattr(text, "projection_size", None) or text.hidden_size
-    head = getattr(image, "vision_use_head", True)
-    if channels != 3 or not head or projected != image.hidden_size:
-        raise UsageError(
-            expected="a SigLIP configuration: 3 channels, attention pooling, texts projected to the images' width",
-            got=f"{channels} channels, vision_use_head {head}, projection {projected}, width {image.hidden_size}",
-            cause="a configuration that no SigLIP has",
-            repair="correct SiglipConfig, or write an Adapter for this model",
-        )
-    conventions = preset(
-        "huggingface",
-        image_gelu=_gelu(image.hidden_act),
-        text_gelu=_gelu(text.hidden_act),
-        image_norm_eps=float(image.layer_norm_eps),
-        text_norm_eps=float(text.layer_norm_eps),
-    )
-    return Config(
-        f"{image.hidden_size} wide, {image.num_hidden_layers} + {text.num_hidden_layers} blocks, {side} px",
-        Tower(image.hidden_size, image.num_hidden_layers, image.intermediate_size, image.num_attention_heads),
-        Tower(text.hidden_size, text.num_hidden_layers, text.intermediate_size, text.num_attention_heads),
-        (side, side),
-        patch,
-        text.vocab_size,
-        text.max_position_embeddings,
-        conventions=conventions,
     )
 
 
@@ -89,39 +42,6 @@ def make_config(cfg: Config) -> Any:
     text = towers[1] | common | {"vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length}
     text |= {"bos_token_id": None, "eos_token_id": None}  # unused; the defaults exceed a small vocabulary
     return SiglipConfig(vision_config=image, text_config=text | {"projection_size": cfg.embed})
-
-
-def table(cfg: Config) -> Table:
-    """Our names and those of transformers' SiglipModel. Source: modeling_siglip.py, transformers 5.23."""
-    return tuple(_entries(cfg))
-
-
-def _entries(cfg: Config) -> Iterator[Entry]:
-    yield Entry("image/patch/kernel", "vision_model.embeddings.patch_embedding.weight", "patch")
-    yield Entry("image/patch/bias", "vision_model.embeddings.patch_embedding.bias")
-    yield Entry("text/token", "text_model.embeddings.token_embedding.weight")
-    for tower, depth in (("image", cfg.image.depth), ("text", cfg.text.depth)):
-        model = TOWERS[tower]
-        yield Entry(f"{tower}/position", f"{model}.embeddings.position_embedding.weight")
-        for i in range(depth):
-            ours, theirs = f"{tower}/block{i:02d}", f"{model}.encoder.layers.{i}"
-            yield from norm(f"{ours}/norm1", f"{theirs}.layer_norm1")
-            for part in ("q", "k", "v", "out"):
-                yield from dense(f"{ours}/attn/{part}", f"{theirs}.self_attn.{part}_proj")
-            yield from norm(f"{ours}/norm2", f"{theirs}.layer_norm2")
-            yield from dense(f"{ours}/mlp/in", f"{theirs}.mlp.fc1")
-            yield from dense(f"{ours}/mlp/out", f"{theirs}.mlp.fc2")
-    yield from norm("image/norm", "vision_model.post_layernorm")
-    yield from norm("text/norm", "text_model.final_layer_norm")
-    yield Entry("image/pool/probe", "vision_model.head.probe")
-    yield from fused("image/pool/attn", "vision_model.head.attention.in_proj", joint="_")
-    yield from dense("image/pool/attn/out", "vision_model.head.attention.out_proj")
-    yield from norm("image/pool/norm", "vision_model.head.layernorm")
-    yield from dense("image/pool/mlp/in", "vision_model.head.mlp.fc1")
-    yield from dense("image/pool/mlp/out", "vision_model.head.mlp.fc2")
-    yield from dense("text/head", "text_model.head")
-    yield Entry("log_scale", "logit_scale")
-    yield Entry("bias", "logit_bias")
 
 
 def _taps(cfg: Config) -> Iterator[Tap]:
@@ -148,17 +68,6 @@ def attention(model: nn.Module) -> str:
     """Which attention runs; "eager" if either tower's is."""
     kinds = {str(getattr(model, tower).config._attn_implementation) for tower in TOWERS.values()}
     return "eager" if "eager" in kinds else " and ".join(sorted(kinds))
-
-
-def _gelu(name: str) -> GeluForm:
-    if name not in GELU:
-        raise UsageError(
-            expected="hidden_act one of " + ", ".join(GELU),
-            got=repr(name),
-            cause="an activation that no SigLIP has",
-            repair='SigLIP\'s is "gelu_pytorch_tanh"',
-        )
-    return GELU[name]
 
 
 def _hints(model: nn.Module, cfg: Config) -> Iterator[Hint]:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from siglip_ref.check.adapters import Hint
-from siglip_ref.check.adapters.names import Entry, Table, dense, fused, norm
 from siglip_ref.check.adapters.torch_model import Tap, TorchModel
+from siglip_ref.checkpoint.open_clip import table
 from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
@@ -77,49 +77,6 @@ def gelu_form(module: nn.Module) -> GeluForm:
         cause="an activation that no SigLIP has, or a wrapper around one",
         repair="nn.GELU() or nn.GELU(approximate='tanh')",
     )
-
-
-def table(cfg: Config) -> Table:
-    """Our names and those of open_clip 3.3 with timm 1.0. Source: open_clip model.py, timm vision_transformer.py."""
-    return tuple(_entries(cfg))
-
-
-def _entries(cfg: Config) -> Iterator[Entry]:
-    trunk = "visual.trunk"
-    yield Entry("image/patch/kernel", f"{trunk}.patch_embed.proj.weight", "patch")
-    yield Entry("image/patch/bias", f"{trunk}.patch_embed.proj.bias")
-    yield Entry("image/position", f"{trunk}.pos_embed")
-    for i in range(cfg.image.depth):
-        ours, theirs = f"image/block{i:02d}", f"{trunk}.blocks.{i}"
-        yield from norm(f"{ours}/norm1", f"{theirs}.norm1")
-        yield from fused(f"{ours}/attn", f"{theirs}.attn.qkv")
-        yield from dense(f"{ours}/attn/out", f"{theirs}.attn.proj")
-        yield from norm(f"{ours}/norm2", f"{theirs}.norm2")
-        yield from dense(f"{ours}/mlp/in", f"{theirs}.mlp.fc1")
-        yield from dense(f"{ours}/mlp/out", f"{theirs}.mlp.fc2")
-    yield from norm("image/norm", f"{trunk}.norm")
-    yield Entry("image/pool/probe", f"{trunk}.attn_pool.latent")
-    yield from dense("image/pool/attn/q", f"{trunk}.attn_pool.q")
-    yield from fused("image/pool/attn", f"{trunk}.attn_pool.kv", "kv")
-    yield from dense("image/pool/attn/out", f"{trunk}.attn_pool.proj")
-    yield from norm("image/pool/norm", f"{trunk}.attn_pool.norm")
-    yield from dense("image/pool/mlp/in", f"{trunk}.attn_pool.mlp.fc1")
-    yield from dense("image/pool/mlp/out", f"{trunk}.attn_pool.mlp.fc2")
-    yield Entry("text/token", "text.token_embedding.weight")
-    yield Entry("text/position", "text.positional_embedding")
-    for i in range(cfg.text.depth):
-        ours, theirs = f"text/block{i:02d}", f"text.transformer.resblocks.{i}"
-        yield from norm(f"{ours}/norm1", f"{theirs}.ln_1")
-        yield from fused(f"{ours}/attn", f"{theirs}.attn.in_proj", joint="_")
-        yield from dense(f"{ours}/attn/out", f"{theirs}.attn.out_proj")
-        yield from norm(f"{ours}/norm2", f"{theirs}.ln_2")
-        yield from dense(f"{ours}/mlp/in", f"{theirs}.mlp.c_fc")
-        yield from dense(f"{ours}/mlp/out", f"{theirs}.mlp.c_proj")
-    yield from norm("text/norm", "text.ln_final")
-    if cfg.text_head:
-        yield from dense("text/head", "text.text_projection")
-    yield Entry("log_scale", "logit_scale")
-    yield Entry("bias", "logit_bias")
 
 
 def _taps(cfg: Config) -> Iterator[Tap]:

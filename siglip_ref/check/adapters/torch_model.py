@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from siglip_ref.check.adapters import Dtype, Hint, Run
-from siglip_ref.check.adapters.names import Table, Tensor, require_match, to_ours, to_theirs
 from siglip_ref.check.in_numpy import random_states
+from siglip_ref.checkpoint.names import Table, Tensor, require_match, to_ours, to_theirs
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config
 
