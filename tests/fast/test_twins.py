@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise import assert_within_noise
 
 from siglip_ref import fast, ops
 from siglip_ref.conventions import preset
@@ -16,7 +17,6 @@ from siglip_ref.params import init
 from siglip_ref.sizes import config
 from siglip_ref.towers import encoder
 from siglip_ref.towers.model import loss_and_grads
-from tests.fast.noise import assert_within_noise
 
 KINDS = [np.float32, np.float64]
 EPS = 1e-6
