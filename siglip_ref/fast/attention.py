@@ -54,7 +54,7 @@ def attention_forward(
     mixed = empty(query.shape, query)
     with parts_for(batch * tokens * keys * width) as parts:
         scratch = empty((parts, 1, tokens, keys), query)
-        mix(gemm_address(query.dtype), query, key, value, seen, heads, _root(query, heads), scratch, mixed, stats)
+        mix(gemm_address(query.dtype), query, key, value, seen, heads, root_of(query, heads), scratch, mixed, stats)
     out, out_cache = linear_forward(mixed, weights["out/kernel"], weights["out/bias"], add)
     return out, AttentionCache(query_cache, key_cache, value_cache, out_cache, query, key, value, seen, heads, stats)
 
@@ -70,15 +70,6 @@ def attention_backward(d_out: Array, cache: Any) -> tuple[Array, Array, dict[str
     return d_x_query, d_x_key, d
 
 
-def self_attention_backward(d_out: Array, cache: AttentionCache) -> tuple[Array, dict[str, Array]]:
-    """The same where queries and keys are one: the three gradients of the tokens arrive added up."""
-    d_query, d_key, d_value, d = _inside(d_out, cache)
-    d_x, d["q/kernel"], d["q/bias"] = linear_backward(d_query, cache.query_cache)
-    d_x, d["k/kernel"], d["k/bias"] = linear_backward(d_key, cache.key_cache, d_x)
-    d_x, d["v/kernel"], d["v/bias"] = linear_backward(d_value, cache.value_cache, d_x)
-    return d_x, d
-
-
 def _inside(d_out: Array, cache: AttentionCache) -> tuple[Array, Array, Array, dict[str, Array]]:
     """Back through the last projection and the heads."""
     query, key, value = cache.query, cache.key, cache.value
@@ -91,10 +82,11 @@ def _inside(d_out: Array, cache: AttentionCache) -> tuple[Array, Array, Array, d
         scratch = empty((parts, 2, tokens, keys), query)
         d_mix(
             gemm_address(query.dtype), d_mixed, query, key, value, cache.mask, cache.heads,
-            _root(query, cache.heads), scratch, cache.stats, d_query, d_key, d_value,
+            root_of(query, cache.heads), scratch, cache.stats, d_query, d_key, d_value,
         )  # fmt: skip
     return d_query, d_key, d_value, d
 
 
-def _root(query: Array, heads: int) -> Array:
+def root_of(query: Array, heads: int) -> Array:
+    """The square root of the head size."""
     return np.sqrt(query.dtype.type(query.shape[-1] // heads))

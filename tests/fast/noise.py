@@ -46,14 +46,15 @@ def assert_within_noise(twin: Callable[..., Any], specification: Callable[..., A
 
     Noise is what the specification loses, and what inputs that are off by their rounding make of exact results.
     """
-    found, plain = list(leaves(twin(*inputs))), list(leaves(specification(*inputs)))
+    found, plain = dict(leaves(twin(*inputs))), dict(leaves(specification(*inputs)))
     wide = [widen(value) for value in inputs]
-    exact = list(leaves(specification(*wide)))
-    rng, eps = np.random.default_rng(0), float(np.finfo(plain[0][1].dtype).eps)
-    moved = list(leaves(specification(*[shake(value, rng, eps) for value in wide])))
-    assert len(found) == len(plain) == len(exact)
-    largest = max(float(np.abs(truth).max(initial=0)) for _, truth in exact)
-    for (name, got), (_, same), (_, truth), (_, near) in zip(found, plain, exact, moved, strict=True):
+    exact = dict(leaves(specification(*wide)))
+    rng, eps = np.random.default_rng(0), float(np.finfo(next(iter(plain.values())).dtype).eps)
+    moved = dict(leaves(specification(*[shake(value, rng, eps) for value in wide])))
+    assert found.keys() == plain.keys()
+    largest = max(float(np.abs(truth).max(initial=0)) for truth in exact.values())
+    for name, got in found.items():
+        same, truth, near = plain[name], exact[name], moved[name]
         assert (got.shape, got.dtype) == (same.shape, same.dtype), name
         if name.endswith("/k/bias"):  # a gradient that is zero by structure: only noise is left
             assert float(np.abs(got).max()) <= 1000 * eps * largest, name
