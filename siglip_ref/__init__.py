@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from siglip_ref.check.dump import check_dump as check_dump
     from siglip_ref.check.loss import check_loss as check_loss
     from siglip_ref.check.model import check_model as check_model
+    from siglip_ref.check.preprocess import check_preprocess as check_preprocess
+    from siglip_ref.check.tokenize import check_tokenize as check_tokenize
     from siglip_ref.conventions import preset as preset
     from siglip_ref.errors import UsageError as UsageError
     from siglip_ref.loss import LossAndGrads as LossAndGrads
@@ -39,6 +41,8 @@ _HOMES = {
     "check_distributed_loss": "siglip_ref.check.distributed",
     "check_loss": "siglip_ref.check.loss",
     "check_model": "siglip_ref.check.model",
+    "check_preprocess": "siglip_ref.check.preprocess",
+    "check_tokenize": "siglip_ref.check.tokenize",
     "check_dump": "siglip_ref.check.dump",
     "config": "siglip_ref.sizes",
     "preset": "siglip_ref.conventions",

@@ -1,0 +1,164 @@
+"""Does a function tokenise as a SigLIP wants it? Length first: the last position is pooled, so padding decides all."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.compare import Row, compare
+from siglip_ref.check.report import Finding, Report
+from siglip_ref.errors import UsageError
+from siglip_ref.tokenizer import (
+    TEXT_CONVENTIONS,
+    TextConvention,
+    Tokenizer,
+    json_tokenizer,
+    named_convention,
+    sentencepiece_tokenizer,
+)
+
+Ids = list[list[int]]
+TEXTS = (
+    "a photo of a cat",
+    "a photo of a dog and two birds",
+    "A PHOTO of a Cat",
+    "this is a photo of a cat.",
+    "one, two; three!",
+    "under_score and dash-es",
+    "ÜBER Straße, ЖЗИ",
+    "  two   spaces  ",
+    "猫の写真",
+    "",
+    "word " * 100,
+)
+# Two texts that some conventions make equal: what it is about, and whose cleaning makes them so. Beyond ASCII both may
+# be unknown letters to a vocabulary, and so equal without any cleaning.
+PAIRS = (
+    ("lower case", "A Photo Of A CAT", "a photo of a cat", ("ascii lower", "lower", "canonical", "open_clip")),
+    ("lower case beyond ASCII", "ÄÖ ЖЗ", "äö жз", ("lower", "canonical", "open_clip")),
+    ("punctuation", "a photo, of a cat!", "a photo of a cat", ("canonical", "open_clip")),
+    ("underscore as a space", "two_words", "two words", ("open_clip",)),
+)
+
+
+def check_tokenize(
+    fn: Callable[[list[str]], Any],
+    convention: str | TextConvention = "huggingface",
+    *,
+    length: int = 64,
+    tokenizer: str | Path | None = None,
+) -> Report:
+    """Judge a tokenising function, and name what it does instead.
+
+    Parameters
+    ----------
+    fn : takes a list of texts; gives their ids as lists, an array, a tensor, or a dict with "input_ids"
+    convention : a name in `siglip_ref.tokenizer.TEXT_CONVENTIONS`; "huggingface" (SigLIP), "huggingface-2" (SigLIP 2)
+    length : of every row: 64, for So400m/14-224 of SigLIP 16
+    tokenizer : the SentencePiece file or tokenizer.json; with it every id is compared too
+
+    Examples
+    --------
+    >>> from siglip_ref.tokenizer import byte_tokenizer
+    >>> check_tokenize(byte_tokenizer(64), byte_tokenizer(64).convention).verdict
+    'PASS'
+    """
+    how = named_convention(convention)
+    if length < 8:
+        raise UsageError("length at least 8", str(length), "no SigLIP is that short", "length=64")
+    found = _ids(fn(list(TEXTS)), len(TEXTS))
+    report = Report(f"tokenising, as {how.name}, {length} ids", "PASS", [])
+    report.conventions = {"clean": how.clean, "end": str(how.eos), "padding": str(how.pad), "length": str(length)}
+    findings = [*_shape(found, _ids(fn([TEXTS[0]]), 1)[0], how, length), *_cleaning(fn, how)]
+    report.rows = [row for row, _ in findings]
+    report.findings = [finding for _, finding in findings if finding]
+    if tokenizer is None:
+        report.not_checked.append("the ids themselves: give tokenizer=FILE, the model's SentencePiece file")
+    else:
+        _compare_ids(report, found, how, length, Path(tokenizer))
+    if not all(row.right for row in report.rows) and report.verdict == "PASS":
+        report.verdict = "FAIL"
+    return report
+
+
+Judged = tuple[Row, Finding | None]
+
+
+def _judge(name: str, wrong: Sequence[str], id_: str, evidence: str, repair: str) -> Judged:
+    """A row of one yes-or-no question; `wrong` holds the texts for which the answer is no."""
+    row = compare(name, np.array([float(len(wrong))]), np.zeros(1), 0.0, kind="value")
+    if not wrong:
+        return row, None
+    return row, Finding(id_, "ids", "", f"{evidence}: {wrong[0]!r}", repair)
+
+
+def _shape(found: Ids, alone: list[int], how: TextConvention, length: int) -> Iterator[Judged]:
+    """Length, also of a short text alone; end, padding, nothing in front."""
+    named = [*zip(TEXTS, found, strict=True), (TEXTS[0], alone)]
+    wrong = [text for text, ids in named[::-1] if len(ids) != length]
+    lengths = sorted({len(ids) for _, ids in named})
+    repair = f'padding="max_length", max_length={length}, truncation=True'
+    yield _judge("every row has the full length", wrong, "text-not-padded-to-64", f"rows of {lengths} ids", repair)
+    left = [TEXTS[0]] if len(alone) > 3 and alone[:3] == [how.pad] * 3 else []
+    yield _judge(
+        "padded on the right", left, "text-not-padded-to-64", "padding stands in front", 'padding_side="right"'
+    )
+    if left:
+        return
+    no_end = [text for text, ids in named if how.eos not in ids]
+    yield _judge("every text has its end", no_end, "pad-eos-id", f"no {how.eos} in", f"append the end, id {how.eos}")
+    after = [text for text, ids in named if how.eos in ids and set(ids[ids.index(how.eos) + 1 :]) - {how.pad}]
+    yield _judge(
+        "padding after the end", after, "pad-eos-id", f"not all {how.pad} after the end", f"pad with {how.pad}"
+    )
+    begun = [text for text, ids in named if not text and ids[:1] != [how.eos]]
+    yield _judge("nothing in front", begun, "pad-eos-id", "an id before the end of", "add_bos_token=False")
+
+
+def _cleaning(fn: Callable[[list[str]], Any], how: TextConvention) -> Iterator[Judged]:
+    """Texts that this convention, and only some others, make equal."""
+    for name, one, two, by in PAIRS:
+        first, second = _ids(fn([one, two]), 2)
+        equal, wanted = first == second, how.clean in by
+        if equal and "ASCII" in name:
+            continue
+        words = {True: "the same ids", False: "other ids"}
+        evidence = f"{words[equal]} as {two!r}, where {how.name} has {words[wanted]}"
+        repair = f"clean texts as {how.name} does: siglip_ref.tokenizer.CLEAN[{how.clean!r}]"
+        yield _judge(name, [] if equal == wanted else [one], "text-not-lowercased-canonicalised", evidence, repair)
+
+
+def _compare_ids(report: Report, found: Ids, how: TextConvention, length: int, file: Path) -> None:
+    maker = json_tokenizer if file.suffix == ".json" else sentencepiece_tokenizer
+
+    def wrong(convention: TextConvention) -> list[str]:
+        reference: Tokenizer = maker(file, length, convention)
+        return [text for text, ids, own in zip(TEXTS, found, reference(TEXTS).tolist(), strict=True) if ids != own]
+
+    row, finding = _judge("every id", wrong(how), "unknown", "other ids", "another file, or another cleaning")
+    report.rows.append(row)
+    if finding is None:
+        return
+    other = next((c.name for c in TEXT_CONVENTIONS.values() if c != how and not wrong(c)), None)
+    if other:
+        report.verdict = "OTHER CONVENTION"
+        repair = f'sr.check_tokenize(fn, "{other}"), if this is what the weights want'
+        report.findings = [Finding("convention", "ids", "", f"every id as {other} has it", repair)]
+    elif not report.findings:
+        report.findings.append(finding)
+
+
+def _ids(out: Any, texts: int) -> Ids:
+    """Lists of whole numbers, whatever fn gave."""
+    if hasattr(out, "keys"):
+        out = out["input_ids"]
+    rows = [[int(number) for number in row] for row in (out.tolist() if hasattr(out, "tolist") else out)]
+    if len(rows) != texts:
+        raise UsageError(
+            expected=f"{texts} rows of ids for {texts} texts",
+            got=f"{len(rows)}",
+            cause="fn takes one text, or gives something else than ids",
+            repair="lambda texts: tokenizer(texts).input_ids",
+        )
+    return rows

@@ -1,0 +1,129 @@
+"""sr.check_preprocess passes what is right and names what is wrong: each mistake by itself."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import siglip_ref as sr
+from siglip_ref.check.preprocess import SHAPES, picture
+from siglip_ref.preprocess import PREPROCESS, pixels
+
+SIDE = 96
+
+
+def as_declared(name, side=SIDE):
+    return lambda image: pixels(image, (side, side), PREPROCESS[name])
+
+
+@pytest.mark.parametrize("name", PREPROCESS)
+@pytest.mark.parametrize("side", [32, 224])
+def test_each_convention_passes_as_itself(name, side):
+    report = sr.check_preprocess(as_declared(name, side), name)
+    assert report.passed and not report.findings
+    assert all(row.note == "bit for bit" for row in report.rows)
+
+
+def test_every_layout_is_understood():
+    right = as_declared("huggingface")
+    for wrap in (
+        lambda x: x.transpose(2, 0, 1),
+        lambda x: x.transpose(2, 0, 1)[None],
+        lambda x: {"pixel_values": x.transpose(2, 0, 1)[None]},
+        lambda x: {"pixel_values": [x.transpose(2, 0, 1)]},
+        lambda x: x.astype(np.float16),
+    ):
+        assert sr.check_preprocess(lambda image, wrap=wrap: wrap(right(image))).passed
+
+
+def test_rounding_by_single_levels_is_no_alarm():
+    rng = np.random.default_rng(1)
+    shaken = lambda image: as_declared("huggingface")(image) + rng.integers(-1, 2, (SIDE, SIDE, 3)) / 255  # noqa: E731
+    report = sr.check_preprocess(shaken)
+    assert report.passed and "levels off" in report.rows[0].note
+
+
+def changed(**fields):
+    return lambda image: pixels(image, (SIDE, SIDE), replace(PREPROCESS["huggingface"], **fields))
+
+
+def cropped(image):
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return as_declared("huggingface")(image.crop((left, top, left + side, top + side)))
+
+
+def resized_then_cropped(image):
+    scale = max(SIDE / image.width, SIDE / image.height)
+    large = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (large.width - SIDE) // 2, (large.height - SIDE) // 2
+    return as_declared("huggingface")(large.crop((left, top, left + SIDE, top + SIDE)))
+
+
+def padded(image):
+    scale = min(SIDE / image.width, SIDE / image.height)
+    small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    whole = Image.new("RGB", (SIDE, SIDE))
+    whole.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+    return as_declared("huggingface")(whole)
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize(
+    ("fn", "id", "word"),
+    [
+        (changed(filter="nearest"), "resize-filter-antialias", "nearest"),
+        (changed(filter="lanczos"), "resize-filter-antialias", "lanczos"),
+        (cropped, "squash-vs-crop", "crop first"),
+        (resized_then_cropped, "squash-vs-crop", "crop,"),
+        (padded, "squash-vs-crop", "pad"),
+        (changed(**IMAGENET), "mean-std", "ImageNet"),
+        (changed(mean=(0, 0, 0), std=(1, 1, 1)), "mean-std", "0 to 1"),
+        (lambda image: as_declared("huggingface")(image)[..., ::-1], "unknown", "BGR"),
+        (lambda image: (as_declared("huggingface")(image) + 1) * 127.5, "mean-std", "0 to 255"),
+    ],
+    ids=["nearest", "lanczos", "crop first", "crop", "pad", "imagenet", "0 to 1", "bgr", "0 to 255"],
+)
+def test_each_mistake_is_named(fn, id, word):
+    report = sr.check_preprocess(fn)
+    assert report.verdict == "FAIL"
+    assert [finding.id for finding in report.findings] == [id]
+    assert word in report.findings[0].evidence
+
+
+def test_two_mistakes_at_once():
+    report = sr.check_preprocess(changed(filter="nearest", **IMAGENET))
+    assert {finding.id for finding in report.findings} == {"resize-filter-antialias", "mean-std"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "used"),
+    [("huggingface", "huggingface-2"), ("huggingface", "big_vision"), ("big_vision", "huggingface")],
+)
+def test_another_library_is_another_convention(declared, used):
+    report = sr.check_preprocess(as_declared(used), declared)
+    assert report.verdict == "OTHER CONVENTION"
+    assert used in report.findings[0].repair or used == "huggingface"
+
+
+def test_nonsense_and_nan_do_not_pass():
+    for fn in (lambda image: np.zeros((3, 32, 32)), lambda image: np.full((3, 32, 32), np.nan)):
+        report = sr.check_preprocess(fn)
+        assert report.verdict == "FAIL" and report.findings[0].id == "unknown"
+    one = lambda image: np.where(image.height == 90, np.nan, as_declared("huggingface")(image))  # noqa: E731
+    assert sr.check_preprocess(one).verdict == "FAIL"
+
+
+def test_wrong_use():
+    with pytest.raises(sr.UsageError, match="big_vision"):
+        sr.check_preprocess(as_declared("huggingface"), "keras")
+    with pytest.raises(sr.UsageError, match="one image"):
+        sr.check_preprocess(lambda image: np.zeros((2, 3, 32, 32)))
+
+
+def test_no_test_image_is_square():
+    assert all(height != width for height, width in SHAPES)
+    assert picture(4, 6).size == (6, 4)
