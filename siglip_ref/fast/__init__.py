@@ -39,6 +39,7 @@ TWINS = {
 
 # ... and of each function of a higher level, which hands over to `ops` if it has one: the module of its specification.
 HIGHER_TWINS = {
+    "adamw_step": ("optim", "siglip_ref.optim"),
     "block_backward": ("block", "siglip_ref.towers.encoder"),
     "block_forward": ("block", "siglip_ref.towers.encoder"),
     "sigmoid_loss": ("loss", "siglip_ref.loss"),

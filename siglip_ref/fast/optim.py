@@ -1,0 +1,149 @@
+"""AdamW and the clip to a global norm, fused over all parameters, which lie one after another in memory."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from siglip_ref import optim as specification
+from siglip_ref.fast.compile import SUMS, kernel
+from siglip_ref.fast.fit import same_precision
+from siglip_ref.fast.linear import part
+from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.ops.elementary import Array
+from siglip_ref.optim import AdamW, State
+
+Layout = dict[str, tuple[int, int, tuple[int, ...]]]  # name: begin, end, shape
+
+
+class Packed(Mapping[str, Array]):
+    """Arrays by name, all of them pieces of one; a piece is cut out when it is asked for."""
+
+    def __init__(self, whole: Array, layout: Layout) -> None:
+        self.whole, self.layout = whole, layout
+
+    def __getitem__(self, name: str) -> Array:
+        begin, end, shape = self.layout[name]
+        return self.whole[begin:end].reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout)
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+
+@kernel(fastmath=SUMS)
+def _square(x: Any) -> float:
+    total = 0.0
+    for value in x:
+        total += np.float64(value) * np.float64(value)
+    return total
+
+
+@kernel(parallel=True)
+def _squares(x: Any, sums: Any) -> None:
+    for thread in prange(len(sums)):
+        begin, end = part(len(x), thread, len(sums))
+        sums[thread] = _square(x[begin:end])
+
+
+@kernel()
+def _some(p: Any, g: Any, m: Any, v: Any, c: Any, shrink: Any, new_p: Any, new_m: Any, new_v: Any) -> None:
+    factor, beta1, rest1, beta2, rest2, root, eps, step = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
+    for i in range(len(p)):
+        grad = factor * g[i]
+        first = beta1 * m[i] + rest1 * grad
+        second = beta2 * v[i] + rest2 * (grad * grad)
+        new_m[i], new_v[i] = first, second
+        new_p[i] = p[i] * shrink - step * (first / (np.sqrt(second) / root + eps))
+
+
+@kernel(parallel=True)
+def _all(
+    p: Any, g: Any, m: Any, v: Any, c: Any, ends: Any, shrinks: Any, new_p: Any, new_m: Any, new_v: Any, parts: int
+) -> None:
+    for thread in prange(parts):
+        begin, end = part(len(p), thread, parts)
+        start = 0
+        for k in range(len(ends)):  # the pieces, as far as they are this thread's
+            a, b = max(begin, start), min(end, ends[k])
+            start = ends[k]
+            if a < b:
+                _some(p[a:b], g[a:b], m[a:b], v[a:b], c, shrinks[k], new_p[a:b], new_m[a:b], new_v[a:b])
+
+
+def adamw_step(
+    params: Mapping[str, Array], grads: Mapping[str, Array], state: State, rule: AdamW, schedule: Array = 1.0
+) -> tuple[Any, State]:
+    """Twin of `siglip_ref.optim.adamw_step`.
+
+    All parameters are stepped together, so all must have gradients and none be frozen; else the specification steps.
+    The results are mappings over three long arrays; given back in the next step, nothing is copied but the gradients.
+    """
+    names = list(params)
+    arrays = [np.asarray(grads[name]) for name in names if name in grads and not rule.frozen(name)]
+    if len(arrays) < len(names) or not same_precision(*arrays, *map(np.asarray, _originals(params))):
+        return specification.adamw_step(params, grads, state, rule, schedule)
+    p, layout = _pack(params)
+    g = np.concatenate([array.reshape(-1) for array in arrays])
+    slots = state.slots
+    if isinstance(slots, Slots):
+        m, v = slots.first, slots.second
+    else:
+        m, v = (
+            _pack({name: slots.get(f"{slot}/{name}", np.zeros_like(params[name])) for name in names})[0]
+            for slot in ("first", "second")
+        )
+    kind, steps = p.dtype.type, state.steps + 1
+    lr = rule.lr * float(schedule)
+    ends = np.array([end for _, end, _ in layout.values()])
+    shrinks = np.array([1 - lr * (rule.decay if rule.decays(name) else 0.0) for name in names], kind)
+    new_p, new_m, new_v = np.empty_like(p), np.empty_like(p), np.empty_like(p)
+    with parts_for(ELEMENT * p.size) as parts:
+        factor = 1.0
+        if rule.max_norm is not None:
+            sums = np.empty(parts)
+            _squares(g, sums)
+            factor = rule.max_norm / max(math.sqrt(sums.sum()) + rule.clip_eps, rule.max_norm)
+        c = np.array([
+            factor, rule.beta1, 1 - rule.beta1, rule.beta2, 1 - rule.beta2, math.sqrt(1 - rule.beta2**steps), rule.eps,
+            lr / (1 - rule.beta1**steps),
+        ], kind)  # fmt: skip
+        _all(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, parts)
+    return Packed(new_p, layout), State(steps, Slots(new_m, new_v, layout))
+
+
+class Slots(Packed):
+    """The running means under "first/" and "second/" and the parameter's name."""
+
+    def __init__(self, first: Array, second: Array, layout: Layout) -> None:
+        super().__init__(first, layout)
+        self.first, self.second = first, second
+
+    def __getitem__(self, name: str) -> Array:
+        slot, _, rest = name.partition("/")
+        begin, end, shape = self.layout[rest]
+        return {"first": self.first, "second": self.second}[slot][begin:end].reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{slot}/{name}" for name in self.layout for slot in ("first", "second"))
+
+    def __len__(self) -> int:
+        return 2 * len(self.layout)
+
+
+def _originals(params: Mapping[str, Array]) -> list[Array]:
+    return [params.whole] if isinstance(params, Packed) else list(params.values())
+
+
+def _pack(arrays: Mapping[str, Array]) -> tuple[Array, Layout]:
+    if isinstance(arrays, Packed):
+        return arrays.whole, arrays.layout
+    layout, begin = {}, 0
+    for name, array in arrays.items():
+        layout[name] = (begin, begin + array.size, array.shape)
+        begin += array.size
+    return np.concatenate([np.asarray(array).reshape(-1) for array in arrays.values()]), layout

@@ -1,0 +1,42 @@
+"""The fused AdamW against the specification: several steps, clipped and not, decayed and not."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from siglip_ref import fast, optim
+from siglip_ref.optim import AdamW, State
+
+SHAPES = {"a/kernel": (7, 5), "a/bias": (5,), "log_scale": (), "b/kernel": (300, 40)}
+
+
+def draw(seed: int, kind: type, scale: float = 1.0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {name: np.asarray(scale * rng.standard_normal(shape), kind) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", [AdamW(lr=0.1), AdamW(lr=0.01, decay=0.3, max_norm=1.0), AdamW(max_norm=1e6)])
+def test_steps(rule: AdamW, kind: type) -> None:
+    ours: Any = (draw(0, kind), State())
+    theirs: Any = (draw(0, kind), State())
+    for number in range(4):
+        grads = draw(number + 1, kind, 10.0 ** (number - 2))
+        ours = fast.adamw_step(ours[0], grads, ours[1], rule, 0.5)
+        theirs = optim.adamw_step(theirs[0], grads, theirs[1], rule, 0.5)
+    assert ours[1].steps == theirs[1].steps
+    assert set(ours[0]) == set(theirs[0]) and set(ours[1].slots) == set(theirs[1].slots)
+    for got, wanted in [(ours[0], theirs[0]), (ours[1].slots, theirs[1].slots)]:
+        for name in wanted:
+            assert got[name].dtype == kind and got[name].shape == wanted[name].shape
+            np.testing.assert_allclose(got[name], wanted[name], rtol=64 * np.finfo(kind).eps, atol=np.finfo(kind).eps)
+
+
+def test_frozen_parameters_go_to_the_specification() -> None:
+    rule = replace(AdamW(), frozen=lambda name: name == "a/bias")
+    params = draw(0, np.float64)
+    moved, _ = fast.adamw_step(params, draw(1, np.float64), State(), rule)
+    assert moved["a/bias"] is params["a/bias"]
+    assert (moved["a/kernel"] != params["a/kernel"]).all()
