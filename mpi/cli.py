@@ -1,6 +1,7 @@
 """The command `siglip-ring`: `mpiexec -n 4 siglip-ring loss`, or `siglip-ring loss --threads 4` without MPI."""
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -145,6 +146,8 @@ def world(spin: bool) -> Any:
 
 def main() -> None:
     """The entry point."""
+    # before numpy is loaded: ranks share the cores, and threads of matrix products that fight for them crawl
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         app()
     except UsageError as error:

@@ -103,3 +103,12 @@ def test_progress_in_words():
     progress.listener(0, rank=3)
     assert progress.where(0) == "hop 0, block (images of rank 3, texts of rank 3), while it computed"
     assert progress.stalled(limit=60) is None and progress.stalled(limit=-1) == 0
+
+
+def test_ranks_do_not_fight_for_the_cores():
+    code = "import os, sys, mpi.cli; mpi.cli.app = lambda: print(os.environ['OMP_NUM_THREADS'], 'numpy' in sys.modules)"
+    for given, used in ((None, "1"), ("3", "3")):
+        env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        env |= {"OMP_NUM_THREADS": given} if given else {}
+        command = [sys.executable, "-c", f"{code}; mpi.cli.main()"]
+        assert subprocess.run(command, env=env, capture_output=True, text=True).stdout.split() == [used, "False"]
