@@ -50,7 +50,8 @@ def make(place: Path, images: int) -> None:
 def ours(place: Path, labels: list[str], batch: int) -> dict[str, object]:
     """This package."""
     import siglip_ref as sr
-    from siglip_ref.tokenizer import TextConvention, Tokenizer
+    from siglip_ref.tokenizer import Tokenizer
+    from siglip_ref.wording import TextConvention
 
     start = time.perf_counter()
     model = sr.load(place / "model")

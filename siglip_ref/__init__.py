@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.tokenize import check_tokenize as check_tokenize
     from siglip_ref.conventions import preset as preset
     from siglip_ref.errors import UsageError as UsageError
+    from siglip_ref.loading import load as load
     from siglip_ref.loss import LossAndGrads as LossAndGrads
     from siglip_ref.loss import expected_loss as expected_loss
     from siglip_ref.loss import sigmoid_loss as sigmoid_loss
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from siglip_ref.towers.model import forward as forward
     from siglip_ref.towers.model import loss_and_grads as loss_and_grads
     from siglip_ref.zeroshot import Model as Model
-    from siglip_ref.zeroshot import load as load
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ _HOMES = {
     "expected_loss": "siglip_ref.loss",
     "forward": "siglip_ref.towers.model",
     "init": "siglip_ref.params",
-    "load": "siglip_ref.zeroshot",
+    "load": "siglip_ref.loading",
     "loss_and_grads": "siglip_ref.towers.model",
     "sigmoid_loss": "siglip_ref.loss",
 }

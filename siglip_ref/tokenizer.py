@@ -3,99 +3,20 @@
 What matters most: SigLIP pools the LAST position, so every text is padded to the full length it was trained with.
 """
 
-import html
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from siglip_ref.errors import UsageError
+from siglip_ref.wording import CLEAN, TextConvention, named_convention
 
-Clean = Literal["none", "ascii lower", "lower", "canonical", "open_clip"]
 SPACE = "\u2581"  # SentencePiece's sign for a space
 # Appended to a SentencePiece file, this sets normalizer_spec.add_dummy_prefix to false: fields of a message add up.
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 EXTRA_IDS = 100  # sentinels at the end of a file that the embedding table does not have: mc4's
-
-
-@dataclass(frozen=True)
-class TextConvention:
-    """How a library treats a text before and after SentencePiece.
-
-    clean : see `CLEAN`; eos, pad : ids; marked : "<unk>" and a space are put before the text and taken away again, as
-    transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this can decide
-    """
-
-    name: str
-    clean: Clean
-    eos: int = 1
-    pad: int = 1
-    marked: bool = False
-
-
-# Source: big_vision pp/ops_text.py and its demos; transformers 5.23 tokenization_siglip.py, tokenization_siglip2.py;
-# open_clip 3.3 tokenizer.py. "big_vision-2" and the like: SigLIP 2, with Gemma's vocabulary.
-TEXT_CONVENTIONS = {
-    convention.name: convention
-    for convention in (
-        TextConvention("big_vision", "ascii lower"),
-        TextConvention("big_vision-2", "ascii lower", pad=0),
-        TextConvention("huggingface", "canonical", marked=True),
-        TextConvention("huggingface-2", "lower", pad=0),
-        TextConvention("open_clip", "open_clip"),
-        TextConvention("open_clip-2", "open_clip", pad=0),
-    )
-}
-
-
-def ascii_lower(text: str) -> str:
-    """A to Z alone: TensorFlow's lower, which leaves every other alphabet as it is."""
-    return text.translate({upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)})
-
-
-def canonical(text: str) -> str:
-    """Lower case, no ASCII punctuation, single spaces: transformers' SigLIP 1 tokeniser."""
-    return " ".join(text.lower().translate(_no_punctuation()).split())
-
-
-def open_clip_clean(text: str) -> str:
-    """Repaired encodings, HTML entities resolved, '_' as a space, then as `canonical`."""
-    try:
-        import ftfy
-    except ImportError as error:
-        raise UsageError(
-            expected="ftfy, which open_clip cleans texts with",
-            got="no such package",
-            cause="it is an optional dependency",
-            repair="pip install ftfy",
-        ) from error
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip().replace("_", " ")
-    return " ".join(text.translate(_no_punctuation()).lower().split())
-
-
-def class_name(text: str, keep: str = ",") -> str:
-    """A class name as big_vision cleans it: '_' as a space, no punctuation but `keep`, lower case, single spaces.
-
-    Source: big_vision evaluators/proj/image_text/prompt_engineering.py.
-    """
-    kept = keep.join(part.translate(_no_punctuation()) for part in text.replace("_", " ").split(keep))
-    return " ".join(kept.lower().split())
-
-
-def _no_punctuation() -> dict[int, None]:
-    return dict.fromkeys(map(ord, string.punctuation))
-
-
-CLEAN: dict[Clean, Callable[[str], str]] = {
-    "none": lambda text: text,
-    "ascii lower": ascii_lower,
-    "lower": str.lower,
-    "canonical": canonical,
-    "open_clip": open_clip_clean,
-}
 
 
 @dataclass(frozen=True)
@@ -229,20 +150,6 @@ def find_tokenizer(
             repair="32,000: c4_en (SigLIP); 250,000: mc4 (SigLIP i18n); 256,000: Gemma (SigLIP 2); 259: bytes",
         )
     return made
-
-
-def named_convention(name: str | TextConvention) -> TextConvention:
-    """A convention by its name."""
-    if isinstance(name, TextConvention):
-        return name
-    if name not in TEXT_CONVENTIONS:
-        raise UsageError(
-            expected=f"one of {', '.join(TEXT_CONVENTIONS)}",
-            got=repr(name),
-            cause="there is no text convention by this name",
-            repair='"huggingface" for SigLIP, "huggingface-2" for SigLIP 2',
-        )
-    return TEXT_CONVENTIONS[name]
 
 
 def _broken(path: str | Path, error: Exception) -> UsageError:

@@ -12,19 +12,15 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from siglip_ref import ops as specification
-from siglip_ref.checkpoint.files import read_json
-from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint, resolve
-from siglip_ref.conventions import Conventions
-from siglip_ref.embed import best_ops, image_embeddings, text_embeddings
+from siglip_ref.embed import image_embeddings, text_embeddings
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array, sigmoid
-from siglip_ref.preprocess import PREPROCESS, SUFFIXES, Preprocess, patches, pixels, read_settings
+from siglip_ref.preprocess import SUFFIXES, Preprocess, patches, pixels
 from siglip_ref.sizes import Config
-from siglip_ref.tokenizer import TEXT_CONVENTIONS, Tokenizer, find_tokenizer
+from siglip_ref.tokenizer import Tokenizer
 from siglip_ref.towers.naflex import Patches
 
 TEMPLATE = "This is a photo of {}."
-GEMMA = 256_000  # the vocabulary by which SigLIP 2 is known
 
 Progress = Callable[[int, int], None]  # done, of how many
 
@@ -162,75 +158,6 @@ class Model:
             values, grids = zip(*images, strict=True)
             return Patches(np.stack(values).astype(dtype, copy=False), np.array(grids))
         return np.stack(images).astype(dtype, copy=False)
-
-
-def load(
-    path: str | Path,
-    *,
-    tokenizer: str | Path | None = None,
-    preprocess: str | Preprocess | None = None,
-    conventions: Conventions | None = None,
-    dtype: DTypeLike = np.float32,
-    ops: ModuleType | None = None,
-) -> Model:
-    """A model from a checkpoint of Hugging Face, open_clip or big_vision.
-
-    Parameters
-    ----------
-    path : a directory, a file of weights, or a hub name "owner/model" (needs huggingface_hub)
-    tokenizer : a SentencePiece file, a tokenizer.json, or "bytes"; default: what lies beside the weights
-    preprocess : a name in `siglip_ref.preprocess.PREPROCESS`, or one of your own; default: the checkpoint's
-    conventions : default: the checkpoint's
-    dtype : float32 weights asked for as float32 are mapped, not copied
-    ops : default `siglip_ref.fast` where it can be imported, else the specification
-
-    Examples
-    --------
-    >>> model = load("siglip-base-patch16-256")  # doctest: +SKIP
-    >>> model.zero_shot("photos/", ["a cat", "a dog"]).sorted(0)  # doctest: +SKIP
-    """
-    place = resolve(path)
-    checkpoint = load_checkpoint(place, dtype, conventions)
-    return from_checkpoint(checkpoint, tokenizer=tokenizer, preprocess=preprocess, ops=ops)
-
-
-def from_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    tokenizer: str | Path | None = None,
-    preprocess: str | Preprocess | None = None,
-    ops: ModuleType | None = None,
-) -> Model:
-    """The model of weights already read; see `load`."""
-    cfg, directory = checkpoint.config, checkpoint.path.parent
-    second = "-2" if cfg.vocabulary == GEMMA or cfg.naflex else ""
-    words = TEXT_CONVENTIONS[checkpoint.format + second]
-    made: list[Tokenizer] = []
-
-    def tokenize() -> Tokenizer:
-        if not made:
-            made.append(find_tokenizer(tokenizer, directory, cfg.vocabulary, cfg.text_length, words))
-        return made[0]
-
-    how = _preprocess(preprocess, checkpoint.format, second, directory)
-    return Model(cfg, checkpoint.params, how, tokenize, ops or best_ops(), checkpoint.notes)
-
-
-def _preprocess(given: str | Preprocess | None, format_: str, second: str, directory: Path) -> Preprocess:
-    if isinstance(given, Preprocess):
-        return given
-    if given is not None and given not in PREPROCESS:
-        raise UsageError(
-            expected=f"one of {', '.join(PREPROCESS)}",
-            got=repr(given),
-            cause="there is no preprocessing by this name",
-            repair="leave it out to take the checkpoint's own",
-        )
-    fallback = PREPROCESS[given or format_ + second * (format_ == "huggingface")]
-    settings = directory / "preprocessor_config.json"
-    if given is None and format_ == "huggingface" and settings.is_file():
-        return read_settings(read_json(settings), fallback)
-    return fallback
 
 
 def fill(template: str, labels: Sequence[str]) -> list[str]:

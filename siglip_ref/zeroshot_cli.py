@@ -144,7 +144,7 @@ def progress(what: str) -> "Iterator[Progress | None]":
 
 
 def _load(model: str, tokenizer: str | None, preprocess: str | None) -> "Model":
-    from siglip_ref.zeroshot import load
+    from siglip_ref.loading import load
 
     loaded = load(model, tokenizer=tokenizer, preprocess=preprocess)
     for note in loaded.notes:

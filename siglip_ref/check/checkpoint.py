@@ -9,8 +9,9 @@ import numpy as np
 from siglip_ref.check.compare import Row, compare, not_checked
 from siglip_ref.check.report import Report, verdict_of
 from siglip_ref.errors import UsageError
+from siglip_ref.loading import load
 from siglip_ref.params import count
-from siglip_ref.zeroshot import Model, load
+from siglip_ref.zeroshot import Model
 
 PHOTOS = ("apple-ipod.jpg", "apple-blank.jpg")
 TEXTS = ("an apple", "a picture of an apple")

@@ -9,14 +9,8 @@ import numpy as np
 from siglip_ref.check.compare import Row, compare
 from siglip_ref.check.report import Finding, Report
 from siglip_ref.errors import UsageError
-from siglip_ref.tokenizer import (
-    TEXT_CONVENTIONS,
-    TextConvention,
-    Tokenizer,
-    json_tokenizer,
-    named_convention,
-    sentencepiece_tokenizer,
-)
+from siglip_ref.tokenizer import Tokenizer, json_tokenizer, sentencepiece_tokenizer
+from siglip_ref.wording import TEXT_CONVENTIONS, TextConvention, named_convention
 
 Ids = list[list[int]]
 TEXTS = (
@@ -54,7 +48,7 @@ def check_tokenize(
     Parameters
     ----------
     fn : takes a list of texts; gives their ids as lists, an array, a tensor, or a dict with "input_ids"
-    convention : a name in `siglip_ref.tokenizer.TEXT_CONVENTIONS`; "huggingface" (SigLIP), "huggingface-2" (SigLIP 2)
+    convention : a name in `siglip_ref.wording.TEXT_CONVENTIONS`; "huggingface" (SigLIP), "huggingface-2" (SigLIP 2)
     length : of every row: 64, for So400m/14-224 of SigLIP 16
     tokenizer : the SentencePiece file or tokenizer.json; with it every id is compared too
 
@@ -125,7 +119,7 @@ def _cleaning(fn: Callable[[list[str]], Any], how: TextConvention) -> Iterator[J
             continue
         words = {True: "the same ids", False: "other ids"}
         evidence = f"{words[equal]} as {two!r}, where {how.name} has {words[wanted]}"
-        repair = f"clean texts as {how.name} does: siglip_ref.tokenizer.CLEAN[{how.clean!r}]"
+        repair = f"clean texts as {how.name} does: siglip_ref.wording.CLEAN[{how.clean!r}]"
         yield _judge(name, [] if equal == wanted else [one], "text-not-lowercased-canonicalised", evidence, repair)
 
 

@@ -8,7 +8,8 @@ import pytest
 from no_torchvision import import_open_clip
 from transformers import Siglip2Tokenizer, SiglipTokenizer
 
-from siglip_ref.tokenizer import find_tokenizer, json_tokenizer, named_convention, sentencepiece_tokenizer
+from siglip_ref.tokenizer import find_tokenizer, json_tokenizer, sentencepiece_tokenizer
+from siglip_ref.wording import named_convention, open_clip_clean
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tokenizer"))
 from corpus import TEXTS, like_c4, like_gemma  # beside the tokeniser's own tests
@@ -67,8 +68,6 @@ def test_open_clip_cleans_as_we_do(c4):
 
     assert open_clip
     clean = get_clean_fn("canonicalize")
-    from siglip_ref.tokenizer import open_clip_clean
-
     assert [text for text in TEXTS if clean(text) != open_clip_clean(text)] == []
 
 

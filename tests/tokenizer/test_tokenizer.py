@@ -5,16 +5,8 @@ import pytest
 from corpus import TEXTS, like_c4, like_gemma
 
 from siglip_ref.errors import UsageError
-from siglip_ref.tokenizer import (
-    CLEAN,
-    TEXT_CONVENTIONS,
-    ascii_lower,
-    byte_tokenizer,
-    class_name,
-    find_tokenizer,
-    json_tokenizer,
-    sentencepiece_tokenizer,
-)
+from siglip_ref.tokenizer import byte_tokenizer, find_tokenizer, json_tokenizer, sentencepiece_tokenizer
+from siglip_ref.wording import CLEAN, TEXT_CONVENTIONS, ascii_lower
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +19,6 @@ def place(tmp_path_factory):
 
 def test_lower_case_of_ascii_alone():
     assert ascii_lower("ABZ Ü Я Σ @[") == "abz Ü Я Σ @["
-
-
-def test_class_names_keep_their_commas():
-    assert class_name("Snake_Case, a.k.a.  'Name'!") == "snake case, aka name"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""What each library does to a text before its tokeniser sees it, and how it ends and pads the ids."""
+
+import html
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from siglip_ref.errors import UsageError
+
+Clean = Literal["none", "ascii lower", "lower", "canonical", "open_clip"]
+
+
+@dataclass(frozen=True)
+class TextConvention:
+    """How a library treats a text before and after SentencePiece.
+
+    clean : see `CLEAN`; eos, pad : ids; marked : "<unk>" and a space are put before the text and taken away again, as
+    transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this can decide
+    """
+
+    name: str
+    clean: Clean
+    eos: int = 1
+    pad: int = 1
+    marked: bool = False
+
+
+# Source: big_vision pp/ops_text.py and its demos; transformers 5.23 tokenization_siglip.py, tokenization_siglip2.py;
+# open_clip 3.3 tokenizer.py. "big_vision-2" and the like: SigLIP 2, with Gemma's vocabulary.
+TEXT_CONVENTIONS = {
+    convention.name: convention
+    for convention in (
+        TextConvention("big_vision", "ascii lower"),
+        TextConvention("big_vision-2", "ascii lower", pad=0),
+        TextConvention("huggingface", "canonical", marked=True),
+        TextConvention("huggingface-2", "lower", pad=0),
+        TextConvention("open_clip", "open_clip"),
+        TextConvention("open_clip-2", "open_clip", pad=0),
+    )
+}
+
+
+def ascii_lower(text: str) -> str:
+    """A to Z alone: TensorFlow's lower, which leaves every other alphabet as it is."""
+    return text.translate({upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)})
+
+
+def canonical(text: str) -> str:
+    """Lower case, no ASCII punctuation, single spaces: transformers' SigLIP 1 tokeniser."""
+    return " ".join(text.lower().translate(_no_punctuation()).split())
+
+
+def open_clip_clean(text: str) -> str:
+    """Repaired encodings, HTML entities resolved, '_' as a space, then as `canonical`."""
+    try:
+        import ftfy
+    except ImportError as error:
+        raise UsageError(
+            expected="ftfy, which open_clip cleans texts with",
+            got="no such package",
+            cause="it is an optional dependency",
+            repair="pip install ftfy",
+        ) from error
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip().replace("_", " ")
+    return " ".join(text.translate(_no_punctuation()).lower().split())
+
+
+def _no_punctuation() -> dict[int, None]:
+    return dict.fromkeys(map(ord, string.punctuation))
+
+
+CLEAN: dict[Clean, Callable[[str], str]] = {
+    "none": lambda text: text,
+    "ascii lower": ascii_lower,
+    "lower": str.lower,
+    "canonical": canonical,
+    "open_clip": open_clip_clean,
+}
+
+
+def named_convention(name: str | TextConvention) -> TextConvention:
+    """A convention by its name."""
+    if isinstance(name, TextConvention):
+        return name
+    if name not in TEXT_CONVENTIONS:
+        raise UsageError(
+            expected=f"one of {', '.join(TEXT_CONVENTIONS)}",
+            got=repr(name),
+            cause="there is no text convention by this name",
+            repair='"huggingface" for SigLIP, "huggingface-2" for SigLIP 2',
+        )
+    return TEXT_CONVENTIONS[name]
