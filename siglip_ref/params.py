@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,12 @@ def table(cfg: Config) -> Iterator[Entry]:
 
 def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter, in network order."""
-    return {name: shape for name, shape, _ in table(cfg)}
+    return dict(_shapes(cfg))
+
+
+@cache
+def _shapes(cfg: Config) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, shape) for name, shape, _ in table(cfg))
 
 
 def count(cfg: Config) -> int:

@@ -10,7 +10,7 @@ from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.fit import as_rows, same_precision
 from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward, part
 from siglip_ref.fast.memory import empty
-from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 
 
@@ -90,7 +90,7 @@ def position_forward(x: Array, table: Array) -> tuple[Array, None]:
     if not same_precision(x, table):
         return specification.position_forward(x, table)
     out = empty(x.shape, x)
-    with parts_for(ELEMENT * x.size) as parts:
+    with parts_for_elements(x.size) as parts:
         _add_table(np.ascontiguousarray(x), np.ascontiguousarray(table), out, parts)
     return out, None
 

@@ -12,7 +12,7 @@ from siglip_ref.fast.elementary import exp_nonpositive, normal_cdf, number, sigm
 from siglip_ref.fast.fit import as_rows, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.memory import empty
-from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import CUBIC, QUICK, GeluForm
 
@@ -117,7 +117,7 @@ def gelu_forward(x: Array, form: GeluForm) -> tuple[Array, Any]:
         return specification.gelu_forward(x, form)
     x = np.ascontiguousarray(x)
     out = empty(x.shape, x)
-    with parts_for(ELEMENT * x.size) as parts:
+    with parts_for_elements(x.size) as parts:
         gelu_all(x.reshape(-1), FORMS[form], out.reshape(-1), parts)
     return out, GeluCache(x, form)
 
@@ -128,6 +128,6 @@ def gelu_backward(d_out: Array, cache: Any) -> Array:
         return specification.gelu_backward(d_out, cache)
     x, form = cache
     d_x, again = empty(x.shape, x), empty(x.shape, x)
-    with parts_for(ELEMENT * x.size) as parts:
+    with parts_for_elements(x.size) as parts:
         d_gelu_all(as_rows(d_out).reshape(-1), x.reshape(-1), FORMS[form], d_x.reshape(-1), again.reshape(-1), parts)
     return d_x

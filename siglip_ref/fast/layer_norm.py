@@ -11,7 +11,7 @@ from siglip_ref.fast.elementary import number
 from siglip_ref.fast.fit import NOTHING, as_rows, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.memory import empty
-from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 
 
@@ -107,7 +107,7 @@ def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple
         return specification.layer_norm_forward(x, gamma, beta, eps)
     rows, out = as_rows(x), empty(x.shape, x)
     stats = np.empty((len(rows), 2), x.dtype)
-    with parts_for(ELEMENT * x.size) as parts:
+    with parts_for_elements(x.size) as parts:
         norm(rows, gamma, beta, eps, as_rows(out), stats, parts)
     return out, NormCache(rows, stats, gamma)
 
@@ -118,7 +118,7 @@ def layer_norm_backward(d_out: Array, cache: Any, add: Array | None = None) -> t
         return specification.layer_norm_backward(d_out, cache)
     rows, stats, gamma = cache
     d_x = empty(d_out.shape, rows)
-    with parts_for(ELEMENT * d_out.size) as parts:
+    with parts_for_elements(d_out.size) as parts:
         d_weights = np.empty((parts, 2, rows.shape[1]), rows.dtype)
         plus = NOTHING[rows.dtype] if add is None else as_rows(add)
         d_norm(as_rows(d_out), rows, stats, gamma, plus, as_rows(d_x), d_weights)

@@ -11,7 +11,7 @@ from siglip_ref.fast.elementary import number
 from siglip_ref.fast.fit import as_rows, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.memory import empty
-from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormKind
 
@@ -90,7 +90,7 @@ def normalize_forward(x: Array, kind: NormKind, eps: float) -> tuple[Array, Any]
     if not same_precision(x):
         return specification.normalize_forward(x, kind, eps)
     out, lengths = empty(x.shape, x), np.empty(x.size // x.shape[-1], x.dtype)
-    with parts_for(ELEMENT * x.size) as parts:
+    with parts_for_elements(x.size) as parts:
         unit(as_rows(x), KINDS[kind], x.dtype.type(eps), as_rows(out), lengths, parts)
     return out, UnitCache(x, lengths, kind, eps)
 
@@ -101,6 +101,6 @@ def normalize_backward(d_out: Array, cache: Any) -> Array:
         return specification.normalize_backward(d_out, cache)
     x, lengths, kind, eps = cache
     d_x = empty(x.shape, x)
-    with parts_for(ELEMENT * x.size) as parts:
+    with parts_for_elements(x.size) as parts:
         d_unit(as_rows(d_out), as_rows(x), lengths, KINDS[kind], x.dtype.type(eps), as_rows(d_x), parts)
     return d_x

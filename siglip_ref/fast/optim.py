@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numba import prange
@@ -11,28 +11,19 @@ from siglip_ref import optim as specification
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.fit import same_precision
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.pool import ELEMENT, parts_for
+from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import AdamW, State
 
 Layout = dict[str, tuple[int, int, tuple[int, ...]]]  # name: begin, end, shape
 
 
-class Packed(Mapping[str, Array]):
-    """Arrays by name, all of them pieces of one; a piece is cut out when it is asked for."""
+class Packed(dict[str, Array]):
+    """Arrays by name, all of them pieces of one."""
 
     def __init__(self, whole: Array, layout: Layout) -> None:
+        super().__init__({name: whole[begin:end].reshape(shape) for name, (begin, end, shape) in layout.items()})
         self.whole, self.layout = whole, layout
-
-    def __getitem__(self, name: str) -> Array:
-        begin, end, shape = self.layout[name]
-        return self.whole[begin:end].reshape(shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layout)
-
-    def __len__(self) -> int:
-        return len(self.layout)
 
 
 @kernel(fastmath=SUMS)
@@ -81,7 +72,7 @@ def adamw_step(
     """Twin of `siglip_ref.optim.adamw_step`.
 
     All parameters are stepped together, so all must have gradients and none be frozen; else the specification steps.
-    The results are mappings over three long arrays; given back in the next step, nothing is copied but the gradients.
+    The results lie in three long arrays; given back in the next step, nothing is copied but the gradients.
     """
     names = list(params)
     arrays = [np.asarray(grads[name]) for name in names if name in grads and not rule.frozen(name)]
@@ -102,7 +93,7 @@ def adamw_step(
     ends = np.array([end for _, end, _ in layout.values()])
     shrinks = np.array([1 - lr * (rule.decay if rule.decays(name) else 0.0) for name in names], kind)
     new_p, new_m, new_v = np.empty_like(p), np.empty_like(p), np.empty_like(p)
-    with parts_for(ELEMENT * p.size) as parts:
+    with parts_for_elements(p.size) as parts:
         factor = 1.0
         if rule.max_norm is not None:
             sums = np.empty(parts)
@@ -116,12 +107,11 @@ def adamw_step(
     return Packed(new_p, layout), State(steps, Slots(new_m, new_v, layout))
 
 
-class Slots(Packed):
-    """The running means under "first/" and "second/" and the parameter's name."""
+class Slots(Mapping[str, Array]):
+    """The running means under "first/" and "second/" and the parameter's name; cut out when asked for."""
 
     def __init__(self, first: Array, second: Array, layout: Layout) -> None:
-        super().__init__(first, layout)
-        self.first, self.second = first, second
+        self.first, self.second, self.layout = first, second, layout
 
     def __getitem__(self, name: str) -> Array:
         slot, _, rest = name.partition("/")
@@ -135,12 +125,19 @@ class Slots(Packed):
         return 2 * len(self.layout)
 
 
+def _untouched(params: Mapping[str, Array]) -> TypeGuard[Packed]:
+    """Still the pieces that a step returned: nobody has put another array in a name's place."""
+    return isinstance(params, Packed) and all(
+        array.base is params.whole and array.shape == params.layout[name][2] for name, array in params.items()
+    )
+
+
 def _originals(params: Mapping[str, Array]) -> list[Array]:
-    return [params.whole] if isinstance(params, Packed) else list(params.values())
+    return [params.whole] if _untouched(params) else list(params.values())
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[Array, Layout]:
-    if isinstance(arrays, Packed):
+    if _untouched(arrays):
         return arrays.whole, arrays.layout
     layout, begin = {}, 0
     for name, array in arrays.items():

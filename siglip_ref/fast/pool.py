@@ -42,9 +42,9 @@ def _blas() -> list[LibController]:
     return libraries
 
 
-# In multiplications. Below LONE even BLAS stays on the calling thread by itself; below SHARED a task is over before
-# a second thread has started, or, on a busy machine, has been given a core at all.
-LONE, SHARED = 1 << 17, 1 << 21
+# In multiplications. Up to LONE BLAS stays on the calling thread by itself; below SHARED a task is over before a second
+# thread has started, or, on a busy machine, has been given a core at all.
+LONE, SHARED = 1 << 18, 1 << 21
 ELEMENT = 32  # multiplications that take as long as one element of an element-wise kernel
 
 
@@ -63,7 +63,12 @@ _ALONE = _Alone()
 
 def parts_for(work: int) -> AbstractContextManager[int]:
     """Into how many parts, one a thread, to cut this many multiplications: `with parts_for(work) as parts`."""
-    return _ALONE if work < LONE else _shared(work)
+    return _ALONE if work <= LONE else _shared(work)
+
+
+def parts_for_elements(size: int) -> AbstractContextManager[int]:
+    """The same for so many elements of a kernel that calls no BLAS."""
+    return _ALONE if ELEMENT * size < SHARED else _shared(ELEMENT * size)
 
 
 @contextmanager

@@ -40,3 +40,10 @@ def test_frozen_parameters_go_to_the_specification() -> None:
     moved, _ = fast.adamw_step(params, draw(1, np.float64), State(), rule)
     assert moved["a/bias"] is params["a/bias"]
     assert (moved["a/kernel"] != params["a/kernel"]).all()
+
+
+def test_a_replaced_parameter_counts() -> None:
+    params, state = fast.adamw_step(draw(0, np.float64), draw(1, np.float64), State(), AdamW())
+    params["a/bias"] = np.full(5, 9.0)
+    moved, _ = fast.adamw_step(params, draw(2, np.float64), state, AdamW())
+    assert (moved["a/bias"] > 8.9).all()
