@@ -48,6 +48,7 @@ FORMATS = {
     "float16": Format("float16", 11, -14, 65504.0),
 }
 ACCUMULATOR = FORMATS["float32"]
+ELEMENTARY = {"exp", "log", "log1p", "tanh", "erf"}
 STEP_BY_STEP = 4096  # multiplications of a product that is emulated term by term; larger ones are left to BLAS
 
 
@@ -59,6 +60,7 @@ class Rounding:
     product_in, product_out : what factors of a product are rounded to first, and the format of the product; None: as
         they come
     order : of summation; fma : a product and its addition are rounded once
+    library : unit roundoffs of the accumulator by which elementary functions err, all to one side
     random : for stochastic rounding; None: to nearest, ties to even
     """
 
@@ -67,6 +69,7 @@ class Rounding:
     product_out: Format | None = None
     order: Order = "pairwise"
     fma: bool = True
+    library: float = 0.0
     random: np.random.Generator | None = None
 
 
@@ -96,6 +99,8 @@ class Rounded(np.ndarray[Any, Any]):
         if ufunc is np.matmul:
             return _product(plain[0], plain[1], rounding)
         out = ufunc(*plain)
+        if rounding.library and ufunc.__name__ in ELEMENTARY:
+            out = out * (1 + rounding.library * ACCUMULATOR.unit)
         return out if np.asarray(out).dtype == bool else rounded(out, rounding)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:

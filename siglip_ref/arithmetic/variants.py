@@ -71,7 +71,7 @@ def _cast_all(x: Any, form: Format) -> Any:
     return tuple(_cast_all(item, form) for item in x) if isinstance(x, tuple) else cast(x, form)
 
 
-def pair_block(positives: Positives, scale_first: bool) -> Callable[..., Any]:
+def pair_block(positives: Positives, scale_first: bool, by_logarithm: bool = False) -> Callable[..., Any]:
     """`siglip_ref.ops.pair_block` in another of its equal forms, gradients as autograd makes them: 1 / B comes first.
 
     Parameters
@@ -80,7 +80,9 @@ def pair_block(positives: Positives, scale_first: bool) -> Callable[..., Any]:
         cross-entropy); "apart", sum of softplus(l) over all pairs, minus the sum of l over the matching ones, whose
         similarities are computed by themselves
     scale_first : the scale multiplied into the image embeddings, not into the similarity
+    by_logarithm : the sigmoid as exp(l - softplus(l)), which is how JAX differentiates softplus
     """
+    gate = _sigmoid_by_logarithm if by_logarithm else sigmoid
 
     def block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> tuple[Array, ...]:
         scale = np.exp(log_scale)
@@ -89,12 +91,12 @@ def pair_block(positives: Positives, scale_first: bool) -> Callable[..., Any]:
         logits = ((scale * x) @ y.T if scale_first else scale * similarity) + bias
         if positives == "signed":
             loss = softplus(np.where(match, -logits, logits)).sum()
-            d_logits = np.where(match, -sigmoid(-logits), sigmoid(logits))
+            d_logits = np.where(match, -gate(-logits), gate(logits))
         elif positives == "subtracted":
             loss = (softplus(logits) - np.where(match, logits, 0)).sum()
-            d_logits = sigmoid(logits) - match
+            d_logits = gate(logits) - match
         else:
-            loss, d_logits = softplus(logits).sum(), sigmoid(logits)
+            loss, d_logits = softplus(logits).sum(), gate(logits)
         d_logits = share * d_logits
         d_similarity = scale * d_logits
         if scale_first:
@@ -112,6 +114,10 @@ def pair_block(positives: Positives, scale_first: bool) -> Callable[..., Any]:
         return loss, *(len(x) * d for d in (d_x, d_y, d_log_scale, d_bias))
 
     return block
+
+
+def _sigmoid_by_logarithm(logits: Array) -> Array:
+    return np.exp(logits - softplus(logits))
 
 
 def _placed(rows: Array, places: Array, like: Array) -> Array:

@@ -22,14 +22,17 @@ from siglip_ref.ops.elementary import Array
 TIMES = (
     6.0  # tolerance / noise: held-out Torch and JAX losses stay below half, see tests/interop/test_noise_calibration.py
 )
+LIBRARY = 4.0  # unit roundoffs by which exp, log1p, tanh, erf of a good library may all err to one side
 STOCHASTIC_RUNS = 4  # of each kind
 ORDERS: tuple[tuple[Order, bool], ...] = (("sequential", True), ("reversed", False), ("pairwise", False))
-LOSS_FORMS: tuple[tuple[Positives, bool], ...] = (
-    ("signed", True),
-    ("subtracted", False),
-    ("subtracted", True),
-    ("apart", False),
-    ("apart", True),
+# positives, scale first, sigmoid by the logarithm: see `pair_block`
+LOSS_FORMS: tuple[tuple[Positives, bool, bool], ...] = (
+    ("signed", True, False),
+    ("signed", False, True),
+    ("subtracted", False, False),
+    ("subtracted", True, True),
+    ("apart", False, True),
+    ("apart", True, False),
 )
 
 Compute = Callable[[dict[str, Array], Any], Mapping[str, Array]]
@@ -80,9 +83,11 @@ def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple
     for order, fma in ORDERS:
         for ops in (unfused, kernels)[: 1 + narrow]:
             yield replace(regime.rounding, order=order, fma=fma), ops
+    for bias in (-LIBRARY, LIBRARY):
+        yield replace(regime.rounding, library=bias), unfused
     random = np.random.default_rng(seed)
-    for (positives, scale_first), tiles in product(LOSS_FORMS, (1,) if few else (1, 3)):
-        form = with_changes(fused(regime.kernels) | {"pair_block": pair_block(positives, scale_first)})
+    for form_of_loss, tiles in product(LOSS_FORMS, (1,) if few else (1, 3)):
+        form = with_changes(fused(regime.kernels) | {"pair_block": pair_block(*form_of_loss)})
         form.tiles = tiles
         if not few:
             yield regime.rounding, form
@@ -124,7 +129,8 @@ def measure(
     """
     if regime == "float64":
         single = measure(compute, arrays, exact, "float32", by_row=by_row, few=few, seed=seed)
-        scaled = {name: noise * 2.0**-29 for name, noise in single.absolute.items()}
+        # twice the ratio of the units: XLA's float64 functions err by more units than its float32 ones
+        scaled = {name: noise * 2.0**-28 for name, noise in single.absolute.items()}
         return Noise(scaled, frozenset(name for name, value in exact.items() if not np.isfinite(value).all()))
     form = REGIMES[regime].rounding.product_out or REGIMES[regime].rounding.format
     terms = max(value.size for value in arrays.values())

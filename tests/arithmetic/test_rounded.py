@@ -104,6 +104,13 @@ def test_tf32_and_autocast_round_what_goes_into_products() -> None:
     assert (autocast * rounded(1.0, Rounding(SINGLE))).rounding.format is BRAIN  # but not for a 0-d array
 
 
+def test_a_library_may_err_to_one_side() -> None:
+    x = rounded(np.linspace(0.1, 1, 9), Rounding(SINGLE, library=4.0))
+    off = np.asarray(np.exp(x)) / np.exp(np.asarray(x)) - 1
+    assert (off >= 3 * SINGLE.unit).all() and (off <= 5 * SINGLE.unit).all()
+    assert np.array_equal(np.sqrt(x), np.sqrt(rounded(np.asarray(x), Rounding(SINGLE))))
+
+
 def test_add_at_rounds_each_sum() -> None:
     table = rounded(np.zeros((2, 1)), Rounding(BRAIN))
     np.add.at(table, np.array([[0, 1], [0, 0]]), rounded(np.array([[[256.0], [7.0]], [[1.0], [1.0]]]), table.rounding))
@@ -154,10 +161,11 @@ def test_a_fused_kernel_rounds_once() -> None:
 
 @pytest.mark.parametrize("positives", ["signed", "subtracted", "apart"])
 @pytest.mark.parametrize("scale_first", [False, True])
-def test_all_forms_of_the_loss_are_equal(positives, scale_first: bool) -> None:
+@pytest.mark.parametrize("by_logarithm", [False, True])
+def test_all_forms_of_the_loss_are_equal(positives, scale_first: bool, by_logarithm: bool) -> None:
     case = next(case for case in OP_CASES if case.name == "pair block")
     match = np.random.default_rng(3).random((4, 7)) < 0.3
     wanted = ops.pair_block(**case.arrays, match=match)
-    got = pair_block(positives, scale_first)(*case.arrays.values(), match)
+    got = pair_block(positives, scale_first, by_logarithm)(*case.arrays.values(), match)
     for a, b in zip(got, wanted, strict=True):
         assert np.abs(a - b).max() <= 1e-14 * max(1, np.abs(b).max())
