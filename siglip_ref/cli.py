@@ -103,6 +103,19 @@ def check_model_command(
     finish(report, json, save_case)
 
 
+@app.command("selfcheck")
+def selfcheck_command() -> None:
+    """Prove the reference on this machine: complex step, balls, a certified number, mistakes that must show."""
+    from siglip_ref.selfcheck import selfcheck
+
+    with _progress("selfcheck") as progress:
+        results = selfcheck(progress)
+    words = {True: "proven", False: "FAILED", None: "-"}
+    for result in results:
+        typer.echo(f"{words[result.passed]:7} {result.what:24} {result.seconds:5.1f} s  {result.detail}")
+    raise typer.Exit(1 if any(result.passed is False for result in results) else 0)
+
+
 def read_dims(words: str | None) -> "Dims":
     """Multiples or shapes, as the command line writes them.
 
