@@ -52,6 +52,12 @@ class Setting:
         return "float32" if self.autocast else self.dtype
 
     @property
+    def regime(self) -> str:
+        """What its rounding noise is measured in: see `siglip_ref.check.noise`."""
+        kind = "cpu" if self.device == "cpu" else "cuda"  # what is no CPU is modelled as a GPU
+        return f"autocast {self.dtype} on {kind}" if self.autocast else self.dtype
+
+    @property
     def words(self) -> str:
         """For titles."""
         return f"{self.dtype}{', autocast' * self.autocast} on {self.device}"
