@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cases import MODEL_CASES, OP_CASES, TOWER_CASES, Case
+
 from siglip_ref.arithmetic.complex_step import gradient
 
 TOLERANCE = 1e-13  # error relative to the tensor's maximum

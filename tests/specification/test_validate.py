@@ -44,5 +44,5 @@ def test_unknown_names_list_what_there_is() -> None:
         sr.preset("keras")
     with pytest.raises(sr.UsageError, match="empty batch"):
         sr.expected_loss(0, 0.0, 0.0)
-    with pytest.raises(AttributeError, match="it has .*Config"):
+    with pytest.raises(AttributeError, match=r"it has .*Config"):
         _ = sr.no_such_name
