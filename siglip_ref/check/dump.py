@@ -123,7 +123,8 @@ def _candidates(vector: Vector) -> list[Mistake]:
 def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[tuple[str, str], Array]:
     changed = reference([edit for mistake in mistakes for edit in mistake.edits])
     values = run(vector, changed, "float64" if dtype == "float64" else "float32")
-    return {(vector.id, name): np.asarray(value) for name, value in values.items()}
+    absent = {name: np.full(expected.shape, np.nan) for name, expected in vector.expected.items()}  # a block never met
+    return {(vector.id, name): np.asarray(value) for name, value in (absent | values).items()}
 
 
 def _require(vector: Vector, got: Mapping[str, Array], dtype: str) -> None:

@@ -63,15 +63,9 @@ def verify(
 
 
 @vectors.command()
-def regenerate(
-    folder: Annotated[Path, typer.Argument(help="where to write")],
-    with_measured: Annotated[
-        bool, typer.Option("--measured", help="also measure noise and power: half an hour")
-    ] = False,
-) -> None:
+def regenerate(folder: Annotated[Path, typer.Argument(help="where to write")]) -> None:
     """Compute the certified files anew, and say whether they are the packaged ones, byte for byte."""
     from siglip_ref.vectors.generate import write
-    from siglip_ref.vectors.power import write_measured
     from siglip_ref.vectors.store import FOLDER
 
     write(folder, progress=lambda name: typer.echo(f"proving {name}", err=True))
@@ -80,9 +74,15 @@ def regenerate(
     typer.echo(
         f"{', '.join(other)} differ from the packaged files" if other else "the same bytes as the packaged files"
     )
-    if with_measured:
-        write_measured(folder, progress=lambda name: typer.echo(f"measuring {name}", err=True))
     raise typer.Exit(1 if other else 0)
+
+
+@vectors.command()
+def measure(folder: Annotated[Path, typer.Argument(help="where to write measured.json")]) -> None:
+    """Measure noise and power anew: after a change of noise, vectors or mistakes. Ten minutes."""
+    from siglip_ref.vectors.power import write_measured
+
+    write_measured(folder, progress=lambda name: typer.echo(f"measuring {name}", err=True))
 
 
 @vectors.command()

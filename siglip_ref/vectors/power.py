@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.mistakes import Mistake, Reference, executable, reference
+from siglip_ref.check.noise import TIMES, measure
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.files import VectorError, read_json, write_json
 from siglip_ref.vectors.store import FOLDER, Vector, packaged, validate
@@ -95,8 +96,6 @@ def mistaken(vector: Vector, mistake: Mistake, dtype: str = "float64") -> dict[s
 
 def noise(vector: Vector, dtype: str) -> dict[str, float | None]:
     """Measured anew: largest error of correct variants, by tensor; None where one of them leaves the range."""
-    from siglip_ref.check.noise import measure
-
     if dtype not in vector.exact_in:
         return dict.fromkeys(vector.expected)
     floats = {name: value for name, value in vector.inputs.items() if value.dtype.kind == "f"}
@@ -110,12 +109,12 @@ def noise(vector: Vector, dtype: str) -> dict[str, float | None]:
 
 
 def powers(vector: Vector, levels: Mapping[str, Mapping[str, float | None]]) -> dict[str, list[float | None]]:
-    """Of every executable mistake that this vector sees at all; levels: noise by format and tensor."""
+    """Of every mistake that leaves what is allowed in float64; levels: noise by format and tensor."""
     found: dict[str, list[float | None]] = {}
     for mistake in executable():
         by_run = {dtype: errors(vector, mistaken(vector, mistake, dtype)) for dtype in ("float64", "float32")}
         row = [_factor(by_run["float64" if dtype == "float64" else "float32"], levels[dtype]) for dtype in FORMATS]
-        if (row[0] or 0.0) >= 1:
+        if (row[0] or 0.0) >= TIMES:
             found[mistake.id] = row
     return found
 
