@@ -30,7 +30,7 @@ DERIVATIVES: dict[str, Callable[[Any, Any], Any]] = {
 COMPARISONS = {"greater", "greater_equal", "less", "less_equal"}
 PRODUCTS = {"multiply", "matmul"}
 # these move elements about: what happens to the value happens to the tangent
-LINEAR = {"add", "subtract", "negative", "concatenate", "pad", "broadcast_to"}
+LINEAR = {"add", "subtract", "negative", "concatenate", "pad", "broadcast_to", "repeat", "stack"}
 CONSTANT = {"zeros_like", "full_like"}
 
 

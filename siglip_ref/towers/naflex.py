@@ -78,6 +78,6 @@ def naflex_tower_backward(
         position_resize_backward(d_image[: len(at[0]) * len(at[2])], at)
         for d_image, at in zip(d_stem, resize_caches, strict=True)
     ]
-    d["position"] = np.sum(d_tables, 0).reshape(-1, d_stem.shape[-1])
+    d["position"] = np.stack(d_tables).sum(0).reshape(-1, d_stem.shape[-1])
     d_values, d["patch/kernel"], d["patch/bias"] = ops.linear_backward(d_stem, patch_cache)
     return d_values, d | prefixed("pool", d_pool), {"stem": d_stem} | d_activations | {"pool": d_pooled}
