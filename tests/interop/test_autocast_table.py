@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
 from siglip_ref.check.noise import REGIMES
