@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import DTypeLike
 
-from siglip_ref.checkpoint.files import read_json
+from siglip_ref.checkpoint.files import read_json, unreadable
 from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint, resolve
 from siglip_ref.conventions import Conventions
 from siglip_ref.embed import best_ops
@@ -84,5 +84,10 @@ def _preprocess(given: str | Preprocess | None, format_: str, second: str, direc
     fallback = PREPROCESS[given or format_ + second * (format_ == "huggingface")]
     settings = directory / "preprocessor_config.json"
     if given is None and format_ == "huggingface" and settings.is_file():
-        return read_settings(read_json(settings), fallback)
+        try:
+            return read_settings(read_json(settings), fallback)
+        except (TypeError, ValueError) as error:
+            raise unreadable(
+                settings, "settings of images", str(error), "a broken file", "download it again"
+            ) from error
     return fallback

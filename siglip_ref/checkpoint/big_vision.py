@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from siglip_ref.checkpoint.names import Entry, Shape, Table
+from siglip_ref.checkpoint.names import Entry, Shape, Table, plausible
 from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.errors import UsageError
 from siglip_ref.params import shapes
@@ -47,17 +47,19 @@ def read_config(
             repair="write an Adapter for this tree: examples/ has one",
         ) from error
     side = math.isqrt(patches) * patch
-    return Config(
-        f"{width} wide, {towers[0].depth} + {towers[1].depth} blocks",
-        towers[0],
-        towers[1],
-        image_size or (side, side),
-        patch,
-        vocabulary,
-        length,
-        text_head="txt/head/kernel" in found,
-        naflex=naflex,
-        conventions=conventions or PRESETS["big_vision"],
+    return plausible(
+        Config(
+            f"{width} wide, {towers[0].depth} + {towers[1].depth} blocks",
+            towers[0],
+            towers[1],
+            image_size or (side, side),
+            patch,
+            vocabulary,
+            length,
+            text_head="txt/head/kernel" in found,
+            naflex=naflex,
+            conventions=conventions or PRESETS["big_vision"],
+        )
     )
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from siglip_ref.checkpoint.names import Entry, Table, dense, fused, norm
+from siglip_ref.checkpoint.names import Entry, Table, dense, fused, norm, plausible
 from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
@@ -65,16 +65,18 @@ def read_config(settings: Mapping[str, Any]) -> Config:
         image_norm_eps=float(image["layer_norm_eps"]),
         text_norm_eps=float(text["layer_norm_eps"]),
     )
-    return Config(
-        f"{image['hidden_size']} wide, {image['num_hidden_layers']} + {text['num_hidden_layers']} blocks, {side} px",
-        _tower(image),
-        _tower(text),
-        (side, side),
-        patch,
-        text["vocab_size"],
-        text["max_position_embeddings"],
-        naflex=naflex,
-        conventions=conventions,
+    return plausible(
+        Config(
+            f"{projected} wide, {image['num_hidden_layers']} + {text['num_hidden_layers']} blocks, {side} px",
+            _tower(image),
+            _tower(text),
+            (side, side),
+            patch,
+            text["vocab_size"],
+            text["max_position_embeddings"],
+            naflex=naflex,
+            conventions=conventions,
+        )
     )
 
 

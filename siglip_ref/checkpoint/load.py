@@ -25,6 +25,7 @@ WEIGHTS = (  # what a directory may hold, the first found is taken
     "open_clip_pytorch_model.bin",
 )
 SETTINGS = {"huggingface": "config.json", "open_clip": "open_clip_config.json"}
+AGAIN = "download it again"
 BUFFERS = ("position_ids",)  # not parameters; early transformers versions stored them
 
 
@@ -65,7 +66,13 @@ def load_checkpoint(
     found = {name: shape for name, shape in store.shapes.items() if not name.endswith(BUFFERS)}
     kind = _recognise(found, file)
     settings = _settings(file, kind)
-    cfg, table, notes = _plan(kind, found, settings, store, file)
+    try:
+        cfg, table, notes = _plan(kind, found, settings, store, file)
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise unreadable(
+            file.parent, f"settings of a SigLIP ({SETTINGS.get(kind)})", got, "a broken file", AGAIN
+        ) from error
     cfg = _named(replace(cfg, conventions=conventions or cfg.conventions))
     require_match(
         table, found, cfg, ignored=[name for name in found if name.endswith((*huggingface.HEAD, *big_vision.EXTRA))]

@@ -78,6 +78,32 @@ def to_ours(array: Tensor, entry: Entry, shape: tuple[int, ...]) -> Tensor:
     return array.reshape(shape)
 
 
+MOST = {"depth": 1_000}  # anything else: 10 million
+
+
+def plausible(cfg: Config) -> Config:
+    """The configuration, if every size in it is a whole number that some model could have; else a UsageError.
+
+    A file may claim 10^12 layers; without this the walk over their names would never end.
+    """
+    sizes = {
+        "width": (cfg.image.width, cfg.text.width),
+        "depth": (cfg.image.depth, cfg.text.depth),
+        "MLP": (cfg.image.mlp, cfg.text.mlp),
+        "heads": (cfg.image.heads, cfg.text.heads),
+        "image size": cfg.image_size,
+        "patch, vocabulary and text length": (cfg.patch, cfg.vocabulary, cfg.text_length),
+    }
+    for name, numbers in sizes.items():
+        if not all(type(n) is int and 1 <= n <= MOST.get(name, 10**7) for n in numbers):
+            raise _mismatch("sizes that a model can have", f"{name}: {', '.join(map(str, numbers))}")
+    if cfg.image.width % cfg.image.heads or cfg.text.width % cfg.text.heads or min(cfg.grid) < 1:
+        raise _mismatch("heads that divide the width, and images of at least one patch", str(cfg))
+    if not all(0 < eps < 1 for eps in (cfg.conventions.image_norm_eps, cfg.conventions.text_norm_eps)):
+        raise _mismatch("an eps of the layer norms between 0 and 1", str(cfg.conventions))
+    return cfg
+
+
 def require_match(
     table: Table, theirs: Mapping[str, tuple[int, ...]], cfg: Config, ignored: Iterable[str] = ()
 ) -> None:

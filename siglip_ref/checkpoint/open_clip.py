@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from siglip_ref.checkpoint.names import Entry, Shape, Table, dense, fused, norm
+from siglip_ref.checkpoint.names import Entry, Shape, Table, dense, fused, norm, plausible
 from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
 from siglip_ref.sizes import TOWERS, Config, Tower
@@ -51,21 +51,23 @@ def read_config(found: Mapping[str, Shape], settings: Mapping[str, Any] | None =
     erf_image = vision.get("timm_model_name", "vit_base_patch16_siglip_224") in ERF
     erf_text = text.get("act_kwargs", {}).get("approximate") != "tanh"
     depths = _depth(found, f"{TRUNK}.blocks."), _depth(found, "text.transformer.resblocks.")
-    return Config(
-        f"{width} wide, {depths[0]} + {depths[1]} blocks, {height} x {width_px} px",
-        Tower(width, depths[0], hidden[0], _heads(width)),
-        Tower(text_width, depths[1], hidden[1], int(text.get("heads", _heads(text_width)))),
-        (int(height), int(width_px)),
-        patch,
-        vocabulary,
-        length,
-        text_head="text.text_projection.weight" in found,
-        conventions=preset(
-            "open_clip",
-            image_gelu="erf" if erf_image else "tanh",
-            text_gelu="erf" if erf_text else "tanh",
-            text_norm_eps=float(text.get("norm_kwargs", {"eps": 1e-6}).get("eps", 1e-5)),
-        ),
+    return plausible(
+        Config(
+            f"{width} wide, {depths[0]} + {depths[1]} blocks, {height} x {width_px} px",
+            Tower(width, depths[0], hidden[0], _heads(width)),
+            Tower(text_width, depths[1], hidden[1], int(text.get("heads", _heads(text_width)))),
+            (int(height), int(width_px)),
+            patch,
+            vocabulary,
+            length,
+            text_head="text.text_projection.weight" in found,
+            conventions=preset(
+                "open_clip",
+                image_gelu="erf" if erf_image else "tanh",
+                text_gelu="erf" if erf_text else "tanh",
+                text_norm_eps=float(text.get("norm_kwargs", {"eps": 1e-6}).get("eps", 1e-5)),
+            ),
+        )
     )
 
 

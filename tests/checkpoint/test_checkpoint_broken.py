@@ -202,3 +202,43 @@ def test_a_hub_name_without_a_hub(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused("google/siglip-base-patch16-256", "hf download google/siglip-base-patch16-256 --local-dir")
+
+
+@pytest.mark.parametrize("format", ["huggingface", "big_vision"])
+def test_any_damage_ends_in_an_explanation_or_changes_nothing_but_numbers(tmp_path, format):
+    """A thousand damaged files: bytes changed, cut out, put in; never another exception than UsageError."""
+    cfg = replace(CFG, vocabulary=3)
+    file = save_checkpoint(tmp_path / "m", sr.init(cfg, seed=1), cfg, format)
+    file = file / "model.safetensors" if file.is_dir() else file
+    whole, rng, refusals = file.read_bytes(), np.random.default_rng(9), 0
+    header = 8 + int.from_bytes(whole[:8], "little") if format == "huggingface" else len(whole)
+    for _ in range(500):
+        content = bytearray(whole)
+        at = int(rng.integers(header))
+        match rng.integers(3):
+            case 0:
+                content[at] = rng.integers(256)
+            case 1:
+                del content[at : at + int(rng.integers(1, 40))]
+            case 2:
+                content[at:at] = rng.bytes(int(rng.integers(1, 40)))
+        file.write_bytes(content)
+        try:
+            assert load_checkpoint(file, np.float64).params.keys() == sr.init(cfg).keys()
+        except UsageError:
+            refusals += 1
+    assert refusals > 200
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, 0, [], {}, 1.5, True, 10**12, float("nan")])
+def test_settings_with_nonsense_in_one_place(place, value):
+    """Every field of config.json in turn; a million layers must not be walked either."""
+    good = json.loads((place / "config.json").read_text())
+    ours = replace(CFG, name="", conventions=sr.preset("huggingface"))
+    for tower in ("vision_config", "text_config"):
+        for key in good[tower]:
+            (place / "config.json").write_text(json.dumps(good | {tower: good[tower] | {key: value}}))
+            try:
+                assert replace(load_checkpoint(place).config, name="", conventions=ours.conventions) == ours
+            except UsageError:
+                pass
