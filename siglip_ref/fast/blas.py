@@ -67,10 +67,10 @@ def _gemm(  # type: ignore[no-untyped-def]
         address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = arguments
         byte, integer, void = ir.IntType(8), ir.IntType(32), ir.VoidType()
 
-        def small(value, kind):  # type: ignore[no-untyped-def]
+        def small(value: Any, kind: Any) -> Any:
             return cgutils.alloca_once_value(builder, builder.trunc(value, kind))
 
-        def pointer(value):  # type: ignore[no-untyped-def]
+        def pointer(value: Any) -> Any:
             return builder.inttoptr(value, alpha.type.as_pointer())
 
         passed = [
@@ -86,13 +86,14 @@ def _gemm(  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def gemm(  # type: ignore[no-untyped-def]
-    address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
-):
+def gemm(
+    address: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: Any, a: int, lda: int, b: int, ldb: int,
+    beta: Any, c: int, ldc: int,
+) -> None:  # fmt: skip
     """C = alpha A B + beta C for row-major matrices: A (m, k) and B (k, n) after transposing, C (m, n).
 
     a, b, c are addresses of the first number, lda, ldb, ldc the numbers from one stored row to the next. With beta = 0
     C is only written.
     """
     # A row-major matrix is its transpose in Fortran's eyes: C.T = B.T A.T
-    _gemm(address, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)
+    _gemm(address, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)  # type: ignore[call-arg]

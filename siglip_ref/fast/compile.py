@@ -28,7 +28,7 @@ def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[
     fastmath : LLVM's freedoms for the arithmetic written in this very function (not for what it calls)
     parallel : `prange` spreads over Numba's threads
     """
-    settings = {"fastmath": fastmath, "parallel": parallel, "nogil": True, "error_model": "numpy"}
+    settings: Any = {"fastmath": fastmath, "parallel": parallel, "nogil": True, "error_model": "numpy"}
 
     def compiled(function: F) -> F:
         try:
@@ -37,7 +37,7 @@ def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[
             stamped._source_stamp = (stamped._source_stamp, _package_stamp())
         except (RuntimeError, AttributeError):  # no folder to write to, or a Numba whose cache cannot be stamped
             dispatcher = numba.njit(**settings)(function)
-        return dispatcher  # type: ignore[no-any-return]
+        return dispatcher
 
     return compiled
 

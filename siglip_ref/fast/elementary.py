@@ -14,7 +14,7 @@ from numba.extending import overload, register_jitable
 from siglip_ref.fast.compile import STRICT
 
 f32 = np.float32
-INLINED = {"fastmath": STRICT, "forceinline": True}  # a call in a loop would keep it from being vectorised
+INLINED: Any = {"fastmath": STRICT, "forceinline": True}  # a call in a loop would keep it from being vectorised
 
 # Adding and subtracting 1.5 * 2^(digits - 1) rounds to an integer, and leaves it in the low bits.
 ROUND_32, ROUND_BITS_32 = f32(12582912.0), np.int32(0x4B400000)

@@ -68,7 +68,8 @@ def _add_rows(d_out: Any, left: int, right: int, d_bias: Any) -> None:
 
 @kernel()
 def _d_weights_part(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: Any, thread: int, parts: int) -> None:
-    one, zero, rows, width, columns = number(1, d_out[0, 0]), number(0, d_out[0, 0]), *x.shape, d_out.shape[1]
+    one, zero = number(1, d_out[0, 0]), number(0, d_out[0, 0])
+    rows, width, columns = x.shape[0], x.shape[1], d_out.shape[1]
     # d_bias = d_out.sum(0)
     left, right = part(columns, thread, parts)
     d_bias[left:right] = zero
@@ -85,7 +86,7 @@ def _d_weights_part(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: An
 
 @kernel()
 def _d_inputs_part(routine: int, d_out: Any, weights: Any, keep: Any, d_x: Any, thread: int, parts: int) -> None:
-    one, rows, width, columns = number(1, keep), *d_x.shape, d_out.shape[1]
+    one, rows, width, columns = number(1, keep), d_x.shape[0], d_x.shape[1], d_out.shape[1]
     # d_x = keep * d_x + d_out @ weights.T
     top, bottom, left, right = 0, rows, 0, width
     if rows >= width:

@@ -1,0 +1,47 @@
+"""What the speed benchmarks share: measure cases, write figures as JSON, table and plot beside this file."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from siglip_ref.bench import Result, bench, machine, table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(name: str, cases: Sequence[str]) -> None:
+    """Run the cases and write results/NAME.json, .md and .svg."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--repeats", type=int, default=7)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--case", action="append", choices=cases)
+    chosen = options.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    results = bench(chosen.case or cases, None, chosen.threads, chosen.repeats, RESULTS / f"{name}.json")
+    facts = ", ".join(f"{key} {value}" for key, value in machine(chosen.threads).items())
+    text = f"{table(results)}\n\n{facts}\n"
+    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.svg").write_text(plot(results))
+    print(text)
+
+
+def plot(results: Sequence[Result]) -> str:
+    """Bars of how many times faster `fast` is than each rival; the line marks 1."""
+    rows = [
+        (f"{r.case} / {name}", r.ratio(name))
+        for r in results
+        for name, entry in r.entries.items()
+        if name != "fast" and not entry.failed
+    ]
+    unit, height = 420 / max([ratio for _, ratio in rows] + [1.0]), 22
+    bars = "".join(
+        f'<text x="190" y="{y + 15}" text-anchor="end">{label}</text>'
+        f'<rect x="200" y="{y + 3}" width="{ratio * unit:.1f}" height="16" fill="#4a7ab5"/>'
+        f'<text x="{206 + ratio * unit:.1f}" y="{y + 15}">{ratio:.2f}x</text>'
+        for y, (label, ratio) in zip(range(0, height * len(rows), height), rows, strict=True)
+    )
+    end, one = height * len(rows), 200 + unit
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{end + 4}" font-family="sans-serif" '
+        f'font-size="12">{bars}<line x1="{one:.1f}" x2="{one:.1f}" y1="0" y2="{end}" stroke="black"/></svg>\n'
+    )
