@@ -37,7 +37,7 @@ def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[
             stamped._source_stamp = (stamped._source_stamp, _package_stamp())
         except (RuntimeError, AttributeError):  # no folder to write to, or a Numba whose cache cannot be stamped
             dispatcher = numba.njit(**settings)(function)
-        return dispatcher
+        return dispatcher  # type: ignore[no-any-return]
 
     return compiled
 
