@@ -9,7 +9,9 @@ import numpy as np
 from siglip_ref import ops
 from siglip_ref.check.adapters import Adapter, Hint, Run
 from siglip_ref.check.compare import Row, compare
+from siglip_ref.check.mistakes import find
 from siglip_ref.check.model_judge import Judge, judged_rows
+from siglip_ref.check.model_mistakes import Found, find_mistakes
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import reference
 from siglip_ref.check.report import Finding, Verdict, verdict_of
@@ -89,22 +91,78 @@ def explain(
     cfg: Config,
     chosen: Conventions,
 ) -> tuple[Verdict, list[Finding]]:
-    """Another convention under which all is right, else where it begins."""
+    """Another convention under which all is right, else the mistakes that were made, else where it begins."""
     changes: dict[str, Any] = {}
     for tower in ("image", "text"):
         if not _fits(run.activations, judge.exact.activations, judge, tower):
             changes |= next((other.changes for other in others if other.fits[tower]), {})
-    if changes:
-        other = replace(chosen, **changes)
-        again = judged_rows(run, replace(judge, exact=reference(probe, cfg, other, np.float64)))
-        if verdict_of(again) == "PASS":
-            return "OTHER CONVENTION", [declare(other, changes, "every value and every gradient is right then")]
-        evidence = "its activations are right then, but not all gradients"
-        return "FAIL", [declare(other, changes, evidence), *_beginning(rows, run)]
-    return "FAIL", _beginning(rows, run)
+    if not changes:
+        return "FAIL", _mistakes(find_mistakes(run, judge, probe, cfg, chosen), rows, run)
+    other = replace(chosen, **changes)
+    judge_of_other = replace(judge, exact=reference(probe, cfg, other, np.float64))
+    again = judged_rows(run, judge_of_other)
+    if verdict_of(again) == "PASS":
+        return "OTHER CONVENTION", [declare(other, changes, "every value and every gradient is right then")]
+    found = find_mistakes(run, judge, probe, cfg, chosen)
+    if found.whole:
+        return "FAIL", _mistakes(found, rows, run)
+    found = find_mistakes(run, judge_of_other, probe, cfg, other)
+    evidence = "its activations are right then, but not all gradients"
+    return "FAIL", [declare(other, changes, evidence), *_mistakes(found, again, run)]
 
 
-def _beginning(rows: list[Row], run: Run) -> list[Finding]:
+def _mistakes(found: Found, rows: list[Row], run: Run) -> list[Finding]:
+    """One finding for each mistake that was found; where it begins, in the first of them or by itself."""
+    begins = _beginning(rows, run)
+    if found.left_out:
+        begins = replace(begins, evidence=f"{begins.evidence}; {found.left_out}")
+    if not found.made:
+        elsewhere = [name for name in found.unexplained if name != begins.tensor]
+        if elsewhere:
+            more = f"{', '.join(elsewhere[:3])}{_and_more(len(elsewhere) - 3)}"
+            begins = replace(begins, evidence=f"{begins.evidence}; wrong by itself, too: {more}")
+        elif found.unexplained:
+            begins = replace(
+                begins, evidence=f"{begins.evidence}; given what it makes of it, all later values are right"
+            )
+        return [begins]
+    stages: dict[str, frozenset[str]] = {}
+    mistakes = {placed.mistake.id: placed.mistake for placed in found.made}
+    for placed in found.made:
+        stages[placed.mistake.id] = stages.get(placed.mistake.id, frozenset()) | placed.stages
+    together = "it" if len(mistakes) == 1 else f"all {len(mistakes)} of them"
+    explained = f"with {together} made in the reference, every value and every gradient is the model's"
+    if not found.whole:
+        explained = f"{found.share:.0%} of all that deviates is explained: repair it, and check again"
+    findings: list[Finding] = []
+    for id, mistake in mistakes.items():
+        parts = [f"{mistake.text}, {_place(stages[id], run)}", *([] if findings else [begins.evidence]), explained]
+        findings.append(
+            Finding(id, begins.tensor, begins.rows if not findings else "", "; ".join(parts), mistake.repair)
+        )
+    if found.unexplained:
+        more = (
+            f"{', '.join(found.unexplained[:4])}{_and_more(len(found.unexplained) - 4)}: wrong even on the model's own"
+        )
+        evidence = f"{more} input to it, and no mistake of the catalogue explains it"
+        findings.append(Finding("unknown", found.unexplained[0], "", evidence, "look at what is computed there"))
+    return findings
+
+
+def _place(stages: frozenset[str], run: Run) -> str:
+    """Where a mistake was made, in words."""
+    words = []
+    for tower in ("image", "text"):
+        parts = sorted(name for name in stages if _tower(name) == tower)
+        if {f"{tower}/stem", f"{tower}/embed"} <= set(parts):
+            words.append(f"in the {tower} tower")
+        elif parts:
+            theirs = f" ({run.names[parts[0]]})" if len(parts) == 1 and parts[0] in run.names else ""
+            words.append(f"only where {', '.join(parts[:4])}{_and_more(len(parts) - 4)} is computed{theirs}")
+    return " and ".join(words) if words else "in the loss"
+
+
+def _beginning(rows: list[Row], run: Run) -> Finding:
     """Where the deviation begins, and between which two tensors the mistake is to be looked for."""
     wrong = [row for row in rows if row.verdict == "FAIL"]
     first = next((row for row in wrong if row.kind != "gradient"), wrong[-1])
@@ -119,11 +177,28 @@ def _beginning(rows: list[Row], run: Run) -> list[Finding]:
             f"; {before[-1]} is still right" if before else ""
         )
         repair = f"look at what is computed between {before[-1] if before else 'the input'} and {first.name}"
-    return [Finding("unknown", first.name, first.rows, evidence, repair)]
+    return Finding("unknown", first.name, first.rows, evidence, repair)
 
 
 def _tower(name: str) -> str:
     return name.split("/")[0]
+
+
+def unsteady(run: Run, again: Run) -> list[Finding]:
+    """What differs between two runs that had the same inputs, and other random numbers."""
+    tensors = {name: (value, again.activations.get(name)) for name, value in run.activations.items()}
+    tensors |= {name: (value, again.grads.get(name)) for name, value in run.grads.items()}
+    differs = [
+        name
+        for name, (one, other) in tensors.items()
+        if other is not None and not np.array_equal(one, other, equal_nan=True)
+    ]
+    if not differs:
+        return []
+    mistake = find("dropout-in-eval")
+    theirs = f" ({run.names[differs[0]]})" if differs[0] in run.names else ""
+    evidence = f"two runs on the same inputs differ, from {differs[0]}{theirs} on, when random numbers differ"
+    return [Finding(mistake.id, differs[0], "", f"{mistake.text}: {evidence}", mistake.repair)]
 
 
 def hints(adapter: Adapter) -> list[Finding]:
@@ -138,7 +213,7 @@ def hints(adapter: Adapter) -> list[Finding]:
 
 
 def _and_more(count: int) -> str:
-    return f" (and {count} more)" if count else ""
+    return f" (and {count} more)" if count > 0 else ""
 
 
 def not_finite(params: Mapping[str, Array], run: Run) -> list[Finding]:

@@ -96,7 +96,7 @@ def first_token(model):
 MISTAKES = {
     torchs_own_eps: ("text/block00/+attn", "layernorm-eps"),
     one_tanh: ("image/block01/+mlp", "gelu-tanh-vs-erf"),
-    fused_parts_in_another_order: ("image/block00/+attn", "unknown"),
+    fused_parts_in_another_order: ("image/block00/+attn", "qkv-order-q-and-k"),
     first_token: ("text/pool", "convention"),
 }
 
