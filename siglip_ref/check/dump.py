@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from siglip_ref.check.compare import Kind, compare, not_checked, out_of_range
-from siglip_ref.check.diagnose import Seen, explain
+from siglip_ref.check.diagnose import Seen, explain, share_explained
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.check.noise import TIMES
-from siglip_ref.check.report import Case, Report, verdict_of
+from siglip_ref.check.report import Case, Finding, Report, verdict_of
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.files import read_npz, read_safetensors
 from siglip_ref.vectors.power import FORMATS, measured, run
 from siglip_ref.vectors.store import Vector, packaged
+
+COMBINED = 6  # mistakes that are tried together
 
 PROGRAM = """import siglip_ref as sr
 print(sr.check_dump("case.npz", vector={vector!r}, dtype={dtype!r}))
@@ -78,7 +80,8 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
             scale = vector.zero.get(name)
             rows.append(compare(shown, got[name], expected, TIMES * level, kind=kind, zero_scale=scale))
             allowed = np.asarray(TIMES * level * vector.unit(name))
-            seen.append(Seen(vector.id, name, np.asarray(got[name]), expected, allowed))
+            if got[name].shape == expected.shape:
+                seen.append(Seen(vector.id, name, got[name], expected, allowed))
     blind, concerned = measured().blind(dtype, {vector.id})
     notes = [f"would have seen {concerned - len(blind)} of {concerned} mistakes that change this vector, in {dtype}"]
     if missing:
@@ -87,7 +90,7 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
         title=f"{title}, {dtype}",
         verdict="FAIL" if missing and not partial else verdict_of(rows),
         rows=rows,
-        findings=explain(seen, _candidates(vector), lambda mistakes: _predicted(vector, mistakes, dtype)),
+        findings=_findings(vector, seen, dtype) if any(row.verdict == "FAIL" for row in rows) else [],
         conventions={name: str(value) for name, value in vector.conventions.items()},
         not_checked=[f"{len(missing)} tensors that are not in the file"] if missing else [],
         blind=[f"{name}: {CATALOGUE[name].text}" for name in blind],
@@ -115,14 +118,25 @@ def kind_of(name: str) -> tuple[Kind, str]:
     return ("activation" if name.startswith(("image/", "text/")) or name == "logits" else "value"), name
 
 
-def _candidates(vector: Vector) -> list[Mistake]:
-    """Mistakes that this vector sees, as measured."""
-    return [CATALOGUE[name] for name, rows in measured().power.items() if vector.id in rows and name in CATALOGUE]
+def _findings(vector: Vector, seen: Sequence[Seen], dtype: str) -> list[Finding]:
+    """What explains the deviation, alone or two or three together; combinations only of what explains most alone."""
+
+    def predict(mistakes: Sequence[Mistake]) -> dict[tuple[str, str], Array]:
+        return _predicted(vector, mistakes, dtype)
+
+    # mistakes that this vector sees, as measured
+    known = [CATALOGUE[name] for name, rows in measured().power.items() if vector.id in rows and name in CATALOGUE]
+    alone = {mistake.id: share_explained(seen, predict([mistake])) for mistake in known}
+    best = sorted(known, key=lambda mistake: -alone[mistake.id])[:COMBINED]
+    return explain(seen, [mistake for mistake in known if mistake in best], predict)
 
 
 def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[tuple[str, str], Array]:
     changed = reference([edit for mistake in mistakes for edit in mistake.edits])
-    values = run(vector, changed, "float64" if dtype == "float64" else "float32")
+    try:
+        values = run(vector, changed, "float64" if dtype == "float64" else "float32")
+    except (ValueError, IndexError):  # matrices that do not fit: it cannot have been this
+        values = {}
     absent = {name: np.full(expected.shape, np.nan) for name, expected in vector.expected.items()}  # a block never met
     return {(vector.id, name): np.asarray(value) for name, value in (absent | values).items()}
 

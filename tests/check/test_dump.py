@@ -1,0 +1,144 @@
+"""Dumps are judged by NumPy alone, and the mistake is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import siglip_ref as sr
+from siglip_ref.check.dump import judge, kind_of
+from siglip_ref.check.mistakes import executable, find, reference
+from siglip_ref.cli import app
+from siglip_ref.vectors.demo import show, vector_for
+from siglip_ref.vectors.files import write_safetensors
+from siglip_ref.vectors.power import run
+from siglip_ref.vectors.store import packaged
+
+CLI = CliRunner()
+
+
+def answer(vector: str, mistake: str | None = None, dtype: str = "float32") -> dict[str, np.ndarray]:
+    edits = find(mistake).edits if mistake else ()
+    return {n: np.asarray(v) for n, v in run(packaged().find(vector), reference(edits), dtype).items()}
+
+
+@pytest.mark.parametrize("vector", packaged().vectors)
+def test_a_right_answer_passes(vector: str) -> None:
+    report = judge(packaged().find(vector), answer(vector), "float32", "the reference")
+    assert report.passed, report
+    assert not report.findings
+
+
+@pytest.mark.parametrize(
+    ("vector", "mistake"),
+    [
+        ("loss/balanced-b6-d13", "sum-vs-mean-vs-b2"),
+        ("loss/init-b6-d13", "negatives-missing"),
+        ("ranks/w3-uneven", "gather-detached-cross-terms"),
+        ("ranks/w4-uneven", "label-rank-offset"),
+        ("model/balanced", "gelu-tanh-vs-erf"),
+        ("model/balanced", "attention-backward-query-scale"),
+        ("model/tiny-activations", "layernorm-eps-1e-5"),
+        ("text/tiny-model", "padding-mask-applied"),
+        ("steps/adamw-tiny", "adam-eps-before-bias-correction"),
+        ("steps/model-adamw", "grads-not-zeroed"),
+        ("accumulation/cached", "accum-cached-not-divided"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, vector: str, mistake: str) -> None:
+    path = tmp_path / "answer.safetensors"
+    path.write_bytes(write_safetensors(answer(vector, mistake), {"vector": vector}))
+    report = sr.check_dump(path)
+    assert report.verdict == "FAIL"
+    assert mistake in [finding.id for finding in report.findings]
+    assert find(mistake).repair in str(report)
+
+
+def test_npz_and_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **answer("loss/one-pair"))
+    assert sr.check_dump(tmp_path / "a.npz", vector="loss/one-pair").passed
+    with pytest.raises(sr.UsageError, match="does not say"):
+        sr.check_dump(tmp_path / "a.npz")
+    with pytest.raises(sr.UsageError, match="another vector"):
+        sr.check_dump(tmp_path / "a.npz", vector="ops/mlp")
+    with pytest.raises(sr.UsageError, match="ending"):
+        sr.check_dump(tmp_path / "a.pt", vector="ops/mlp")
+    with pytest.raises(sr.UsageError, match="loss/one-pair"):
+        sr.check_dump(tmp_path / "a.npz", vector="loss/two-pairs")
+    with pytest.raises(sr.UsageError, match="exact"):
+        sr.check_dump(tmp_path / "a.npz", vector="loss/one-pair", dtype="float8")
+
+
+def test_what_is_missing_or_not_a_number_never_passes() -> None:
+    vector, right = packaged().find("loss/balanced-b6-d13"), answer("loss/balanced-b6-d13")
+    some = {name: right[name] for name in ("loss", "d_bias")}
+    assert judge(vector, some, "float32", "").verdict == "FAIL"
+    assert judge(vector, some, "float32", "", partial=True).passed
+    for name in right:
+        for bad in (np.nan, np.inf):
+            assert judge(vector, right | {name: right[name] * bad}, "float32", "").verdict == "FAIL"
+        assert judge(vector, right | {name: np.zeros((2, 3, 4))}, "float32", "").verdict == "FAIL"
+
+
+def test_a_wide_format_is_judged_narrowly() -> None:
+    """What passes as float32 does not pass as float64."""
+    vector, single = packaged().find("block/plain"), answer("block/plain")
+    assert judge(vector, single, "float32", "").passed
+    assert not judge(vector, single, "float64", "", partial=True).passed
+
+
+def test_the_report_says_what_it_could_not_see() -> None:
+    vector = packaged().find("ops/mlp")
+    report = judge(vector, answer("ops/mlp"), "bfloat16", "")
+    assert report.passed
+    assert any(line.startswith("gelu-tanh-vs-erf") for line in report.blind)
+    assert any("would have seen" in note and "bfloat16" in note for note in report.notes)
+
+
+def test_out_of_range_is_neither_pass_nor_fail() -> None:
+    vector = packaged().find("loss/beyond-float16")
+    rows = judge(vector, answer("loss/beyond-float16", dtype="float64"), "float16", "").rows
+    assert {row.verdict for row in rows} == {"out of range"}
+
+
+@pytest.mark.parametrize("mistake", executable(), ids=lambda m: m.id)
+def test_every_demo_shows_its_mistake(mistake) -> None:  # type: ignore[no-untyped-def]
+    if mistake.kind == "equivalent":
+        assert show(mistake).passed
+        return
+    # the vector of the demo is the smallest that shows it; that the finding names it is shown for all of those
+    vector = vector_for(mistake)
+    if vector.group in ("model", "steps", "image", "text"):
+        assert not judge(vector, answer(vector.id, mistake.id), "float32", "", partial=True).passed
+        return
+    report = show(mistake)
+    assert report.verdict == "FAIL"
+    assert mistake.id in [finding.id for finding in report.findings]
+
+
+def test_commands(tmp_path: Path) -> None:
+    listed = CLI.invoke(app, ["vectors", "list"])
+    assert listed.exit_code == 0
+    assert "76 vectors" in listed.output
+    assert CLI.invoke(app, ["vectors", "export", str(tmp_path), "--only", "loss/one-pair"]).exit_code == 0
+    np.savez(tmp_path / "right.npz", **answer("loss/one-pair"))
+    np.savez(tmp_path / "wrong.npz", **answer("loss/one-pair", "bias-subtracted"))
+    for name, code in (("right", 0), ("wrong", 1)):
+        judged = CLI.invoke(app, ["check", "dump", str(tmp_path / f"{name}.npz"), "--vector", "loss/one-pair"])
+        assert judged.exit_code == code
+    shown = CLI.invoke(app, ["demo", "label-sign"])
+    assert shown.exit_code == 0
+    assert "FAIL" in shown.output
+    assert "suspicion: label-sign" in shown.output
+    described = CLI.invoke(app, ["explain", "layernorm-eps-1e-5"])
+    assert "+ np.sqrt(variance + 10 * eps)" in described.output
+    assert "no vector" not in described.output.split("bfloat16")[0]
+    assert "p2p-order-deadlock" in CLI.invoke(app, ["explain"]).output
+    assert "label-sign" in CLI.invoke(app, ["vectors", "power"]).output
+
+
+def test_kinds_of_names() -> None:
+    assert kind_of("d_w/attn/q/bias") == ("gradient", "w/attn/q/bias")
+    assert kind_of("@image/pool") == ("gradient", "@image/pool")
+    assert kind_of("step1/tower/bias") == ("value", "step1/tower/bias")
