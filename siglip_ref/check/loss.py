@@ -51,7 +51,7 @@ def check_loss(
 
     Notes
     -----
-    What is allowed is SAFETY times the rounding noise of a correct program, see `siglip_ref.check.tolerance`. Random
+    What is allowed is SAFETY times the rounding noise of a correct program, see `siglip_ref.check.noise`. Random
     states, gradient and autocast modes and default dtypes are as before when it returns.
 
     Examples

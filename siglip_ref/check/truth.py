@@ -8,7 +8,7 @@ import numpy as np
 from siglip_ref.check.compare import Kind, Row, compare, out_of_range
 from siglip_ref.check.frameworks import Outcome, Setting
 from siglip_ref.check.probes import Probe
-from siglip_ref.check.tolerance import ARITHMETIC, SAFETY, expected_noise, noise_of_normalising
+from siglip_ref.check.tolerance import SAFETY, Given, loss_noise
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
@@ -58,21 +58,20 @@ def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
     raws = convention.embeddings == "raw"
     eps = 1e-8 if convention.norm == "additive" else 0.0
     (x, x_cache), (y, y_cache) = (normalize_forward(rows, convention.norm, eps) if raws else (rows, ()) for rows in raw)
-    unit = sigmoid_loss(x, y, np.log(scale), np.asarray(probe.bias, wide))
-    noise = expected_noise(x.astype(float), y.astype(float), float(np.log(scale)), probe.bias, setting.dtype)
-    spread, exact = noise.by_tensor, unit
+    exact = sigmoid_loss(x, y, np.log(scale), np.asarray(probe.bias, wide))
     if raws:
-        spread = noise_of_normalising(spread, raw, unit, setting.dtype)
-        exact = unit._replace(
-            d_image_embed=normalize_backward(unit.d_image_embed, x_cache),
-            d_text_embed=normalize_backward(unit.d_text_embed, y_cache),
+        exact = exact._replace(
+            d_image_embed=normalize_backward(exact.d_image_embed, x_cache),
+            d_text_embed=normalize_backward(exact.d_text_embed, y_cache),
         )
-    if convention.scale == "linear":
-        exact, spread = (part._replace(d_log_scale=part.d_log_scale / scale) for part in (exact, spread))
-    # squares of the rows' lengths leave float16 first
-    largest = max(float((rows * rows).sum(-1).max()) for rows in raw) if raws else 0.0
-    everywhere = largest > ARITHMETIC[setting.dtype].largest
-    overflows = LossAndGrads(*(everywhere or name in noise.overflows for name in LossAndGrads._fields))
+    linear = convention.scale == "linear"
+    if linear:
+        exact = exact._replace(d_log_scale=exact.d_log_scale / scale)
+    given = Given(convention.norm if raws else None, linear, setting.regime, setting.scalar_dtype)
+    asked = probe.scale if linear else probe.log_scale
+    noise = loss_noise(given, probe.image_embed, probe.text_embed, asked, probe.bias, exact)
+    spread = LossAndGrads(*(np.broadcast_to(noise.absolute[n], np.shape(v)) for n, v in exact._asdict().items()))
+    overflows = LossAndGrads(*(name in noise.overflows for name in LossAndGrads._fields))
     return Truth(
         _named(exact, convention),
         _named(spread, convention),

@@ -37,7 +37,7 @@ def test_right_losses_pass_and_use_at_most_half_of_what_is_allowed(fn: losses.Lo
         judged = [row for row in report.details if row.verdict == "pass"]
         assert max(row.excess for row in judged) <= 0.5
         # "out of range" must stay the exception: where every pair is sure and right, and in 16 bits
-        assert len(judged) >= 0.9 * len(report.details) and not report.not_checked
+        assert len(judged) >= 0.88 * len(report.details) and not report.not_checked
 
 
 @pytest.mark.parametrize("fn", losses.RIGHT, ids=name_of)
