@@ -204,7 +204,11 @@ def test_a_hub_name_without_a_hub(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused("google/siglip-base-patch16-256", "pip install huggingface_hub, then: hf download", "--local-dir siglip-base-patch16-256")
+    refused(
+        "google/siglip-base-patch16-256",
+        "pip install huggingface_hub, then: hf download",
+        "--local-dir siglip-base-patch16-256",
+    )
 
 
 @pytest.mark.parametrize("format", ["huggingface", "big_vision"])
@@ -243,3 +247,11 @@ def test_settings_with_nonsense_in_one_place(place, value):
             (place / "config.json").write_text(json.dumps(good | {tower: good[tower] | {key: value}}))
             with contextlib.suppress(UsageError):
                 assert replace(load_checkpoint(place).config, name="", conventions=ours.conventions) == ours
+
+
+def test_torch_files_without_torch_come_with_the_line_that_converts_them(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pt").write_bytes(b"PK")
+    refused(tmp_path / "a.pt", "torch.load('x.pt', map_location='cpu', weights_only=True)")

@@ -11,6 +11,7 @@ from PIL import Image
 
 import siglip_ref as sr
 from siglip_ref import ops as specification
+from siglip_ref.check import checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.cli import main
 from siglip_ref.errors import UsageError
@@ -218,3 +219,18 @@ def test_check_checkpoint(capsys, place, tmp_path):
     bad = save_checkpoint(tmp_path / "nan", params, CFG)
     code, out, _ = run(capsys, "check", "checkpoint", bad)
     assert code == 1 and "FAIL" in out
+
+
+def test_logits_on_record_are_compared(capsys, monkeypatch, place, model, folder):
+    """As for the ten released sizes, with a record of our own model."""
+    photos = [folder / "a.png", folder / "e.jpg"]
+    own = load(place, preprocess="big_vision")
+    logits = own.zero_shot(photos, checkpoint.TEXTS, "{}").logits
+    words = [word for photo in photos for word in ("--images", photo)]
+    for shift, code in ((0.0, 0), (0.05, 1)):
+        monkeypatch.setitem(checkpoint.RECORDED, CFG.name, logits * (1 + shift))
+        assert run(capsys, "check", "checkpoint", place, *words)[0] == code
+    assert "needs the photographs" in run(capsys, "check", "checkpoint", place)[1]
+    assert run(capsys, "check", "checkpoint", place, *words[:2])[0] == 2
+    skipped = run(capsys, "check", "checkpoint", place, "--images", folder / "f-empty.jpg", *words[:2])
+    assert "empty file" in skipped[1]
