@@ -35,8 +35,8 @@ class Reference:
 
 def reference(probe: Probe, cfg: Config, conventions: Conventions, precision: type) -> Reference:
     """The specification's result on a probe, in float64 or float32."""
-    params = {name: np.asarray(value, precision) for name, value in probe.params.items()}
-    images = np.asarray(probe.images, precision)
+    params: dict[str, Array] = {name: np.asarray(value, precision) for name, value in probe.params.items()}
+    images: Array = np.asarray(probe.images, precision)
     activations = forward(params, images, probe.tokens, cfg, conventions, activations=True).activations
     ops, sums = _recording_ops()
     loss, grads = loss_and_grads(params, images, probe.tokens, cfg, conventions, ops=ops)

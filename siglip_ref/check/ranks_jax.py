@@ -33,7 +33,7 @@ def run(task: Task, way: str) -> Outcomes:
         together: Callable[..., Any] = jax.vmap(graded, axis_name=AXIS)
     else:
         mesh = Mesh(np.array(jax.devices()[: task.world_size]), (AXIS,))
-        spec = PartitionSpec(AXIS)  # type: ignore[no-untyped-call]  # JAX leaves these two untyped
+        spec = PartitionSpec(AXIS)
 
         def one_device(*values: Any) -> Any:
             results = graded(*(value[0] for value in values))
@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
         import jax
 
         if "float64" in (task.setting.dtype, task.setting.scalar_dtype):
-            jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
+            jax.config.update("jax_enable_x64", True)
         if task.setup:
             task.setup()
         for place, way in enumerate(WAYS):
