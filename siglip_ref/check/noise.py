@@ -23,6 +23,8 @@ TIMES = (
     6.0  # tolerance / noise: held-out Torch and JAX losses stay below half, see tests/interop/test_noise_calibration.py
 )
 LIBRARY = 4.0  # unit roundoffs by which exp, log1p, tanh, erf of a good library may all err to one side
+# noise in float64 over noise in float32: twice the ratio of the units, as XLA's float64 functions err by more units
+FLOAT64 = 2.0**-28
 STOCHASTIC_RUNS = 4  # of each kind
 ORDERS: tuple[tuple[Order, bool], ...] = (("sequential", True), ("reversed", False), ("pairwise", False))
 # positives, scale first, sigmoid by the logarithm: see `pair_block`
@@ -129,8 +131,7 @@ def measure(
     """
     if regime == "float64":
         single = measure(compute, arrays, exact, "float32", by_row=by_row, few=few, seed=seed)
-        # twice the ratio of the units: XLA's float64 functions err by more units than its float32 ones
-        scaled = {name: noise * 2.0**-28 for name, noise in single.absolute.items()}
+        scaled = {name: noise * FLOAT64 for name, noise in single.absolute.items()}
         return Noise(scaled, frozenset(name for name, value in exact.items() if not np.isfinite(value).all()))
     form = REGIMES[regime].rounding.product_out or REGIMES[regime].rounding.format
     terms = max(value.size for value in arrays.values())
