@@ -136,7 +136,7 @@ def _mistakes(found: Found, rows: list[Row], run: Run) -> list[Finding]:
         explained = f"{found.share:.0%} of all that deviates is explained: repair it, and check again"
     findings: list[Finding] = []
     for id, mistake in mistakes.items():
-        parts = [f"{mistake.text}, {_place(stages[id], run)}", *([] if findings else [begins.evidence]), explained]
+        parts = [f"{mistake.text}; made {_place(stages[id], run)}", *([] if findings else [begins.evidence]), explained]
         findings.append(
             Finding(id, begins.tensor, begins.rows if not findings else "", "; ".join(parts), mistake.repair)
         )

@@ -47,13 +47,6 @@ def to_text(report: "Report", width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 
-def to_html(report: "Report") -> str:
-    """The report as an HTML page, with colours."""
-    console = Console(file=io.StringIO(), width=120, record=True)
-    console.print(renderable(report))
-    return console.export_html(inline_styles=True)
-
-
 def _headline(report: "Report") -> Text:
     return Text.assemble((report.verdict, _COLOURS[report.verdict]), "  ", report.title)
 
@@ -66,9 +59,9 @@ def _table(rows: list[Row]) -> Table:
     table.add_column("verdict", no_wrap=True)
     for row in rows:
         verdict = Text(_SHORT.get(row.verdict, row.verdict), _ROW_COLOURS.get(row.verdict, "dim"))
-        alike = ("-", "-") if row.verdict == "zero by structure" else (_plain(row.ratio), _plain(row.cosine))
-        numbers = (_power(row.error), _power(row.tolerance), *alike)
-        table.add_row(Text(_name(row)), *numbers, verdict)
+        alike = ("-", "-") if row.verdict == "zero by structure" else (plain(row.ratio), plain(row.cosine))
+        numbers = (power(row.error), power(row.tolerance), *alike)
+        table.add_row(Text(name_of(row)), *numbers, verdict)
     return table
 
 
@@ -77,12 +70,12 @@ def _deviations(report: "Report") -> list[RenderableType]:
     first = report.first_divergent
     if first is None:
         return []
-    lines = [f"begins at {_name(first)}"] if len(report.rows) > _MOST_LINES else []
+    lines = [f"begins at {name_of(first)}"] if len(report.rows) > _MOST_LINES else []
     wrong = [row for row in report.rows if row.verdict == "FAIL"]
     for row in wrong[:_MOST_LINES]:
         times = f"{row.excess:.3g} times what is allowed" if math.isfinite(row.excess) else ""
         at = f"at {row.probe}" if row.probe else ""
-        lines.append(f"{_name(row)}: " + "; ".join(part for part in (times, at, row.rows, row.note) if part))
+        lines.append(f"{name_of(row)}: " + "; ".join(part for part in (times, at, row.rows, row.note) if part))
     if len(wrong) > _MOST_LINES:
         lines.append(f"and {len(wrong) - _MOST_LINES} more")
     return _section("what deviates", lines)
@@ -94,15 +87,18 @@ def _section(title: str, lines: list[str]) -> list[RenderableType]:
     return ["", Text(title, "dim"), *(Padding(Text.from_markup(escape(line)), (0, 0, 0, 2)) for line in lines)]
 
 
-def _name(row: Row) -> str:
+def name_of(row: Row) -> str:
+    """What a row is called: a gradient has a d before its tensor's name."""
     return f"d {row.name}" if row.kind == "gradient" else row.name
 
 
-def _power(number: float) -> str:
+def power(number: float) -> str:
+    """1.2e-07; a dash for what is not a number."""
     return "-" if math.isnan(number) else f"{number:.1e}" if number else "0"
 
 
-def _plain(number: float) -> str:
+def plain(number: float) -> str:
+    """0.9871, with powers of ten only where they are needed; a dash for what is not a number."""
     if math.isnan(number):
         return "-"
     return f"{number:.4f}" if 1e-3 <= abs(number) < 1e4 or number == 0 else f"{number:.1e}"

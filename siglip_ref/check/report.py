@@ -98,12 +98,12 @@ class Report:
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def save(self, path: str | Path) -> Path:
-        """Write the report: `.json` with everything, or `.html`, as it looks on a terminal."""
+        """Write the report: `.json` with everything (report.schema.json), or `.html`, one page to look at."""
         path = Path(path)
         if path.suffix == ".json":
             path.write_text(self.to_json(), encoding="utf-8")
         elif path.suffix == ".html":
-            from siglip_ref.check.render import to_html
+            from siglip_ref.check.page import to_html
 
             path.write_text(to_html(self), encoding="utf-8")
         else:
