@@ -159,7 +159,9 @@ def _heat_map(report: "Report") -> str:
         return ""
     with np.errstate(all="ignore"):
         excess = np.abs(got - expected) / np.max(np.abs(expected)) / row.tolerance
-    cells = _shrunk(_as_matrix(np.where(np.isfinite(excess), excess, np.nan)))
+    matrix = _as_matrix(np.where(np.isfinite(excess), excess, np.nan))
+    tall = matrix.shape[0] > matrix.shape[1]
+    cells = _shrunk(matrix.T if tall else matrix)
     drawn = "".join(
         f'<rect class="h{_level(cell)}" x="{x}" y="{y}" width="1" height="1"/>'
         for y, line in enumerate(cells)
@@ -167,7 +169,7 @@ def _heat_map(report: "Report") -> str:
     )
     names = [*(name for _, name in _LEVELS), "not a number"]
     key = "".join(f'<span class="h{level}"></span>{name}' for level, name in enumerate(names))
-    label = f"{name_of(row)}, shape {' x '.join(map(str, got.shape))}; rows from top to bottom"
+    label = f"{name_of(row)}, shape {' x '.join(map(str, got.shape))}; rows from {'left to right' if tall else 'top to bottom'}"
     return _section(
         "the tensor that is furthest off",
         f'<p class="note">{escape(label)}</p><svg viewBox="0 0 {cells.shape[1]} {cells.shape[0]}" role="img" '

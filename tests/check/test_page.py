@@ -99,6 +99,7 @@ def test_the_heat_map_shows_where_and_how_far():
     got = np.ones((2, 3))
     got[0, 2], got[1, 0], got[1, 1], got[1, 2] = 1.05, 2.0, 1e9, np.nan
     assert heat(got, np.ones((2, 3))) == ["h0", "h0", "h1", "h2", "h3", "h4"]
+    assert heat(got.T, np.ones((3, 2))) == ["h0", "h0", "h1", "h2", "h3", "h4"]  # laid on its side
 
 
 def test_the_heat_map_of_a_large_tensor_loses_no_wrong_element():
