@@ -20,6 +20,7 @@ from siglip_ref.check.truth import Truth
 from siglip_ref.ops.elementary import Array
 
 FINDING = 0.99  # of the deviation explained: named as the mistake
+ALL = 0.999  # of it, demanded of mistakes made together
 SUSPICION = 0.6  # named as a suspicion; less is "unknown"
 TOGETHER = 3  # mistakes at once, at most
 KEPT = 4  # the best combinations of n mistakes from which those of n + 1 are built
@@ -78,7 +79,8 @@ def explain(seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict)
         if not ranked or ranked[0].share >= FINDING:
             break
         ranked = _sorted(ranked + _ranked(seen, _extended(ranked, mistakes, count), predict))
-    told = [entry for entry in ranked if entry.share >= SUSPICION][:LISTED]
+    # of mistakes made together a good part proves little: a second one that does nothing is always found
+    told = [e for e in ranked if e.share >= (SUSPICION if len(e.mistakes) == 1 else ALL)][:LISTED]
     if told and told[0].share >= FINDING:
         told = [entry for entry in told if entry.share >= FINDING and len(entry.mistakes) == len(told[0].mistakes)]
     findings = [finding for entry in told for finding in _findings(entry, wrong)]

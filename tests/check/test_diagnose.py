@@ -92,6 +92,15 @@ def test_mistakes_made_together_are_named_one_by_one(ids):
     assert found == set(ids)
 
 
+def test_a_suspicion_is_not_joined_by_what_does_nothing():
+    """A scale that is replaced, whose gradient autograd finds to be zero: nearly a mistake of the catalogue."""
+    got = tensors([CATALOGUE["logit-scale-init"]], "float32", None)
+    got = {key: value * 0 if key[1] == "log_scale" else value for key, value in got.items()}
+    findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None))
+    assert [finding.id for finding in findings] == ["logit-scale-init"]
+    assert "a suspicion" in findings[0].evidence
+
+
 def test_right_tensors_have_no_finding():
     assert diagnose([]) == []
     assert diagnose([], SIZES) == []
