@@ -154,6 +154,7 @@ def _speak(text: bytes) -> socket.socket | None:
     voice = first_to_speak()
     if voice is not None:
         os.write(2, text)
+        time.sleep(0.1)  # before anybody aborts: a launcher drops what it has not read by then
     return voice
 
 
