@@ -169,7 +169,8 @@ def _heat_map(report: "Report") -> str:
     )
     names = [*(name for _, name in _LEVELS), "not a number"]
     key = "".join(f'<span class="h{level}"></span>{name}' for level, name in enumerate(names))
-    label = f"{name_of(row)}, shape {' x '.join(map(str, got.shape))}; rows from {'left to right' if tall else 'top to bottom'}"
+    way = "left to right" if tall else "top to bottom"
+    label = f"{name_of(row)}, shape {' x '.join(map(str, got.shape))}; rows from {way}"
     return _section(
         "the tensor that is furthest off",
         f'<p class="note">{escape(label)}</p><svg viewBox="0 0 {cells.shape[1]} {cells.shape[0]}" role="img" '
