@@ -9,6 +9,7 @@ from numba import prange
 
 from siglip_ref.fast.blas import NO, YES, gemm
 from siglip_ref.fast.compile import SUMS, kernel
+from siglip_ref.fast.dot import dot
 from siglip_ref.fast.elementary import exp_nonpositive, number
 
 
@@ -39,14 +40,6 @@ def _weight(score: Any, top: Any) -> Any:
 def _scale(row: Any, factor: Any) -> None:
     for j in range(len(row)):
         row[j] *= factor
-
-
-@kernel(fastmath=SUMS)
-def _dot(a: Any, b: Any) -> Any:
-    total = number(0, a[0])
-    for j in range(len(a)):
-        total += a[j] * b[j]
-    return total
 
 
 @kernel()
@@ -108,7 +101,7 @@ def _backward(
          zero, d_value[:, first:].ctypes.data, width)  # fmt: skip
     # probability = softmax(scores)
     for i in range(tokens):
-        _d_softmax(scores[i], d_scores[i], _dot(scores[i], d_scores[i]))
+        _d_softmax(scores[i], d_scores[i], dot(scores[i], d_scores[i]))
     # scores = query @ key.T / root
     gemm(routine, NO, NO, tokens, size, keys, inverse, d_scores.ctypes.data, keys, key[:, first:].ctypes.data, width,
          zero, d_query[:, first:].ctypes.data, width)  # fmt: skip

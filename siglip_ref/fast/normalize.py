@@ -6,7 +6,8 @@ import numpy as np
 from numba import prange
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.compile import SUMS, kernel
+from siglip_ref.fast.compile import kernel
+from siglip_ref.fast.dot import dot
 from siglip_ref.fast.elementary import number
 from siglip_ref.fast.fit import as_rows, same_precision
 from siglip_ref.fast.linear import part
@@ -16,14 +17,6 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormKind
 
 KINDS = {"additive": 0, "clamp": 1, "none": 2}
-
-
-@kernel(fastmath=SUMS)
-def _dot(a: Any, b: Any) -> Any:
-    total = number(0, a[0])
-    for j in range(len(a)):
-        total += a[j] * b[j]
-    return total
 
 
 @kernel()
@@ -36,7 +29,7 @@ def _divisor(length: Any, kind: int, eps: Any) -> Any:
 @kernel()
 def _rows(x: Any, kind: int, eps: Any, out: Any, lengths: Any) -> None:
     for i in range(len(x)):
-        lengths[i] = np.sqrt(_dot(x[i], x[i]))
+        lengths[i] = np.sqrt(dot(x[i], x[i]))
         divisor = _divisor(lengths[i], kind, eps)
         for j in range(x.shape[1]):
             out[i, j] = x[i, j] / divisor
@@ -47,7 +40,7 @@ def _d_rows(d_out: Any, x: Any, lengths: Any, kind: int, eps: Any, d_x: Any) -> 
     for i in range(len(x)):
         # out = x / divisor, divisor = length (+ eps), or a constant where the clamp holds
         divisor = _divisor(lengths[i], kind, eps)
-        d_length = -_dot(d_out[i], x[i]) / (divisor * divisor)
+        d_length = -dot(d_out[i], x[i]) / (divisor * divisor)
         if kind == 1 and lengths[i] <= eps:
             d_length = number(0, divisor)
         for j in range(x.shape[1]):
