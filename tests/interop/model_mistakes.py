@@ -223,6 +223,16 @@ def plain_view(x, p):
     return x.reshape(len(x), (x.shape[1] // p) ** 2, -1)
 
 
+def shifted(tower, rows):
+    """Rows of the position table as rows(N) chooses them."""
+
+    def make(model):
+        table = (model.text_model if tower == "text" else model.vision_model).embeddings.position_embedding
+        table.forward = lambda ids: nn.functional.embedding(rows(ids.shape[-1]), table.weight)[None]
+
+    return make
+
+
 def exchanged(one, other, number):
     def make(model):
         attention = layers(model, "image")[number].self_attn
@@ -378,6 +388,9 @@ FORWARD = {
     "post-layernorm-extra": final_norm(lambda norm, x: norm(norm(x))),
     "patch-flatten-order": patches_with(channels_first),
     "patch-view-without-transpose": patches_with(plain_view),
+    "position-shift": shifted("text", lambda n: (torch.arange(n) + 1) % n),
+    "position-shift-clamped": shifted("image", lambda n: (torch.arange(n) + 1).clamp(max=n - 1)),
+    "position-shift-back": shifted("image", lambda n: (torch.arange(n) - 1) % n),
     "qkv-order-q-and-k": exchanged("q_proj", "k_proj", 0),
     "qkv-order-k-and-v": exchanged("k_proj", "v_proj", 1),
 }
