@@ -66,13 +66,18 @@ def make_batch(job: Job, pairs: int) -> tuple[Array, Array]:
     return images.astype(job.dtype), texts.astype(job.dtype)
 
 
+def bias_of(job: Job) -> float:
+    """By default the bias at which positives and negatives balance."""
+    return -math.log(max(job.pairs - 1, 1)) if job.bias is None else job.bias
+
+
 def run(job: Job, comm: Communicator, progress: Progress, slot: int) -> Outcome:
     """One rank's part."""
     sizes = shard_sizes(job.pairs, comm.size, job.unequal)
     images, texts = make_batch(job, job.pairs)
     first = sum(sizes[: comm.rank])
     mine = slice(first, first + sizes[comm.rank])
-    bias = -math.log(max(job.pairs - 1, 1)) if job.bias is None else job.bias
+    bias = bias_of(job)
 
     trace = Trace()
     listeners: list[Listener] = [trace, progress.listener(slot, comm.rank)]

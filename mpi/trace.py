@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mpi.job import Job, Outcome
 
 FORMAT = "siglip-ring-trace/1"
+TOY = 64  # pairs up to which a trace holds the batch itself, so that its reader can compute every number again
 
 # the schema is a file, so that other programs can read it
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parent / "trace.schema.json").read_text())
@@ -100,6 +101,7 @@ def write(folder: Path, job: "Job", outcome: "Outcome") -> int:
     """Write the three files, say whether the trace is whole, return the exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     document = as_json(outcome.events, job.scheme, job.dtype, outcome.sizes, job.dim, outcome.loss)
+    document |= _numbers(job, outcome) if job.pairs <= TOY else {}
     (folder / "trace.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
     (folder / "trace.schema.json").write_text(json.dumps(SCHEMA, indent=1) + "\n")
     (folder / "perfetto.json").write_text(json.dumps(as_perfetto(outcome.events)) + "\n")
@@ -107,6 +109,14 @@ def write(folder: Path, job: "Job", outcome: "Outcome") -> int:
     print(f"{len(outcome.events)} events of {len(outcome.sizes)} ranks in {folder}; loss {outcome.loss:.12g}")
     print("\n".join(wrong) or "every ordered pair of chunks met once, every gradient came home", flush=True)
     return 1 if wrong else 0
+
+
+def _numbers(job: "Job", outcome: "Outcome") -> dict[str, Any]:
+    from mpi.job import bias_of, make_batch
+
+    images, texts = make_batch(job, job.pairs)
+    batch = {"images": images.tolist(), "texts": texts.tolist(), "log_scale": job.log_scale, "bias": bias_of(job)}
+    return {"numbers": batch | {"d_log_scale": outcome.d_log_scale, "d_bias": outcome.d_bias}}
 
 
 def faults(events: Sequence[Event], sizes: Sequence[int]) -> list[str]:
