@@ -14,6 +14,7 @@ import typer
 import siglip_ref
 from siglip_ref import zeroshot_cli
 from siglip_ref.errors import UsageError
+from siglip_ref.training import command as training
 from siglip_ref.vectors import cli as vectors_cli
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ check = typer.Typer(no_args_is_help=True, help="Judge another implementation: it
 app.add_typer(check, name="check")
 zeroshot_cli.register(app, check)
 vectors_cli.register(app, check)
+training.register(app)
 
 Dtype = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")]
 Json = Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it instead")]
@@ -87,7 +89,10 @@ def check_loss_command(
 
 @check.command("model")
 def check_model_command(
-    target: Annotated[str, typer.Argument(help='"module:name", "file.py:name", or hf:tiny, open_clip:ViT-B-16-SigLIP')],
+    target: Annotated[
+        str,
+        typer.Argument(help='"module:name", "file.py:name", a saved directory, or hf:tiny, open_clip:ViT-B-16-SigLIP'),
+    ],
     dtype: Dtype = "float32",
     weights: Annotated[str, typer.Option(help="probe: deterministic ones; own: the model's")] = "probe",
     json: Json = None,

@@ -7,9 +7,11 @@ import pytest
 import torch
 from checkpoint_parity import randomise, require_parity
 from models import TINY, hugging_face
+from safetensors.torch import load_file, save_file
 from transformers import Siglip2Config, Siglip2Model, SiglipModel
 
 import siglip_ref as sr
+from siglip_ref.check.adapters.find import load_target
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.params import count
@@ -60,6 +62,26 @@ def test_torch_files_are_read_without_running_them(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     require_parity(model, load_checkpoint(tmp_path, np.float64))
+
+
+def test_a_saved_directory_is_checked_with_its_own_weights(tmp_path):
+    saved = randomise(hugging_face()).float()
+    saved.save_pretrained(tmp_path)
+    model = load_target(str(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), saved.parameters(), strict=True))
+    assert sr.check_model(model, weights="own").passed
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("logit_bias")
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(sr.UsageError, match="no logit_bias"):
+        load_target(str(tmp_path))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(sr.UsageError, match="check checkpoint"):
+        load_target(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(sr.UsageError, match=r"config\.json"):
+        load_target(str(tmp_path))
 
 
 @pytest.mark.parametrize("shard", [10**9, 30_000])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from inspect import isclass, isroutine, signature
+from pathlib import Path
 from typing import Any
 
 from siglip_ref.check.adapters import Adapter
@@ -43,9 +44,12 @@ def load_target(target: str) -> object:
     Parameters
     ----------
     target : a short name, for a model with random weights: "hf:tiny", "hf:B/16-256" or any other size of
-        `siglip_ref.sizes`, "open_clip:ViT-B-16-SigLIP"; or "module:name", "file.py:name", where name is a model, an
-        Adapter, or a function without arguments that returns one
+        `siglip_ref.sizes`, "open_clip:ViT-B-16-SigLIP"; a directory that transformers or open_clip saved, for that
+        model with its weights; or "module:name", "file.py:name", where name is a model, an Adapter, or a function
+        without arguments that returns one
     """
+    if Path(target).is_dir():
+        return _saved(Path(target))
     family, _, name = target.partition(":")
     makers: dict[str, Callable[[str], object]] = {"hf": _huggingface, "open_clip": _open_clip}
     if family in makers and name:
@@ -81,6 +85,36 @@ def _huggingface(name: str) -> object:
     from siglip_ref.check.adapters.huggingface import make_config
 
     return transformers.SiglipModel._from_config(make_config(cfg))
+
+
+def _saved(directory: Path) -> object:
+    """The framework's own model with the weights of a directory: `weights="own"` then proves parity on them."""
+    try:
+        if (directory / "config.json").is_file():
+            transformers = _needed("transformers", "torch transformers", "transformers.models.siglip.modeling_siglip")
+            model, told = transformers.SiglipModel.from_pretrained(
+                directory, local_files_only=True, output_loading_info=True
+            )
+            if lacking := sorted(told["missing_keys"]):  # transformers would go on with random numbers
+                raise KeyError(f"no {', '.join(lacking[:3])} in the weights")
+            return model
+        if (directory / "open_clip_config.json").is_file():
+            return _needed("open_clip", "open_clip_torch", "open_clip").create_model(f"local-dir:{directory}")
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the libraries raise at a broken file
+        raise UsageError(
+            expected="a SigLIP model that its own library can load",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            cause="a file of another model, cut short, or of another version of the library",
+            repair=f"siglip-ref check checkpoint {directory}, which says of each tensor what is wrong",
+        ) from error
+    raise UsageError(
+        expected="a directory with config.json (transformers) or open_clip_config.json",
+        got=f"{directory} with {', '.join(sorted(entry.name for entry in directory.iterdir())[:5]) or 'nothing'}",
+        cause="not the directory of a model, or the settings were not copied along with the weights",
+        repair="hf download google/siglip-base-patch16-256 --local-dir DIR, then siglip-ref check model DIR",
+    )
 
 
 def _open_clip(name: str) -> object:
