@@ -1,0 +1,1 @@
+"""Pictures with captions to train on: drawn shapes, real digits, your own folder or list."""

@@ -1,0 +1,81 @@
+"""What a training reads: numbered pictures with captions, a part for training and a part that is held out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
+from siglip_ref.sizes import Config
+
+NOISE = 8  # numbers in [0, 1) that vary one picture (all but the first) and its caption (the first)
+STILL = (0.0,) + (0.5,) * (NOISE - 1)  # a picture as it is, with its first caption
+
+
+class Unreadable(Exception):  # noqa: N818
+    """A picture that cannot be read; it is skipped and counted."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures 0 to count - 1.
+
+    picture : of a number and its noise: uint8, shape (height, width, 3); raises Unreadable
+    caption : of a number and its noise
+    names : of the pictures, for messages
+    labels : the class of each picture, where there are classes
+    """
+
+    count: int
+    picture: Callable[[int, Array], Array]
+    caption: Callable[[int, Array], str]
+    names: Callable[[int], str] = str
+    labels: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source of pictures.
+
+    classes : names of the classes, where there are classes: they are told apart by caption
+    prompt : what a class name is put into; "" tells that captions are searched instead
+    config : a model that suits, for training from nothing
+    defaults : settings that suit, see `siglip_ref.training.settings`
+    """
+
+    name: str
+    train: Captioned
+    test: Captioned
+    config: Config
+    classes: Sequence[str] = ()
+    prompt: str = ""
+    defaults: dict[str, float] = field(default_factory=dict)
+
+
+def open_data(name: str) -> Data:
+    """The data called "shapes" or "digits", or of a folder of captioned images, or of a captions.csv.
+
+    Examples
+    --------
+    >>> open_data("shapes").test.caption(0, STILL)
+    'a ...'
+    """
+    from pathlib import Path
+
+    if name == "shapes":
+        from siglip_ref.data.shapes import shapes
+
+        return shapes()
+    if name == "digits":
+        from siglip_ref.data.digits import digits
+
+        return digits()
+    if not Path(name).exists():
+        raise UsageError(
+            expected="--data shapes, digits, a folder of captioned images, or a captions.csv",
+            got=repr(name),
+            cause="there is nothing at this path",
+            repair="check the path",
+        )
+    from siglip_ref.data.files import from_files
+
+    return from_files(Path(name))

@@ -1,0 +1,95 @@
+"""Which pairs make a batch, and what of them goes into the towers: a function of the seed and the batch's number alone.
+
+So a training that was killed goes on with the right pictures because it knows its step, and any number of ranks sees
+the same batches: each reads its rows.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from siglip_ref.data.captioned import NOISE, STILL, Captioned, Unreadable
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
+from siglip_ref.preprocess import Preprocess, levels, resize
+from siglip_ref.tokenizer import Tokenizer
+
+Seen = Callable[[int, Array], Array]  # number and noise of a picture: what the image tower is given
+
+
+def pixels_of(part: Captioned, size: tuple[int, int], how: Preprocess) -> Seen:
+    """Pictures as numbers in [-1, 1], in the model's size; raises Unreadable."""
+    table = levels(how)
+
+    def see(number: int, noise: Array) -> Array:
+        picture = part.picture(number, noise)
+        if picture.shape[:2] != size:
+            picture = resize(Image.fromarray(picture), size, how)
+        return table[picture, np.arange(3)]
+
+    return see
+
+
+class Batches:
+    """The batches of a training, by number.
+
+    skipped : names of pictures that could not be read, and why; the next readable one stands in
+    """
+
+    def __init__(self, part: Captioned, see: Seen, tokenizer: Tokenizer, size: int, seed: int, shuffled: float) -> None:
+        self.part, self.see, self.tokenizer, self.size, self.seed = part, see, tokenizer, size, seed
+        self.skipped: dict[str, str] = {}
+        rng = np.random.default_rng([seed, 1])
+        self.captioned_as = np.arange(part.count)  # whose caption each picture has
+        moved = rng.permutation(part.count)[: round(shuffled * part.count)]
+        self.captioned_as[moved] = rng.permutation(moved)
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def rows(self, batch: int) -> tuple[Array, Array]:
+        """Numbers (B,) and noise (B, NOISE) of a whole batch."""
+        place = batch * self.size + np.arange(self.size)
+        rounds, places = np.divmod(place, self.part.count)
+        numbers = np.array([self._order(int(r))[p] for r, p in zip(rounds, places, strict=True)])
+        return numbers, np.random.default_rng([self.seed, 2, batch]).random((self.size, NOISE))
+
+    def read(self, batch: int, mine: slice) -> tuple[Array, Array, Array]:
+        """What the image tower is given, token ids, and labels (or -1), of these rows of a batch."""
+        numbers, noise = self.rows(batch)
+        images, captions, labels = [], [], []
+        for number, vary in zip(numbers[mine], noise[mine], strict=True):
+            image, number = self._readable(int(number), vary)
+            images.append(image)
+            captions.append(self.part.caption(int(self.captioned_as[number]), vary))
+            labels.append(self.part.labels[number] if self.part.labels is not None else -1)
+        return np.stack(images), self.tokenizer(captions), np.array(labels)
+
+    def _readable(self, number: int, noise: Array) -> tuple[Array, int]:
+        for _ in range(self.part.count):
+            try:
+                return self.see(number, noise), number
+            except Unreadable as reason:
+                self.skipped[self.part.names(number)] = str(reason)
+                number = (number + 1) % self.part.count
+        raise UsageError(
+            expected="images that can be read",
+            got=f"{self.part.count} of which none can; the first: {next(iter(self.skipped.items()))}",
+            cause="files of another kind, or all broken",
+            repair="open one with an image viewer to see",
+        )
+
+    def _draw_order(self, round_: int) -> Array:
+        return np.random.default_rng([self.seed, 3, round_]).permutation(self.part.count)
+
+
+def still(part: Captioned, see: Seen, start: int, stop: int) -> tuple[Array, list[int]]:
+    """Pictures as they are, unvaried, and the numbers of those that can be read."""
+    images, numbers = [], []
+    for number in range(start, min(stop, part.count)):
+        try:
+            images.append(see(number, np.array(STILL)))
+            numbers.append(number)
+        except Unreadable:
+            continue
+    return np.array(images), numbers

@@ -1,0 +1,90 @@
+"""The command `siglip-ref train`, and its options, which `siglip-ring train` has too. Nothing heavy loads here."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from siglip_ref.training.settings import Settings, TrainingStopped
+
+if TYPE_CHECKING:
+    from siglip_ref.training.parallel import Parallel
+
+
+def options(
+    data: Annotated[
+        str, typer.Option(help="shapes, digits, a folder of captioned images, or a captions.csv")
+    ] = "shapes",
+    out: Annotated[Path | None, typer.Option(help="folder of the training; default: runs/DATA")] = None,
+    model: Annotated[str, typer.Option(help='a size, as "mu/16"; default: one that suits the data')] = "",
+    steps: Annotated[int, typer.Option(min=0, help="0: what suits the data")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="pairs of all ranks together; 0: what suits the data")] = 0,
+    lr: Annotated[float, typer.Option(min=0, help="0: what suits the data")] = 0.0,
+    optimiser: Annotated[Literal["adamw", "big_vision"], typer.Option(help="big_vision: its Adafactor")] = "adamw",
+    decay: Annotated[float | None, typer.Option(help="weight decay; default 0.1, of big_vision 1e-4")] = None,
+    warmup: Annotated[int, typer.Option(help="steps; -1: a tenth of all")] = -1,
+    clip: Annotated[float, typer.Option(help="longest gradient")] = 1.0,
+    loss: Annotated[Literal["sigmoid", "softmax"], typer.Option(help="softmax: CLIP's")] = "sigmoid",
+    labels: Annotated[bool, typer.Option("--labels", help="train the image encoder as a classifier")] = False,
+    init: Annotated[str, typer.Option(help="a released checkpoint to start from")] = "",
+    freeze: Annotated[Literal["", "image"], typer.Option(help="image: keep the image tower of --init")] = "",
+    accumulate: Annotated[int, typer.Option(min=1, help="batches a step, each with its own negatives")] = 1,
+    micro: Annotated[int, typer.Option(min=0, help="pairs computed at once; 0: all. All negatives are kept")] = 0,
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="of all numbers")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="of weights, order and variation")] = 0,
+    save_every: Annotated[int, typer.Option(min=0, help="steps between checkpoints; 0: a twentieth of all")] = 0,
+    judge_every: Annotated[int, typer.Option(min=0, help="steps between evaluations; 0: a quarter of all")] = 0,
+) -> None:
+    """Train on a plain CPU. Interrupted, it goes on where it was: give the same command again."""
+
+
+def with_options(runner: Callable[..., None]) -> Callable[..., None]:
+    """A command with the runner's own options and those above, which the runner is given as one dict, `chosen`."""
+    own = [p for p in inspect.signature(runner).parameters.values() if p.name != "chosen"]
+    shared = list(inspect.signature(options).parameters.values())
+
+    def command(**given: Any) -> None:
+        runner(chosen={p.name: given.pop(p.name) for p in shared}, **given)
+
+    command.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*shared, *own)}
+    command.__doc__ = options.__doc__
+    return command
+
+
+def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
+    """One rank's part: train, and let the first rank show and write what came of it."""
+    from siglip_ref.training.finish import finish, watcher
+    from siglip_ref.training.loop import train
+
+    chosen = dict(chosen)
+    out, every, judge_every = chosen.pop("out"), chosen.pop("save_every"), chosen.pop("judge_every")
+    if chosen.pop("labels"):
+        chosen["loss"] = "labels"
+    settings = Settings(**chosen)
+    out = out or Path("runs") / (Path(settings.data).stem or "data")
+    show = watcher(parallel)
+    done = train(settings, out, parallel, show, every, judge_every)
+    finish(settings, out, done, parallel, show)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train")(with_options(alone))
+
+
+def alone(chosen: dict[str, Any]) -> None:
+    """One process."""
+    from siglip_ref.training.parallel import Alone
+
+    try:
+        run(chosen, Alone())
+    except TrainingStopped as stopped:
+        typer.echo(
+            f"siglip-ref: the training stopped\nstep:     {stopped.step}\ncause:    {stopped.cause}\n"
+            f"repair:   {stopped.repair}",
+            err=True,
+        )
+        raise typer.Exit(1) from None

@@ -1,0 +1,107 @@
+"""The gradient of one batch, spread over ranks and over micro-batches, with all its negatives.
+
+Embeddings are small, the activations behind them are not. So a batch too large for memory goes through the towers in
+pieces: first the embeddings of all pieces alone; then the loss of the whole batch, and its gradient by the embeddings;
+then each piece once more, this time with activations, to carry its rows of that gradient back.
+
+Source: Gao et al. 2021 (GradCache), arXiv 2101.06983.
+"""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.embed import image_embeddings, text_embeddings
+from siglip_ref.loss import LossAndGrads
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.sizes import Config
+from siglip_ref.towers.image import image_tower_backward, image_tower_forward
+from siglip_ref.towers.text import text_tower_backward, text_tower_forward
+
+Backward = Callable[[Array], dict[str, Array]]
+
+
+def image_side(params: Mapping[str, Array], images: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:
+    """Unit embeddings, and the function from their gradients to the parameters'."""
+    how = cfg.conventions
+    pooled, cache, _ = image_tower_forward(images, subtree(params, "image"), cfg, how, ops)
+    embed, norm_cache = ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)
+
+    def backward(d_embed: Array) -> dict[str, Array]:
+        return prefixed("image", image_tower_backward(ops.normalize_backward(d_embed, norm_cache), cache, ops)[1])
+
+    return embed, backward
+
+
+def text_side(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:
+    """The same for texts."""
+    how = cfg.conventions
+    pooled, cache, _ = text_tower_forward(tokens, subtree(params, "text"), cfg, how, ops)
+    embed, norm_cache = ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)
+
+    def backward(d_embed: Array) -> dict[str, Array]:
+        return prefixed("text", text_tower_backward(ops.normalize_backward(d_embed, norm_cache), cache, ops)[0])
+
+    return embed, backward
+
+
+def locked_side(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:
+    """A locked tower: its embeddings were computed beforehand, nothing is learnt."""
+    return embeddings, lambda d_embed: {}
+
+
+def locked(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: ModuleType) -> Array:
+    return embeddings
+
+
+# a tower: with a way back, and without activations
+SIDES: dict[str, tuple[Any, Any]] = {
+    "image": (image_side, image_embeddings),
+    "text": (text_side, text_embeddings),
+    "locked": (locked_side, locked),
+}
+Loss = Callable[[Array, Array], LossAndGrads]
+
+
+def gradient(
+    params: Mapping[str, Array],
+    images: Array,
+    tokens: Array,
+    loss: Loss,
+    cfg: Config,
+    ops: ModuleType,
+    micro: int = 0,
+    image_side: str = "image",
+) -> tuple[LossAndGrads, dict[str, Array]]:
+    """Loss and gradients of this rank's pairs.
+
+    Parameters
+    ----------
+    images, tokens : this rank's rows of the batch; may be none
+    loss : of the embeddings, with its gradients by them; over ranks: of all ranks' pairs
+    micro : pairs whose activations are held at once (0: all)
+    image_side : a name in `SIDES`
+
+    Returns
+    -------
+    loss : as `loss` gave it
+    grads : what this rank's pairs add to the gradients of the towers' parameters
+    """
+    sides = [(images, *SIDES[image_side]), (tokens, *SIDES["text"])]
+    rows = len(images)
+    if rows <= (micro or rows):
+        (x, x_back), (y, y_back) = (forward(params, inputs, cfg, ops) for inputs, forward, _ in sides)
+        found = loss(x, y)
+        return found, x_back(found.d_image_embed) | y_back(found.d_text_embed)
+    pieces = [slice(start, start + micro) for start in range(0, rows, micro)]
+    x, y = (np.concatenate([embed(params, inputs[p], cfg, ops) for p in pieces]) for inputs, _, embed in sides)
+    found = loss(x, y)
+    grads: dict[str, Array] = {}
+    for (inputs, forward, _), d_embed in zip(sides, (found.d_image_embed, found.d_text_embed), strict=True):
+        for p in pieces:
+            part = forward(params, inputs[p], cfg, ops)[1](d_embed[p])
+            grads |= {name: grads[name] + g if name in grads else g for name, g in part.items()}
+    return found, grads

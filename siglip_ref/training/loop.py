@@ -1,0 +1,180 @@
+"""The training loop, the same for one process and for many ranks."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
+from siglip_ref.optim import State
+from siglip_ref.params import Params
+from siglip_ref.training.parallel import Parallel
+from siglip_ref.training.settings import Settings, TrainingStopped
+from siglip_ref.training.store import Saved, newest, save
+from siglip_ref.training.task import Task, prepare
+
+HISTORY = ("loss", "log_scale", "bias")  # columns of the record: one row a step
+
+
+class Quiet:
+    """Nobody watches: what every rank but the first is given."""
+
+    def say(self, text: str) -> None:
+        """A sentence."""
+
+    def begin(self, task: Task, step: int, total: int) -> None:
+        """The loop starts at this step."""
+
+    def step(self, step: int, row: Array) -> None:
+        """A step is done; row: see `HISTORY`."""
+
+    def judged(self, step: int, found: dict[str, float]) -> None:
+        """The model was judged."""
+
+    def end(self) -> None:
+        """The loop is over."""
+
+
+@dataclass
+class Run:
+    """Where a training stands."""
+
+    task: Task
+    step: int
+    params: Params
+    state: State
+    history: list[Array] = field(default_factory=list)
+    judged: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    settings: Settings,
+    out: Path,
+    parallel: Parallel,
+    show: Quiet,
+    every: int = 0,
+    judge_every: int = 0,
+    stop_after: int = 0,
+) -> Run:
+    """Train, or go on with a training that was interrupted.
+
+    Parameters
+    ----------
+    settings : every choice that the numbers depend on
+    out : folder of the training; its checkpoints, if it has some of these settings, are gone on from
+    parallel : this rank among the others
+    show : is told what happens
+    every : steps between checkpoints (0: a twentieth of all)
+    judge_every : steps between evaluations (0: a quarter of all); there is one at the end
+    stop_after : steps after which to stop, as if interrupted (0: never)
+    """
+    parallel.at(0, "preparing the data and the model")
+    task = prepare(settings, parallel, out)
+    total = task.total
+    run = resume(settings, out, parallel, show, task)
+    every, judge_every = every or max(1, total // 20), judge_every or max(1, total // 4)
+    show.begin(task, run.step, total)
+    first = parallel.rank == 0
+    while run.step < total:
+        loss, grads = summed(settings, task, run, parallel)
+        row = [loss, float(run.params["log_scale"]), float(run.params["bias"])]
+        parallel.at(run.step, "the optimiser")
+        learnt = {name: run.params[name] for name in task.learnt} if len(task.learnt) < len(run.params) else run.params
+        moved, run.state = task.step(learnt, grads, run.state, run.step)
+        run.params = moved if len(moved) == len(run.params) else {**run.params, **moved}
+        run.history.append(np.array(row))
+        run.step += 1
+        show.step(run.step, run.history[-1])
+        if first and (run.step % judge_every == 0 or run.step == total):
+            parallel.at(run.step, "judging the model")
+            run.judged.append({"step": run.step} | task.judge(run.params))
+            show.judged(run.step, run.judged[-1])
+        if first and (run.step % every == 0 or run.step == total):
+            parallel.at(run.step, "writing a checkpoint")
+            keep(settings, out, run, parallel.size)
+        if run.step == stop_after:
+            break
+    show.end()
+    return run
+
+
+def summed(settings: Settings, task: Task, run: Run, parallel: Parallel) -> tuple[float, Params]:
+    """Loss and gradients of this step, the same on every rank."""
+    parallel.at(run.step, "reading its batch")
+    loss, flat = 0.0, np.zeros(0)
+    for part in range(settings.accumulate):
+        found, grads = task.gradient(run.params, run.step * settings.accumulate + part)
+        own = [_own(name, grads[name], task, parallel).reshape(-1) for name in task.learnt]
+        loss += found / settings.accumulate
+        flat = np.concatenate(own) / settings.accumulate + (flat if part else 0)
+    finite = np.zeros(parallel.size, flat.dtype)
+    finite[parallel.rank] = np.isfinite(flat).all() and math.isfinite(loss)
+    parallel.at(run.step, "summing up the gradients")
+    total = parallel.sum(np.concatenate([flat, finite]))
+    if not total[flat.size :].all():
+        ranks = ", ".join(str(rank) for rank in np.flatnonzero(total[flat.size :] != 1))
+        raise TrainingStopped(
+            run.step,
+            f"the loss or a gradient of rank {ranks} is not a finite number (loss {loss:.6g})",
+            "lower --lr, lengthen --warmup or clip harder; the checkpoints are from before",
+        )
+    grads, start = {}, 0
+    for name in task.learnt:
+        shape = run.params[name].shape
+        stop = start + math.prod(shape)
+        grads[name], start = total[start:stop].reshape(shape), stop
+    return loss, grads
+
+
+def _own(name: str, grad: Array, task: Task, parallel: Parallel) -> Array:
+    """What this rank adds to the sum over ranks.
+
+    A key's bias moves no attention weight: its gradient is zero, and what is computed is rounding, which an adaptive
+    optimiser would blow up to full steps. So it is made the zero it is.
+    """
+    if name.endswith("/k/bias") or (name in task.shared and parallel.rank > 0):
+        return np.zeros_like(grad)
+    return np.asarray(grad)
+
+
+def keep(settings: Settings, out: Path, run: Run, ranks: int) -> None:
+    """Write a checkpoint."""
+    tensors = {f"params/{name}": value for name, value in run.params.items()}
+    tensors |= {f"slots/{name}": run.state.slots[name] for name in run.state.slots}
+    tensors["history"] = np.array(run.history)
+    about = {"settings": settings.as_dict(), "ranks": ranks, "judged": run.judged}
+    save(out / "checkpoints", run.step, tensors, about)
+
+
+def resume(settings: Settings, out: Path, parallel: Parallel, show: Quiet, task: Task) -> Run:
+    """From the newest whole checkpoint in `out`, if there is one, else from the beginning."""
+    saved, broken = newest(out / "checkpoints")
+    for words in broken:
+        show.say(f"passed over {words}")
+    if saved is None:
+        return Run(task, 0, task.params, State())
+    _require_same(settings, saved, out)
+    if saved.about["ranks"] != parallel.size:
+        show.say(
+            f"trained on {saved.about['ranks']} ranks until here, now on {parallel.size}: "
+            "the same up to rounding, not bit for bit"
+        )
+    show.say(f"going on from step {saved.step}")
+    params = {name: saved.tensors[f"params/{name}"] for name in task.params}
+    slots = {name[6:]: value for name, value in saved.tensors.items() if name.startswith("slots/")}
+    state, history = State(saved.step, slots), list(saved.tensors["history"])
+    return Run(task, saved.step, params, state, history, list(saved.about["judged"]))
+
+
+def _require_same(settings: Settings, saved: Saved, out: Path) -> None:
+    then, now = saved.about["settings"], settings.as_dict()
+    different = [f"{name} {then.get(name)!r}, not {now[name]!r}" for name in now if then.get(name) != now[name]]
+    if different:
+        raise UsageError(
+            expected=f"the settings of the training in {out}, which goes on from step {saved.step}",
+            got="; it has " + ", ".join(different),
+            cause="this folder belongs to another training",
+            repair="give another --out, or the same settings",
+        )

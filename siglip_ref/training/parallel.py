@@ -1,0 +1,59 @@
+"""What a training knows of other ranks: their number, sums over all, the loss of all pairs. One process is alone."""
+
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+
+from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.ops.elementary import Array
+
+
+class Parallel(Protocol):
+    """One rank of a training, as the loop sees it; `mpi.train.Ranks` has the same."""
+
+    rank: int
+    size: int
+
+    def sum(self, array: Array) -> Array:
+        """The sum over all ranks, the same bits on each."""
+        ...
+
+    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: ModuleType) -> LossAndGrads:
+        """The loss of all ranks' pairs, its derivatives by the own ones."""
+        ...
+
+    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: ModuleType) -> LossAndGrads:
+        """CLIP's loss of all ranks' pairs."""
+        ...
+
+    def at(self, step: int, phase: str) -> None:
+        """What happens now; for messages, should this rank fail."""
+        ...
+
+
+class Alone:
+    """The only rank."""
+
+    rank, size = 0, 1
+
+    def sum(self, array: Array) -> Array:
+        return array
+
+    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: ModuleType) -> LossAndGrads:
+        return sigmoid_loss(x, y, log_scale, bias, ops=ops)
+
+    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: ModuleType) -> LossAndGrads:
+        return LossAndGrads(*ops.softmax_loss(x, y, log_scale), np.zeros_like(log_scale))
+
+    def at(self, step: int, phase: str) -> None:
+        pass
+
+
+def share(count: int, rank: int, size: int) -> slice:
+    """A rank's part of `count` things: as even as possible, in order.
+
+    >>> [share(7, rank, 3) for rank in range(3)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    """
+    return slice(count * rank // size, count * (rank + 1) // size)
