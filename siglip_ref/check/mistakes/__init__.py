@@ -12,7 +12,7 @@ from typing import Any, Literal
 from siglip_ref.check.mistakes.change import Edit, Reference, reference
 from siglip_ref.errors import UsageError
 
-__all__ = ["CATALOGUE", "FILES", "Edit", "Kind", "Mistake", "Reference", "executable", "find", "reference"]
+__all__ = ["CATALOGUE", "FILES", "Edit", "Kind", "Mistake", "Reference", "entries", "executable", "find", "reference"]
 
 # one vector: its numbers alone show it; several steps: only optimiser steps do; across ranks: needs two or more ranks;
 # not numeric: no number of the reference changes; equivalent: changes nothing in exact arithmetic
@@ -35,7 +35,8 @@ class Mistake:
     edits: tuple[Edit, ...] = ()
 
 
-def _read(name: str) -> list[Mistake]:
+def entries(name: str) -> list[Mistake]:
+    """All of one file, in its order."""
     content = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
     return [_entry(**fields) for fields in content["mistake"]]
 
@@ -44,7 +45,7 @@ def _entry(edits: tuple[dict[str, str], ...] = (), **fields: Any) -> Mistake:
     return Mistake(**fields, edits=tuple(Edit(**edit) for edit in edits))
 
 
-CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in _read(name)}
+CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in entries(name)}
 
 
 def find(name: str) -> Mistake:

@@ -1,0 +1,66 @@
+"""The catalogue of mistakes as pages.
+
+`{mistakes} loss` writes every entry of `siglip_ref/check/mistakes/loss.toml`; `{pitfalls} id id ...` lists some of
+them in a derivation, each with a link to its entry.
+"""
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from siglip_ref.check.mistakes import FILES, Mistake, entries, find
+
+
+def _entry(mistake: Mistake) -> str:
+    lines = [
+        f"({mistake.id})=",
+        f"## {mistake.id}",
+        "",
+        f"**{mistake.text[0].upper()}{mistake.text[1:]}.**",
+        "",
+        f"*{mistake.kind}.* {mistake.shows[0].upper()}{mistake.shows[1:]}.",
+        "",
+        f"Repair: {mistake.repair}. Seen: {mistake.seen}.",
+        "",
+    ]
+    for edit in mistake.edits:
+        lines += ["```diff", f"# siglip_ref/{edit.file}"]
+        lines += [f"- {line}" for line in edit.old.splitlines()] + [f"+ {line}" for line in edit.new.splitlines()]
+        lines += ["```", ""]
+    return "\n".join(lines)
+
+
+class _FromCatalogue(SphinxDirective):
+    def _parsed(self, text: str) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+class Mistakes(_FromCatalogue):
+    """Every entry of one file of the catalogue."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Called by Sphinx."""
+        if self.arguments[0] not in FILES:
+            raise self.error(f"no such file of the catalogue: {self.arguments[0]}")
+        return self._parsed("\n".join(_entry(mistake) for mistake in entries(self.arguments[0])))
+
+
+class Pitfalls(_FromCatalogue):
+    """Some entries, a line each."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Called by Sphinx."""
+        chosen = [find(name) for name in self.arguments[0].split()]
+        return self._parsed("\n".join(f"- [{m.id}](#{m.id}): {m.text}. *{m.shows}.*" for m in chosen))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.add_directive("mistakes", Mistakes)
+    app.add_directive("pitfalls", Pitfalls)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
