@@ -15,7 +15,7 @@ Clean = Literal["none", "ascii lower", "lower", "canonical", "open_clip"]
 class TextConvention:
     """How a library treats a text before and after SentencePiece.
 
-    clean : see `CLEAN`; eos, pad : ids; marked : "<unk>" and a space are put before the text and taken away again, as
+    clean : see `CLEAN`; eos, pad : ids; prompts : labels and templates of zero-shot are canonicalised first; marked : "<unk>" and a space are put before the text and taken away again, as
     transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this can decide
     """
 
@@ -24,6 +24,7 @@ class TextConvention:
     eos: int = 1
     pad: int = 1
     marked: bool = False
+    prompts: bool = False
 
 
 # Source: big_vision pp/ops_text.py and its demos; transformers 5.23 tokenization_siglip.py, tokenization_siglip2.py;
@@ -31,8 +32,8 @@ class TextConvention:
 TEXT_CONVENTIONS = {
     convention.name: convention
     for convention in (
-        TextConvention("big_vision", "ascii lower"),
-        TextConvention("big_vision-2", "ascii lower", pad=0),
+        TextConvention("big_vision", "ascii lower", prompts=True),
+        TextConvention("big_vision-2", "ascii lower", pad=0, prompts=True),
         TextConvention("huggingface", "canonical", marked=True),
         TextConvention("huggingface-2", "lower", pad=0),
         TextConvention("open_clip", "open_clip"),
@@ -49,6 +50,19 @@ def ascii_lower(text: str) -> str:
 def canonical(text: str) -> str:
     """Lower case, no ASCII punctuation, single spaces: transformers' SigLIP 1 tokeniser."""
     return " ".join(text.lower().translate(_no_punctuation()).split())
+
+
+def canonical_prompt(text: str, keep: str) -> str:
+    """As `canonical`, but '_' is a space and `keep` stays: "," in a label, "{}" in a template.
+
+    Source: big_vision evaluators/proj/image_text/prompt_engineering.py, which does this to class names and templates
+    alone, never to captions.
+
+    >>> canonical_prompt("Hot_Dog, bun!", keep=",")
+    'hot dog, bun'
+    """
+    kept = keep.join(part.translate(_no_punctuation()) for part in text.replace("_", " ").split(keep))
+    return " ".join(kept.lower().split())
 
 
 def open_clip_clean(text: str) -> str:

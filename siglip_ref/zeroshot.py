@@ -19,6 +19,7 @@ from siglip_ref.preprocess import SUFFIXES, Preprocess, patches, pixels
 from siglip_ref.sizes import Config
 from siglip_ref.tokenizer import Tokenizer
 from siglip_ref.towers.naflex import Patches
+from siglip_ref.wording import canonical_prompt
 
 TEMPLATE = "This is a photo of {}."
 
@@ -139,7 +140,7 @@ class Model:
         template : "{}" gives the labels as they are
         images, batch, threads, progress : as in `embed_images`
         """
-        texts = fill(template, labels)
+        texts = fill(template, labels, canonicalise=self.tokenizer().convention.prompts)
         text_embed = self.embed_texts(texts)
         found = self.embed_images(images, batch=batch, threads=threads, progress=progress)
         logits = np.exp(self.params["log_scale"]) * (found.embeddings @ text_embed.T) + self.params["bias"]
@@ -160,8 +161,8 @@ class Model:
         return np.stack(images).astype(dtype, copy=False)
 
 
-def fill(template: str, labels: Sequence[str]) -> list[str]:
-    """The template once for each label."""
+def fill(template: str, labels: Sequence[str], *, canonicalise: bool = False) -> list[str]:
+    """The template once for each label; canonicalised as big_vision does it, or as given."""
     empty = [i for i, label in enumerate(labels) if not label.strip()]
     if "{}" not in template or not labels or empty:
         raise UsageError(
@@ -170,6 +171,8 @@ def fill(template: str, labels: Sequence[str]) -> list[str]:
             cause="a stray comma" if empty else "a template without a place for the label, or no label",
             repair='--template "This is a photo of {}." --labels "cat,dog"',
         )
+    if canonicalise:
+        template, labels = canonical_prompt(template, "{}"), [canonical_prompt(label, ",") for label in labels]
     return [template.replace("{}", label.strip()) for label in labels]
 
 

@@ -134,6 +134,7 @@ def test_a_thousand_labels(model):
 def test_labels_and_templates():
     assert fill(TEMPLATE, [" cat ", "dog"]) == ["This is a photo of cat.", "This is a photo of dog."]
     assert fill("{}", ["{}"]) == ["{}"]
+    assert fill("A photo, of {}.", ["Hot_Dog, bun!"], canonicalise=True) == ["a photo of hot dog, bun"]
     for template, labels in ((TEMPLATE, ["cat", ""]), (TEMPLATE, [" "]), (TEMPLATE, []), ("no place", ["cat"])):
         with pytest.raises(UsageError, match="labels that are not empty"):
             fill(template, labels)
