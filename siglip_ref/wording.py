@@ -15,8 +15,9 @@ Clean = Literal["none", "ascii lower", "lower", "canonical", "open_clip"]
 class TextConvention:
     """How a library treats a text before and after SentencePiece.
 
-    clean : see `CLEAN`; eos, pad : ids; prompts : labels and templates of zero-shot are canonicalised first; marked : "<unk>" and a space are put before the text and taken away again, as
-    transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this can decide
+    clean : see `CLEAN`; eos, pad : ids; marked : "<unk>" and a space are put before the text and taken away again, as
+    transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this can decide; prompts : labels
+    and templates of zero-shot are canonicalised first
     """
 
     name: str
