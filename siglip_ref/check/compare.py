@@ -1,5 +1,6 @@
 """Two tensors side by side: error, scale ratio, cosine, and which rows are wrong. A NaN never passes."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ class Row:
 
     error : max|got - expected| / max|expected|; for a tensor that is zero by structure, max|got| / zero_scale
     tolerance : the largest error allowed, in the same unit
+    noise : the error that correct programs show, in the same unit; not a number where nothing was measured
     ratio : least-squares scale <got, expected> / <expected, expected>; cosine : of the angle between them
     rows : the rows that are wrong, in words; probe : the inputs at which this was seen
     """
@@ -31,6 +33,18 @@ class Row:
     verdict: RowVerdict
     note: str = ""
     probe: str = ""
+    noise: float = float("nan")
+
+    @property
+    def times(self) -> float:
+        """Error in units of noise: the smallest multiple that would let this tensor pass; not a number without noise.
+
+        Errors that are not finite are infinitely many times the noise.
+        """
+        if math.isnan(self.noise):
+            return math.nan
+        quotient = self.error / self.noise if self.noise else (0.0 if self.error == 0 else math.inf)
+        return quotient if quotient <= math.inf else math.inf
 
     @property
     def right(self) -> bool:
@@ -54,6 +68,7 @@ def compare(
     zero_scale: float | None = None,
     note: str = "",
     probe: str = "",
+    noise: float | Array | None = None,
 ) -> Row:
     """Judge one tensor.
 
@@ -64,6 +79,7 @@ def compare(
     tolerance : largest allowed |got - expected| / max|expected|; a number, or an array of their shape, by element
     zero_scale : given where the tensor is zero by structure: |got| may reach tolerance * zero_scale, the sum of the
         absolute values of its terms, because what any program prints there is rounding
+    noise : what correct programs show, in the unit of the tolerance; a number or an array by element
 
     Examples
     --------
@@ -75,7 +91,8 @@ def compare(
     if got.shape != expected.shape:
         nan = float("nan")
         mismatch = f"shape {got.shape}, expected {expected.shape}"
-        return Row(name, kind, nan, float(np.max(tolerance)), nan, nan, "", "FAIL", _join(mismatch, note), probe)
+        limits = float(np.max(tolerance)), float(nan if noise is None else np.max(noise))
+        return Row(name, kind, nan, limits[0], nan, nan, "", "FAIL", _join(mismatch, note), probe, limits[1])
     with np.errstate(all="ignore"):
         unit = float(zero_scale if zero_scale is not None else np.max(np.abs(expected), initial=0.0))
         off = np.abs(got - expected)
@@ -84,6 +101,7 @@ def compare(
         error = float(np.max(relative, initial=0.0))
         good = (relative <= tolerance) & np.isfinite(off)  # NaN fails the first, infinity the second
         allowed = _allowed(relative, tolerance, error)
+        level = _allowed(relative, noise, error) if noise is not None else float("nan")
         ratio, cosine = _alignment(got, expected)
     if zero_scale is not None:
         verdict: RowVerdict = "zero by structure" if good.all() else "FAIL"
@@ -91,7 +109,7 @@ def compare(
     else:
         verdict = "pass" if good.all() else "FAIL"
     note = note if np.isfinite(got).all() else _join(f"{np.sum(~np.isfinite(got))} of {got.size} NaN or infinite", note)
-    return Row(name, kind, error, allowed, ratio, cosine, wrong_rows(~good), verdict, note, probe)
+    return Row(name, kind, error, allowed, ratio, cosine, wrong_rows(~good), verdict, note, probe, level)
 
 
 def _allowed(relative: Array, tolerance: float | Array, error: float) -> float:

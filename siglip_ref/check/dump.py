@@ -78,7 +78,7 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
             rows.append(out_of_range(shown, kind, f"overflows in {dtype} even with correct rounding"))
         else:
             scale = vector.zero.get(name)
-            rows.append(compare(shown, got[name], expected, TIMES * level, kind=kind, zero_scale=scale))
+            rows.append(compare(shown, got[name], expected, TIMES * level, kind=kind, zero_scale=scale, noise=level))
             allowed = np.asarray(TIMES * level * vector.unit(name))
             if got[name].shape == expected.shape:
                 seen.append(Seen(vector.id, name, got[name], expected, allowed))

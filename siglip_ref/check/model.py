@@ -78,7 +78,7 @@ def check_model(
     run = adapter.run(probe.params, probe.images, probe.tokens, kind)
     say("the reference in float64")
     exact = reference(probe, cfg, chosen, np.float64)
-    say("the reference in float32, for its rounding")
+    say("the noise of rounding")
     judge = make_judge(exact, probe, cfg, chosen, kind, _coarsest(adapter, kind))
     rows = judged_rows(run, judge)
     say("other conventions")

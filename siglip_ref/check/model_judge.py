@@ -5,68 +5,77 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.adapters import Dtype, Run
 from siglip_ref.check.compare import Kind, Row, compare, not_checked, out_of_range
+from siglip_ref.check.model_noise import allowed, model_noise
 from siglip_ref.check.model_probe import Probe
-from siglip_ref.check.model_reference import KEY_BIAS, Reference, amplification, model_tolerance, reference
+from siglip_ref.check.model_reference import KEY_BIAS, Reference
 from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 
-LARGEST_NUMBER = {"float64": 1.8e308, "float32": 3.4e38, "bfloat16": 3.39e38, "float16": 65504.0}
-SMALLEST_NORMAL = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
-
 
 @dataclass(frozen=True)
 class Judge:
-    """What a run is compared with: the reference, the allowed error of each value and gradient, in units of `dtype`."""
+    """What a run is compared with: the reference, the noise of each value and gradient and the error allowed in it (in
+    the tensor's unit), what leaves the range of `dtype`; measured: on this very model, or by the law of large ones."""
 
     exact: Reference
+    noise: Mapping[str, float]
     of_value: Mapping[str, float]
     of_grad: Mapping[str, float]
+    overflows: frozenset[str]
     dtype: Dtype
+    measured: bool
 
 
 def make_judge(
     exact: Reference, probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype, coarsest: Dtype
 ) -> Judge:
-    """The allowed errors: see `model_tolerance`. What stands before the first coarse step is judged in dtype."""
-    rounded = reference(probe, cfg, conventions, np.float32)
-    values = amplification(exact.activations | {"loss": exact.loss}, rounded.activations | {"loss": rounded.loss})
-    grads = amplification(exact.grads, rounded.grads)
-    of_value = {
-        name: model_tolerance(factor, dtype if name.endswith("/stem") else coarsest) for name, factor in values.items()
-    }
-    # what a key bias shows is the rounding of one softmax, not of the network before it
-    grads |= dict.fromkeys(exact.key_terms, 1.0)
-    return Judge(exact, of_value, {name: model_tolerance(factor, coarsest) for name, factor in grads.items()}, dtype)
+    """The allowed errors: see `model_noise`. What stands before the first coarse step is judged in dtype."""
+    found = model_noise(probe, cfg, conventions, exact, coarsest)
+    noise = dict(found.relative)
+    if coarsest != dtype:
+        fine = model_noise(probe, cfg, conventions, exact, dtype).relative
+        noise |= {name: level for name, level in fine.items() if name.endswith("/stem")}
+    of_value = {name: allowed(noise[name]) for name in (*exact.activations, "loss")}
+    of_grad = {name: allowed(noise[name]) for name in exact.grads}
+    return Judge(exact, noise, of_value, of_grad, found.overflows, dtype, found.measured)
 
 
 def judged_rows(run: Run, judge: Judge) -> list[Row]:
+    """One row for each activation in forward order, the loss, and each gradient in network order."""
     exact, rows = judge.exact, []
     require_names(run, exact)
     values = run.activations | {"loss": np.reshape(run.loss, ()) if np.size(run.loss) == 1 else run.loss}
     for name, expected in (exact.activations | {"loss": exact.loss}).items():
         kind: Kind = "value" if name == "loss" else "activation"
         if name in values:
-            rows.append(_row(name, values[name], expected, judge.of_value[name], kind, None, judge.dtype, run))
+            rows.append(_row(name, values[name], expected, kind, judge, run))
         else:
             rows.append(not_checked(name, kind, "the model does not show it"))
-    for name, expected in exact.grads.items():
-        scale = exact.key_terms[name] if name.endswith(KEY_BIAS) else None
-        rows.append(_row(name, run.grads[name], expected, judge.of_grad[name], "gradient", scale, judge.dtype, run))
+    rows += [_row(name, run.grads[name], expected, "gradient", judge, run) for name, expected in exact.grads.items()]
     return rows
 
 
-def _row(
-    name: str, got: Array, expected: Array, tolerance: float, kind: Kind, scale: float | None, dtype: Dtype, run: Run
-) -> Row:
-    """One tensor; where the right numbers do not fit the format, it says so instead of judging."""
+def _row(name: str, got: Array, expected: Array, kind: Kind, judge: Judge, run: Run) -> Row:
+    """One tensor; where the right numbers do not fit the format, or rounding drowns them, it says so."""
+    form = FORMATS[judge.dtype]
+    scale = judge.exact.key_terms[name] if name.endswith(KEY_BIAS) else None
     top = float(np.max(np.abs(expected))) if scale is None else scale
-    if 0 < top < SMALLEST_NORMAL[dtype] or LARGEST_NUMBER[dtype] < top < np.inf:
-        return out_of_range(name, kind, f"the right numbers reach {top:.1e}, beyond {dtype}")
-    return compare(name, got, expected, tolerance, kind=kind, zero_scale=scale, note=run.names.get(name, ""))
+    if 0 < top < 2.0**form.lowest or form.largest < top < np.inf:
+        return out_of_range(name, kind, f"the right numbers reach {top:.1e}, beyond {judge.dtype}")
+    tolerance = judge.of_grad[name] if kind == "gradient" else judge.of_value[name]
+    note, noise = run.names.get(name, ""), judge.noise[name]
+    row = compare(name, got, expected, tolerance, kind=kind, zero_scale=scale, note=note, noise=noise)
+    beyond = name in judge.overflows and np.isfinite(expected).all() and np.shape(got) == expected.shape
+    if row.verdict == "FAIL" and beyond:
+        return out_of_range(name, kind, f"overflows in {judge.dtype} even with correct rounding")
+    if row.right and tolerance >= 1:
+        return out_of_range(name, kind, f"a correct program's rounding reaches {noise:.0%} of it in {judge.dtype}")
+    return row
 
 
 def require_names(run: Run, exact: Reference) -> None:

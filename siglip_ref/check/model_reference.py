@@ -1,6 +1,5 @@
-"""The reference's side of a model check: values, gradients, and how much rounding shows in each tensor."""
+"""The reference's side of a model check: values, gradients, and the terms of those that are zero by structure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -8,18 +7,14 @@ from typing import Any
 import numpy as np
 
 from siglip_ref import ops as specification
-from siglip_ref.check.adapters import Dtype
+from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 from siglip_ref.towers.model import forward, loss_and_grads
 
-UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
-# How far beyond the reference's own rounding a correct implementation may go. Wide formats cost nothing here (every
-# mistake shows a hundred times over); in narrow ones each factor of two hides mistakes.
-MARGIN = {"float64": 32.0, "float32": 32.0, "float16": 8.0, "bfloat16": 12.0}
-LARGEST = 0.5  # no tolerance reaches 1, at which a gradient of zeros would pass
+UNIT_ROUNDOFF = {name: FORMATS[name].unit for name in ("float64", "float32", "float16", "bfloat16")}
 KEY_BIAS = "/attn/k/bias"
 
 
@@ -43,34 +38,6 @@ def reference(probe: Probe, cfg: Config, conventions: Conventions, precision: ty
     owners = {id(params[name]): name for name in params if name.endswith("/k/kernel")}
     key_terms = {owners[kernel].replace("kernel", "bias"): total for kernel, total in sums.items()}
     return Reference(loss, activations, grads, key_terms)
-
-
-def amplification(exact: Mapping[str, Array], rounded: Mapping[str, Array]) -> dict[str, float]:
-    """How many unit roundoffs of float32 each tensor of the float32 run is away from the float64 run, at least the
-    median of all: one number that came out well by luck says nothing about other programs."""
-    off = {}
-    for name, value in exact.items():
-        largest = np.max(np.abs(value))
-        if largest != 0 and not name.endswith(KEY_BIAS):
-            off[name] = float(np.max(np.abs(rounded[name] - value)) / largest / UNIT_ROUNDOFF["float32"])
-    middle = float(np.median(list(off.values())))
-    return {name: max(off.get(name, middle), middle) for name in exact}
-
-
-def model_tolerance(amplified: float, dtype: Dtype) -> float:
-    """The largest error, relative to a tensor's maximum, that a correct implementation in `dtype` may show.
-
-    Rounding errors grow on their way through the network, by a factor that depends on the network, its weights and the
-    tensor, hardly on the format. So the factor is taken from the reference itself: `amplified` is its own float32 error
-    in unit roundoffs. In another format the error scales with that format's unit roundoff, times a margin for other
-    orders of summation and for rounding where the reference does not round.
-
-    Examples
-    --------
-    >>> model_tolerance(8.0, "float32")
-    1.52587890625e-05
-    """
-    return min(MARGIN[dtype] * amplified * UNIT_ROUNDOFF[dtype], LARGEST)
 
 
 def _recording_ops() -> tuple[ModuleType, dict[int, float]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.compare import Row
-from siglip_ref.check.render import name_of, plain, power
+from siglip_ref.check.render import multiple, name_of, plain, power, smallest
 from siglip_ref.ops.elementary import Array
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def to_html(report: "Report") -> str:
         f"<header>{verdict}<h1>{escape(report.title)}</h1>{begins}</header>",
         *(_finding(finding) for finding in report.findings),
         _heat_map(report),
-        _section("every tensor", _table(report.rows) if report.rows else ""),
+        _section("every tensor", _table(report) if report.rows else ""),
         _section("conventions", _list([f"{name}: {value}" for name, value in report.conventions.items()])),
         _section("not checked", _list(report.not_checked)),
         _section("this run could not have seen", _list(report.blind)),
@@ -106,11 +106,12 @@ def _list(lines: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(report: "Report") -> str:
     heads = [
         ("tensor", ""),
         ("error / allowed", ""),
         ("error", "n"),
+        ("/ noise", "n"),
         ("allowed", "n less"),
         ("ratio", "n less"),
         ("cosine", "n less"),
@@ -118,7 +119,9 @@ def _table(rows: Sequence[Row]) -> str:
     ]
     head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in heads)
     key = '<p class="note">a bar is the error in units of what is allowed (its mark), over nine powers of ten</p>'
-    body = "\n".join(_row(row) for row in rows)
+    if report.closest:
+        key = f"<p>{escape(smallest(report))}</p>{key}"
+    body = "\n".join(_row(row) for row in report.rows)
     return f'{key}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
@@ -126,8 +129,9 @@ def _row(row: Row) -> str:
     wrong = row.verdict == "FAIL"
     said = "; ".join(part for part in (row.probe, row.rows, row.note) if part) if wrong else ""
     note = f'<div class="note">{escape(said)}</div>' if said else ""
-    numbers = [power(row.error), power(row.tolerance), plain(row.ratio), plain(row.cosine)]
-    kinds = ["n", "n less", "n less", "n less"]
+    errors = [power(row.error), multiple(row.times), power(row.tolerance)]
+    numbers = [*errors, plain(row.ratio), plain(row.cosine)]
+    kinds = ["n", "n", "n less", "n less", "n less"]
     cells = "".join(f'<td class="{kind}">{number}</td>' for kind, number in zip(kinds, numbers, strict=True))
     return (
         f'<tr><td class="name">{escape(name_of(row))}{note}</td><td class="{_class(row.verdict)}">{_bar(row)}</td>'

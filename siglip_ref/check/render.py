@@ -28,6 +28,8 @@ def renderable(report: "Report") -> RenderableType:
     parts: list[RenderableType] = [_headline(report)]
     if report.rows:
         parts += ["", _table(report.rows)]
+    if report.closest:
+        parts += ["", Text(smallest(report))]
     parts += _deviations(report)
     for finding in report.findings:
         title = _TITLES.get(finding.id, f"suspicion: {finding.id}")
@@ -54,13 +56,13 @@ def _headline(report: "Report") -> Text:
 def _table(rows: list[Row]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("tensor", overflow="fold")
-    for name in ("error", "allowed", "ratio", "cosine"):
+    for name in ("error", "/ noise", "allowed", "ratio", "cosine"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for row in rows:
         verdict = Text(_SHORT.get(row.verdict, row.verdict), _ROW_COLOURS.get(row.verdict, "dim"))
         alike = ("-", "-") if row.verdict == "zero by structure" else (plain(row.ratio), plain(row.cosine))
-        numbers = (power(row.error), power(row.tolerance), *alike)
+        numbers = (power(row.error), multiple(row.times), power(row.tolerance), *alike)
         table.add_row(Text(name_of(row)), *numbers, verdict)
     return table
 
@@ -87,6 +89,17 @@ def _section(title: str, lines: list[str]) -> list[RenderableType]:
     return ["", Text(title, "dim"), *(Padding(Text.from_markup(escape(line)), (0, 0, 0, 2)) for line in lines)]
 
 
+def smallest(report: "Report") -> str:
+    """How much room is left, or how much is missing: the smallest tolerance that would pass."""
+    from siglip_ref.check.noise import TIMES
+
+    closest, needed = report.closest, report.smallest_tolerance
+    if closest is None or not needed < math.inf:
+        return f"no tolerance would let this pass ({TIMES:g} times the noise is allowed)"
+    at = f"{multiple(needed)} times the noise ({name_of(closest)})"
+    return f"smallest tolerance that would pass: {at}; allowed: {TIMES:g}"
+
+
 def name_of(row: Row) -> str:
     """What a row is called: a gradient has a d before its tensor's name."""
     return f"d {row.name}" if row.kind == "gradient" else row.name
@@ -95,6 +108,13 @@ def name_of(row: Row) -> str:
 def power(number: float) -> str:
     """1.2e-07; a dash for what is not a number."""
     return "-" if math.isnan(number) else f"{number:.1e}" if number else "0"
+
+
+def multiple(number: float) -> str:
+    """0.42, 17, 3.1e+05; a dash for what is not a number."""
+    if math.isnan(number):
+        return "-"
+    return f"{number:.1e}" if number >= 1e4 else f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def plain(number: float) -> str:

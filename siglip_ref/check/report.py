@@ -15,6 +15,7 @@ from siglip_ref.ops.elementary import Array
 
 Verdict = Literal["PASS", "OTHER CONVENTION", "FAIL"]
 FORMAT = "siglip-ref report 1"
+_JUDGED = ("pass", "zero by structure", "FAIL")
 
 
 class CheckFailed(AssertionError):  # noqa: N818  # a verdict, as pytest's own Failed
@@ -72,6 +73,20 @@ class Report:
         forward = [row for row in wrong if row.kind != "gradient"]
         return next(iter(forward or wrong[::-1]), None)
 
+    @property
+    def closest(self) -> Row | None:
+        """The row with the largest error in units of noise: it says which multiple of the noise would just pass."""
+        judged = [row for row in self.rows if row.verdict in _JUDGED and not math.isnan(row.times)]
+        return max(judged, key=lambda row: row.times, default=None)
+
+    @property
+    def smallest_tolerance(self) -> float:
+        """The smallest tolerance that would pass, as a multiple of the noise; infinite where no tolerance would help,
+        not a number where nothing was judged by noise."""
+        if any(row.verdict == "FAIL" and math.isnan(row.times) for row in self.rows):
+            return math.inf
+        return self.closest.times if self.closest else math.nan
+
     def __str__(self) -> str:
         from siglip_ref.check.render import to_text
 
@@ -91,7 +106,8 @@ class Report:
         """The report as plain data; numbers that are not finite become strings, as JSON has none."""
         content = {key: value for key, value in _plain(self).items() if key != "case"}
         first = self.first_divergent
-        return {"format": FORMAT, "passed": self.passed, "first_divergent": first.name if first else None, **content}
+        head = {"format": FORMAT, "passed": self.passed, "first_divergent": first.name if first else None}
+        return head | {"smallest_tolerance": _plain(self.smallest_tolerance)} | content
 
     def to_json(self) -> str:
         """The report as JSON text."""

@@ -93,8 +93,9 @@ def judge(outcome: Outcome, right: Truth, label: str, times: float = 1.0) -> lis
         values = np.zeros_like(exact) if got is None else got
         unit = np.abs(exact).max()
         with np.errstate(all="ignore"):
-            tolerance = np.where(right.noise[name] > 0, SAFETY * right.noise[name] / unit, 0.0)
-        row = compare(name, values, exact * factor, tolerance, kind=kind, note=note, probe=label)
+            noise = np.where(right.noise[name] > 0, right.noise[name] / unit, 0.0)
+        tolerance = SAFETY * noise
+        row = compare(name, values, exact * factor, tolerance, kind=kind, note=note, probe=label, noise=noise)
         if right.overflows[name] and row.verdict == "FAIL":
             row = out_of_range(name, kind, "overflows even with correct rounding", label)
         elif row.right and not (tolerance.min() < 1):

@@ -1,0 +1,125 @@
+"""How much rounding shows in each tensor of a correct model: measured on a small one, by a law on a large one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.check.adapters import Dtype
+from siglip_ref.check.model_probe import Probe
+from siglip_ref.check.model_reference import KEY_BIAS, Reference, reference
+from siglip_ref.check.noise import TIMES, measure
+from siglip_ref.check.noise_law import law
+from siglip_ref.conventions import Conventions
+from siglip_ref.ops.elementary import Array
+from siglip_ref.params import shapes
+from siglip_ref.sizes import Config
+from siglip_ref.towers.model import forward, loss_and_grads
+
+MEASURED_UP_TO = 2e8  # multiplications of a forward pass: a dozen runs in rounded arithmetic take seconds
+WIDEST = 0.5  # no tolerance grows beyond this while it is twice the noise; at 1 a gradient of zeros would pass
+_TABLES = ("image/position", "text/position", "text/token")
+
+
+@dataclass(frozen=True)
+class ModelNoise:
+    """relative : by name of value or gradient, in units of the tensor's maximum (a key bias: of its terms' sum);
+    overflows : tensors at which even the specification leaves the range; measured : on this model, or by the law"""
+
+    relative: Mapping[str, float]
+    overflows: frozenset[str]
+    measured: bool
+
+
+def model_noise(probe: Probe, cfg: Config, conventions: Conventions, exact: Reference, dtype: Dtype) -> ModelNoise:
+    """The noise of every value and every gradient of a model that computes in `dtype`.
+
+    Parameters
+    ----------
+    probe : weights and inputs, exact in `dtype`
+    exact : the reference in float64 on this probe
+
+    Notes
+    -----
+    A model of up to MEASURED_UP_TO multiplications is run in rounded arithmetic, see `siglip_ref.check.noise`. A larger
+    one gets the larger of `siglip_ref.check.noise_law`, and the error that the specification shows in float32 on this
+    very model: weights of one's own may magnify rounding more than those that the law was fitted on.
+    """
+    if multiplications(cfg, len(probe.images)) <= MEASURED_UP_TO:
+        return measured_noise(probe, cfg, conventions, dtype)
+    single = values_of(reference(probe, cfg, conventions, np.float32))
+    shown = {name: np.max(np.abs(single[name] - value)) for name, value in values_of(exact).items()}
+    scale = FORMATS[dtype].unit / FORMATS["float32"].unit
+    expected = law(cfg, len(probe.images), dtype, shown)
+    relative = {name: max(expected[name], float(error) * scale) for name, error in _relative(shown, exact).items()}
+    return ModelNoise(relative, frozenset(), False)
+
+
+def measured_noise(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) -> ModelNoise:
+    """The same, measured whatever the size."""
+    weights = tuple(
+        (name, np.shape(value), np.asarray(value, np.float64).tobytes()) for name, value in probe.params.items()
+    )
+    inputs = [(x.shape, x.astype(kind).tobytes()) for x, kind in ((probe.images, np.float64), (probe.tokens, np.int64))]
+    return _measured(weights, *inputs, cfg, conventions, dtype)
+
+
+Stored = tuple[tuple[int, ...], bytes]  # shape and bytes of an array
+
+
+@lru_cache(maxsize=16)  # one probe is used for many checks of the same model
+def _measured(
+    weights: tuple[tuple[str, tuple[int, ...], bytes], ...],
+    images: Stored,
+    tokens: Stored,
+    cfg: Config,
+    conventions: Conventions,
+    dtype: Dtype,
+) -> ModelNoise:
+    params = {name: np.frombuffer(content).reshape(shape) for name, shape, content in weights}
+    captions = np.frombuffer(tokens[1], np.int64).reshape(tokens[0])
+    probe = Probe(params, np.frombuffer(images[1]).reshape(images[0]), captions)
+    exact = reference(probe, cfg, conventions, np.float64)
+
+    def compute(rounded: dict[str, Array], ops: Any) -> dict[str, Array]:
+        given, pixels = {name: rounded[name] for name in params}, rounded[""]
+        values = forward(given, pixels, captions, cfg, conventions, ops, activations=True).activations
+        loss, grads = loss_and_grads(given, pixels, captions, cfg, conventions, ops)
+        return values | {"loss": loss} | grads
+
+    noise = measure(compute, params | {"": probe.images}, values_of(exact), dtype, few=True)
+    relative = {name: float(error) for name, error in _relative(noise.absolute, exact).items()}
+    return ModelNoise(relative, noise.overflows, True)
+
+
+def allowed(noise: float) -> float:
+    """The largest error of a correct model: TIMES the noise; less where that would let a gradient of zeros pass.
+
+    Never less than twice the noise. From a noise of 0.5 on that is 1 and more: nothing can be judged there.
+
+    >>> allowed(0.01), allowed(0.2), allowed(0.3)
+    (0.06, 0.5, 0.6)
+    """
+    return min(TIMES * noise, max(WIDEST, 2 * noise))
+
+
+def values_of(ref: Reference) -> dict[str, Array]:
+    """Activations, loss and gradients by name: no two of them share one."""
+    return ref.activations | {"loss": ref.loss} | ref.grads
+
+
+def multiplications(cfg: Config, batch: int) -> float:
+    """Of a forward pass, in products with weights."""
+    tokens = {"image": cfg.patches, "text": cfg.text_length}
+    matrices = {n: np.prod(shape) for n, shape in shapes(cfg).items() if len(shape) == 2 and n not in _TABLES}
+    return float(batch * sum(size * tokens[name.split("/")[0]] for name, size in matrices.items()))
+
+
+def _relative(absolute: Mapping[str, Array], exact: Reference) -> dict[str, Array]:
+    right = values_of(exact)
+    units = {name: exact.key_terms[name] if name.endswith(KEY_BIAS) else np.max(np.abs(right[name])) for name in right}
+    with np.errstate(all="ignore"):
+        return {name: np.where(error == 0, 0.0, error / units[name]) for name, error in absolute.items()}

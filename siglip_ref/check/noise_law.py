@@ -1,0 +1,83 @@
+"""The noise of models too large to be measured: a power law in their sizes, fitted on small ones.
+
+    noise / unit roundoff = coefficient(tensor) * width^a * depth^b * tokens^c * batch^d
+
+The exponents are one set for values and one for gradients, per format; the coefficient of a tensor (all blocks of a
+tower count as one) is the smallest with which the law lies nowhere below what was measured. noise_law.json holds all of
+them, and the sizes they come from; `benchmarks/noise_law.py` makes it, and tests/interop/test_model_noise.py holds it
+against B/16 measured (nightly) and against models that fit on a laptop.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.check.adapters import Dtype
+from siglip_ref.check.noise import FLOAT64
+from siglip_ref.sizes import Config
+
+FILE = Path(__file__).with_name("noise_law.json")
+SIZES = ("width", "depth", "tokens", "batch")
+_VALUE = re.compile(r"(image|text)/(stem|block\d+/\+\w+|norm|pool|head|embed)|logits|loss")
+
+
+def law(cfg: Config, batch: int, dtype: Dtype, names: Iterable[str]) -> dict[str, float]:
+    """Noise by name of value or gradient, relative to the tensor's maximum (a key bias: to the sum of its terms).
+
+    Examples
+    --------
+    >>> import siglip_ref as sr
+    >>> small, large = (law(sr.config(name), 4, "float32", ["logits"])["logits"] for name in ("mu/16", "B/16-256"))
+    >>> small < large < 20 * small
+    True
+    """
+    measured = "float32" if dtype == "float64" else dtype
+    unit = FORMATS[measured].unit * (FLOAT64 if dtype == "float64" else 1.0)
+    of_format = _fitted()[measured]
+    noise = {}
+    for name in names:
+        part = of_format[family(name)]
+        growth = np.prod(np.power(sizes_of(name, cfg, batch), part["exponents"]))
+        noise[name] = float(unit * part["coefficients"][role(name)] * growth)
+    return noise
+
+
+def family(name: str) -> str:
+    """Whether it is a value or a gradient."""
+    return "values" if _VALUE.fullmatch(name) else "gradients"
+
+
+def role(name: str) -> str:
+    """What a tensor is, whatever its block: the law knows all blocks of a tower as one.
+
+    >>> role("text/block03/mlp/in/kernel")
+    'text/block/mlp/in/kernel'
+    """
+    return re.sub(r"block\d+", "block", name)
+
+
+def sizes_of(name: str, cfg: Config, batch: int) -> tuple[float, ...]:
+    """What the noise of a tensor may grow with, in the order of SIZES.
+
+    A value knows its own tower, and the blocks before it; a gradient, the loss and the logits know the whole model.
+    """
+    towers = {"image": (cfg.image, cfg.patches), "text": (cfg.text, cfg.text_length)}
+    own = family(name) == "values" and name.split("/")[0] in towers
+    known = [towers[name.split("/")[0]]] if own else list(towers.values())
+    depth = max(tower.depth for tower, _ in known)
+    if own and (block := re.search(r"block(\d+)", name)):
+        depth = int(block[1]) + 1
+    if name.endswith("/stem"):
+        depth = 1
+    return max(tower.width for tower, _ in known), max(depth, 1), max(tokens for _, tokens in known), batch
+
+
+@lru_cache(maxsize=1)
+def _fitted() -> Any:
+    return json.loads(FILE.read_text(encoding="utf-8"))["law"]
