@@ -13,6 +13,8 @@ import typer
 from mpi.progress import Progress
 from mpi.watch import supervise
 from siglip_ref.errors import UsageError
+from siglip_ref.training.command import run as run_training
+from siglip_ref.training.command import with_options
 
 if TYPE_CHECKING:
     from mpi.comm import Communicator
@@ -98,6 +100,28 @@ def trace(
 
     job = Job(pairs, dim, scheme, tile=tile, unequal=unequal, seed=seed, check=False)
     _run(partial(run, job), threads, stall_limit, False, lambda outcome: write(out, job, outcome))
+
+
+@app.command()
+@with_options
+def train(
+    chosen: dict[str, Any],
+    threads: Threads = 0,
+    sums: Annotated[
+        Literal["allreduce", "ring"], typer.Option(help="How gradients add up; ring: Sendrecv.")
+    ] = "allreduce",
+    stall_limit: Limit = 600.0,
+    spin: Spin = False,
+) -> None:
+    from mpi.train import Ranks
+
+    if not threads:  # as for OMP_NUM_THREADS: a rank is one thread, unless told otherwise
+        os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+    def work(comm: "Communicator", progress: Progress, slot: int) -> None:
+        run_training(chosen, Ranks(comm, progress, slot, sums))
+
+    _run(work, threads, stall_limit, spin, lambda _: 0)
 
 
 def _run(

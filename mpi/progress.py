@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 STARTING, COMPUTING, WAITING, OVER = range(4)
 FIELDS = ("rank", "state", "hop", "chunk", "peer", "gradient", "since")
+NOTE = 64  # bytes for what a job says of itself, beside its numbers
 
 
 class Progress:
     """Where each rank of this process is, in memory that the watcher shares; see `listener`."""
 
     def __init__(self, ranks: int = 1) -> None:
+        self._notes = mmap.mmap(-1, max(1, ranks) * NOTE)
         self._memory = mmap.mmap(-1, max(1, ranks) * len(FIELDS) * 8)
         self._cells = memoryview(self._memory).cast("d")
         self.ranks = ranks
@@ -40,6 +42,11 @@ class Progress:
 
         return listen
 
+    def note(self, slot: int, text: str) -> None:
+        """What the rank does now, in words; those of the ring follow where the note speaks of the loss."""
+        self._notes[slot * NOTE : (slot + 1) * NOTE] = text.encode()[:NOTE].ljust(NOTE)
+        self._set(slot, state=COMPUTING, since=time.monotonic())
+
     def over(self) -> None:
         for slot in range(self.ranks):
             self._set(slot, state=OVER, since=time.monotonic())
@@ -58,6 +65,12 @@ class Progress:
 
     def where(self, slot: int) -> str:
         """In words."""
+        note = self._notes[slot * NOTE : (slot + 1) * NOTE].strip(b"\0 ").decode()
+        if note and not note.endswith("the loss"):
+            return note + ", while it waited for the others" * (self._get(slot, "state") == WAITING)
+        return f"{note}, {self._on_the_ring(slot)}" if note else self._on_the_ring(slot)
+
+    def _on_the_ring(self, slot: int) -> str:
         rank, state, hop, chunk, peer = (int(self._get(slot, name)) for name in FIELDS[:5])
         block = f"hop {hop}, block (images of rank {rank}, texts of rank {chunk})"
         if state == STARTING:

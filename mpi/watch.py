@@ -90,8 +90,11 @@ def _guarded(
             time.sleep(GRACE)
         frame = traceback.extract_tb(cause.__traceback__)[-1:]
         place = "".join(f" (line {at.lineno} of {os.path.basename(at.filename)}, in {at.name})" for at in frame)
+        words = f"{type(cause).__name__}: {cause}{place}"
         repair = "the cause names the line; --threads runs the same in one process, under a debugger"
-        text = message(progress.rank(slot), progress.where(slot), f"{type(cause).__name__}: {cause}{place}", repair)
+        if hasattr(cause, "repair"):  # it says itself what happened and what to do
+            words, repair = cause.cause, cause.repair
+        text = message(progress.rank(slot), progress.where(slot), words, repair)
         report(text.encode())
         heard()
         _abort(1)

@@ -50,7 +50,7 @@ def with_options(runner: Callable[..., None]) -> Callable[..., None]:
 
     command.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*shared, *own)}
-    command.__doc__ = options.__doc__
+    command.__name__, command.__doc__ = "train", options.__doc__
     return command
 
 
