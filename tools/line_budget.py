@@ -22,6 +22,7 @@ BUDGETS = (
 REASONS = {
     "specification": "NaFlex (SigLIP 2's variable resolution) came on top of the plan: a tower and a resize, 140 lines",
     "siglip_ref": "the checker of losses, models and ranks, and two arithmetics with proofs, took more than planned",
+    "mpi": "training over ranks, with its Sendrecv all-reduce, its command and messages that name the step, came last",
 }
 
 
