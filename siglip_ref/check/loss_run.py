@@ -16,6 +16,7 @@ from siglip_ref.check.mistakes import Mistake, executable
 from siglip_ref.check.predict import in_the_loss, predict_loss
 from siglip_ref.check.probes import POINTS, RAW_POINTS, Dims, Probe, loss_probes
 from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
+from siglip_ref.check.sight import in_the_catalogue, loss_sight
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -120,6 +121,7 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     notes: list[str] = []
     findings = _contract(run, convention, details, notes)
     findings += _explained(run, convention, hints(details, run.setting))
+    seen = loss_sight(run.outcomes, details, convention, run.setting)
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
         verdict=verdict_of(details),
@@ -127,8 +129,9 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
         findings=findings,
         conventions=conventions_in_words(convention, declared),
         not_checked=left_out + run.refused,
-        blind=blind_spots(details, run.setting),
+        blind=in_the_catalogue(seen) + blind_spots(details, run.setting),
         details=details,
+        sight=seen,
     )
     report.case = case_of(report, run.fn, run.framework.name, run.setting, convention, run.outcomes)
     report.notes = notes + next_steps(report, len(run.outcomes), convention)

@@ -29,7 +29,9 @@ from siglip_ref.check.model_diagnosis import (
 from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
+from siglip_ref.check.model_sight import model_sight
 from siglip_ref.check.report import Case, Report, verdict_of
+from siglip_ref.check.sight import in_the_catalogue
 from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
 
@@ -79,7 +81,8 @@ def check_model(
     say("the reference in float64")
     exact = reference(probe, cfg, chosen, np.float64)
     say("the noise of rounding")
-    judge = make_judge(exact, probe, cfg, chosen, kind, _coarsest(adapter, kind))
+    coarsest = _coarsest(adapter, kind)
+    judge = make_judge(exact, probe, cfg, chosen, kind, coarsest)
     rows = judged_rows(run, judge)
     say("other conventions")
     others = list(other_conventions(run, judge, probe, cfg, chosen))
@@ -94,6 +97,8 @@ def check_model(
     elif conventions is None and (strange := unusual(chosen)):
         verdict = "OTHER CONVENTION"
         findings.append(declare(chosen, strange, "the model's configuration says so, and it computes what it says"))
+    say("what this check would have seen")
+    seen = model_sight(run.activations, judge, probe, cfg, chosen, coarsest, weights == "own")
     return Report(
         title=f"{adapter.name}; {kind}; {weights} weights; {batch} pairs",
         verdict=verdict,
@@ -101,10 +106,11 @@ def check_model(
         findings=findings,
         conventions=_stated(chosen, adapter, kind),
         not_checked=run.not_checked + _rims(rows),
-        blind=blind(others, chosen),
+        blind=blind(others, chosen) + in_the_catalogue(seen),
         notes=_notes(run, rows),
         details=rows,
         case=_case(run, judge, rows, probe, adapter.name, kind, weights, batch),
+        sight=seen,
     )
 
 

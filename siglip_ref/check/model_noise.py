@@ -11,7 +11,7 @@ from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.adapters import Dtype
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import KEY_BIAS, Reference, reference
-from siglip_ref.check.noise import TIMES, measure
+from siglip_ref.check.noise import FLOAT64, TIMES, measure
 from siglip_ref.check.noise_law import law
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
@@ -52,7 +52,7 @@ def model_noise(probe: Probe, cfg: Config, conventions: Conventions, exact: Refe
         return measured_noise(probe, cfg, conventions, dtype)
     single = values_of(reference(probe, cfg, conventions, np.float32))
     shown = {name: np.max(np.abs(single[name] - value)) for name, value in values_of(exact).items()}
-    scale = FORMATS[dtype].unit / FORMATS["float32"].unit
+    scale = FLOAT64 if dtype == "float64" else FORMATS[dtype].unit / FORMATS["float32"].unit
     expected = law(cfg, len(probe.images), dtype, shown)
     relative = {name: max(expected[name], float(error) * scale) for name, error in _relative(shown, exact).items()}
     return ModelNoise(relative, frozenset(), False)
@@ -118,8 +118,14 @@ def multiplications(cfg: Config, batch: int) -> float:
     return float(batch * sum(size * tokens[name.split("/")[0]] for name, size in matrices.items()))
 
 
+def units_of(exact: Reference) -> dict[str, float]:
+    """What errors are relative to: a tensor's maximum; for a key bias the sum of its terms."""
+    return {
+        n: exact.key_terms[n] if n.endswith(KEY_BIAS) else float(np.max(np.abs(x))) for n, x in values_of(exact).items()
+    }
+
+
 def _relative(absolute: Mapping[str, Array], exact: Reference) -> dict[str, Array]:
-    right = values_of(exact)
-    units = {name: exact.key_terms[name] if name.endswith(KEY_BIAS) else np.max(np.abs(right[name])) for name in right}
+    units = units_of(exact)
     with np.errstate(all="ignore"):
         return {name: np.where(error == 0, 0.0, error / units[name]) for name, error in absolute.items()}

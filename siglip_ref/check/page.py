@@ -67,11 +67,13 @@ def to_html(report: "Report") -> str:
     verdict = f'<span class="badge {_class(report.verdict)}">{escape(report.verdict)}</span>'
     first = report.first_divergent
     begins = f"<p>begins at <b>{escape(name_of(first))}</b></p>" if first else ""
+    worth = f"<p>{escape(str(report.sight))}</p>" if report.passed and report.sight else ""
     parts = [
-        f"<header>{verdict}<h1>{escape(report.title)}</h1>{begins}</header>",
+        f"<header>{verdict}<h1>{escape(report.title)}</h1>{begins}{worth}</header>",
         *(_finding(finding) for finding in report.findings),
         _heat_map(report),
         _section("every tensor", _table(report) if report.rows else ""),
+        _section("hop by hop", _hops(report)),
         _section("conventions", _list([f"{name}: {value}" for name, value in report.conventions.items()])),
         _section("not checked", _list(report.not_checked)),
         _section("this run could not have seen", _list(report.blind)),
@@ -123,6 +125,30 @@ def _table(report: "Report") -> str:
         key = f"<p>{escape(smallest(report))}</p>{key}"
     body = "\n".join(_row(row) for row in report.rows)
     return f'{key}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _hops(report: "Report") -> str:
+    """What the ranks of a ring told, hop by hop: a line a rank, a column a hop."""
+    if not report.hops:
+        return ""
+    ranks = sorted({hop.rank for hop in report.hops})
+    places = [*sorted({hop.hop for hop in report.hops if hop.hop >= 0}), -1]
+    places = [place for place in places if any(hop.hop == place for hop in report.hops)]
+    head = "".join(f"<th>{f'hop {place}' if place >= 0 else 'never'}</th>" for place in places)
+    lines = []
+    for rank in ranks:
+        cells = []
+        for place in places:
+            here = [hop for hop in report.hops if (hop.rank, hop.hop) == (rank, place)]
+            kind = "good" if all(hop.right for hop in here) else "bad"
+            said = "<br>".join(
+                (f"{hop.loss:.6g} " if place >= 0 else "") + f'<span class="{kind}">{escape(hop.text)}</span>'
+                for hop in here
+            )
+            cells.append(f"<td>{said}</td>")
+        lines.append(f'<tr><td class="name">rank {rank}</td>{"".join(cells)}</tr>')
+    body = "".join(lines)
+    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _row(row: Row) -> str:

@@ -26,6 +26,8 @@ _MOST_LINES = 12  # of what deviates; the table has them all
 def renderable(report: "Report") -> RenderableType:
     """The report for a rich console."""
     parts: list[RenderableType] = [_headline(report)]
+    if report.passed and report.sight:
+        parts.append(Text(f"PASS: {report.sight}"))
     if report.rows:
         parts += ["", _table(report.rows)]
     if report.closest:
@@ -34,6 +36,7 @@ def renderable(report: "Report") -> RenderableType:
     for finding in report.findings:
         title = _TITLES.get(finding.id, f"suspicion: {finding.id}")
         parts += _section(title, [finding.evidence, f"repair: {finding.repair}"])
+    parts += _hops(report)
     parts += _section("conventions", [f"{name}: {value}" for name, value in report.conventions.items()])
     parts += _section("not checked", report.not_checked)
     parts += _section("this run could not have seen", report.blind)
@@ -81,6 +84,21 @@ def _deviations(report: "Report") -> list[RenderableType]:
     if len(wrong) > _MOST_LINES:
         lines.append(f"and {len(wrong) - _MOST_LINES} more")
     return _section("what deviates", lines)
+
+
+def _hops(report: "Report") -> list[RenderableType]:
+    """What the numbers are that the ranks told; all of them where one is wrong, else a line."""
+    if not report.hops:
+        return []
+    if all(hop.right for hop in report.hops):
+        return _section("hop by hop", ["every rank met the texts of every rank once"])
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("rank", "hop", "loss told", "which is"):
+        table.add_column(name, justify="left" if name == "which is" else "right")
+    for hop in report.hops:
+        place = str(hop.hop) if hop.hop >= 0 else "-"
+        table.add_row(str(hop.rank), place, f"{hop.loss:.6g}", Text(hop.text, "" if hop.right else "bold red"))
+    return ["", Text("hop by hop", "dim"), Padding(table, (0, 0, 0, 2))]
 
 
 def _section(title: str, lines: list[str]) -> list[RenderableType]:

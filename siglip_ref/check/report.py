@@ -15,6 +15,7 @@ from siglip_ref.ops.elementary import Array
 
 Verdict = Literal["PASS", "OTHER CONVENTION", "FAIL"]
 FORMAT = "siglip-ref report 1"
+_NAMED = 6  # mistakes in the line that says what was not seen; the list has them all
 _JUDGED = ("pass", "zero by structure", "FAIL")
 
 
@@ -34,6 +35,36 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What a check would have seen: `seen` of the `of` mistakes of the catalogue that change what it looks at; `blind`,
+    the ids of the others, at `dtype`; `not_checked`, what this kind of check does not look at, in words."""
+
+    seen: int
+    of: int
+    blind: tuple[str, ...]
+    dtype: str
+    not_checked: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.blind) - _NAMED} more" if len(self.blind) > _NAMED else ""
+        parts = [f"would have seen {self.seen} of {self.of} mistakes"]
+        parts += [f"blind at {self.dtype} to {', '.join(self.blind[:_NAMED])}{more}"] if self.blind else []
+        parts += [f"not checked: {', '.join(self.not_checked)}"] if self.not_checked else []
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Hop:
+    """The loss that a rank told of one hop, or (hop -1) a block that it never met; text: what the number is."""
+
+    rank: int
+    hop: int
+    loss: float
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
 class Case:
     """The worst probe: arrays by name ("input/...", "got/...", "expected/..."), and a program that shows the fault."""
 
@@ -47,6 +78,8 @@ class Report:
 
     rows : one per tensor, in network order, each at its worst probe; details : every tensor at every probe
     conventions : what the implementation was judged by; blind : mistakes this run could not have seen
+    hops : what the ranks of a ring told hop by hop
+    sight : how much of the catalogue it would have seen
     """
 
     title: str
@@ -59,6 +92,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     details: list[Row] = field(default_factory=list)
     case: Case | None = None
+    hops: list[Hop] = field(default_factory=list)
+    sight: Sight | None = None
 
     @property
     def passed(self) -> bool:
@@ -173,12 +208,13 @@ def _severity(row: Row) -> tuple[int, float]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Report):
         names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
+        names += ("sight", "hops")
         return {name: _plain(getattr(value, name)) for name in names}
-    if isinstance(value, Row | Finding):
+    if isinstance(value, Row | Finding | Sight | Hop):
         return _plain(asdict(value))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -8,8 +8,11 @@ import pytest
 from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
+from siglip_ref.check.adapters import Run
+from siglip_ref.check.mistakes import CATALOGUE
 from siglip_ref.check.model_noise import allowed
-from siglip_ref.check.model_probe import model_probe
+from siglip_ref.check.model_placed import LOSS, Placed, stages_of, with_mistakes
+from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import reference
 from siglip_ref.check.noise import TIMES
 
@@ -162,9 +165,42 @@ def test_unusual_conventions_do_not_pass_unless_declared():
     assert sr.check_model(adapter, "float32", conventions=other).passed
 
 
-def test_what_a_run_cannot_see_is_listed():
-    assert sr.check_model(ReferenceAdapter(), "float64").blind == []
-    assert sr.check_model(ReferenceAdapter(), "float32").blind == ["embed_norm 'none' instead of 'additive'"]
+def test_what_a_run_cannot_see_is_listed_and_counted():
+    fine = sr.check_model(ReferenceAdapter(), "float64")
+    assert fine.blind == [] and fine.sight.seen == fine.sight.of > 60
+    report = sr.check_model(ReferenceAdapter(), "float32")
+    assert report.blind[0] == "embed_norm 'none' instead of 'additive'"
+    assert set(report.sight.blind) == {"embed-norm-eps", "normalised-again"}  # 1e-8 of a unit row
+    coarse = sr.check_model(ReferenceAdapter(), "bfloat16").sight
+    assert {"gelu-tanh-vs-erf", "layernorm-eps-1e-5"} <= set(coarse.blind)
+    assert coarse.seen + len(coarse.blind) == coarse.of == fine.sight.of
+
+
+@pytest.mark.parametrize("name", ["gelu-tanh-vs-erf", "layernorm-eps-1e-5", "label-sign", "embed-norm-eps"])
+def test_what_is_said_of_a_mistake_is_true(name):
+    """A model with the mistake fails where the sight says so, and passes where it is said to be blind."""
+    mistake = CATALOGUE[name]
+    cfg = sr.config("tiny")
+    everywhere = [Placed(mistake, frozenset({LOSS, *stages_of(cfg, "image"), *stages_of(cfg, "text")}))]
+
+    class Mistaken(ReferenceAdapter):
+        def run(self, params, images, tokens, dtype):
+            kind = np.float64 if dtype == "float64" else np.float32
+            params = {key: value.astype(kind) for key, value in params.items()}
+            probe = Probe(params, images.astype(kind), tokens)
+            loss, values, grads = with_mistakes(everywhere, probe, cfg, cfg.conventions)
+            return Run(loss, values, grads)
+
+    for dtype in ("float64", "float32", "bfloat16"):
+        report = sr.check_model(Mistaken(), dtype)
+        assert (report.verdict == "PASS") == (name in report.sight.blind), dtype
+
+
+def test_a_large_model_is_judged_on_a_small_twin():
+    cfg = replace(sr.config("mu/16"), image=replace(sr.config("mu/16").image, width=192, mlp=768))
+    report = sr.check_model(ReferenceAdapter(replace(cfg, text=cfg.image)), "float32")
+    assert report.verdict == "PASS"
+    assert report.sight.seen > 60
 
 
 def test_a_value_beyond_the_format_is_out_of_range_and_counted():
