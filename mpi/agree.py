@@ -17,6 +17,7 @@ FIELDS = {
     "siglip-ref version": "install the same siglip-ref on every machine",
     "numpy version": "install the same numpy on every machine",
     "scheme": "give every rank the same scheme=",
+    "granule": "give every rank the same deterministic=",
     "dtype": "convert the embeddings to one dtype on every rank",
     "embedding width": "the towers differ: start every rank from the same configuration",
     "log_scale": "the parameters drifted apart: broadcast them, and average their gradients over all ranks",
@@ -32,7 +33,7 @@ FAULTS = (
     "image_embed holds NaN or infinity",
     "text_embed holds NaN or infinity",
     "log_scale or bias is not one finite number",
-    "the scheme is not known",
+    "the scheme is not known, or has no deterministic form",
 )
 
 
@@ -43,9 +44,18 @@ class Disagreement(UsageError):  # noqa: N818
 
 
 def agree(
-    comm: Communicator, x: Array, y: Array, log_scale: Array, bias: Array, scheme: str, known: Sequence[str]
+    comm: Communicator,
+    x: Array,
+    y: Array,
+    log_scale: Array | float,
+    bias: Array | float,
+    scheme: str,
+    known: Sequence[str],
+    granule: int,
 ) -> list[int]:
     """Compare what the ranks bring (images x, texts y); return every rank's number of pairs.
+
+    Every rank's pairs must begin at a multiple of `granule`.
 
     Raises
     ------
@@ -53,7 +63,7 @@ def agree(
     """
     table = np.zeros((comm.size, len(FIELDS)), np.int64)
     mine = np.zeros_like(table)
-    mine[comm.rank] = _row(np.asarray(x), np.asarray(y), np.asarray(log_scale), np.asarray(bias), scheme, known)
+    mine[comm.rank] = _row(*(np.asarray(a) for a in (x, y, log_scale, bias)), scheme, known, granule)
     comm.Allreduce(mine, table)  # every other row is zero, so the sum is the whole table
     judge(table)
     return [int(pairs) for pairs in table[:, _column("images")]]
@@ -76,11 +86,19 @@ def judge(table: Array) -> None:
         rank = int(np.argmax(images != texts))
         got = f"{images[rank]} images and {texts[rank]} texts"
         _refuse(rank, "as many images as texts on every rank", got, "give row i of both to pair i")
+    granule, begins = table[0, _column("granule")], np.cumsum(images) - images
+    if granule and (odd := (images > 0) & (begins % granule > 0)).any():
+        rank = int(np.argmax(odd))
+        expected = f"shards that begin at a multiple of {granule} pairs (deterministic=True)"
+        repair = f"give every rank but the last with pairs a multiple of {granule}"
+        _refuse(rank, expected, f"its shard begins at pair {begins[rank]}", repair)
     if images.sum() == 0:
         _refuse(0, "at least one pair in the global batch", "none on any rank", "look at the data loader")
 
 
-def _row(x: Array, y: Array, log_scale: Array, bias: Array, scheme: str, known: Sequence[str]) -> list[int]:
+def _row(
+    x: Array, y: Array, log_scale: Array, bias: Array, scheme: str, known: Sequence[str], granule: int
+) -> list[int]:
     """This rank's row. It never raises: a rank that raised here would leave the others waiting."""
     fault = 0
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
@@ -97,9 +115,9 @@ def _row(x: Array, y: Array, log_scale: Array, bias: Array, scheme: str, known: 
         fault = 6
     if fault:
         return [0] * (len(FIELDS) - 1) + [fault]
-    words = [_word(text) for text in (__version__, np.__version__, scheme, x.dtype.name)]
+    versions = (_word(__version__), _word(np.__version__))
     bits = [int(np.float64(s.item()).view(np.int64)) for s in (log_scale, bias)]
-    return [*words, x.shape[1], *bits, len(x), len(y), fault]
+    return [*versions, _word(scheme), granule, _word(x.dtype.name), x.shape[1], *bits, len(x), len(y), fault]
 
 
 def _word(text: str) -> int:
@@ -110,7 +128,7 @@ def _word(text: str) -> int:
 def _show(name: str, value: int) -> str:
     if name in ("log_scale", "bias"):
         return repr(float(np.int64(value).view(np.float64)))
-    if name == "embedding width":
+    if name in ("embedding width", "granule"):
         return str(value)
     return int(value).to_bytes(7, "big").lstrip(b"\0").decode(errors="replace")
 

@@ -7,20 +7,24 @@ them. Nothing global remains but three sums.
 
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from mpi.agree import agree
 from mpi.comm import Array, Communicator
-from mpi.schemes import SCHEMES
+from mpi.schemes import REPRODUCIBLE, SCHEMES
 from siglip_ref import ops as specification
 from siglip_ref.loss import LossAndGrads
+from siglip_ref.reproducible import GRANULE, Granules
 
 TILE = 128  # rows and columns of a block: its temporaries stay in the cache, and below what malloc gives back at once
 
 
 class Home:
     """What stays on its rank: the images, and what the texts that pass by leave behind."""
+
+    granule, combine, zeros, value = 1, np.add, staticmethod(np.zeros_like), staticmethod(np.asarray)
 
     def __init__(
         self, rank: int, image_embed: Array, log_scale: Array, bias: Array, ops: ModuleType | SimpleNamespace, tile: int
@@ -60,6 +64,7 @@ def ring_sigmoid_loss(
     bias: Array | float,
     *,
     scheme: str = "blocking",
+    deterministic: bool = False,
     tile: int = TILE,
     ops: ModuleType | SimpleNamespace | None = None,
 ) -> LossAndGrads:
@@ -72,6 +77,8 @@ def ring_sigmoid_loss(
         together. b may differ from rank to rank, and be 0
     log_scale, bias : numbers, the same on every rank; logits = exp(log_scale) * similarity + bias
     scheme : a name in `mpi.schemes.SCHEMES`; all give the same result
+    deterministic : bits that do not depend on the number of ranks and threads, on tiles and on the order of arrival
+        (`siglip_ref.reproducible`); every shard must begin at a multiple of 128 pairs; schemes: `REPRODUCIBLE`
     tile : rows and columns of a block of pairs
     ops : the operations: `siglip_ref.ops`, the specification (default), or a twin
 
@@ -86,13 +93,16 @@ def ring_sigmoid_loss(
 
     Source: arXiv 2303.15343, section 3.3 and figure 1.
     """
-    sizes = agree(comm, image_embed, text_embed, log_scale, bias, scheme, list(SCHEMES))
+    known, granule = (REPRODUCIBLE, GRANULE) if deterministic else (list(SCHEMES), 1)
+    sizes = agree(comm, image_embed, text_embed, log_scale, bias, scheme, known, granule)
     log_scale, bias = (np.asarray(x, image_embed.dtype).reshape(()) for x in (log_scale, bias))
-    home = Home(comm.rank, image_embed, log_scale, bias, ops or specification, tile)
+    home: Any = Home(comm.rank, image_embed, log_scale, bias, ops or specification, tile)
+    if deterministic:
+        home = Granules(comm.rank, sizes, image_embed, log_scale, bias, ops or specification)
 
-    d_text_embed = SCHEMES[scheme](comm, text_embed, sizes, home)
+    d_text_embed = home.value(SCHEMES[scheme](comm, text_embed, sizes, home))
 
-    totals = np.empty_like(home.sums)
-    comm.Allreduce(home.sums, totals)
-    loss, d_log_scale, d_bias = totals / sum(sizes)
+    totals = np.empty_like(sums := home.sums)
+    comm.Allreduce(sums, totals)
+    loss, d_log_scale, d_bias = (totals.reshape(-1, 3).sum(0) / sum(sizes)).astype(image_embed.dtype)
     return LossAndGrads(loss, home.d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, d_bias)

@@ -30,7 +30,7 @@ def ring(
     chunk: Array,
     sizes: Sequence[int],
     visit: Callable[[int, Array], Array],
-    combine: np.ufunc = np.add,
+    combine: Callable[..., Array] = np.add,
 ) -> Array:
     """Carry this rank's chunk round the ring; return what all ranks answered to it.
 
@@ -40,7 +40,7 @@ def ring(
     chunk : array, shape (sizes[rank], ...); stays as it is
     sizes : rows of every rank's chunk; they may differ, also be 0
     visit : visit(owner, chunk) -> answer, an array with the chunk's rows; called once for each owner
-    combine : how two answers become one
+    combine : how two answers become one; combine(answer, other, out=answer) changes the first instead
 
     Returns
     -------

@@ -24,7 +24,7 @@ Scheme = Callable[[Communicator, Array, Sequence[int], "Home"], Array]
 
 def blocking(comm: Communicator, text_embed: Array, sizes: Sequence[int], home: Home) -> Array:
     """The ring as it stands."""
-    return ring(comm, text_embed, sizes, home.visit)
+    return ring(comm, text_embed, sizes, home.visit, home.combine)
 
 
 def overlapped(comm: Communicator, text_embed: Array, sizes: Sequence[int], home: Home) -> Array:
@@ -36,7 +36,8 @@ def overlapped(comm: Communicator, text_embed: Array, sizes: Sequence[int], home
     rank, world = comm.rank, comm.size
     left, right = (rank - 1) % world, (rank + 1) % world
     held = np.ascontiguousarray(text_embed)
-    chunks, answers = pair_of_buffers(held, sizes), pair_of_buffers(held, sizes)
+    at_home = travelling = home.zeros(held)
+    chunks, answers = pair_of_buffers(held, sizes), pair_of_buffers(at_home, sizes)
 
     def start(kind: int, held: Array, buffers: list[Array], hop: int) -> tuple[Array, list[Request]]:
         owner = (rank + hop) % world
@@ -46,7 +47,6 @@ def overlapped(comm: Communicator, text_embed: Array, sizes: Sequence[int], home
             comm.Isend(held, left, tag(kind, (owner - 1) % world)),
         ]
 
-    at_home = travelling = np.zeros_like(held)
     own_block = home.tiles(rank, held, at_home)
     if world == 1:
         _compute(own_block, [])
@@ -62,26 +62,27 @@ def overlapped(comm: Communicator, text_embed: Array, sizes: Sequence[int], home
         if hop > 1:
             arriving, more = start(ANSWER, travelling, answers, hop)
             waiting += more
-        answer = np.zeros_like(held)
+        answer = home.zeros(held)
         _compute(home.tiles((rank + hop) % world, held, answer), waiting)
         _finish(waiting)
-        travelling = answer if hop == 1 else arriving + answer
+        travelling = answer if hop == 1 else home.combine(arriving, answer)
     arriving, waiting = start(ANSWER, travelling, answers, world)
     _compute(own_block, waiting)
     _finish(waiting)
-    return at_home + arriving
+    return home.combine(at_home, arriving)
 
 
 def bidirectional(comm: Communicator, text_embed: Array, sizes: Sequence[int], home: Home) -> Array:
     """Two rings at once: the first half of the rows goes left, the second right. Uses both directions of a link."""
     rank, world = comm.rank, comm.size
-    halves = [[(n + 1) // 2 for n in sizes], [n // 2 for n in sizes]]
+    first = [min(n, ceil(n / 2 / home.granule) * home.granule) for n in sizes]
+    halves = [first, [n - half for n, half in zip(sizes, first, strict=True)]]
 
     def move(kind: int, held: list[Array], hop: int) -> list[Array]:
         coming, waiting = [], []
         for way, step in enumerate((1, -1)):  # the owner's distance grows by this step at every hop
             owner = (rank + step * hop) % world
-            coming.append(np.empty((halves[way][owner], *text_embed.shape[1:]), text_embed.dtype))
+            coming.append(np.empty((halves[way][owner], *held[way].shape[1:]), held[way].dtype))
             waiting += [
                 comm.Irecv(coming[way], (rank + step) % world, tag(kind + 2 * way, owner)),
                 comm.Isend(held[way], (rank - step) % world, tag(kind + 2 * way, (owner - step) % world)),
@@ -100,9 +101,9 @@ def bidirectional(comm: Communicator, text_embed: Array, sizes: Sequence[int], h
         answer = [home.visit((rank + step * hop) % world, held[way]) for way, step in enumerate((1, -1))]
         if hop > 1:
             travelling = move(ANSWER, travelling, hop)
-            answer = [mine + theirs for mine, theirs in zip(answer, travelling, strict=True)]
+            answer = [home.combine(mine, theirs) for mine, theirs in zip(answer, travelling, strict=True)]
         travelling = answer
-    return at_home + np.concatenate(move(ANSWER, travelling, world))
+    return home.combine(at_home, np.concatenate(move(ANSWER, travelling, world)))
 
 
 def autograd_like(comm: Communicator, text_embed: Array, sizes: Sequence[int], home: Home) -> Array:
@@ -145,19 +146,17 @@ def allgather(comm: Communicator, text_embed: Array, sizes: Sequence[int], home:
     ends = np.cumsum([0, *sizes])
     rows = [slice(ends[owner], ends[owner + 1]) for owner in range(world)]
     texts = np.empty((ends[-1], *text_embed.shape[1:]), text_embed.dtype)
-    d_texts = np.empty_like(texts)
     texts[rows[rank]] = text_embed
     for step in range(1, world):
         to, source = (rank - step) % world, (rank + step) % world
         comm.Sendrecv(texts[rows[rank]], to, tag(CHUNK, rank), texts[rows[source]], source, tag(CHUNK, source))
-    for step in range(world):
-        owner = (rank + step) % world
-        d_texts[rows[owner]] = home.visit(owner, texts[rows[owner]])
-    mine, part = d_texts[rows[rank]], np.empty_like(text_embed, order="C")
+    order = [(rank + step) % world for step in range(world)]
+    answers = {owner: home.visit(owner, texts[rows[owner]]) for owner in order}
+    mine, part = answers[rank], np.empty_like(answers[rank])
     for step in range(1, world):
         to, source = (rank + step) % world, (rank - step) % world
-        comm.Sendrecv(d_texts[rows[to]], to, tag(ANSWER, to), part, source, tag(ANSWER, rank))
-        mine += part
+        comm.Sendrecv(answers[to], to, tag(ANSWER, to), part, source, tag(ANSWER, rank))
+        home.combine(mine, part, out=mine)
     return mine
 
 
@@ -194,3 +193,9 @@ SCHEMES: dict[str, Scheme] = {
     "allgather": allgather,
     "masked-allreduce": masked_allreduce,
 }
+REPRODUCIBLE = [
+    "blocking",
+    "overlapped",
+    "bidirectional",
+    "allgather",
+]  # can carry tallies: they combine, and only combine

@@ -32,6 +32,7 @@ def sigmoid_loss(
     bias: Array,
     *,
     tile: int | None = None,
+    deterministic: bool = False,
     ops: ModuleType | None = None,
 ) -> LossAndGrads:
     """The sigmoid loss of B pairs and all its gradients: the sum over all pairs, divided by B.
@@ -41,6 +42,7 @@ def sigmoid_loss(
     image_embed, text_embed : array, shape (B, D), unit rows; row i of both belong together
     log_scale, bias : numbers; logits = exp(log_scale) * image_embed @ text_embed.T + bias
     tile : rows and columns of a block (None: one block); changes memory and the order of summation, nothing else
+    deterministic : bits that do not depend on tiles, threads and ranks; see `siglip_ref.reproducible`, which is slower
     ops : the operations: `siglip_ref.ops`, the specification (default), or a twin
 
     Returns
@@ -58,6 +60,10 @@ def sigmoid_loss(
     require_embeddings(image_embed, text_embed)
     log_scale, bias = _scalar(log_scale, image_embed), _scalar(bias, image_embed)
     ops = ops or specification
+    if deterministic:
+        from siglip_ref.reproducible import sigmoid_loss as reproducible_loss
+
+        return reproducible_loss(image_embed, text_embed, log_scale, bias, ops)
     if hasattr(ops, "sigmoid_loss"):  # a twin of this whole function, with a sweep over tiles of its own
         return ops.sigmoid_loss(image_embed, text_embed, log_scale, bias, tile=tile)  # type: ignore[no-any-return]
     block = ops.pair_block

@@ -42,6 +42,7 @@ HIGHER_TWINS = {
     "adamw_step": ("optim", "siglip_ref.optim"),
     "block_backward": ("block", "siglip_ref.towers.encoder"),
     "block_forward": ("block", "siglip_ref.towers.encoder"),
+    "meet": ("granules", "siglip_ref.reproducible"),
     "sigmoid_loss": ("loss", "siglip_ref.loss"),
 }
 

@@ -1,13 +1,16 @@
 """The pairwise loss on kernels: `pair_block` and the whole `sigmoid_loss`."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from siglip_ref import ops as specification
+from siglip_ref import reproducible
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.fit import rows_in_memory, same_precision
+from siglip_ref.fast.granules import meet
 from siglip_ref.fast.pairs import LOST, sweep
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.loss import LossAndGrads
@@ -29,12 +32,20 @@ def pair_block(
 
 
 def sigmoid_loss(
-    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, *, tile: int | None = None
+    image_embed: Array,
+    text_embed: Array,
+    log_scale: Array,
+    bias: Array,
+    *,
+    tile: int | None = None,
+    deterministic: bool = False,
 ) -> LossAndGrads:
     """Twin of `siglip_ref.loss.sigmoid_loss`, which hands over to it.
 
     Needs one tile per thread (1 MB in float32) beyond inputs and gradients, at any B. Sums are kept in float64.
     """
+    if deterministic:
+        return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, SimpleNamespace(meet=meet))
     if not same_precision(image_embed, text_embed):
         return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)
     pairs, own = len(image_embed), np.arange(len(image_embed) + 1)

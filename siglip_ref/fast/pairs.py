@@ -28,7 +28,7 @@ def _add(sums: Any, which: int, term: Any) -> None:
 
 
 @kernel(fastmath=SUMS)
-def _strangers(row: Any, scale: Any, bias: Any, sums: Any) -> None:
+def strangers(row: Any, scale: Any, bias: Any, sums: Any) -> None:
     """Pairs that do not belong together: each similarity of the row becomes the derivative by its logit."""
     loss = d_scale = d_bias = number(0, scale)
     for j in range(len(row)):
@@ -49,7 +49,7 @@ def _pair(similarity: Any, scale: Any, bias: Any) -> Any:
 
 
 @kernel()
-def _couple(row: Any, j: int, scale: Any, bias: Any, sums: Any) -> None:
+def couple(row: Any, j: int, scale: Any, bias: Any, sums: Any) -> None:
     """The same for one pair that belongs together: its loss is softplus(-logit)."""
     similarity = row[j]
     term, gate = softplus_and_sigmoid(-(scale * similarity + bias))
@@ -66,10 +66,10 @@ def _row(row: Any, first: int, own: Any, scale: Any, bias: Any, sums: Any) -> No
     for column in own:
         j = column - first
         if 0 <= j < len(row):
-            _strangers(row[start:j], scale, bias, sums)
-            _couple(row, j, scale, bias, sums)
+            strangers(row[start:j], scale, bias, sums)
+            couple(row, j, scale, bias, sums)
             start = j + 1
-    _strangers(row[start:], scale, bias, sums)
+    strangers(row[start:], scale, bias, sums)
 
 
 @kernel()

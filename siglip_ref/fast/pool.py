@@ -6,10 +6,10 @@ Two pools would spin against each other: on small tiles that costs up to a facto
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 
 import numba
-from threadpoolctl import LibController, ThreadpoolController
+
+from siglip_ref.one_thread import blas_on_one_thread
 
 _one_at_a_time = threading.RLock()
 
@@ -20,26 +20,8 @@ def threads() -> Iterator[int]:
 
     Ranks that are threads of one process take turns here, so they never share the pool or BLAS's setting.
     """
-    with _one_at_a_time:
-        libraries = _blas()
-        before = [library.get_num_threads() for library in libraries]
-        for library in libraries:
-            library.set_num_threads(1)
-        try:
-            yield numba.get_num_threads()
-        finally:
-            for library, number in zip(libraries, before, strict=True):
-                library.set_num_threads(number)
-
-
-@cache
-def _blas() -> list[LibController]:
-    import scipy.linalg.cython_blas  # noqa: F401  # loaded, so that it is found
-
-    libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
-    if not libraries:
-        raise ImportError("SciPy's BLAS cannot be held to one thread")
-    return libraries
+    with _one_at_a_time, blas_on_one_thread():
+        yield numba.get_num_threads()
 
 
 # In multiplications. Up to LONE BLAS stays on the calling thread by itself; below SHARED a task is over before a second
