@@ -3,9 +3,9 @@
     noise / unit roundoff = coefficient(tensor) * width^a * depth^b * tokens^c * batch^d
 
 The exponents are one set for values and one for gradients, per format; the coefficient of a tensor (all blocks of a
-tower count as one) is the smallest with which the law lies nowhere below what was measured. noise_law.json holds all of
-them, and the sizes they come from; `benchmarks/noise_law.py` makes it, and tests/interop/test_model_noise.py holds it
-against B/16 measured (nightly) and against models that fit on a laptop.
+tower count as one) is such that nine tenths of what was measured lie below the law. noise_law.json holds all of them,
+and the sizes they come from; `benchmarks/noise_law.py` makes it; tests/interop/test_model_noise.py holds it against
+wide models, and B/16 itself (nightly).
 """
 
 import json

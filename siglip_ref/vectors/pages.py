@@ -3,6 +3,7 @@
 import numpy as np
 
 from siglip_ref.check.mistakes import CATALOGUE
+from siglip_ref.check.noise import TIMES
 from siglip_ref.vectors.power import FORMATS, INFINITE, SEEN, measured
 from siglip_ref.vectors.store import packaged
 
@@ -23,11 +24,11 @@ Of the mistakes that a group of vectors sees in float64, the one it sees least i
 | group | vectors | mistakes | float32 | bfloat16 | float16 |
 |---|---:|---:|---|---|---|
 """
-NOISE_HEAD = """# The noise of correct programs
+NOISE_HEAD = f"""# The noise of correct programs
 
 Made by `siglip-ref vectors power --noise --page`. The largest error of the specification in rounded arithmetic, over
 all variants that correct programs choose, relative to the tensor's maximum: the median and the largest tensor of each
-group of vectors. Checks allow four times the noise of the tensor at hand.
+group of vectors. Checks allow {TIMES:g} times the noise of the tensor at hand.
 
 | group | float64 | float32 | bfloat16 | float16 |
 |---|---|---|---|---|
