@@ -39,7 +39,7 @@ def law(cfg: Config, batch: int, dtype: Dtype, names: Iterable[str]) -> dict[str
     """
     measured = "float32" if dtype == "float64" else dtype
     unit = FORMATS[measured].unit * (FLOAT64 if dtype == "float64" else 1.0)
-    of_format = _fitted()[measured]
+    of_format = fitted()[measured]
     noise = {}
     for name in names:
         part = of_format[family(name)]
@@ -79,5 +79,6 @@ def sizes_of(name: str, cfg: Config, batch: int) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=1)
-def _fitted() -> Any:
+def fitted() -> Any:
+    """By format and family: exponents in the order of SIZES, coefficients by role."""
     return json.loads(FILE.read_text(encoding="utf-8"))["law"]

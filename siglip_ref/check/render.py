@@ -132,7 +132,7 @@ def multiple(number: float) -> str:
     """0.42, 17, 3.1e+05; a dash for what is not a number."""
     if math.isnan(number):
         return "-"
-    return f"{number:.1e}" if number >= 1e4 else f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+    return f"{number:.1e}" if number >= 1e4 else f"{number:.0f}" if number >= 10 else f"{number:.2f}"
 
 
 def plain(number: float) -> str:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.noise import TIMES
+from siglip_ref.check.noise import FLOAT64, TIMES
+from siglip_ref.check.noise_law import fitted
 from siglip_ref.vectors.power import FORMATS, INFINITE, SEEN, measured
 from siglip_ref.vectors.store import packaged
 
@@ -32,6 +33,16 @@ group of vectors. Checks allow {TIMES:g} times the noise of the tensor at hand.
 
 | group | float64 | float32 | bfloat16 | float16 |
 |---|---|---|---|---|
+"""
+LAW_HEAD = f"""
+## The law of large models
+
+noise / unit roundoff = coefficient(tensor) * width^a * depth^b * tokens^c * batch^d, for models too large to be
+measured. Made by `benchmarks/noise_law.py`, which fits it on small ones; 0.00 stands also for exponents that came out
+negative. float64 is float32 scaled by 2^{np.log2(FLOAT64):.0f}.
+
+| format | of | width | depth | tokens | batch | coefficients |
+|---|---|---:|---:|---:|---:|---|
 """
 
 
@@ -66,7 +77,19 @@ def noise_page() -> str:
         f"| {group} | " + " | ".join(f"{np.median(c):.1e}, {max(c):.1e}" for c in columns) + " |"
         for group, columns in rows.items()
     ]
-    return NOISE_HEAD + "\n".join(lines) + "\n"
+    return NOISE_HEAD + "\n".join(lines) + "\n" + LAW_HEAD + "\n".join(_law_lines()) + "\n"
+
+
+def _law_lines() -> list[str]:
+    """The exponents of each format, and the span of the coefficients of its tensors."""
+    lines = []
+    for dtype, parts in fitted().items():
+        for family, part in parts.items():
+            powers = " | ".join(f"{power:.2f}" for power in part["exponents"])
+            low, *_, high = sorted(part["coefficients"].items(), key=lambda entry: entry[1])
+            span = f"{low[1]:.2g} ({low[0]}) to {high[1]:.2g} ({high[0]})"
+            lines.append(f"| {dtype} | {family} | {powers} | {span} |")
+    return lines
 
 
 def _factor(factor: float) -> str:

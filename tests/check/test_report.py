@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from siglip_ref.check.compare import Row, compare, not_checked, out_of_range
+from siglip_ref.check.page import to_html
 from siglip_ref.check.render import to_text
-from siglip_ref.check.report import Case, CheckFailed, Finding, Report, verdict_of, worst_rows
+from siglip_ref.check.report import Case, CheckFailed, Finding, Report, Sight, verdict_of, worst_rows
 from siglip_ref.errors import UsageError
 
 RIGHT = compare("image/stem", np.ones(3), np.ones(3), 1e-6, kind="activation")
@@ -86,3 +87,49 @@ def test_the_page_says_the_verdict_first_and_keeps_its_width(width: int) -> None
     ):
         assert words in page
     assert page.index("what deviates") < page.index("conventions") < page.index("not checked")
+
+
+def noisy(error: float, name: str = "bias", noise: float = 1e-7) -> Row:
+    return compare(name, 1 + error, 1.0, 6 * noise, noise=noise)
+
+
+def test_the_smallest_tolerance_that_would_pass_is_that_of_the_worst_row() -> None:
+    rows = [noisy(2e-7), noisy(-4e-7, "log_scale"), noisy(0.0, "loss")]
+    right = report(*rows, not_checked("x", "value", "refused"), out_of_range("y", "value", "too large"))
+    assert right.smallest_tolerance == pytest.approx(4, rel=1e-6) and right.closest == rows[1]
+    assert "smallest tolerance that would pass: 4.00 times the noise (d log_scale); allowed: 6" in to_text(right)
+    assert "4.00 times the noise" in to_html(right)
+    assert right.to_dict()["smallest_tolerance"] == right.smallest_tolerance
+    for times in (3.99, 4.01):  # it is what it says
+        again = [compare(row.name, 1 + e, 1.0, times * 1e-7) for row, e in zip(rows, (2e-7, -4e-7, 0), strict=True)]
+        assert (verdict_of(again) == "PASS") == (times > 4)
+
+
+def test_no_tolerance_helps_what_is_no_number() -> None:
+    nan = compare("bias", np.nan, 1.0, 6e-7, noise=1e-7)
+    shape = compare("bias", np.ones(2), np.ones(3), 6e-7, noise=1e-7)
+    for row in (nan, shape, WRONG):
+        assert report(noisy(0.0, "loss"), row).smallest_tolerance == np.inf
+        assert "no tolerance would let this pass" in to_text(report(noisy(0.0, "loss"), row))
+    assert np.isnan(report(RIGHT).smallest_tolerance) and "tolerance that" not in to_text(report(RIGHT))
+
+
+def test_noise_by_element_is_that_of_the_worst_element() -> None:
+    noise = np.array([[1e-7, 1e-7], [1e-9, 1e-9]])
+    row = compare(
+        "x", np.array([[1.0, 2 + 2e-7], [1.0, 1 + 2e-8]]), np.array([[1.0, 2], [1, 1]]), 6 * noise, noise=noise
+    )
+    assert row.verdict == "FAIL" and row.times == pytest.approx(10, rel=1e-6) and row.excess == pytest.approx(10 / 6)
+
+
+def test_a_pass_says_what_it_is_worth_and_a_failure_does_not() -> None:
+    names = tuple(f"mistake-{letter}" for letter in "abcdefgh")
+    sight = Sight(41, 49, names, "bfloat16", ("distributed",))
+    words = "would have seen 41 of 49 mistakes; blind at bfloat16 to mistake-a, "
+    assert str(sight).startswith(words) and str(sight).endswith("mistake-f and 2 more; not checked: distributed")
+    assert str(Sight(3, 3, (), "float64", ())) == "would have seen 3 of 3 mistakes"
+    for row, said in ((RIGHT, True), (WRONG, False)):
+        one = report(row)
+        one.sight = sight
+        assert (f"PASS: {words}" in " ".join(to_text(one, 200).split())) == said == (words in to_html(one))
+        assert one.to_dict()["sight"]["blind"] == list(names)
