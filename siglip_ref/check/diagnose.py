@@ -1,9 +1,10 @@
 """What explains the tensors that were seen: mistakes of the catalogue are made in the reference, and compared.
 
 A mistake explains a wrong tensor as far as its own result is nearer to what was seen than the right one is; a right
-tensor that it would have made wrong counts against it. What explains everything to within rounding is a finding; what
+tensor that it would have made wrong counts against it. What explains everything to within rounding is a finding: a
+mistake; else two or three made together; else a pattern of every wrong tensor, see `siglip_ref.check.patterns`. What
 explains a good part is a suspicion, and says its share; below that the answer is "unknown", with what is known: where
-it begins, and constant factors.
+it begins, and the patterns of some tensors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from siglip_ref.check.frameworks import Outcome
-from siglip_ref.check.mistakes import Mistake
+from siglip_ref.check.mistakes import CATALOGUE, Mistake
 from siglip_ref.check.report import Finding
 from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import Truth
@@ -23,7 +24,8 @@ FINDING = 0.99  # of the deviation explained: named as the mistake
 ALL = 0.999  # of it, demanded of mistakes made together
 SUSPICION = 0.6  # named as a suspicion; less is "unknown"
 TOGETHER = 3  # mistakes at once, at most
-KEPT = 4  # the best combinations of n mistakes from which those of n + 1 are built
+KEPT = 4  # the best combinations of n mistakes from which those of n + 1 are built, and which are tried everywhere
+SCREENED = 2  # probes at which all combinations are tried, the smallest ones that show a deviation
 LISTED = 3
 
 
@@ -40,6 +42,18 @@ class Seen:
 
 Tensors = Mapping[tuple[str, str], Array]  # by (probe, tensor)
 Predict = Callable[[Sequence[Mistake]], Tensors]  # what the reference gives with these mistakes made in it
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One tensor, explained at every probe. id: of the catalogue, or "unknown"; text: what is seen."""
+
+    tensor: str
+    id: str
+    text: str
+
+
+Patterns = Callable[[Sequence[Seen]], Sequence[Pattern]]
 
 
 @dataclass(frozen=True)
@@ -61,30 +75,57 @@ def seen_of(label: str, outcome: Outcome, right: Truth) -> list[Seen]:
     return seen
 
 
-def explain(seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict) -> list[Finding]:
+def explain(
+    seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict, patterns: Patterns = lambda seen: ()
+) -> list[Finding]:
     """Findings, best first; empty if nothing is wrong.
 
     Parameters
     ----------
     seen : every tensor of every probe, right ones too
     mistakes : candidates, the more frequent ones first
-    predict : runs the reference with mistakes made in it, at the same probes; raises ValueError where two of them
-        change the same line
+    predict : runs the reference with mistakes made in it, at the same probes; it, or a look at what it returns, raises
+        ValueError where two of them change the same line
+    patterns : what is seen in tensors without knowing of any mistake
     """
-    wrong = [tensor for tensor in seen if not _distance(tensor, tensor.exact) <= 1]
+    wrong = [tensor for tensor in seen if is_wrong(tensor)]
     if not wrong:
         return []
-    ranked = _ranked(seen, ((mistake,) for mistake in mistakes), predict)
-    for count in range(2, TOGETHER + 1):
-        if not ranked or ranked[0].share >= FINDING:
-            break
-        ranked = _sorted(ranked + _ranked(seen, _extended(ranked, mistakes, count), predict))
-    # of mistakes made together a good part proves little: a second one that does nothing is always found
-    told = [e for e in ranked if e.share >= (SUSPICION if len(e.mistakes) == 1 else ALL)][:LISTED]
+    alone = _ranked(seen, ((mistake,) for mistake in mistakes), predict)
+    found = list(patterns(seen))
+    if not (alone and alone[0].share >= FINDING):
+        together = _together(seen, wrong, mistakes, predict)
+        if together:
+            return [finding for entry in together for finding in _findings(entry, wrong, found)]
+    told = [entry for entry in alone if entry.share >= SUSPICION][:LISTED]
     if told and told[0].share >= FINDING:
-        told = [entry for entry in told if entry.share >= FINDING and len(entry.mistakes) == len(told[0].mistakes)]
-    findings = [finding for entry in told for finding in _findings(entry, wrong)]
-    return findings or [_unknown(wrong)]
+        told = [entry for entry in told if entry.share >= FINDING]
+        return [finding for entry in told for finding in _findings(entry, wrong, found)]
+    suspicions = [finding for entry in told for finding in _findings(entry, wrong)]
+    if {pattern.tensor for pattern in found} >= {tensor.name for tensor in wrong}:
+        return [_of_patterns(found), *(one for one in suspicions if one.id != found[0].id)]
+    return suspicions or [_unknown(wrong, found)]
+
+
+def _together(
+    seen: Sequence[Seen], wrong: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict
+) -> list[Explanation]:
+    """The best of two or three mistakes made together that explain everything, tried where it costs least. Of a good
+    part there is no talk: a second mistake that does nothing is always found."""
+    small = sorted(dict.fromkeys(one.probe for one in wrong), key=lambda probe: _elements(seen, probe))[:SCREENED]
+    screened = [one for one in seen if one.probe in small]
+    ranked = _ranked(screened, ((mistake,) for mistake in mistakes), predict)
+    for count in range(2, TOGETHER + 1):
+        ranked += _ranked(screened, _extended(ranked, mistakes, count), predict)
+        best = [entry.mistakes for entry in _sorted(ranked) if len(entry.mistakes) == count][:KEPT]
+        whole = [entry for entry in _ranked(seen, iter(best), predict) if entry.share >= ALL]
+        if whole:
+            return whole[:LISTED]
+    return []
+
+
+def _elements(seen: Sequence[Seen], probe: str) -> int:
+    return sum(np.size(one.exact) for one in seen if one.probe == probe)
 
 
 def _ranked(seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], predict: Predict) -> list[Explanation]:
@@ -92,10 +133,9 @@ def _ranked(seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], pre
     for mistakes in candidates:
         try:
             with np.errstate(all="ignore"):
-                predicted = predict(mistakes)
+                found.append(Explanation(mistakes, share_explained(seen, predict(mistakes))))
         except (ValueError, FloatingPointError):  # they change the same line, or do not fit these shapes
             continue
-        found.append(Explanation(mistakes, share_explained(seen, predicted)))
     return _sorted(found)
 
 
@@ -110,7 +150,7 @@ def _extended(ranked: Sequence[Explanation], mistakes: Sequence[Mistake], count:
         yield from combinations(mistakes, 2)
         return
     tried = set()
-    for entry in [entry for entry in ranked if len(entry.mistakes) == count - 1][:KEPT]:
+    for entry in [entry for entry in _sorted(ranked) if len(entry.mistakes) == count - 1][:KEPT]:
         for mistake in mistakes:
             key = frozenset(m.id for m in (*entry.mistakes, mistake))
             if len(key) == count and key not in tried:
@@ -122,8 +162,8 @@ def share_explained(seen: Sequence[Seen], predicted: Tensors) -> float:
     """From 0 (nothing) to 1 (everything, to within rounding); each tensor that is wrong, or should be, counts once."""
     explained, counted = 0.0, 0
     for tensor in seen:
-        before = _distance(tensor, tensor.exact)
-        after = _distance(tensor, predicted[tensor.probe, tensor.name])
+        before = distance(tensor, tensor.exact)
+        after = distance(tensor, predicted[tensor.probe, tensor.name])
         if before <= 1:
             counted += not after <= 2  # it would have been wrong, and is right
             continue
@@ -135,7 +175,12 @@ def share_explained(seen: Sequence[Seen], predicted: Tensors) -> float:
     return explained / counted if counted else 0.0
 
 
-def _distance(tensor: Seen, to: Array) -> float:
+def is_wrong(tensor: Seen) -> bool:
+    """NaN is wrong."""
+    return not distance(tensor, tensor.exact) <= 1
+
+
+def distance(tensor: Seen, to: Array) -> float:
     """Largest deviation in units of what is allowed; NaN and infinity at the same places agree with each other."""
     got, to = np.asarray(tensor.got, np.float64), np.asarray(to, np.float64)
     if got.shape != to.shape:
@@ -146,37 +191,45 @@ def _distance(tensor: Seen, to: Array) -> float:
     return float(np.max(np.where(np.isnan(off), np.inf, off), initial=0.0))
 
 
-def _findings(entry: Explanation, wrong: Sequence[Seen]) -> Iterator[Finding]:
-    """One for each mistake of an explanation."""
+def _findings(entry: Explanation, wrong: Sequence[Seen], patterns: Sequence[Pattern] = ()) -> Iterator[Finding]:
+    """One for each mistake of an explanation; with what patterns say in more detail of the same."""
     certain = entry.share >= FINDING
-    names = ", ".join(dict.fromkeys(tensor.name for tensor in wrong))
+    names = _names(wrong)
     together = f" together with {' and '.join(m.id for m in entry.mistakes)}" if len(entry.mistakes) > 1 else ""
     for mistake in entry.mistakes:
         word = "explains" if certain else "a suspicion: explains"
         evidence = f"{mistake.text}; {word} {entry.share:.0%} of the deviation of {names}{together}"
-        yield Finding(mistake.id, names, "", evidence, mistake.repair)
+        same = [pattern for pattern in patterns if pattern.id == mistake.id]
+        yield Finding(mistake.id, names, "", "; ".join((evidence, *_in_words(same))), mistake.repair)
 
 
-def _unknown(wrong: Sequence[Seen]) -> Finding:
-    """No mistake of the catalogue: say where it begins, and any factor that is the same at every probe."""
+def _of_patterns(found: Sequence[Pattern]) -> Finding:
+    """Every wrong tensor has a pattern, which may be a general form of one mistake of the catalogue."""
+    id = found[0].id if len({pattern.id for pattern in found}) == 1 else "unknown"
+    names = ", ".join(pattern.tensor for pattern in found)
+    evidence = "; ".join(_in_words(found)) + f": explains 100% of the deviation of {names}"
+    if id == "unknown":
+        return Finding(id, found[0].tensor, "", f"a pattern of no single name: {evidence}", _LOOK)
+    return Finding(id, names, "", f"{CATALOGUE[id].text}; {evidence}", CATALOGUE[id].repair)
+
+
+def _in_words(found: Sequence[Pattern]) -> list[str]:
+    """Tensors of which the same is said, together."""
+    texts: dict[str, list[str]] = {}
+    for pattern in found:
+        texts.setdefault(pattern.text, []).append(pattern.tensor)
+    return [f"{', '.join(tensors)}: {text}" for text, tensors in texts.items()]
+
+
+def _names(wrong: Sequence[Seen]) -> str:
+    return ", ".join(dict.fromkeys(tensor.name for tensor in wrong))
+
+
+_LOOK = "look at the first tensor that deviates, at its smallest probe"
+
+
+def _unknown(wrong: Sequence[Seen], found: Sequence[Pattern]) -> Finding:
+    """No mistake of the catalogue: say where it begins, and what is seen of some tensors."""
     first = wrong[0]
-    facts = [f"begins at {first.name}, at {first.probe}"]
-    for name in dict.fromkeys(tensor.name for tensor in wrong):
-        ratio = _constant_ratio([tensor for tensor in wrong if tensor.name == name])
-        if ratio is not None:
-            facts.append(f"{name} is {ratio:.6g} times the right one")
-    evidence = "no mistake of the catalogue explains it; " + "; ".join(facts)
-    return Finding("unknown", first.name, "", evidence, "look at the first tensor that deviates, at its smallest probe")
-
-
-def _constant_ratio(tensors: Sequence[Seen]) -> float | None:
-    """The factor between what was seen and what is right, if it is one factor at all probes."""
-    ratios = []
-    for tensor in tensors:
-        got, exact = np.ravel(tensor.got), np.ravel(tensor.exact)
-        with np.errstate(all="ignore"):
-            ratio = float(got @ exact / (exact @ exact))
-        if not np.isfinite(ratio) or not _distance(tensor, ratio * np.asarray(tensor.exact)) <= max(2.0, abs(ratio)):
-            return None
-        ratios.append(ratio)
-    return ratios[0] if np.ptp(ratios) <= 1e-3 * abs(ratios[0]) else None
+    facts = [f"begins at {first.name}, at {first.probe}", *_in_words(found)]
+    return Finding("unknown", first.name, "", "no mistake of the catalogue explains it; " + "; ".join(facts), _LOOK)

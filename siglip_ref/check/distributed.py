@@ -7,7 +7,7 @@ import numpy as np
 
 from siglip_ref.check.frameworks import ARGUMENTS, Inputs, Setting, describe, framework_of
 from siglip_ref.check.probes import POINTS, Probe, make_probe
-from siglip_ref.check.ranks import Outcomes, RankFailure, RankOutcome, Split, Task, run_processes
+from siglip_ref.check.ranks import Outcomes, RankFailure, RankOutcome, Split, Task, loss_and_hops, run_processes
 from siglip_ref.check.ranks_judge import Observed, Reduce, Value, failed_ranks, judge_ranks
 from siglip_ref.check.report import Report
 from siglip_ref.check.truth import CONVENTIONS, EmbeddingKind, ScaleKind
@@ -41,8 +41,9 @@ def check_distributed_loss(
     Parameters
     ----------
     fn : torch: fn(image_shard, text_shard, log_scale, bias, rank, world_size) on real processes, default group ready;
-        jax: fn(image_shard, text_shard, log_scale, bias, *, axis_name); numpy: fn(image_shard, text_shard, log_scale,
-        bias, comm) -> loss and four gradients. It may return (loss, losses hop by hop). A string names it
+        jax: fn(image_shard, text_shard, log_scale, bias, axis_name=...); numpy: fn(image_shard, text_shard, log_scale,
+        bias, comm) -> loss and four gradients. In place of the loss may stand (loss, losses hop by hop), from which the
+        report reads whose texts were met at every hop. A string names it
     world_size : ranks; a second world size is always tried too, so that 1/W cannot pose as a constant
     framework : "torch", "jax" or "numpy"; None: seen from the function
     reduce : what happens to gradients over ranks afterwards, "mean", "sum", or "none" (they are final)
@@ -74,7 +75,7 @@ def check_distributed_loss(
     group = _running_group(name)
     observed: dict[str, list[Observed]] = {}
     for world in [group] if group else [world_size, world_size - 1 if world_size > 2 else 3]:
-        splits, probes = _splits(world, unequal, sorted({c.scale for c in candidates}))
+        splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}))
         task = Task(fn, setup, setting, splits, world, backend, limit)
         outcomes = _run(name, task, in_group=bool(group), ranks=ranks)
         failures = [failure for failure in outcomes if isinstance(failure, RankFailure)]
@@ -86,8 +87,9 @@ def check_distributed_loss(
     return judge_ranks(fn, name, setting, observed, candidates, reduce, value)
 
 
-def _splits(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Split], list[tuple[str, Probe]]]:
-    """Every point, for every kind of scale the function may want; pairs a rank and ranks are never equal."""
+def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Split], list[tuple[str, Probe]]]:
+    """The collective calls of one world size, and of each the kind of scale and the probe: every point, for every kind
+    of scale that the function may want; pairs a rank and ranks are never equal."""
     each = 5 if world != 5 else 6
     shapes = [(each,) * world] + ([tuple(each - 2 + (3 * rank) % 4 for rank in range(world))] if unequal else [])
     splits, probes = [], []
@@ -138,9 +140,11 @@ def _run_numpy(task: Task, ranks: Ranks) -> Outcomes:
         def on_rank(comm: Any) -> RankOutcome:
             shard = split.shard(comm.rank)
             rows = shard.image_embed.astype(kind), shard.text_embed.astype(kind)
-            loss, *gradients = task.fn(*rows, kind.type(shard.scale), kind.type(shard.bias), comm)
+            first, *gradients = task.fn(*rows, kind.type(shard.scale), kind.type(shard.bias), comm)
+            loss, hops = loss_and_hops(first)
             wide = [np.asarray(gradient, np.float64) for gradient in gradients]
-            return RankOutcome(np.asarray(loss, np.float64).reshape(()), dict(zip(ARGUMENTS, wide, strict=True)))
+            told = None if hops is None else np.asarray(hops, np.float64)
+            return RankOutcome(np.asarray(loss, np.float64).reshape(()), dict(zip(ARGUMENTS, wide, strict=True)), told)
 
         return on_rank
 

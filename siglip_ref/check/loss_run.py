@@ -12,15 +12,16 @@ from siglip_ref.check.diagnose import explain, seen_of
 from siglip_ref.check.frameworks import Framework, Inputs, Outcome, Setting, Way, describe
 from siglip_ref.check.loss_case import case_of
 from siglip_ref.check.loss_words import blind_spots, convention_finding, conventions_in_words, hints, next_steps
-from siglip_ref.check.mistakes import Mistake, executable
-from siglip_ref.check.predict import in_the_loss, predict_loss
+from siglip_ref.check.mistakes import Mistake
+from siglip_ref.check.patterns import patterns
+from siglip_ref.check.predict import Context, Predicted, suspects
 from siglip_ref.check.probes import POINTS, RAW_POINTS, Dims, Probe, loss_probes
 from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.errors import UsageError
-from siglip_ref.ops.elementary import Array
 
+UNSTABLE = {"log-of-sigmoid", "log-one-plus-exp"}  # of which a hint knows one, and the reference both
 _REFUSED = (99, True, np.inf)  # worse than any fit
 
 Loss = Callable[..., Any]
@@ -167,19 +168,15 @@ def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[F
     """The mistakes of the catalogue that explain the plain calls; where none does, what is known otherwise."""
     plain = {label: entry for label, entry in run.outcomes.items() if label == entry[0].label}
     seen = [one for label, (_, outcome, right) in plain.items() for one in seen_of(label, outcome, right)]
+    contexts = {label: Context(probe, convention, probe.shape[:1]) for label, (probe, _, _) in plain.items()}
 
-    def predict(mistakes: Sequence[Mistake]) -> dict[tuple[str, str], Array]:
-        return {
-            (label, name): values
-            for label, (probe, _, _) in plain.items()
-            for name, values in predict_loss(mistakes, probe, convention, run.setting.dtype).items()
-        }
+    def predict(mistakes: Sequence[Mistake]) -> Predicted:
+        return Predicted(mistakes, contexts, run.setting.dtype)
 
-    certain = [hint for hint in hints if hint.id != "unknown"]
-    found = explain(seen, [m for m in executable("one vector") if in_the_loss(m)], predict)
-    if any(finding.id != "unknown" for finding in found):
-        return certain + found
-    return hints or found
+    found = explain(seen, suspects(ranks=False), predict, lambda wrong: patterns(wrong, contexts))
+    named = {finding.id for finding in found} - {"unknown"}
+    certain = [hint for hint in hints if hint.id != "unknown" and not (hint.id in UNSTABLE and named & UNSTABLE)]
+    return certain + found if named else hints or found
 
 
 def _same_bits(one: Outcome, other: Outcome) -> bool:

@@ -67,7 +67,6 @@ def hints(details: Sequence[Row], setting: Setting) -> list[Finding]:
 
 def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
     """Id, evidence and repair, from all the wrong rows of one tensor."""
-    ratios = np.array([row.ratio for row in rows])
     finite = [row for row in rows if "NaN or infinite" not in row.note]
     if any("changed in place" in row.note for row in rows):
         return (
@@ -84,10 +83,6 @@ def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
         steep = all(row.probe.startswith(_STEEP) for row in rows)
         name = "log-of-sigmoid" if steep else "unknown"
         return name, f"NaN or infinite at {seen}, where the reference is finite", stable
-    steady = len(rows) > 1 and np.ptp(ratios) <= 1e-2 * abs(ratios[0]) and abs(ratios[0] - 1) > 1e-2
-    if steady and all(abs(row.cosine - 1) < 1e-3 for row in rows):
-        factor = "look for a factor: 1/B, 1/world_size, the scale, accumulation steps"
-        return "unknown", f"{ratios.mean():.3g} times the right one, at every probe that shows it", factor
     return None
 
 

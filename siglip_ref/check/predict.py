@@ -1,18 +1,54 @@
 """What the reference gives at a probe when mistakes of the catalogue are made in it: in one process, or on ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.mistakes import Edit, Mistake, Reference, reference
+from siglip_ref.check.mistakes import Edit, Mistake, Reference, entries, executable, reference
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.truth import Convention
 from siglip_ref.ops.elementary import Array
 
 # An overflow is part of how a mistake looks, so it is made in an arithmetic of the same range.
 _RANGE: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32, "float16": np.float16}
+
+
+@dataclass(frozen=True)
+class Context:
+    """The call that a probe's label stands for. sizes: pairs of each rank; one number: one process; final: gradients
+    of scale and bias were taken as each rank holds them."""
+
+    probe: Probe
+    convention: Convention
+    sizes: tuple[int, ...]
+    final: bool = False
+
+
+class Predicted(dict[tuple[str, str], Array]):
+    """What the reference gives with mistakes made in it, by label and tensor; computed where it is asked for."""
+
+    def __init__(self, mistakes: Sequence[Mistake], contexts: Mapping[str, Context], dtype: str) -> None:
+        super().__init__()
+        self._how = mistakes, contexts, dtype
+
+    def __missing__(self, key: tuple[str, str]) -> Array:
+        mistakes, contexts, dtype = self._how
+        label, name = key
+        call = contexts[label]
+        sizes = call.sizes if len(call.sizes) > 1 else None
+        values = predict_loss(mistakes, call.probe, call.convention, dtype, sizes, call.final)
+        self.update({(label, tensor): value for tensor, value in values.items()})
+        return self[label, name]
+
+
+def suspects(ranks: bool) -> list[Mistake]:
+    """All mistakes that a loss can show, on one rank or on several; also in the form that autograd gives them."""
+    forms = [*executable(), *entries("differentiated")]
+    between = [mistake for mistake in forms if mistake.kind == "across ranks"] if ranks else []
+    return between + [mistake for mistake in forms if mistake.kind == "one vector" and in_the_loss(mistake)]
 
 
 def in_the_loss(mistake: Mistake) -> bool:
@@ -26,6 +62,7 @@ def predict_loss(
     convention: Convention,
     dtype: str,
     sizes: Sequence[int] | None = None,
+    final: bool = False,
 ) -> dict[str, Array]:
     """Loss and gradients by tensor name, with these mistakes made.
 
@@ -34,6 +71,7 @@ def predict_loss(
     mistakes : none: the reference as it is
     probe, convention, dtype : as in the check
     sizes : pairs of each rank; None: one process
+    final : scale and bias have the gradient of the rank that differs most from the others, not the ranks' mean
 
     Raises
     ------
@@ -52,7 +90,7 @@ def predict_loss(
     if sizes is None:
         loss, d_x, d_y, d_log_scale, d_bias = spec.loss.sigmoid_loss(x, y, log_scale, bias)
     else:
-        loss, d_x, d_y, d_log_scale, d_bias = _on_ranks(spec, x, y, log_scale, bias, sizes)
+        loss, d_x, d_y, d_log_scale, d_bias = _on_ranks(spec, x, y, log_scale, bias, sizes, final)
     if caches:
         d_x, d_y = (spec.ops.normalize_backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
     by_scale = {"scale": d_log_scale / scale} if convention.scale == "linear" else {"log_scale": d_log_scale}
@@ -66,12 +104,18 @@ def _with_edits(edits: tuple[Edit, ...]) -> Reference:
 
 
 def _on_ranks(
-    spec: Reference, x: Array, y: Array, log_scale: Array, bias: Array, sizes: Sequence[int]
+    spec: Reference, x: Array, y: Array, log_scale: Array, bias: Array, sizes: Sequence[int], final: bool
 ) -> tuple[Array, ...]:
     """All ranks' shares, put together as one process would see them."""
     ends = np.cumsum(sizes)[:-1]
     shares, _ = spec.procedures.distributed_loss(np.split(x, ends), np.split(y, ends), log_scale, bias)
     loss = sum(share.loss for share in shares)
     d_x, d_y = (np.concatenate([share[place] for share in shares]) for place in (1, 2))
-    d_log_scale, d_bias = (np.mean([share[place] for share in shares]) for place in (3, 4))
+    of_scalars = (np.array([share[place] for share in shares]) for place in (3, 4))
+    d_log_scale, d_bias = (odd_one(parts) if final else parts.mean() for parts in of_scalars)
     return loss, d_x, d_y, d_log_scale, d_bias
+
+
+def odd_one(parts: Array) -> Array:
+    """Of one number per rank, which should be the same, the one that differs most."""
+    return np.array(parts[np.abs(parts - np.median(parts)).argmax()])

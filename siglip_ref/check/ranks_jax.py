@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.frameworks import ARGUMENTS
-from siglip_ref.check.ranks import Outcomes, RankOutcome, Split, Task, write
+from siglip_ref.check.ranks import Outcomes, RankOutcome, Split, Task, loss_and_hops, write
 from siglip_ref.ops.elementary import Array
 
 AXIS = "ranks"
@@ -26,9 +26,10 @@ def run(task: Task, way: str) -> Outcomes:
     from jax.sharding import Mesh, PartitionSpec
 
     def rank_loss(*values: Any) -> Any:
-        return task.fn(*values, axis_name=AXIS)
+        loss, hops = loss_and_hops(task.fn(*values, axis_name=AXIS))
+        return loss, None if hops is None else jax.numpy.asarray(hops)
 
-    graded = jax.value_and_grad(rank_loss, (0, 1, 2, 3))
+    graded = jax.value_and_grad(rank_loss, (0, 1, 2, 3), has_aux=True)
     if way == "vmap":
         together: Callable[..., Any] = jax.vmap(graded, axis_name=AXIS)
     else:
@@ -52,9 +53,13 @@ def _call(together: Callable[..., Any], split: Split, task: Task) -> list[RankOu
         jnp.asarray(np.stack([np.asarray(getattr(shard, name)) for shard in shards])).astype(kind)
         for name, kind in zip(("image_embed", "text_embed", "scale", "bias"), kinds, strict=True)
     ]
-    losses, gradients = together(*stacked)
-    of_rank = zip(np.asarray(losses, np.float64), *(np.asarray(g).astype(np.float64) for g in gradients), strict=True)
-    return [RankOutcome(loss.reshape(()), dict(zip(ARGUMENTS, parts, strict=True))) for loss, *parts in of_rank]
+    (losses, hops), gradients = together(*stacked)
+    told = [None] * len(shards) if hops is None else np.asarray(hops, np.float64)
+    wide = [np.asarray(value).astype(np.float64) for value in (losses, *gradients)]
+    return [
+        RankOutcome(loss.reshape(()), dict(zip(ARGUMENTS, parts, strict=True)), of_rank)
+        for of_rank, loss, *parts in zip(told, *wide, strict=True)
+    ]
 
 
 def main(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -9,17 +10,20 @@ import numpy as np
 from siglip_ref.check.compare import Row
 from siglip_ref.check.diagnose import explain, seen_of
 from siglip_ref.check.frameworks import ARGUMENTS, Outcome, Setting, describe
+from siglip_ref.check.hops import hops_of
 from siglip_ref.check.loss_words import conventions_in_words
-from siglip_ref.check.mistakes import Mistake, executable
-from siglip_ref.check.predict import in_the_loss, predict_loss
+from siglip_ref.check.mistakes import Mistake
+from siglip_ref.check.patterns import patterns
+from siglip_ref.check.predict import Context, Predicted, odd_one, suspects
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.ranks import WAITING, RankFailure, RankOutcome, Split
-from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
-from siglip_ref.check.truth import Convention, judge, truth
+from siglip_ref.check.report import Finding, Hop, Report, verdict_of, worst_rows
+from siglip_ref.check.truth import Convention, Truth, judge, truth
 from siglip_ref.ops.elementary import Array
 
 Reduce = Literal["mean", "sum", "none"]
 Value = Literal["local", "global"]
+Way = tuple[Reduce, Value]
 
 _REDUCE = {
     "mean": "gradients are averaged over ranks afterwards: an embedding shard's is W times its global one before that",
@@ -66,73 +70,78 @@ def judge_ranks(
     value: Value,
 ) -> Report:
     """The report under the convention that fits best; the declared way of reducing comes first."""
-    alternatives: tuple[Reduce, ...] = ("mean", "sum", "none") if name == "numpy" else ("mean", "sum")
-    ways = [reduce, *(way for way in alternatives if way != reduce)]
-    scored = [
-        (
-            _wrong(rows := _rows(observed[convention.scale], convention, setting, way, value)),
-            ways.index(way),
-            place,
-            rows,
-        )
-        for way in ways
-        for place, convention in enumerate(candidates)
-    ]
-    # the declared reduction, unless only another one explains everything
-    right = [entry for entry in scored if entry[0] == 0]
-    best = min(right, key=lambda e: e[1:3]) if right else min((e for e in scored if e[1] == 0), key=lambda e: e[:3])
-    _, used, place, details = best
-    convention = candidates[place]
+    ways = _ways(reduce, value, ("mean", "sum", "none") if name == "numpy" else ("mean", "sum"))
+    truths = {c: [truth(call.probe, c, setting) for call in observed[c.scale]] for c in candidates}
+    tried = ((_rows(observed[c.scale], truths[c], way), c, way) for way in ways for c in candidates)
+    first = list(islice(tried, len(candidates)))
+    # the declared way, unless only another one explains everything
+    right = next((entry for entry in chain(first, tried) if _wrong(entry[0]) == 0), None)
+    details, convention, used = right or min(first, key=lambda entry: _wrong(entry[0]))
+    calls = observed[convention.scale]
     report = Report(
         title=f"{describe(fn)} ({name}, {setting.words}, {_worlds(observed)})",
         verdict=verdict_of(details),
         rows=worst_rows(details),
         conventions=conventions_in_words(convention, candidates)
-        | {f'reduce="{ways[used]}"': _REDUCE[ways[used]], f'value="{value}"': _VALUE[value]},
+        | {f'reduce="{used[0]}"': _REDUCE[used[0]], f'value="{used[1]}"': _VALUE[used[1]]},
         details=details,
+        hops=_hops(calls, convention, setting),
     )
-    if report.passed and used:
+    if report.passed and used != ways[0]:
         report.verdict = "OTHER CONVENTION"
-        evidence = f'declared was reduce="{reduce}", but everything is right under reduce="{ways[used]}"'
-        repair = f'if that is meant, declare it: check_distributed_loss(fn, reduce="{ways[used]}")'
+        said, fits = (f'reduce="{way[0]}", value="{way[1]}"' for way in (ways[0], used))
+        evidence = f"declared was {said}, but everything is right under {fits}"
+        repair = f"if that is meant, declare it: check_distributed_loss(fn, {fits})"
         report.findings.append(Finding("convention", "", "", evidence, repair))
     if not report.passed:
-        report.findings += _diagnosis(observed[convention.scale], convention, setting, ways[used], value)
-    calls = sum(len(calls) for calls in observed.values())
-    report.notes.append(f"{len(details)} comparisons in {calls} collective calls; every rank had other data")
+        report.findings += _diagnosis(calls, truths[convention], convention, setting, used)
+    report.notes.append(
+        f"{len(details)} comparisons in {sum(map(len, observed.values()))} collective calls; every rank had other data"
+    )
     return report
 
 
-def _rows(
-    observed: Sequence[Observed], convention: Convention, setting: Setting, reduce: Reduce, value: Value
-) -> list[Row]:
-    rows: list[Row] = []
-    for call in observed:
-        right = truth(call.probe, convention, setting)
-        for row in judge(call.together(reduce, value), right, call.split.label):
-            rows.append(replace(row, rows=_with_ranks(row, call)))
-    return rows
+def _ways(reduce: Reduce, value: Value, others: Sequence[Reduce]) -> list[Way]:
+    """The declared way of reducing and returning first, then what differs least from it."""
+    values: tuple[Value, Value] = (value, "global" if value == "local" else "local")
+    reduces = [reduce, *(way for way in others if way != reduce)]
+    return [(way, told) for told in values for way in reduces]
+
+
+def _hops(observed: Sequence[Observed], convention: Convention, setting: Setting) -> list[Hop]:
+    """Of the first call whose hops are wrong, else of the first; only where every term weighs."""
+    tables = [
+        hops_of(call.probe, convention, call.split.sizes, [rank.hops for rank in call.ranks], setting.dtype)
+        for call in observed
+        if call.probe.name == "balanced"
+    ]
+    return next((table for table in tables if any(not hop.right for hop in table)), tables[0] if tables else [])
+
+
+def _rows(observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> list[Row]:
+    return [
+        replace(row, rows=_with_ranks(row, call))
+        for call, right in zip(observed, truths, strict=True)
+        for row in judge(call.together(*way), right, call.split.label)
+    ]
 
 
 def _diagnosis(
-    observed: Sequence[Observed], convention: Convention, setting: Setting, reduce: Reduce, value: Value
+    observed: Sequence[Observed], truths: Sequence[Truth], convention: Convention, setting: Setting, way: Way
 ) -> list[Finding]:
     """Mistakes between ranks first, then those of any loss."""
-
     seen = [
         one
-        for call in observed
-        for one in seen_of(call.split.label, call.together(reduce, value), truth(call.probe, convention, setting))
+        for call, right in zip(observed, truths, strict=True)
+        for one in seen_of(call.split.label, call.together(*way), right)
     ]
+    final = way[0] == "none"
+    contexts = {call.split.label: Context(call.probe, convention, call.split.sizes, final) for call in observed}
 
-    def predict(mistakes: Sequence[Mistake]) -> dict[tuple[str, str], Array]:
-        return {
-            (call.split.label, name): values
-            for call in observed
-            for name, values in predict_loss(mistakes, call.probe, convention, setting.dtype, call.split.sizes).items()
-        }
+    def predict(mistakes: Sequence[Mistake]) -> Predicted:
+        return Predicted(mistakes, contexts, setting.dtype)
 
-    return explain(seen, executable("across ranks") + [m for m in executable("one vector") if in_the_loss(m)], predict)
+    return explain(seen, suspects(ranks=True), predict, lambda wrong: patterns(wrong, contexts))
 
 
 def _with_ranks(row: Row, call: Observed) -> str:
@@ -145,8 +154,8 @@ def _wrong(rows: Sequence[Row]) -> int:
 
 
 def _scalar(parts: Array, reduce: Reduce) -> Array:
-    if reduce == "none":  # final on every rank: the one that differs most speaks
-        return np.array(parts[np.abs(parts - np.median(parts)).argmax()])
+    if reduce == "none":
+        return odd_one(parts)
     return np.array(parts.mean() if reduce == "mean" else parts.sum())
 
 

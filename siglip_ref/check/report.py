@@ -208,8 +208,7 @@ def _severity(row: Row) -> tuple[int, float]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Report):
         names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
-        names += ("sight", "hops")
-        return {name: _plain(getattr(value, name)) for name in names}
+        return {name: _plain(getattr(value, name)) for name in (*names, "sight", "hops")}
     if isinstance(value, Row | Finding | Sight | Hop):
         return _plain(asdict(value))
     if isinstance(value, dict):

@@ -8,7 +8,8 @@ import pytest
 from siglip_ref.check.diagnose import Seen, explain, share_explained
 from siglip_ref.check.frameworks import Setting
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
-from siglip_ref.check.predict import in_the_loss, predict_loss
+from siglip_ref.check.patterns import patterns
+from siglip_ref.check.predict import Context, in_the_loss, predict_loss
 from siglip_ref.check.probes import POINTS, make_probe
 from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, truth
@@ -27,6 +28,10 @@ def tensors(mistakes, dtype, sizes, convention=LOG):
         for probe in PROBES
         for name, value in predict_loss(mistakes, probe, convention, dtype, sizes).items()
     }
+
+
+def look(seen):
+    return patterns(seen, {probe.label: Context(probe, LOG, probe.shape[:1]) for probe in PROBES})
 
 
 def seen_from(got, convention=LOG):
@@ -115,9 +120,9 @@ def test_what_is_in_no_catalogue_is_unknown():
     findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None))
     assert [(f.id, f.tensor) for f in findings] == [("unknown", "image_embed")]
     got = {key: value * (1.37 if key[1] == "text_embed" else 1) for key, value in tensors([], "float64", None).items()}
-    findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None))
+    findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None), look)
     assert [f.id for f in findings] == ["unknown"]
-    assert "text_embed is 1.37 times the right one" in findings[0].evidence
+    assert "text_embed: 1.37 times the right one" in findings[0].evidence
 
 
 def test_nan_is_no_agreement():
