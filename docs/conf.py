@@ -18,6 +18,7 @@ extensions = [
     "sphinx_design",
     "offline_math",
     "catalogue",
+    "ring_page_builder",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 html_math_renderer = "mathml"

@@ -1,0 +1,21 @@
+"""The interactive page of the ring and its handout, built into the site beside its pages."""
+
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from ring_page import build
+
+
+def _build(app: Sphinx, exception: Exception | None) -> None:
+    if exception is None and app.builder.name == "html":
+        build(Path(app.outdir))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("build-finished", _build)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

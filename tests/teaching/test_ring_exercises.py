@@ -1,0 +1,136 @@
+"""The twelve answers of docs/exercises/ring.md, from runs and counts."""
+
+import math
+import re
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpi import loss
+from mpi.comm import ThreadComm
+from mpi.cost import traffic
+from mpi.job import Job, run
+from mpi.progress import Progress
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from ring_breaks import BREAKS, broken_modules, run_toy  # noqa: E402
+
+PAGE = (ROOT / "docs" / "exercises" / "ring.md").read_text(encoding="utf-8")
+
+
+def printed(number):
+    """What stands in bold in the answer."""
+    return re.findall(
+        r"\*\*(.+?)\*\*", re.search(rf"\*\*{number}\.\*\*.*?</summary>(.*?)</details>", PAGE, re.DOTALL)[1]
+    )
+
+
+def events(world, scheme="blocking"):
+    """A run of the toy, two pairs a rank."""
+    job = Job(2 * world, 3, scheme, check=False)
+    progress = Progress(world)
+    return ThreadComm.run(world, lambda comm: run(job, comm, progress, comm.rank), timeout=60)[0].events
+
+
+def received(world, scheme="blocking"):
+    return [e for e in events(world, scheme) if e.kind == "recv"]
+
+
+def broken(name):
+    return broken_modules(next(one for one in BREAKS if one.name == name))
+
+
+def holds():
+    return [f"rank {next(e.chunk for e in events(4) if e.kind == 'block' and (e.rank, e.hop) == (1, 3))}"]
+
+
+def born():
+    first = min(
+        (e for e in events(4) if e.kind == "send" and (e.what, e.chunk) == ("gradient", 2)), key=lambda e: e.hop
+    )
+    block = next(e for e in events(4) if e.kind == "block" and (e.rank, e.chunk) == (first.rank, 2))
+    return [f"rank {block.rank}, at hop {block.hop}"]
+
+
+def alone():
+    kinds = {hop: {e.what for e in received(4) if e.hop == hop} for hop in range(1, 5)}
+    return [f"round {hop}" for what in ("chunk", "gradient") for hop, whats in kinds.items() if whats == {what}]
+
+
+def rounds():
+    """A rank waits once a hop for what comes together, in an autograd ring once for texts and once for gradients."""
+    one_trip = {e.hop for e in received(8)}
+    autograd = {(e.what, e.hop) for e in received(8, "autograd-like")}
+    return [f"{len(one_trip)} and {len(autograd)}"]
+
+
+def messages():
+    counted = {sum(e.kind == "send" and e.rank == rank for e in events(8)) for rank in range(8)}
+    assert counted == {traffic("blocking", [2] * 8, 0, 3).messages}
+    return [str(counted.pop())]
+
+
+def size(scheme="blocking"):
+    return 8 * traffic(scheme, [256] * 4, 0, 64).numbers
+
+
+def last_sum():
+    return [str([e for e in events(4) if e.kind == "sum" and e.rank == 0][-1].bytes)]
+
+
+def owners():
+    owner = {e.rank for e in received(4) if e.what == "gradient" and e.chunk == 3 and e.hop == 4}
+    images = {e.rank for e in events(4) if e.kind == "block" and e.chunk == 3}
+    return [f"{len(owner)} and {len(images)}"]
+
+
+def missing():
+    _, meetings = run_toy(broken("forget"))
+    return [str(64 - 4 * len({(rank, owner) for rank, owner, _, _ in meetings}))]
+
+
+def zeros():
+    _, meetings = run_toy(broken("early"))
+    blocks = {round(value, 12) for _, _, actual, value in meetings if actual == -1}
+    assert len(blocks) == 1 and abs(min(blocks) - 4 * math.log(8 / 7)) <= 1e-12
+    return [f"{min(blocks):.4f}"]
+
+
+def averaged():
+    right, wrong = run_toy(loss)[0], run_toy(broken("average"))[0]
+    factors = {
+        name: float(np.sum(getattr(wrong[0], name) / getattr(right[0], name)) / np.size(getattr(right[0], name)))
+        for name in ("d_image_embed", "d_text_embed", "loss")
+    }
+    assert abs(factors["d_image_embed"] - factors["d_text_embed"]) <= 1e-13
+    return [str(Fraction(factors[name]).limit_denominator(100)) for name in ("d_text_embed", "loss")]
+
+
+ANSWERS = {
+    1: holds,
+    2: born,
+    3: alone,
+    4: rounds,
+    5: messages,
+    6: lambda: [f"{size():,}"],
+    7: lambda: [f"{size('autograd-like') - size():,}"],
+    8: last_sum,
+    9: owners,
+    10: missing,
+    11: zeros,
+    12: averaged,
+}
+
+
+def test_there_are_twelve_questions_and_each_has_an_answer():
+    assert [int(number) for number in re.findall(r"^\*\*(\d+)\.\*\* ", PAGE, re.MULTILINE)] == list(ANSWERS)
+    assert PAGE.count("<summary>Answer</summary>") == len(ANSWERS) == 12
+
+
+@pytest.mark.parametrize("number", ANSWERS)
+def test_the_answer_is_what_a_run_says(number):
+    assert ANSWERS[number]() == printed(number)
