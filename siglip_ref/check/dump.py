@@ -9,7 +9,7 @@ from siglip_ref.check.compare import Kind, compare, not_checked, out_of_range
 from siglip_ref.check.diagnose import Seen, explain, share_explained
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.check.noise import TIMES
-from siglip_ref.check.report import Case, Finding, Report, verdict_of
+from siglip_ref.check.report import Case, Finding, Report, Sight, verdict_of
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.files import read_npz, read_safetensors
@@ -83,9 +83,7 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
             if got[name].shape == expected.shape:
                 seen.append(Seen(vector.id, name, got[name], expected, allowed))
     blind, concerned = measured().blind(dtype, {vector.id})
-    notes = [f"would have seen {concerned - len(blind)} of {concerned} mistakes that change this vector, in {dtype}"]
-    if missing:
-        notes.append(f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}")
+    notes = [f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}"] if missing else []
     return Report(
         title=f"{title}, {dtype}",
         verdict="FAIL" if missing and not partial else verdict_of(rows),
@@ -97,6 +95,7 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
         notes=notes,
         details=rows,
         case=Case(dict(got), PROGRAM.format(vector=vector.id, dtype=dtype)),
+        sight=Sight(concerned - len(blind), concerned, tuple(blind), dtype, (f"everything but {vector.id}",)),
     )
 
 
