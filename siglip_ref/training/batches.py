@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from siglip_ref.data.captioned import NOISE, STILL, Captioned, Unreadable
+from siglip_ref.data.captioned import NOISE, Captioned, Unreadable
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.preprocess import Preprocess, levels, resize
@@ -35,12 +35,12 @@ def pixels_of(part: Captioned, size: tuple[int, int], how: Preprocess) -> Seen:
 class Batches:
     """The batches of a training, by number.
 
-    skipped : names of pictures that could not be read, and why; the next readable one stands in
+    skipped : numbers of pictures that could not be read, and why; the next readable one stands in
     """
 
     def __init__(self, part: Captioned, see: Seen, tokenizer: Tokenizer, size: int, seed: int, shuffled: float) -> None:
         self.part, self.see, self.tokenizer, self.size, self.seed = part, see, tokenizer, size, seed
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[int, str] = {}
         rng = np.random.default_rng([seed, 1])
         self.captioned_as = np.arange(part.count)  # whose caption each picture has
         moved = rng.permutation(part.count)[: round(shuffled * part.count)]
@@ -70,26 +70,14 @@ class Batches:
             try:
                 return self.see(number, noise), number
             except Unreadable as reason:
-                self.skipped[self.part.names(number)] = str(reason)
+                self.skipped[number] = str(reason)
                 number = (number + 1) % self.part.count
         raise UsageError(
             expected="images that can be read",
-            got=f"{self.part.count} of which none can; the first: {next(iter(self.skipped.items()))}",
+            got=f"{self.part.count} of which none can; the first: {self.part.names(number)}: {self.skipped[number]}",
             cause="files of another kind, or all broken",
             repair="open one with an image viewer to see",
         )
 
     def _draw_order(self, round_: int) -> Array:
         return np.random.default_rng([self.seed, 3, round_]).permutation(self.part.count)
-
-
-def still(part: Captioned, see: Seen, start: int, stop: int) -> tuple[Array, list[int]]:
-    """Pictures as they are, unvaried, and the numbers of those that can be read."""
-    images, numbers = [], []
-    for number in range(start, min(stop, part.count)):
-        try:
-            images.append(see(number, np.array(STILL)))
-            numbers.append(number)
-        except Unreadable:
-            continue
-    return np.array(images), numbers

@@ -6,32 +6,39 @@ from types import ModuleType
 import numpy as np
 
 from siglip_ref.data.captioned import STILL, Data
-from siglip_ref.embed import image_embeddings, text_embeddings
+from siglip_ref.embed import text_embeddings
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 from siglip_ref.tokenizer import Tokenizer
-from siglip_ref.training.batches import Seen, still
+from siglip_ref.training.batches import Seen
+from siglip_ref.training.classify import logits_of
+from siglip_ref.training.gradient import SIDES
+from siglip_ref.training.locked import still
 
 PIECE = 64  # pictures computed at once
 MOST = 2000  # of the held-out pictures
 
 
 def evaluate(
-    params: Mapping[str, Array], data: Data, see: Seen, tokenizer: Tokenizer, cfg: Config, ops: ModuleType
+    params: Mapping[str, Array], data: Data, see: Seen, tokenizer: Tokenizer, cfg: Config, ops: ModuleType, side: str
 ) -> dict[str, float]:
     """Shares between 0 and 1, by name.
 
     "zero-shot accuracy": a picture's nearest class caption is its class's. "recall@1 of images" (and @5): a caption's
-    nearest pictures hold one with this very caption; "of texts": the other way round.
+    nearest pictures hold one with this very caption; "of texts": the other way round. "accuracy": of a classifier.
+    side : a name in `siglip_ref.training.gradient.SIDES`, what `see` gives
     """
     part = data.test
     images, numbers = [], []
     for start in range(0, min(part.count, MOST), PIECE):
         seen, found = still(part, see, start, min(start + PIECE, MOST))
         if found:
-            images.append(image_embeddings(params, seen.astype(params["bias"].dtype), cfg, ops))
+            images.append(SIDES[side][1](params, seen.astype(params["bias"].dtype), cfg, ops))
             numbers += found
     image_embed = np.concatenate(images)
+    if "head/kernel" in params:
+        labels = np.array(part.labels)[numbers]
+        return {"accuracy": float((logits_of(params, image_embed).argmax(1) == labels).mean())}
     if data.classes:
         text_embed = embed_texts(params, [data.prompt.format(name) for name in data.classes], tokenizer, cfg, ops)
         labels = np.array(part.labels)[numbers]

@@ -1,8 +1,14 @@
 """The end of a training: a model that every command here takes, curves, and a sentence."""
 
+import json
+import shutil
 from pathlib import Path
 
+from safetensors.numpy import save_file
+
+from siglip_ref.checkpoint.load import resolve
 from siglip_ref.checkpoint.save import save_checkpoint
+from siglip_ref.tokenizer import FILES
 from siglip_ref.training.loop import Quiet, Run
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.settings import Settings, TrainingStopped
@@ -21,9 +27,25 @@ def finish(settings: Settings, out: Path, run: Run, parallel: Parallel, show: Qu
     parallel.at(run.step, "writing the model")
     try:
         save_checkpoint(out / "model", run.params, run.task.cfg, "huggingface")
+        if "head/kernel" in run.params:
+            layer = {name: run.params[name] for name in ("head/kernel", "head/bias")}
+            save_file(layer, out / "model" / "classifier.safetensors", {"classes": json.dumps(run.task.classes)})
+        if settings.init:
+            copy_companions(resolve(settings.init), out / "model")
         write_history(out, run)
     except OSError as error:
         raise TrainingStopped(
             run.step, f"the model cannot be written: {error}", "make room, then give the same command again"
         ) from error
+    if run.broken:
+        some = "; ".join(f"{name}: {reason}" for name, reason in list(run.skipped.items())[:3])
+        show.say(f"{run.broken} images could not be read and were skipped" + f": {some}" * bool(some))
     show.say(f"{out / 'model'}: " + (in_words(run.judged[-1]) if run.judged else "not judged"))
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """The tokeniser and the settings of images that came with the checkpoint."""
+    folder = source if source.is_dir() else source.parent
+    for name in (*FILES, "preprocessor_config.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)

@@ -1,6 +1,7 @@
 """The training loop, the same for one process and for many ranks."""
 
 import math
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Quiet:
     def say(self, text: str) -> None:
         """A sentence."""
 
-    def begin(self, task: Task, step: int, total: int) -> None:
+    def begin(self, task: Task, step: int) -> None:
         """The loop starts at this step."""
 
     def step(self, step: int, row: Array) -> None:
@@ -42,11 +43,19 @@ class Run:
     """Where a training stands."""
 
     task: Task
+    settings: Settings
     step: int
     params: Params
     state: State
     history: list[Array] = field(default_factory=list)
     judged: list[dict[str, float]] = field(default_factory=list)
+    broken: int = 0  # pictures that could not be read, over all ranks
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Of this rank: names of pictures that could not be read, and why."""
+        batches = self.task.batches
+        return {batches.part.names(number): reason for number, reason in batches.skipped.items()}
 
 
 def train(
@@ -71,48 +80,65 @@ def train(
     stop_after : steps after which to stop, as if interrupted (0: never)
     """
     parallel.at(0, "preparing the data and the model")
-    task = prepare(settings, parallel, out)
-    total = task.total
+    task = prepare(settings, parallel, out, show.say)
     run = resume(settings, out, parallel, show, task)
-    every, judge_every = every or max(1, total // 20), judge_every or max(1, total // 4)
-    show.begin(task, run.step, total)
-    first = parallel.rank == 0
-    while run.step < total:
-        loss, grads = summed(settings, task, run, parallel)
-        row = [loss, float(run.params["log_scale"]), float(run.params["bias"])]
-        parallel.at(run.step, "the optimiser")
-        learnt = {name: run.params[name] for name in task.learnt} if len(task.learnt) < len(run.params) else run.params
-        moved, run.state = task.step(learnt, grads, run.state, run.step)
-        run.params = moved if len(moved) == len(run.params) else {**run.params, **moved}
-        run.history.append(np.array(row))
-        run.step += 1
-        show.step(run.step, run.history[-1])
-        if first and (run.step % judge_every == 0 or run.step == total):
-            parallel.at(run.step, "judging the model")
-            run.judged.append({"step": run.step} | task.judge(run.params))
-            show.judged(run.step, run.judged[-1])
-        if first and (run.step % every == 0 or run.step == total):
-            parallel.at(run.step, "writing a checkpoint")
-            keep(settings, out, run, parallel.size)
-        if run.step == stop_after:
-            break
-    show.end()
+    every, judge_every = every or max(1, task.total // 20), judge_every or max(1, task.total // 4)
+    show.begin(task, run.step)
+    try:
+        while run.step < task.total:
+            one_step(run, parallel)
+            show.step(run.step, run.history[-1])
+            last = run.step == task.total
+            if parallel.rank == 0 and (last or run.step % judge_every == 0):
+                parallel.at(run.step, "judging the model")
+                run.judged.append({"step": run.step} | task.judge(run.params))
+                show.judged(run.step, run.judged[-1])
+            if last or run.step % every == 0:
+                require_same_bits(run, parallel)
+                if parallel.rank == 0:
+                    parallel.at(run.step, "writing a checkpoint")
+                    keep(run, out, parallel.size)
+            if run.step == stop_after:
+                break
+    finally:
+        show.end()
+    run.broken = count_broken(run, parallel)
     return run
 
 
-def summed(settings: Settings, task: Task, run: Run, parallel: Parallel) -> tuple[float, Params]:
+def one_step(run: Run, parallel: Parallel) -> None:
+    """Take the parameters one step further, and keep a record of it."""
+    loss, grads = summed(run, parallel)
+    parallel.at(run.step, "the optimiser")
+    row = [loss, float(run.params["log_scale"]), float(run.params["bias"])]
+    learnt = {name: run.params[name] for name in grads} if len(grads) < len(run.params) else run.params
+    moved, run.state = run.task.step(learnt, grads, run.state, run.step)
+    run.params = moved if len(moved) == len(run.params) else {**run.params, **moved}
+    run.history.append(np.array(row))
+    run.step += 1
+
+
+def count_broken(run: Run, parallel: Parallel) -> int:
+    """Pictures that any rank could not read."""
+    found = np.zeros(run.task.batches.part.count)
+    found[list(run.task.batches.skipped)] = 1
+    return int((parallel.sum(found) > 0).sum())
+
+
+def summed(run: Run, parallel: Parallel) -> tuple[float, Params]:
     """Loss and gradients of this step, the same on every rank."""
+    task, batches = run.task, run.settings.accumulate
     parallel.at(run.step, "reading its batch")
     loss, flat = 0.0, np.zeros(0)
-    for part in range(settings.accumulate):
-        found, grads = task.gradient(run.params, run.step * settings.accumulate + part)
+    for part in range(batches):
+        found, grads = task.gradient(run.params, run.step * batches + part)
         own = [_own(name, grads[name], task, parallel).reshape(-1) for name in task.learnt]
-        loss += found / settings.accumulate
-        flat = np.concatenate(own) / settings.accumulate + (flat if part else 0)
+        loss += found / batches
+        flat = np.concatenate(own) if part == 0 else flat + np.concatenate(own)
     finite = np.zeros(parallel.size, flat.dtype)
     finite[parallel.rank] = np.isfinite(flat).all() and math.isfinite(loss)
     parallel.at(run.step, "summing up the gradients")
-    total = parallel.sum(np.concatenate([flat, finite]))
+    total = parallel.sum(np.concatenate([flat / batches if batches > 1 else flat, finite]))
     if not total[flat.size :].all():
         ranks = ", ".join(str(rank) for rank in np.flatnonzero(total[flat.size :] != 1))
         raise TrainingStopped(
@@ -139,12 +165,28 @@ def _own(name: str, grad: Array, task: Task, parallel: Parallel) -> Array:
     return np.asarray(grad)
 
 
-def keep(settings: Settings, out: Path, run: Run, ranks: int) -> None:
+def require_same_bits(run: Run, parallel: Parallel) -> None:
+    """Every rank must hold the same parameters, bit for bit."""
+    parallel.at(run.step, "comparing the ranks")
+    marks = np.zeros(parallel.size)
+    for value in run.params.values():
+        marks[parallel.rank] = zlib.crc32(value.tobytes(), int(marks[parallel.rank]))
+    marks = parallel.sum(marks)
+    if (marks != marks[0]).any():
+        rank = int(np.argmax(marks != marks[0]))
+        raise TrainingStopped(
+            run.step,
+            f"the parameters of rank {rank} are not those of rank 0",
+            "its memory or its libraries differ: give every rank the same environment; the checkpoints are from before",
+        )
+
+
+def keep(run: Run, out: Path, ranks: int) -> None:
     """Write a checkpoint."""
     tensors = {f"params/{name}": value for name, value in run.params.items()}
     tensors |= {f"slots/{name}": run.state.slots[name] for name in run.state.slots}
     tensors["history"] = np.array(run.history)
-    about = {"settings": settings.as_dict(), "ranks": ranks, "judged": run.judged}
+    about = {"settings": run.settings.as_dict(), "ranks": ranks, "judged": run.judged}
     save(out / "checkpoints", run.step, tensors, about)
 
 
@@ -154,7 +196,7 @@ def resume(settings: Settings, out: Path, parallel: Parallel, show: Quiet, task:
     for words in broken:
         show.say(f"passed over {words}")
     if saved is None:
-        return Run(task, 0, task.params, State())
+        return Run(task, settings, 0, task.params, State())
     _require_same(settings, saved, out)
     if saved.about["ranks"] != parallel.size:
         show.say(
@@ -165,7 +207,7 @@ def resume(settings: Settings, out: Path, parallel: Parallel, show: Quiet, task:
     params = {name: saved.tensors[f"params/{name}"] for name in task.params}
     slots = {name[6:]: value for name, value in saved.tensors.items() if name.startswith("slots/")}
     state, history = State(saved.step, slots), list(saved.tensors["history"])
-    return Run(task, saved.step, params, state, history, list(saved.about["judged"]))
+    return Run(task, settings, saved.step, params, state, history, list(saved.about["judged"]))
 
 
 def _require_same(settings: Settings, saved: Saved, out: Path) -> None:

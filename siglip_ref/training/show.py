@@ -33,9 +33,9 @@ class Terminal(Quiet):
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
 
-    def begin(self, task: Task, step: int, total: int) -> None:
-        self.total, self.batch = total, task.batches.size
-        self.line = self.bar.add_task("", total=total, completed=step)
+    def begin(self, task: Task, step: int) -> None:
+        self.total, self.images = task.total, task.batches.size
+        self.line = self.bar.add_task("", total=task.total, completed=step)
         if self.console.is_terminal:
             self.bar.start()
 
@@ -45,7 +45,7 @@ class Terminal(Quiet):
         if len(self.times) > 3:
             a_step = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
             left = a_step * (self.total - step)
-            words += f"  {self.batch / a_step:,.0f} images/s"
+            words += f"  {self.images / a_step:,.0f} images/s"
             words += f"  ends in {_duration(left)}, at {time.strftime('%H:%M:%S', time.localtime(time.time() + left))}"
         self.bar.update(self.line, completed=step, description=words.partition("  ")[2])
         if not self.console.is_terminal and (step % max(1, self.total // LINES) == 0 or step == 4):

@@ -12,6 +12,7 @@ import numpy as np
 from siglip_ref.ops.elementary import Array
 from siglip_ref.training.settings import TrainingStopped
 
+NOTE = "siglip-ref training"  # the entry of a file's header that tells what its tensors do not
 KEPT = 2  # a checkpoint that turns out broken has one before it
 
 
@@ -60,7 +61,8 @@ def save(folder: Path, step: int, tensors: dict[str, Array], about: dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("*.part"):  # of runs that were killed
             left.unlink()
-        content = to_bytes(tensors, {"about": words, "step": str(step), "sha256": digest(step, tensors, words)})
+        note = json.dumps({"step": step, "about": words, "sha256": digest(step, tensors, words)})
+        content = to_bytes(tensors, {NOTE: note})  # one entry: the library writes several in random order
         write_atomically(path, content)
     except OSError as error:
         last = checkpoints(folder)
@@ -84,12 +86,12 @@ def load(path: Path) -> Saved:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
+            note = json.loads((file.metadata() or {})[NOTE])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+        step, words, wanted = int(note["step"]), str(note["about"]), note["sha256"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name}: {error}") from error
-    step, words = int(about.get("step", -1)), about.get("about", "")
-    if digest(step, tensors, words) != about.get("sha256"):
+    if digest(step, tensors, words) != wanted:
         raise ValueError(f"{path.name}: its checksum does not fit its content")
     return Saved(step, tensors, json.loads(words))
 

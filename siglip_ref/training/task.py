@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,10 @@ from siglip_ref.preprocess import PREPROCESS, Preprocess
 from siglip_ref.sizes import Config, config
 from siglip_ref.tokenizer import Tokenizer, byte_tokenizer
 from siglip_ref.training.batches import Batches, pixels_of
+from siglip_ref.training.classify import classifier_gradient, head
 from siglip_ref.training.evaluate import evaluate
 from siglip_ref.training.gradient import gradient
+from siglip_ref.training.locked import locked
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.settings import Settings
 
@@ -45,25 +48,56 @@ class Task:
     judge: Callable[[Params], dict[str, float]]
     step: Stepper
     ops: ModuleType
-    tokenizer: Tokenizer
-    how: Preprocess
     total: int
+    classes: tuple[str, ...]
     shared: tuple[str, ...] = ("log_scale", "bias")
 
 
-def prepare(settings: Settings, parallel: Parallel, out: Path) -> Task:
+def prepare(settings: Settings, parallel: Parallel, out: Path, say: Callable[[str], None]) -> Task:
     """Data, model, loss and optimiser."""
     data, ops = open_data(settings.data), best_ops()
     cfg, params, tokenizer, how = model_of(settings, data)
     batch = settings.batch or int(data.defaults["batch"])
-    if batch < parallel.size:
-        raise UsageError(
-            f"--batch of at least {parallel.size}, a pair for each rank", str(batch), "too small a batch", "enlarge it"
+    _require(settings, data, cfg, batch, parallel.size)
+    see, see_test = (pixels_of(part, cfg.image_size, how) for part in (data.train, data.test))
+    side = "image"
+    if settings.freeze:
+        side = "locked"
+        see, see_test = (
+            locked(part, see, params, cfg, ops, parallel, out / f"locked-{name}", say)
+            for name, part, see in (("train", data.train, see), ("test", data.test, see_test))
         )
-    see = pixels_of(data.train, cfg.image_size, how)
     batches = Batches(data.train, see, tokenizer, batch, settings.seed, settings.shuffled)
-    mine = share(batch, parallel.rank, parallel.size)
-    sizes = [part.stop - part.start for part in (share(batch, rank, parallel.size) for rank in range(parallel.size))]
+    learnt = dict.fromkeys(params)
+    if settings.loss == "labels":
+        params |= head(len(data.classes), cfg, params["bias"].dtype)
+        learnt = {name: None for name in params if name.startswith(("image/", "head/"))}
+    fixed = ("image/",) * bool(settings.freeze) + ("bias",) * (settings.without_bias or settings.loss == "softmax")
+    total = settings.steps or int(data.defaults["steps"])
+    make = classes_gradient if settings.loss == "labels" else pairs_gradient
+    return Task(
+        cfg,
+        params,
+        [name for name in learnt if not name.startswith(fixed)],
+        batches,
+        make(settings, parallel, batches, cfg, ops, side),
+        lambda params: evaluate(params, data, see_test, tokenizer, cfg, ops, side),
+        stepper(settings, data, cfg, ops, total),
+        ops,
+        total,
+        tuple(data.classes),
+    )
+
+
+Gradient = Callable[[Params, int], tuple[float, Params]]
+
+
+def pairs_gradient(
+    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: ModuleType, side: str
+) -> Gradient:
+    """Of the loss of image-text pairs."""
+    shares = [share(batches.size, rank, parallel.size) for rank in range(parallel.size)]
+    sizes = [part.stop - part.start for part in shares]
 
     def loss(params: Params, x: Array, y: Array) -> LossAndGrads:
         parallel.at(-1, "the loss")
@@ -74,25 +108,56 @@ def prepare(settings: Settings, parallel: Parallel, out: Path) -> Task:
         parallel.at(-1, "the way back through the towers")
         return found
 
-    def pairs(params: Params, number: int) -> tuple[float, Params]:
+    def of_batch(params: Params, number: int) -> tuple[float, Params]:
         parallel.at(-1, "reading its batch")
-        images, tokens, _ = batches.read(number, mine)
+        images, tokens, _ = batches.read(number, shares[parallel.rank])
         parallel.at(-1, "the towers")
         images = images.astype(params["bias"].dtype, copy=False)
-        side = "image"
-        found, grads = gradient(params, images, tokens, lambda x, y: loss(params, x, y), cfg, ops, settings.micro, side)
+        found, grads = gradient(params, images, tokens, partial(loss, params), cfg, ops, settings.micro, side)
         return float(found.loss), grads | {"log_scale": found.d_log_scale, "bias": found.d_bias}
 
-    fixed = ("bias",) * (settings.without_bias or settings.loss == "softmax")
-    learnt = [name for name in params if name not in fixed]
-    see_test = pixels_of(data.test, cfg.image_size, how)
+    return of_batch
 
-    def judge(params: Params) -> dict[str, float]:
-        return evaluate(params, data, see_test, tokenizer, cfg, ops)
 
-    total = settings.steps or int(data.defaults["steps"])
-    step = stepper(settings, data, cfg, ops, total)
-    return Task(cfg, params, learnt, batches, pairs, judge, step, ops, tokenizer, how, total)
+def classes_gradient(
+    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: ModuleType, side: str
+) -> Gradient:
+    """Of the classifier's cross entropy."""
+    mine = share(batches.size, parallel.rank, parallel.size)
+
+    def of_batch(params: Params, number: int) -> tuple[float, Params]:
+        parallel.at(-1, "reading its batch")
+        images, _, labels = batches.read(number, mine)
+        parallel.at(-1, "the towers")
+        images = images.astype(params["bias"].dtype, copy=False)
+        loss, grads = classifier_gradient(params, images, labels, batches.size, cfg, ops, settings.micro, side)
+        parallel.at(-1, "the loss")
+        return float(parallel.sum(np.array([loss]))[0]), grads
+
+    return of_batch
+
+
+def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int) -> None:
+    """Settings that fit together."""
+    problems = [
+        (batch < ranks, f"--batch of at least {ranks}, a pair for each rank", f"--batch {batch}", "enlarge the batch"),
+        (
+            bool(settings.freeze) and not settings.init,
+            "--init DIR with --freeze image",
+            "--freeze image alone",
+            "a tower that knows nothing is not worth keeping: name a checkpoint",
+        ),
+        (
+            settings.loss == "labels" and not data.classes,
+            "data with classes for --labels: digits, or a folder of class folders",
+            f"--data {settings.data}",
+            "sort the images into one folder a class",
+        ),
+        (cfg.naflex, "a model of fixed resolution", cfg.name, "take another checkpoint"),
+    ]
+    for wrong, expected, got, repair in problems:
+        if wrong:
+            raise UsageError(expected, got, "these settings do not fit together", repair)
 
 
 def model_of(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, Preprocess]:
@@ -112,7 +177,8 @@ def model_of(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer,
 def stepper(settings: Settings, data: Data, cfg: Config, ops: ModuleType, total: int) -> Stepper:
     """The optimiser with its schedule: of parameters, gradients, state and step."""
     warmup = total // 10 if settings.warmup < 0 else settings.warmup
-    lr = settings.lr or data.defaults["lr"]
+    tuned = bool(settings.init) and not settings.freeze  # a trained tower learns slowly, or it forgets
+    lr = settings.lr or data.defaults["lr"] * (0.1 if tuned else 1.0)
     if settings.optimiser == "big_vision":
         rule = optim.BigVision(lr=lr, decay=1e-4 if settings.decay is None else settings.decay, max_norm=settings.clip)
         layout = optim.big_vision_shapes(cfg)

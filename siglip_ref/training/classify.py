@@ -1,0 +1,58 @@
+"""The image encoder as a classifier: a linear layer on its unit embeddings, and their cross entropy."""
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import numpy as np
+
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.softmax import softmax_forward
+from siglip_ref.params import Params
+from siglip_ref.sizes import Config
+from siglip_ref.training.gradient import SIDES
+
+
+def head(classes: int, cfg: Config, dtype: np.dtype[np.generic]) -> Params:
+    """A layer that knows nothing yet."""
+    return {"head/kernel": np.zeros((cfg.embed, classes), dtype), "head/bias": np.zeros(classes, dtype)}
+
+
+def logits_of(params: Mapping[str, Array], embed: Array) -> Array:
+    """(B, classes). Unit vectors are brought to about one in each place, as a layer norm would leave them."""
+    return np.sqrt(embed.shape[1]).astype(embed.dtype) * (embed @ params["head/kernel"]) + params["head/bias"]
+
+
+def classifier_gradient(
+    params: Mapping[str, Array],
+    images: Array,
+    labels: Array,
+    pairs: int,
+    cfg: Config,
+    ops: ModuleType,
+    micro: int,
+    side: str,
+) -> tuple[float, Params]:
+    """This rank's share of the mean cross entropy of all ranks' pictures, and what it adds to the gradients.
+
+    Parameters
+    ----------
+    images, labels : this rank's
+    pairs : of all ranks
+    micro : pictures computed at once (0: all); they need nothing of one another
+    side : a name in `siglip_ref.training.gradient.SIDES`
+    """
+    loss, grads = 0.0, dict[str, Array]()
+    for start in range(0, len(images), micro or len(images)):
+        rows = slice(start, start + (micro or len(images)))
+        embed, backward = SIDES[side][0](params, images[rows], cfg, ops)
+        right = np.eye(params["head/bias"].size, dtype=bool)[labels[rows]]  # (b, classes)
+        chances, _ = softmax_forward(logits_of(params, embed))
+        loss -= float(np.log(chances[right]).sum()) / pairs
+        # the derivative of a cross entropy: chances minus the truth
+        d_logits = (chances - right) / pairs
+        # logits = sqrt(D) * embed @ kernel + bias
+        d_scaled = np.sqrt(embed.shape[1]).astype(embed.dtype) * d_logits
+        part = backward(d_scaled @ params["head/kernel"].T)
+        part |= {"head/kernel": embed.T @ d_scaled, "head/bias": d_logits.sum(0)}
+        grads |= {name: grads[name] + g if name in grads else g for name, g in part.items()}
+    return loss, grads
