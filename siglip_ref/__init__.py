@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.loss import check_loss as check_loss
     from siglip_ref.check.model import check_model as check_model
     from siglip_ref.check.preprocess import check_preprocess as check_preprocess
+    from siglip_ref.check.step import check_step as check_step
     from siglip_ref.check.tokenize import check_tokenize as check_tokenize
     from siglip_ref.conventions import preset as preset
     from siglip_ref.errors import UsageError as UsageError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from siglip_ref.loss import LossAndGrads as LossAndGrads
     from siglip_ref.loss import expected_loss as expected_loss
     from siglip_ref.loss import sigmoid_loss as sigmoid_loss
+    from siglip_ref.optim import AdamW as AdamW
+    from siglip_ref.optim import BigVision as BigVision
     from siglip_ref.params import init as init
     from siglip_ref.sizes import Config as Config
     from siglip_ref.sizes import config as config
@@ -32,7 +35,9 @@ __version__ = "0.1.0"
 
 # public name: the module it lives in
 _HOMES = {
+    "AdamW": "siglip_ref.optim",
     "Adapter": "siglip_ref.check.adapters",
+    "BigVision": "siglip_ref.optim",
     "Config": "siglip_ref.sizes",
     "LossAndGrads": "siglip_ref.loss",
     "Model": "siglip_ref.zeroshot",
@@ -42,6 +47,7 @@ _HOMES = {
     "check_loss": "siglip_ref.check.loss",
     "check_model": "siglip_ref.check.model",
     "check_preprocess": "siglip_ref.check.preprocess",
+    "check_step": "siglip_ref.check.step",
     "check_tokenize": "siglip_ref.check.tokenize",
     "check_dump": "siglip_ref.check.dump",
     "config": "siglip_ref.sizes",

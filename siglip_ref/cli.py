@@ -108,6 +108,32 @@ def check_model_command(
     finish(report, json, save_case)
 
 
+@check.command("step")
+def check_step_command(
+    target: Annotated[str, typer.Argument(help='"module:name" or "file.py:name", a function that makes the step')],
+    json: Json = None,
+    save_case: SaveCase = None,
+) -> None:
+    """Is a training step right: clip, weight decay, bias correction, schedule, accumulation, save and load?
+
+    TARGET takes nothing and returns the arguments of siglip_ref.check_step as a dict: step_fn, rule, model, ...
+    """
+    from siglip_ref.check.step import check_step
+    from siglip_ref.check.target import load_callable
+
+    with _progress(f"checking {target}") as progress:
+        arguments = load_callable(target)()
+        if not isinstance(arguments, dict):
+            raise UsageError(
+                expected=f"{target}() that returns the arguments of check_step as a dict",
+                got=f"a {type(arguments).__name__}",
+                cause="the step itself, or its model, was returned",
+                repair="return dict(step_fn=step, rule=sr.AdamW(...), model=model)",
+            )
+        report = check_step(**arguments, progress=progress)
+    finish(report, json, save_case)
+
+
 @app.command("selfcheck")
 def selfcheck_command() -> None:
     """Prove the reference on this machine: complex step, balls, a certified number, mistakes that must show."""

@@ -23,6 +23,11 @@ def kernels(name: str) -> bool:
     return name.endswith("/kernel")
 
 
+def matrices(name: str) -> bool:
+    """What open_clip decays: all that has two or more axes, but for positions: token embedding and probe, too."""
+    return name.endswith(("/kernel", "/token", "/probe"))
+
+
 def nothing(name: str) -> bool:
     return False
 

@@ -76,10 +76,8 @@ class TorchModel:
                     hooks.enter_context(_tapped(self.model, tap, taken))
                 except AttributeError:
                     absent.append(tap)
-            device = next(self.model.parameters()).device
-            pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, kind)
-            ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
-            loss, given = torch.func.functional_call(_Whole(self.model, self.loss), stand_ins, (pixels, ids))
+            given_to = self.inputs(images, tokens, dtype)
+            loss, given = torch.func.functional_call(_Whole(self.model, self.loss), stand_ins, given_to)
             loss.backward()
         activations = taken | {name: to_numpy(value) for name, value in given.items()}
         unreached = [tap for tap in self.taps if tap.ours not in taken and tap not in absent]
@@ -93,6 +91,24 @@ class TorchModel:
         not_checked += [f"{tap.ours}: the pass never called {tap.module!r}" for tap in unreached]
         names = {tap.ours: f"{tap.side} of {tap.module}" for tap in self.taps} | {e.ours: e.theirs for e in self.table}
         return Run(to_numpy(loss), activations, self._collect(grads), names, not_checked, notes)
+
+    @property
+    def dtype(self) -> str:
+        """The format of its parameters."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    def inputs(self, images: Tensor, tokens: Tensor, dtype: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, height, width) in dtype, the parameters' own by default, and tokens (B, N), on its device."""
+        device, kind = next(self.model.parameters()).device, getattr(torch, dtype or self.dtype)
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, kind)
+        return pixels, torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
+
+    def write(self, params: Mapping[str, Tensor]) -> None:
+        """Give the model these weights, in place. The caller puts its own ones back."""
+        stand_ins = self._stand_ins(params, getattr(torch, self.dtype))
+        with torch.no_grad():
+            for name, p in self._used():
+                p.copy_(stand_ins["model." + name])
 
     def _used(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if name not in self.ignored)

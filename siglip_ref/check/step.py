@@ -1,0 +1,250 @@
+"""check_step: does a training step do what its optimiser's settings say?"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.adapters.find import adapter_for
+from siglip_ref.check.compare import Row, compare
+from siglip_ref.check.frameworks import Setting, describe, framework_of, load_framework
+from siglip_ref.check.in_numpy import random_states
+from siglip_ref.check.model_probe import probe_params
+from siglip_ref.check.model_reference import UNIT_ROUNDOFF
+from siglip_ref.check.report import Case, Finding, Report, Verdict, verdict_of, worst_rows
+from siglip_ref.check.step_diagnosis import diagnose, unseen
+from siglip_ref.check.step_gradients import PAIRS, OfModel, drawn
+from siglip_ref.check.step_judge import Judged, Plan, Rule, Schedule, judge
+from siglip_ref.check.step_run import Model, Taken, Update, borrowed, take_steps
+from siglip_ref.errors import UsageError
+from siglip_ref.optim import AdamW, BigVision
+from siglip_ref.params import Params
+from siglip_ref.sizes import config
+
+
+def check_step(
+    step_fn: Callable[..., Any],
+    rule: Rule,
+    model: object = None,
+    *,
+    schedule: Schedule | None = None,
+    accumulate: int = 1,
+    restart: Callable[..., Any] | None = None,
+    weights: str = "probe",
+    dtype: str | None = None,
+    framework: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Judge a training step: three steps in a row beside the reference's, parameter by parameter.
+
+    Parameters
+    ----------
+    step_fn : with a model: step_fn(images, tokens) trains it in place, from zeroing gradients to the optimiser's step;
+        it is given 8 pairs. Without: step_fn(params, grads, state) -> params, state, the optimiser alone: dicts of
+        arrays by name, state None before the first step
+    rule : `AdamW(lr=..., decay=..., max_norm=...)` or `BigVision(...)`: what the step is meant to do
+    model : a transformers SiglipModel, an open_clip SigLIP model, or a `TorchModel` adapter; the smaller, the quicker
+    schedule : the factor on lr of step 0, 1, ...; see `siglip_ref.optim.cosine`
+    accumulate : micro-batches of a step, each with its own negatives only; 1: all pairs see each other, also where
+        embeddings are kept (GradCache)
+    restart : saves and loads between the second and the third step. With a model: restart(), which may return a new
+        step function, or a new model and its step function. Without: restart(params, state) -> params, state
+    weights : "probe", the model is given weights on which mistakes show; "own", it keeps its own
+    dtype : what gradients are computed in; None: the format of the model's parameters, without a model float32
+    framework : of an update function: "torch", "jax" or "numpy"; None: seen from the function
+    progress : called with a line before each long step
+
+    Returns
+    -------
+    Report; a row is what a parameter was moved by, at the step where it deviates most
+
+    Raises
+    ------
+    UsageError : a step function that cannot be called this way, a model of an unknown kind
+
+    Notes
+    -----
+    Weights and gradients of the model are put back at the end. The optimiser has taken three steps, and keeps what it
+    learnt in them: make one for the check.
+
+    Examples
+    --------
+    >>> import siglip_ref as sr
+    >>> from siglip_ref.optim import State, adamw_step
+    >>> rule = sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0)
+    >>> def step(params, grads, state):
+    ...     return adamw_step(params, grads, state or State(), rule)
+    >>> check_step(step, rule, framework="numpy").verdict
+    'PASS'
+    """
+    _require(step_fn, rule, model, schedule, accumulate, weights, dtype)
+    say = progress or (lambda line: None)
+    with random_states():
+        if model is None:
+            kind, taken, reloaded, micro = _of_update(step_fn, rule, restart, dtype or "float32", framework, say)
+        else:
+            kind, taken, reloaded, micro = _of_model(step_fn, rule, model, restart, accumulate, weights, dtype, say)
+    plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, UNIT_ROUNDOFF[kind], micro)
+    say("the reference")
+    judged = judge(taken, plan)
+    loaded = [compare(n, move, 0 * move, 0.0, kind="value", probe="save and load") for n, move in reloaded.items()]
+    changed = [row for row in loaded if not row.right]
+    rows = judged.rows + changed
+    verdict, findings = verdict_of(rows), list[Finding]()
+    if verdict == "FAIL":
+        say("what explains it")
+        verdict, findings = _explained(taken, plan, judged, changed)
+    missing = [] if restart else ["state after save and load: no restart= was given"]
+    return Report(
+        title=f"{len(taken)} steps of {describe(step_fn)}; {type(rule).__name__}; {kind}",
+        verdict=verdict,
+        rows=worst_rows(rows),
+        findings=findings,
+        conventions={f.name: _word(getattr(rule, f.name)) for f in fields(rule)} | {"accumulate": str(accumulate)},
+        not_checked=missing,
+        blind=unseen(taken, plan, judged),
+        details=rows,
+        case=_case(judged, taken, plan),
+    )
+
+
+_MORE_OF_THE_SAME = ("block01", "/k/", "/v/", "norm2")
+
+
+def _of_update(
+    step_fn: Callable[..., Any],
+    rule: Rule,
+    restart: Callable[..., Any] | None,
+    dtype: str,
+    framework: str | None,
+    say: Callable[[str], None],
+) -> tuple[str, list[Taken], Params, None]:
+    """Steps with gradients of ours, on the parameters of the smallest model."""
+    name = framework or framework_of(step_fn)
+    loaded = load_framework(name)
+    drawn_params = probe_params(config("tiny"), PAIRS, "float32").items()
+    start = {n: np.asarray(p, np.float64) for n, p in drawn_params if not any(part in n for part in _MORE_OF_THE_SAME)}
+    with loaded.environment(step_fn, Setting(dtype, dtype, "cpu", False)):
+        trainer = Update(step_fn, restart, name, dtype, start)
+        taken, reloaded = take_steps(trainer, drawn(start, rule.max_norm, rule.frozen), restart is not None, say)
+    return dtype, taken, reloaded, None
+
+
+def _of_model(
+    step_fn: Callable[..., Any],
+    rule: Rule,
+    model: Any,
+    restart: Callable[..., Any] | None,
+    accumulate: int,
+    weights: str,
+    dtype: str | None,
+    say: Callable[[str], None],
+) -> tuple[str, list[Taken], Params, Callable[[int, int], Params]]:
+    """Steps of a model, with the gradients that the reference finds at its weights."""
+    adapter: Any = adapter_for(model)
+    if not hasattr(adapter, "write"):
+        raise UsageError(
+            expected="a torch model, which a step function trains in place",
+            got=adapter.name,
+            cause="JAX and NumPy have no parameters in place",
+            repair="give the update alone: check_step(lambda params, grads, state: ..., rule)",
+        )
+    kind = dtype or adapter.dtype
+    source = OfModel(adapter.config, adapter.config.conventions, accumulate, rule.max_norm, rule.frozen, kind)
+    with borrowed(adapter.model):
+        if weights == "probe":
+            say("probe weights")
+            adapter.write(source.start())
+        taken, reloaded = take_steps(Model(step_fn, restart, adapter), source.choose, restart is not None, say)
+
+    @lru_cache(maxsize=16)
+    def micro(k: int, parts: int) -> Params:
+        batch = taken[k].batch
+        assert batch is not None  # a model's steps have one
+        return source.gradients(taken[k].before, batch, parts)[0]
+
+    return adapter.dtype, taken, reloaded, micro
+
+
+def _explained(
+    taken: Sequence[Taken], plan: Plan, judged: Judged, reloaded: Sequence[Row]
+) -> tuple[Verdict, list[Finding]]:
+    """What save and load changed, another setting under which all is right, or mistakes of the catalogue."""
+    findings = []
+    if reloaded:
+        repair = "save all parameters, in the format they are trained in"
+        evidence = f"save and load changes the parameters themselves: {len(reloaded)} of them"
+        findings.append(Finding("unknown", reloaded[0].name, reloaded[0].rows, evidence, repair))
+    if judged.right:
+        return "FAIL", findings
+    verdict, found = diagnose(taken, plan, judged)
+    return ("FAIL" if reloaded else verdict), findings + found
+
+
+def _case(judged: Judged, taken: Sequence[Taken], plan: Plan) -> Case:
+    """The parameter that is furthest off: its gradients in all steps, and what was and should have been added."""
+    row = max((row for row in judged.rows if row.verdict in ("pass", "FAIL")), key=lambda row: row.excess)
+    one = next(one for one in judged.seen if (one.probe, one.name) == (row.probe, row.name))
+    arrays = {f"input/gradient {k + 1}": step.grads[row.name] for k, step in enumerate(taken)}
+    arrays |= {"input/parameter": taken[0].before[row.name], "got/moved": one.got, "expected/moved": one.exact}
+    program = (
+        f"# {row.name}, {row.probe}: what was added to it. The gradients are unclipped; rule: {plan.rule}\n"
+        'import numpy as np\n\ncase = np.load("case.npz")\n'
+        'print(abs(case["got/moved"] - case["expected/moved"]).max() / abs(case["expected/moved"]).max())\n'
+    )
+    return Case(arrays, program)
+
+
+def _word(value: object) -> str:
+    return getattr(value, "__name__", "") or (f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _require(
+    step_fn: object, rule: object, model: object, schedule: object, accumulate: int, weights: str, dtype: str | None
+) -> None:
+    """Arguments of the right kinds, and a function that takes what it will be given."""
+    given = "params, grads, state" if model is None else "images, tokens"
+    if isinstance(step_fn, type) or not callable(step_fn):
+        raise UsageError(
+            expected=f"step_fn({given})",
+            got=f"a {type(step_fn).__name__}",
+            cause="another thing by this name",
+            repair=f"check_step(lambda {given}: ..., rule{'' if model is None else ', model'})",
+        )
+    try:
+        inspect.signature(step_fn).bind(*given.split(", "))
+    except TypeError as cause:
+        raise UsageError(
+            expected=f"step_fn({given})" + (", as there is no model" if model is None else ""),
+            got=f"{describe(step_fn)}{inspect.signature(step_fn)}",
+            cause=f"another number of arguments ({cause})",
+            repair=f"wrap it: lambda {given}: step(...)" + (", or give the model" if model is None else ""),
+        ) from None
+    except ValueError:  # compiled functions need not tell
+        pass
+    if not isinstance(rule, AdamW | BigVision):
+        raise UsageError(
+            expected="what the step is meant to do: an AdamW or a BigVision",
+            got=f"a {type(rule).__name__}",
+            cause="the optimiser itself, or its settings as a dict",
+            repair="check_step(step_fn, sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0))",
+        )
+    right = (dtype is None or dtype in UNIT_ROUNDOFF) and weights in ("probe", "own")
+    if not right or accumulate < 1 or PAIRS % accumulate or (model is None and accumulate > 1):
+        raise UsageError(
+            expected=f'accumulate a divisor of {PAIRS}, and 1 without a model; weights "probe" or "own"; '
+            f"dtype one of {', '.join(UNIT_ROUNDOFF)}",
+            got=f"accumulate {accumulate}, weights {weights!r}, dtype {dtype!r}, {'no' * (model is None)} model",
+            cause=f"a step is given {PAIRS} pairs; an update function is given gradients, not micro-batches",
+            repair="check_step(step_fn, rule, model, accumulate=2)",
+        )
+    if schedule is not None and not callable(schedule):
+        raise UsageError(
+            expected="schedule: the factor on lr as a function of the step, counted from 0",
+            got=f"a {type(schedule).__name__}",
+            cause="the optimiser's own scheduler, or a list of factors",
+            repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.optim",
+        )
