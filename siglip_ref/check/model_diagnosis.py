@@ -55,25 +55,46 @@ def other_conventions(run: Run, judge: Judge, probe: Probe, cfg: Config, chosen:
         other = replace(chosen, **changes)
         if other == chosen:
             continue
-        values = _values_that_change(next(iter(changes)), right, probe, cfg, other)
+        field = next(iter(changes))
+        if field.endswith(("gelu", "eps", "mask")) and max(cfg.image.depth, cfg.text.depth) > 1:
+            # in a deep model the first block tells nearly always: it is right, and the other convention is not
+            values = _of_first_block(field, probe, cfg, other)
+            shown = any(name in run.activations for name in values)
+            if shown and not _fits(right, values, judge, "") and not _fits(run.activations, values, judge, ""):
+                yield Other(changes, False, {"image": False, "text": False})
+                continue
+        values = _values_that_change(field, right, probe, cfg, other)
         if any(not np.array_equal(right[name], value) for name, value in values.items()):
             fits = {tower: _fits(run.activations, values, judge, tower) for tower in ("image", "text")}
             yield Other(changes, _fits(right, values, judge, ""), fits)
 
 
+def _of_first_block(field: str, probe: Probe, cfg: Config, other: Conventions) -> dict[str, Array]:
+    """The activations of one tower up to its first block."""
+    first = replace(cfg, image=replace(cfg.image, depth=1), text=replace(cfg.text, depth=1))
+    values = _values_that_change(field, {}, probe, first, other)
+    return {name: value for name, value in values.items() if name.split("/")[1] in ("stem", "block00")}
+
+
 def _values_that_change(
     field: str, right: Mapping[str, Array], probe: Probe, cfg: Config, other: Conventions
 ) -> dict[str, Array]:
-    """The activations that a field of the conventions touches: one tower, or both embeddings."""
+    """The activations that a field of the conventions touches: one tower, or what follows from its last states."""
     tower = field.split("_")[0]
     weights = subtree(probe.params, tower)
     if tower == "image":
         return prefixed("image", image_tower_forward(probe.images, weights, cfg, other, ops)[2])
-    if tower == "text":
+    values = dict(right)
+    if field == "text_pooling":
+        values["text/pool"] = ops.pool_forward(right["text/norm"], probe.tokens, other.text_pooling)[0]
+        if cfg.text_head:
+            head = weights["head/kernel"], weights["head/bias"]
+            values["text/head"] = ops.linear_forward(values["text/pool"], *head)[0]
+    elif tower == "text":
         return prefixed("text", text_tower_forward(probe.tokens, weights, cfg, other, ops)[2])
     pooled = {"image/embed": "image/pool", "text/embed": "text/head" if cfg.text_head else "text/pool"}
     kind, eps = other.embed_norm, other.embed_norm_eps
-    return dict(right) | {name: ops.normalize_forward(right[last], kind, eps)[0] for name, last in pooled.items()}
+    return values | {name: ops.normalize_forward(values[last], kind, eps)[0] for name, last in pooled.items()}
 
 
 def _fits(got: Mapping[str, Array], values: Mapping[str, Array], judge: Judge, tower: str) -> bool:

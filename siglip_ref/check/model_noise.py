@@ -17,7 +17,7 @@ from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config
-from siglip_ref.towers.model import forward, loss_and_grads
+from siglip_ref.towers.model import values_and_grads
 
 MEASURED_UP_TO = 2e8  # multiplications of a forward pass: a dozen runs in rounded arithmetic take seconds
 WIDEST = 0.5  # no tolerance grows beyond this while it is twice the noise; at 1 a gradient of zeros would pass
@@ -86,9 +86,8 @@ def _measured(
 
     def compute(rounded: dict[str, Array], ops: Any) -> dict[str, Array]:
         given, pixels = {name: rounded[name] for name in params}, rounded[""]
-        values = forward(given, pixels, captions, cfg, conventions, ops, activations=True).activations
-        loss, grads = loss_and_grads(given, pixels, captions, cfg, conventions, ops)
-        return values | {"loss": loss} | grads
+        out, loss, grads = values_and_grads(given, pixels, captions, cfg, conventions, ops)
+        return out.activations | {"loss": loss} | grads
 
     noise = measure(compute, params | {"": probe.images}, values_of(exact), dtype, few=True)
     relative = {name: float(error) for name, error in _relative(noise.absolute, exact).items()}

@@ -12,7 +12,7 @@ from siglip_ref.check.model_probe import Probe
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
-from siglip_ref.towers.model import forward, loss_and_grads
+from siglip_ref.towers.model import values_and_grads
 
 UNIT_ROUNDOFF = {name: FORMATS[name].unit for name in ("float64", "float32", "float16", "bfloat16")}
 KEY_BIAS = "/attn/k/bias"
@@ -29,15 +29,14 @@ class Reference:
 
 
 def reference(probe: Probe, cfg: Config, conventions: Conventions, precision: type) -> Reference:
-    """The specification's result on a probe, in float64 or float32."""
+    """The specification's result on a probe, in float64 or float32; key_terms in float64 only."""
     params: dict[str, Array] = {name: np.asarray(value, precision) for name, value in probe.params.items()}
     images: Array = np.asarray(probe.images, precision)
-    activations = forward(params, images, probe.tokens, cfg, conventions, activations=True).activations
-    ops, sums = _recording_ops()
-    loss, grads = loss_and_grads(params, images, probe.tokens, cfg, conventions, ops=ops)
+    ops, sums = _recording_ops() if precision is np.float64 else (specification, {})
+    out, loss, grads = values_and_grads(params, images, probe.tokens, cfg, conventions, ops)
     owners = {id(params[name]): name for name in params if name.endswith("/k/kernel")}
     key_terms = {owners[kernel].replace("kernel", "bias"): total for kernel, total in sums.items()}
-    return Reference(loss, activations, grads, key_terms)
+    return Reference(loss, out.activations, grads, key_terms)
 
 
 def _recording_ops() -> tuple[ModuleType, dict[int, float]]:

@@ -100,6 +100,21 @@ def loss_and_grads(
     >>> grads["text/token"].shape
     (29, 12)
     """
+    _, loss, grads = values_and_grads(params, images, tokens, cfg, conventions, ops, mask, wrt)
+    return loss, grads
+
+
+def values_and_grads(
+    params: Mapping[str, Array],
+    images: Array,
+    tokens: Array,
+    cfg: Config,
+    conventions: Conventions | None = None,
+    ops: ModuleType | None = None,
+    mask: Array | None = None,
+    wrt: Sequence[str] = ("params",),
+) -> tuple[Output, Array, dict[str, Array]]:
+    """What `forward` gives, activations too, and what `loss_and_grads` gives, in one pass."""
     ops = ops or specification
     out, cache = _forward(params, images, tokens, cfg, conventions or cfg.conventions, ops, mask)
     image_cache, text_cache, image_norm_cache, text_norm_cache = cache
@@ -118,7 +133,7 @@ def loss_and_grads(
     if "activations" in wrt:
         grads |= prefixed("@image", d_image_activations | {"embed": pairs.d_image_embed})
         grads |= prefixed("@text", d_text_activations | {"embed": pairs.d_text_embed})
-    return pairs.loss, grads
+    return out, pairs.loss, grads
 
 
 def _forward(
