@@ -33,6 +33,8 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "-45% 0px -45% 0px" });
 sections.forEach((section) => watcher.observe(section));
 
+$(".sums-here").append(sumsTable(openRun("blocking", 4))); // where the stage has no room for it
+
 /* ---- predict before you see ---- */
 
 const bytesOf = (scheme, world) => sent(openRun(scheme, world), 0, Infinity).bytes;

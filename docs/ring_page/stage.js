@@ -209,7 +209,7 @@ function makeStage(host, first, { worlds = null } = {}) {
       chip.setAttribute("aria-label", said);
       fill(chip.lastChild, answers);
       chip.style.setProperty("--at", state.place(rank));
-      if (wraps && !calm()) chip.animate([{ translate: "0 0" }, { translate: "2.2rem 0", offset: 0.5 }, { translate: "0 0" }], 700);
+      if (wraps && !calm()) chip.animate([{ translate: "0 0" }, { translate: "1.3rem 0", offset: 0.5 }, { translate: "0 0" }], 700);
       chip.before = rank;
     });
     if (!run.moves) {
