@@ -50,23 +50,25 @@ def digits() -> Data:
 
 
 def _part(pictures: Array, labels: Array) -> Captioned:
+    images = [Image.fromarray(picture) for picture in pictures]
+
     def caption(number: int, noise: Array) -> str:
         return PROMPTS[int(noise[0] * len(PROMPTS))].format(WORDS[labels[number]])
 
     def picture(number: int, noise: Array) -> Array:
-        return varied(pictures[number], *(2 * np.asarray(noise[1:6]) - 1))
+        return varied(images[number], *(2 * np.asarray(noise[1:6]) - 1))
 
     return Captioned(len(labels), picture, caption, "digit {}".format, [int(label) for label in labels])
 
 
-def varied(picture: Array, turn: float, shear: float, size: float, right: float, down: float) -> Array:
+def varied(picture: Image.Image, turn: float, shear: float, size: float, right: float, down: float) -> Array:
     """The picture larger, turned, sheared and moved a little; each from -1 to 1, all 0: as it is."""
-    half, centre = SIDE / 2, picture.shape[0] / 2
+    half, centre = SIDE / 2, picture.width / 2
     step = centre / half * (1 + 0.12 * size)  # pixels of the original for one of the result
     cosine, sine = step * math.cos(0.2 * turn), step * math.sin(0.2 * turn)
     row_x, row_y = (cosine, sine + 0.15 * step * shear), (-sine, cosine)
     x = centre + 0.7 * right - half * sum(row_x)
     y = centre + 0.7 * down - half * sum(row_y)
     affine = (*row_x, x, *row_y, y)
-    large = Image.fromarray(picture).transform((SIDE, SIDE), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    large = picture.transform((SIDE, SIDE), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
     return np.repeat(np.asarray(large)[:, :, None], 3, axis=2)

@@ -73,6 +73,7 @@ def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("train")(with_options(alone))
+    app.command("study")(study)
 
 
 def alone(chosen: dict[str, Any]) -> None:
@@ -88,3 +89,18 @@ def alone(chosen: dict[str, Any]) -> None:
             err=True,
         )
         raise typer.Exit(1) from None
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="initialisation, batch or noise")],
+    seeds: Annotated[int, typer.Option(min=2, help="trainings of each variant")] = 5,
+    out: Annotated[Path, typer.Option(help="folder for NAME.json, NAME.svg and NAME.md")] = Path("studies"),
+) -> None:
+    """Repeat one of the paper's studies at toy scale, with spread, beside the paper's own table."""
+    from siglip_ref.errors import UsageError
+    from siglip_ref.training.studies import STUDIES, run
+
+    if name not in STUDIES:
+        raise UsageError(", ".join(STUDIES), repr(name), "there is no study by this name", "siglip-ref study batch")
+    run(STUDIES[name], seeds, out, typer.echo)
+    typer.echo(f"{out / name}.svg")

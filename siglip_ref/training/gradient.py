@@ -37,15 +37,19 @@ def image_side(params: Mapping[str, Array], images: Array, cfg: Config, ops: Mod
 
 
 def text_side(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:
-    """The same for texts."""
+    """The same for texts; those that occur several times, as captions of classes do, are computed once."""
     how = cfg.conventions
-    pooled, cache, _ = text_tower_forward(tokens, subtree(params, "text"), cfg, how, ops)
+    different, place = np.unique(tokens, axis=0, return_inverse=True)
+    pooled, cache, _ = text_tower_forward(different, subtree(params, "text"), cfg, how, ops)
     embed, norm_cache = ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)
 
     def backward(d_embed: Array) -> dict[str, Array]:
-        return prefixed("text", text_tower_backward(ops.normalize_backward(d_embed, norm_cache), cache, ops)[0])
+        # embeddings = embed[place]
+        d_different = np.zeros_like(embed)
+        np.add.at(d_different, place, d_embed)
+        return prefixed("text", text_tower_backward(ops.normalize_backward(d_different, norm_cache), cache, ops)[0])
 
-    return embed, backward
+    return embed[place], backward
 
 
 def locked_side(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:

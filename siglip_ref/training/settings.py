@@ -8,7 +8,8 @@ from typing import Any
 class Settings:
     """Every choice that the numbers of a training depend on.
 
-    data : "shapes", "digits", a folder or a captions.csv; model : a size; "" takes the data's own
+    data : "shapes", "digits", a folder or a captions.csv; model : a size; "" takes the data's own, "small" the
+        same with towers of mu
     steps, batch, lr : 0 takes the data's own; batch is of all ranks together
     decay : of AdamW, multiplied by lr; of big_vision, not
     warmup : steps; -1: a tenth of all

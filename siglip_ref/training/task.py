@@ -1,7 +1,7 @@
 """What is learnt: pairs of images and texts, or classes; prepared from the settings into a gradient and a judgement."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.params import Params, init
 from siglip_ref.preprocess import PREPROCESS, Preprocess
-from siglip_ref.sizes import Config, config
+from siglip_ref.sizes import TOWERS, Config, config
 from siglip_ref.tokenizer import Tokenizer, byte_tokenizer
 from siglip_ref.training.batches import Batches, pixels_of
 from siglip_ref.training.classify import classifier_gradient, head
@@ -167,7 +167,9 @@ def model_of(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer,
         model = load(settings.init, dtype=dtype)
         params = {name: np.array(value) for name, value in model.params.items()}
         return model.config, params, model.tokenizer(), model.preprocess
-    cfg = config(settings.model) if settings.model else data.config
+    cfg = config(settings.model) if settings.model not in ("", "small") else data.config
+    if settings.model == "small":
+        cfg = replace(cfg, name=f"{cfg.name}, small", image=TOWERS["mu"], text=TOWERS["mu"])
     params = init(cfg, settings.seed, dtype)
     changed: dict[str, Any] = {"log_scale": settings.log_scale, "bias": 0.0 if settings.without_bias else settings.bias}
     params |= {name: np.asarray(value, dtype) for name, value in changed.items() if value is not None}
