@@ -36,7 +36,7 @@ def shapes() -> Data:
     """Captioned shapes: a fifth of the combinations of colour, shape, size and place is held out."""
     order = np.random.default_rng(0).permutation(len(ALL))
     cut = len(ALL) // 5
-    settings = {"steps": 1500, "batch": 128, "lr": 1e-3}
+    settings = {"steps": 1200, "batch": 128, "lr": 1e-3}
     return Data("shapes", _part(order[cut:]), _part(order[:cut]), MODEL, defaults=settings)
 
 

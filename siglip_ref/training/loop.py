@@ -80,6 +80,7 @@ def train(
     stop_after : steps after which to stop, as if interrupted (0: never)
     """
     parallel.at(0, "preparing the data and the model")
+    require_folder(out)
     task = prepare(settings, parallel, out, show.say)
     run = resume(settings, out, parallel, show, task)
     every, judge_every = every or max(1, task.total // 20), judge_every or max(1, task.total // 4)
@@ -104,6 +105,19 @@ def train(
         show.end()
     run.broken = count_broken(run, parallel)
     return run
+
+
+def require_folder(out: Path) -> None:
+    """A place for the checkpoints, before anything long begins."""
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            expected="--out FOLDER that can be written to",
+            got=str(error),
+            cause="no right to write there, or a file of this name",
+            repair="choose another folder",
+        ) from error
 
 
 def one_step(run: Run, parallel: Parallel) -> None:

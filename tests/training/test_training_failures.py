@@ -112,6 +112,12 @@ def test_settings_that_do_not_fit(changes, words, tmp_path):
         alone(tmp_path, **changes)
 
 
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="can be written to"):
+        alone(tmp_path / "file" / "run")
+
+
 def test_fewer_pairs_than_ranks(tmp_path):
     with pytest.raises(RankFailed, match="a pair for each rank"):
         on_ranks(3, tmp_path, batch=2)
