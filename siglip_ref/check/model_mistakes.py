@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def find_mistakes(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions
 
 def _of_tower(search: Search, tower: str) -> tuple[list[tuple[Placed, ...]], list[str]]:
     """Sets of mistakes that explain the wrong stages of one tower equally well, and the stages that none explains."""
-    right = _excesses(search, tower, None, None)
+    right = _excesses(search, tower, (), None)
     wrong = [name for name, excess in right.items() if not excess <= 1]
     if not wrong:
         return [()], []
@@ -90,31 +91,58 @@ def _of_tower(search: Search, tower: str) -> tuple[list[tuple[Placed, ...]], lis
     wanted = set(right) if room >= len(right) else set(wrong[: max(room, 1)])
     open_ = set(wrong) & wanted
     made: list[tuple[Placed, ...]] = [()]
-    tables = {m: _excesses(search, tower, m, wanted) for m in candidates} if open_ else {}
-    while open_:
+    tables = {(m,): _excesses(search, tower, (m,), wanted) for m in candidates} if open_ else {}
+    hopeless = set[str]()
+    while open_ - hopeless:
         explained = {m: {name for name in open_ if table.get(name, np.inf) <= 1} for m, table in tables.items()}
         most = max(map(len, explained.values()), default=0)
         if not most:
-            break
+            stage = next(name for name in right if name in open_ - hopeless)
+            pairs = _pairs(search, tower, tables, right, stage, wanted)
+            tables |= pairs
+            hopeless |= set() if pairs else {stage}
+            continue
         best = [m for m in explained if len(explained[m]) == most]
         fewest = min(len(_broken(tables[m], right)) for m in best)
         best = [m for m in best if len(_broken(tables[m], right)) == fewest]
         everywhere = not fewest and wanted == set(right)
         made = [
-            (*others, Placed(m, frozenset(stages_of(search.cfg, tower) if everywhere else explained[m])))
+            (
+                *others,
+                *(Placed(m, frozenset(stages_of(search.cfg, tower) if everywhere else explained[ms])) for m in ms),
+            )
             for others in made
-            for m in best
+            for ms in best
         ]
         open_ -= explained[best[0]]
     return made, [name for name in wrong if name in open_ or name not in wanted]
 
 
-def _excesses(search: Search, tower: str, mistake: Mistake | None, wanted: Collection[str] | None) -> dict[str, float]:
+Table = dict[tuple[Mistake, ...], dict[str, float]]
+
+
+def _pairs(
+    search: Search, tower: str, tables: Table, right: Mapping[str, float], stage: str, wanted: Collection[str]
+) -> Table:
+    """Two mistakes that together explain a stage which no single one explains, and what they make of the others."""
+    touching = [
+        made[0] for made, table in tables.items() if len(made) == 1 and table.get(stage) not in (None, right[stage])
+    ]
+    pairs = list(combinations(touching, 2))
+    if _affordable(search, len(pairs) / len(stages_of(search.cfg, tower))) < 1:
+        return {}
+    fitting = [pair for pair in pairs if _excesses(search, tower, pair, {stage}).get(stage, np.inf) <= 1]
+    return {pair: _excesses(search, tower, pair, wanted) for pair in fitting}
+
+
+def _excesses(
+    search: Search, tower: str, mistakes: Sequence[Mistake], wanted: Collection[str] | None
+) -> dict[str, float]:
     """How far each stage that the model shows is from what the reference makes of its input, in what is allowed."""
-    spec = reference(mistake.edits if mistake else ())
     try:
+        spec = reference(tuple(edit for mistake in mistakes for edit in mistake.edits))
         values = stage_values(spec, tower, search.shown, search.probe, search.cfg, search.conventions, wanted)
-    except (ValueError, FloatingPointError):  # the mistake does not fit these shapes
+    except (ValueError, FloatingPointError):  # they do not fit these shapes, or change the same line
         return {}
     got, allowed = search.run.activations, search.judge.of_value
     return {
@@ -163,7 +191,7 @@ def _on_the_way_back(search: Search) -> Iterator[Placed]:
 def _leaves_values(search: Search, mistake: Mistake) -> bool:
     """Whether it is made in a tower, and only on the way back."""
     return all(_in_a_tower(edit.file) for edit in mistake.edits) and not any(
-        _broken(_excesses(search, tower, mistake, None), _excesses(search, tower, None, None)) for tower in TOWERS
+        _broken(_excesses(search, tower, (mistake,), None), _excesses(search, tower, (), None)) for tower in TOWERS
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.siglip.modeling_siglip import SiglipOutput
 
 
 class Backward(torch.autograd.Function):
@@ -361,6 +362,131 @@ def probe_of_first_image(model):
     head.forward = forward
 
 
+def joined_with(unit):
+    """Embeddings made of unit length by hand: unit(pooled) -> rows."""
+
+    def make(model):
+        def forward(input_ids, pixel_values, **_):
+            x = unit(model.vision_model(pixel_values=pixel_values).pooler_output)
+            y = unit(model.text_model(input_ids=input_ids).pooler_output)
+            logits = x @ y.T * model.logit_scale.exp() + model.logit_bias
+            loss = -functional.logsigmoid((2 * torch.eye(len(x)).to(x) - 1) * logits).sum() / len(x)
+            return SiglipOutput(loss=loss, logits_per_image=logits, image_embeds=x, text_embeds=y)
+
+        model.forward = forward
+
+    return make
+
+
+def norm_parameters(change):
+    """The gradients of gamma and beta changed: change(d, parameter)."""
+
+    def make(model):
+        for norm in norms(model):
+            norm.forward = lambda x, n=norm: functional.layer_norm(
+                x, n.normalized_shape, Backward.apply(n.weight, change), Backward.apply(n.bias, change), n.eps
+            )
+
+    return make
+
+
+def gamma_of_hat(model):
+    for norm in norms(model):
+        norm.forward = lambda x, n=norm: functional.layer_norm(
+            x, n.normalized_shape, Backward.apply(n.weight, lambda d, gamma: d * gamma), n.bias, n.eps
+        )
+
+
+def rounded(x):
+    return x.to(torch.bfloat16).to(x.dtype)
+
+
+class LowPrecisionHat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, eps):
+        centred = x - rounded(x.mean(-1, keepdim=True))
+        ctx.rstd = rounded(((centred * centred).mean(-1, keepdim=True) + eps).rsqrt())
+        ctx.xhat = centred * ctx.rstd
+        return ctx.xhat.clone()
+
+    @staticmethod
+    def backward(ctx, d):
+        return (d - mean(d) - ctx.xhat * mean(d * ctx.xhat)) * ctx.rstd, None
+
+
+def low_precision_statistics(model):
+    for norm in norms(model.vision_model):
+        norm.forward = lambda x, n=norm: LowPrecisionHat.apply(x, n.eps) * n.weight + n.bias
+
+
+def attention_by(mix):
+    """Self-attention of the text tower with a backward of its own: mix(scores, value)."""
+
+    def make(model):
+        for layer in layers(model, "text"):
+
+            def forward(hidden_states, a=layer.self_attn, **_):
+                q, k, v = (
+                    p(hidden_states).unflatten(-1, (a.num_heads, -1)).transpose(1, 2)
+                    for p in (a.q_proj, a.k_proj, a.v_proj)
+                )
+                return a.out_proj(mix(q @ k.transpose(-1, -2) * a.scale, v).transpose(1, 2).flatten(2)), None
+
+            layer.self_attn.forward = forward
+
+    return make
+
+
+class SoftmaxWithoutSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores):
+        ctx.out = scores.softmax(-1)
+        return ctx.out.clone()
+
+    @staticmethod
+    def backward(ctx, d):
+        return ctx.out * d
+
+
+class MixUntransposed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, probability, value):
+        ctx.save_for_backward(probability, value)
+        return probability @ value
+
+    @staticmethod
+    def backward(ctx, d):
+        probability, value = ctx.saved_tensors
+        return d @ value.transpose(-1, -2), probability @ d
+
+
+class GateAlone(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.gate = (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+        return functional.gelu(x, approximate="tanh")
+
+    @staticmethod
+    def backward(ctx, d):
+        return d * ctx.gate
+
+
+def gate_alone(model):
+    for layer in layers(model, "text"):
+        layer.mlp.activation_fn.forward = GateAlone.apply
+
+
+def gradient_to_first(model):
+    text = model.text_model
+
+    def forward(input_ids, **named):
+        x = text.final_layer_norm(text.encoder(text.embeddings(input_ids)).last_hidden_state)
+        pooled = x[:, -1].detach() + x[:, 0] - x[:, 0].detach()
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=text.head(pooled))
+
+    text.forward = forward
+
+
 # what is made -> the ids that name it
 FORWARD = {
     "attention-scale-width": attention_with(scale=lambda a: a.embed_dim**-0.5),
@@ -388,6 +514,10 @@ FORWARD = {
     "post-layernorm-extra": final_norm(lambda norm, x: norm(norm(x))),
     "patch-flatten-order": patches_with(channels_first),
     "patch-view-without-transpose": patches_with(plain_view),
+    "features-not-normalised": joined_with(lambda x: x),
+    "normalised-by-whole-matrix": joined_with(lambda x: x / x.norm()),
+    "pool-first-token": pooled_with(lambda tokens: tokens[:, 0] * 0),
+    "stats-low-precision": low_precision_statistics,
     "position-shift": shifted("text", lambda n: (torch.arange(n) + 1) % n),
     "position-shift-clamped": shifted("image", lambda n: (torch.arange(n) + 1).clamp(max=n - 1)),
     "position-shift-back": shifted("image", lambda n: (torch.arange(n) - 1) % n),
@@ -397,6 +527,14 @@ FORWARD = {
 BACKWARD = {
     "layernorm-backward-mean": norm_backward(lambda d, xhat, rstd: (d - xhat * mean(d * xhat)) * rstd),
     "layernorm-backward-variance": norm_backward(lambda d, xhat, rstd: (d - mean(d)) * rstd),
+    "layernorm-backward-gamma": gamma_of_hat,
+    "gamma-grad-low-precision": norm_parameters(lambda d, _: rounded(d)),
+    "softmax-backward-sum": attention_by(lambda scores, v: SoftmaxWithoutSum.apply(scores) @ v),
+    "attention-backward-value": attention_by(lambda scores, v: MixUntransposed.apply(scores.softmax(-1), v)),
+    "gelu-backward-sigmoid": gate_alone,
+    "normalise-backward-missing": joined_with(lambda x: x / x.norm(dim=-1, keepdim=True).detach()),
+    "map-head-backward-residual": head_with(lambda head, read, x: (read.detach() + mlp_of(head, read))[:, 0]),
+    "pool-grad-first-token": gradient_to_first,
     "attention-backward-query-scale": query_scale,
     "attention-backward-key-scale": key_scale,
     "attention-backward-input": lambda model: [

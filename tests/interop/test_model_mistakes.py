@@ -3,6 +3,7 @@
 import pytest
 import torch
 from model_mistakes import (
+    FORWARD,
     MISTAKES,
     after,
     attend,
@@ -23,6 +24,7 @@ CONVENTIONS = {
     "quickgelu-vs-gelu": "text_gelu='quick'",
     "causal-mask-wrong": "text_mask='causal'",
     "eos-pooling-argmax": "text_pooling='argmax'",
+    "pool-first-token": "text_pooling='first'",
 }
 
 
@@ -58,6 +60,33 @@ def test_mistakes_in_several_places_are_named_one_by_one():
     assert "text/block01/+mlp" in named["gelu-tanh-vs-erf"]
     assert "image/block00/+attn, image/block01/+attn" in named["attention-scale-missing"]
     assert "all 3 of them" in report.findings[0].evidence
+
+
+def scale_and_heads(model):
+    attention_with("text", scale=1.0, head_size_first=True)(model)
+
+
+def eps_and_erf(model):
+    layers(model, "text")[1].layer_norm2.eps = 1e-5
+    exact(model)
+
+
+def pooling_and_norm(model):
+    FORWARD["map-head-no-residual"](model)
+    model.vision_model.head.layernorm.eps = 1e-12
+
+
+TOGETHER = {
+    scale_and_heads: {"attention-scale-missing", "head-split"},
+    eps_and_erf: {"layernorm-eps-1e-5", "gelu-tanh-vs-erf"},
+    pooling_and_norm: {"map-head-no-residual", "layernorm-eps-1e-12"},
+}
+
+
+@pytest.mark.parametrize("make", TOGETHER, ids=lambda make: make.__name__)
+def test_two_mistakes_in_one_stage_are_named_both(make):
+    report = report_of(make)
+    assert {finding.id for finding in report.findings} - {"layernorm-eps"} == TOGETHER[make]
 
 
 # --- in no catalogue
