@@ -337,5 +337,6 @@ function say(run, step) {
   const meets = met.length === 0 ? "" : met.length === 1 ? ` Rank 0 holds texts ${met[0].chunk} and meets them.` : ` Rank 0 meets texts ${listed(met.map((e) => String(e.chunk)))}.`;
   const born = run.scheme === "blocking" && step === 1 ? " Each chunk\u2019s gradient is born here, on its first stranger." : "";
   const homeward = run.moves && step === run.last - 1 && gradientOnly ? " Each gradient joins the share that stayed at its owner." : "";
-  return moved + meets + born + homeward;
+  const hatched = run.blocks.some((e) => e.step <= step && e.graded > step) ? " Hatched cells have their loss; their logits wait for the gradient." : "";
+  return moved + meets + born + homeward + hatched;
 }
