@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.mistakes import Mistake, Reference, executable, reference
-from siglip_ref.check.noise import FLOAT64, TIMES, measure
+from siglip_ref.check.noise import TIMES, measure
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.files import VectorError, read_json, write_json
 from siglip_ref.vectors.store import FOLDER, Vector, packaged, validate
@@ -140,9 +140,7 @@ def measure_all(
     power: dict[str, dict[str, list[float | None]]] = {mistake.id: {} for mistake in executable()}
     for vector in packaged().vectors.values() if vectors is None else vectors:
         progress(vector.id)
-        single = noise(vector, "float32")
-        by_format = {"float64": {n: x and x * FLOAT64 for n, x in single.items()}, "float32": single}
-        by_format |= {dtype: noise(vector, dtype) for dtype in ("bfloat16", "float16")}
+        by_format = {dtype: noise(vector, dtype) for dtype in FORMATS}
         levels[vector.id] = {n: [_short(by_format[dtype][n]) for dtype in FORMATS] for n in vector.expected}
         for mistake, row in powers(vector, by_format).items():
             power[mistake][vector.id] = [_short(factor) for factor in row]
