@@ -129,7 +129,7 @@ def _pairs(
         made[0] for made, table in tables.items() if len(made) == 1 and table.get(stage) not in (None, right[stage])
     ]
     pairs = list(combinations(touching, 2))
-    if _affordable(search, len(pairs) / len(stages_of(search.cfg, tower))) < 1:
+    if not pairs or _affordable(search, len(pairs) / len(stages_of(search.cfg, tower))) < 1:
         return {}
     fitting = [pair for pair in pairs if _excesses(search, tower, pair, {stage}).get(stage, np.inf) <= 1]
     return {pair: _excesses(search, tower, pair, wanted) for pair in fitting}
