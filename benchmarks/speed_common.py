@@ -1,10 +1,13 @@
-"""What the speed benchmarks share: measure cases, write figures as JSON, table and plot beside this file."""
+"""What the speed benchmarks share: measure cases, write figures as JSON, table and plot beside this file.
+
+Cases that are not measured this time (`--case` chooses) keep their earlier figures.
+"""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from siglip_ref.bench import Result, bench, machine, table
+from siglip_ref.bench import Result, bench, machine, read, table, write
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -17,7 +20,11 @@ def measure(name: str, cases: Sequence[str]) -> None:
     options.add_argument("--case", action="append", choices=cases)
     chosen = options.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    results = bench(chosen.case or cases, None, chosen.threads, chosen.repeats, RESULTS / f"{name}.json")
+    place = RESULTS / f"{name}.json"
+    new = bench(chosen.case or cases, None, chosen.threads, chosen.repeats)
+    known = {result.case: result for result in [*(read(place) if place.exists() else []), *new]}
+    results = [known[case] for case in cases if case in known]
+    write(place, results, chosen.threads)
     facts = ", ".join(f"{key} {value}" for key, value in machine(chosen.threads).items())
     text = f"{table(results)}\n\n{facts}\n"
     (RESULTS / f"{name}.md").write_text(text)

@@ -30,7 +30,6 @@ CASES = {
     "gradients-8": ("gradients", "B/16-256", "8"),
     "step-tiny": ("step", "tiny", "8"),
     "step-mu": ("step", "mu/16", "8"),
-    "step-mu-256": ("step", "mu/16", "256"),
 }
 CONTESTANTS = {"fast": "numba", "torch": "torch", "torch.compile": "torch", "jax.jit": "jax"}  # and what each needs
 YARDSTICKS = {"numpy": "numpy", "torch": "torch", "jax.jit": "jax"}  # whose matrix product is measured, too
@@ -185,8 +184,23 @@ def bench(
     chosen = contestants or [name for name, need in CONTESTANTS.items() if find_spec(need)]
     results = [run_case(name, chosen, threads, repeats, tell) for name in cases]
     if save is not None:
-        save.write_text(json.dumps({"machine": machine(threads), "results": [asdict(r) for r in results]}, indent=1))
+        write(save, results, threads)
     return results
+
+
+def write(path: Path, results: Sequence[Result], threads: int) -> None:
+    """Figures and machine as JSON."""
+    path.write_text(json.dumps({"machine": machine(threads), "results": [asdict(r) for r in results]}, indent=1) + "\n")
+
+
+def read(path: Path) -> list[Result]:
+    """What `write` wrote."""
+
+    def entries(found: dict[str, Any]) -> dict[str, Entry]:
+        return {name: Entry(**entry) for name, entry in found.items()}
+
+    found = json.loads(path.read_text())["results"]
+    return [Result(r["case"], r["flops"], entries(r["entries"]), entries(r["products"])) for r in found]
 
 
 def machine(threads: int) -> dict[str, str]:

@@ -42,13 +42,13 @@ def numpy_product(case: str, *sizes: str) -> Run:
 
 
 def ours(namespace: Any, case: str, *sizes: str) -> Run:
+    from siglip_ref.embed import image_embeddings, text_embeddings
     from siglip_ref.loss import sigmoid_loss
-    from siglip_ref.ops.tree import subtree
+    from siglip_ref.memory import keep_freed_memory
     from siglip_ref.optim import AdamW, State, adamw_step
-    from siglip_ref.towers.image import image_tower_forward
     from siglip_ref.towers.model import loss_and_grads
-    from siglip_ref.towers.text import text_tower_forward
 
+    keep_freed_memory()
     if case == "loss":
         x, y = (unit_rows(int(sizes[0]), int(sizes[1]), seed) for seed in (1, 2))
         tile = None if hasattr(namespace, "sigmoid_loss") else 1024
@@ -57,11 +57,9 @@ def ours(namespace: Any, case: str, *sizes: str) -> Run:
     images, tokens = inputs(cfg, int(sizes[1]))
     params = init(cfg, dtype=np.float32)
     if case == "image":
-        weights = subtree(params, "image")
-        return lambda: image_tower_forward(images, weights, cfg, cfg.conventions, namespace)[0]
+        return lambda: image_embeddings(params, images, cfg, namespace)
     if case == "text":
-        weights = subtree(params, "text")
-        return lambda: text_tower_forward(tokens, weights, cfg, cfg.conventions, namespace)[0]
+        return lambda: text_embeddings(params, tokens, cfg, namespace)
     if case == "gradients":
         return lambda: loss_and_grads(params, images, tokens, cfg, ops=namespace)
     state, rule = State(), AdamW(max_norm=1.0)
@@ -96,20 +94,19 @@ def torch_run(compiled: bool, case: str, *sizes: str) -> Run:
     from transformers import SiglipConfig, SiglipModel
 
     cfg = config(sizes[0])
-    size = max(cfg.image_size)  # this library knows only square images
     model = SiglipModel(
         SiglipConfig(
             text_config=_tower(cfg.text) | {
                 "vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length, "projection_size": cfg.embed
             },
-            vision_config=_tower(cfg.image) | {"image_size": size, "patch_size": cfg.patch},
+            vision_config=_tower(cfg.image) | {"image_size": max(cfg.image_size), "patch_size": cfg.patch},
         )
     )  # fmt: skip
+    stem = model.vision_model.embeddings  # knows only square images; with a table of the right length it takes all
+    stem.position_embedding = torch.nn.Embedding(cfg.patches, cfg.image.width)
+    stem.position_ids = torch.arange(cfg.patches)[None]
     images, tokens = inputs(cfg, int(sizes[1]))
-    pixels = (
-        torch.rand(len(images), 3, size, size) if images.shape[1] != size else torch.tensor(images).permute(0, 3, 1, 2)
-    )
-    pixels, ids = pixels.contiguous(), torch.tensor(tokens)
+    pixels, ids = torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens)
     if case in ("image", "text"):
         part = wrap(model.vision_model if case == "image" else model.text_model)
 
@@ -118,7 +115,7 @@ def torch_run(compiled: bool, case: str, *sizes: str) -> Run:
                 return part(pixels if case == "image" else ids)
 
         return forward
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     whole = wrap(lambda ids, pixels: model(input_ids=ids, pixel_values=pixels, return_loss=True).loss)
 
     def step() -> None:

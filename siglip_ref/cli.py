@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import siglip_ref
-from siglip_ref import zeroshot_cli
+from siglip_ref import bench_cli, zeroshot_cli
 from siglip_ref.errors import UsageError
 from siglip_ref.training import command as training
 from siglip_ref.vectors import cli as vectors_cli
@@ -32,6 +32,7 @@ check = typer.Typer(no_args_is_help=True, help="Judge another implementation: it
 app.add_typer(check, name="check")
 zeroshot_cli.register(app, check)
 vectors_cli.register(app, check)
+bench_cli.register(app)
 training.register(app)
 
 Dtype = Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16")]

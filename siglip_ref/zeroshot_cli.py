@@ -145,7 +145,9 @@ def progress(what: str) -> "Iterator[Progress | None]":
 
 def _load(model: str, tokenizer: str | None, preprocess: str | None) -> "Model":
     from siglip_ref.loading import load
+    from siglip_ref.memory import keep_freed_memory
 
+    keep_freed_memory()
     loaded = load(model, tokenizer=tokenizer, preprocess=preprocess)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)

@@ -7,10 +7,9 @@ import numpy as np
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.fit import same_precision
+from siglip_ref.fast.fit import empty, same_precision
 from siglip_ref.fast.heads import d_mix, mix
 from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward
-from siglip_ref.fast.memory import empty
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 

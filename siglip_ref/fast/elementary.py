@@ -50,6 +50,11 @@ def log1p_unit(x: Any) -> Any:
     raise NotImplementedError("only inside kernels")
 
 
+def largest(row: Any) -> Any:
+    """The largest number of a row, inside kernels; of a row with NaN, NaN or another number of it."""
+    raise NotImplementedError("only inside kernels")
+
+
 def _exp32(x: Any) -> Any:
     x = LEAST_32 if x < LEAST_32 else x
     shifted = x * ONE_OVER_LOG2_32 + ROUND_32
@@ -173,6 +178,24 @@ def _tail64(x: Any) -> Any:
     return exp_nonpositive(-0.5 * x * x) * t * p
 
 
+def _largest32(row: Any) -> Any:
+    # The maximum of floats does not become vector instructions (NaN, -0). That of integers does: these are in the
+    # floats' order once the negative ones, whose bits run the other way, are turned round.
+    bits, turn, last = row.view(np.int32), np.int32(0x7FFFFFFF), np.int32(31)
+    top = ~turn
+    for j in range(len(bits)):
+        top = max(top, bits[j] ^ ((bits[j] >> last) & turn))
+    return np.int32(top ^ ((top >> last) & turn)).view(np.float32)
+
+
+def _largest64(row: Any) -> Any:
+    bits, turn, last = row.view(np.int64), np.int64(0x7FFFFFFFFFFFFFFF), np.int64(63)
+    top = ~turn
+    for j in range(len(bits)):
+        top = max(top, bits[j] ^ ((bits[j] >> last) & turn))
+    return np.int64(top ^ ((top >> last) & turn)).view(np.float64)
+
+
 @overload(exp_nonpositive, jit_options=INLINED)
 def _exp_nonpositive(x: Any) -> Any:
     return _exp32 if x == types.float32 else _exp64
@@ -186,6 +209,11 @@ def _log1p_unit(x: Any) -> Any:
 @overload(normal_tail, jit_options=INLINED)
 def _normal_tail(x: Any) -> Any:
     return _tail32 if x == types.float32 else _tail64
+
+
+@overload(largest)
+def _largest(row: Any) -> Any:
+    return _largest32 if row.dtype == types.float32 else _largest64
 
 
 @overload(number, jit_options=INLINED)

@@ -17,6 +17,11 @@ def same_precision(*arrays: Array) -> bool:
     return kind in KINDS and all(type(a) is np.ndarray and a.dtype == kind and a.size > 0 for a in arrays)
 
 
+def empty(shape: tuple[int, ...], like: Array) -> Array:
+    """Room for a result of the same precision."""
+    return np.empty(shape, like.dtype)
+
+
 def rows_in_memory(x: Array) -> Array:
     """The same numbers one after another in memory, copied only if they are not."""
     return np.ascontiguousarray(x)

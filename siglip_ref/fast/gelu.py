@@ -9,9 +9,8 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.elementary import exp_nonpositive, normal_cdf, number, sigmoid
-from siglip_ref.fast.fit import as_rows, same_precision
+from siglip_ref.fast.fit import empty, same_precision
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.memory import empty
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import CUBIC, QUICK, GeluForm
@@ -66,20 +65,23 @@ def gelu_rows(x: Any, form: int, out: Any) -> None:
 
 
 @kernel()
-def d_gelu_rows(d_out: Any, x: Any, form: int, d_x: Any, out: Any) -> None:
-    """d_x = d_out gelu'(x), and once more out = gelu(x): it is cheaper than keeping it. d_x may be d_out itself."""
+def d_gelu_rows(d: Any, x: Any, form: int, out: Any) -> None:
+    """d *= gelu'(x), in place, and once more out = gelu(x): it is cheaper than keeping it.
+
+    In place, because two names for one array would keep the loop from becoming vector instructions.
+    """
     if form == TANH:
         for i in range(len(x)):
             out[i], slope = _d_tanh(x[i])
-            d_x[i] = d_out[i] * slope
+            d[i] *= slope
     elif form == ERF:
         for i in range(len(x)):
             out[i], slope = _d_erf(x[i])
-            d_x[i] = d_out[i] * slope
+            d[i] *= slope
     else:
         for i in range(len(x)):
             out[i], slope = _d_quick(x[i])
-            d_x[i] = d_out[i] * slope
+            d[i] *= slope
 
 
 @kernel(parallel=True)
@@ -94,14 +96,14 @@ def gelu_all(x: Any, form: int, out: Any, parts: int) -> None:
 
 
 @kernel(parallel=True)
-def d_gelu_all(d_out: Any, x: Any, form: int, d_x: Any, out: Any, parts: int) -> None:
+def d_gelu_all(d: Any, x: Any, form: int, out: Any, parts: int) -> None:
     """`d_gelu_rows` on all threads."""
     if parts == 1:
-        d_gelu_rows(d_out, x, form, d_x, out)
+        d_gelu_rows(d, x, form, out)
     else:
         for thread in prange(parts):
             begin, end = part(len(x), thread, parts)
-            d_gelu_rows(d_out[begin:end], x[begin:end], form, d_x[begin:end], out[begin:end])
+            d_gelu_rows(d[begin:end], x[begin:end], form, out[begin:end])
 
 
 class GeluCache(NamedTuple):
@@ -127,7 +129,7 @@ def gelu_backward(d_out: Array, cache: Any) -> Array:
     if not isinstance(cache, GeluCache):
         return specification.gelu_backward(d_out, cache)
     x, form = cache
-    d_x, again = empty(x.shape, x), empty(x.shape, x)
+    d_x, again = np.array(d_out, order="C"), empty(x.shape, x)
     with parts_for_elements(x.size) as parts:
-        d_gelu_all(as_rows(d_out).reshape(-1), x.reshape(-1), FORMS[form], d_x.reshape(-1), again.reshape(-1), parts)
+        d_gelu_all(d_x.reshape(-1), x.reshape(-1), FORMS[form], again.reshape(-1), parts)
     return d_x

@@ -10,15 +10,7 @@ from numba import prange
 from siglip_ref.fast.blas import NO, YES, gemm
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.dot import dot
-from siglip_ref.fast.elementary import exp_nonpositive, number
-
-
-@kernel()
-def _largest(row: Any) -> Any:
-    top = row[0]
-    for value in row:
-        top = value if value > top or value != value else top  # NaN stays
-    return top
+from siglip_ref.fast.elementary import exp_nonpositive, largest, number
 
 
 @kernel(fastmath=SUMS)
@@ -69,7 +61,7 @@ def _forward(
             for j in range(keys):
                 if not mask[task, i, j]:
                     row[j] = -number(1, root) / number(0, root)
-        stats[i, 0] = _largest(row)
+        stats[i, 0] = largest(row)  # NaN comes back with the sum
         stats[i, 1] = number(1, root) / _weigh(row, stats[i, 0])
         _scale(row, stats[i, 1])
     # mixed = probability @ value

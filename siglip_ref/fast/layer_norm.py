@@ -8,9 +8,8 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, same_precision
+from siglip_ref.fast.fit import NOTHING, as_rows, empty, same_precision
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.memory import empty
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 
@@ -18,17 +17,24 @@ from siglip_ref.ops.elementary import Array
 @kernel(fastmath=SUMS)
 def _mean(row: Any) -> Any:
     total = number(0, row[0])
-    for value in row:
-        total += value
+    for j in range(len(row)):
+        total += row[j]
     return total / number(len(row), row[0])
 
 
 @kernel(fastmath=SUMS)
 def _variance(row: Any, mean: Any) -> Any:
     total = number(0, mean)
-    for value in row:
-        total += (value - mean) * (value - mean)
+    for j in range(len(row)):
+        total += (row[j] - mean) * (row[j] - mean)
     return total / number(len(row), mean)
+
+
+@kernel()
+def norm_row(row: Any, mean: Any, rstd: Any, gamma: Any, beta: Any, out: Any) -> None:
+    """out = (row - mean) / deviation * gamma + beta."""
+    for j in range(len(row)):
+        out[j] = (row[j] - mean) * rstd * gamma[j] + beta[j]
 
 
 @kernel()
@@ -37,8 +43,7 @@ def _norm_rows(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any) 
         mean = _mean(x[i])
         rstd = number(1, mean) / np.sqrt(_variance(x[i], mean) + number(eps, mean))
         stats[i, 0], stats[i, 1] = mean, rstd
-        for j in range(x.shape[1]):
-            out[i, j] = (x[i, j] - mean) * rstd * gamma[j] + beta[j]
+        norm_row(x[i], mean, rstd, gamma, beta, out[i])
 
 
 @kernel(parallel=True)

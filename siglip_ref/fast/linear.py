@@ -9,8 +9,7 @@ from siglip_ref import ops as specification
 from siglip_ref.fast.blas import NO, YES, gemm, gemm_address
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, same_precision
-from siglip_ref.fast.memory import empty
+from siglip_ref.fast.fit import NOTHING, as_rows, empty, same_precision
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
@@ -22,6 +21,13 @@ def part(size: int, index: int, parts: int) -> Any:
     """Where part `index` of `parts` begins and ends."""
     step = ((size + parts - 1) // parts + ALIGN - 1) // ALIGN * ALIGN
     return min(size, step * index), min(size, step * (index + 1))
+
+
+@kernel()
+def _sum(a: Any, b: Any, out: Any) -> None:
+    # from 0: a loop from anywhere might begin below zero, where indices count from the end, and stays scalar
+    for j in range(len(out)):
+        out[j] = a[j] + b[j]
 
 
 @kernel()
@@ -39,11 +45,9 @@ def affine_part(
         return top, top, left, left
     for i in range(top, bottom):
         if len(add) > 0:
-            for j in range(left, right):
-                out[i, j] = add[i, j] + bias[j]
+            _sum(add[i, left:right], bias[left:right], out[i, left:right])
         else:
-            for j in range(left, right):
-                out[i, j] = bias[j]
+            out[i, left:right] = bias[left:right]
     gemm(routine, NO, NO, bottom - top, right - left, x.shape[1], one, x[top:].ctypes.data, x.shape[1],
          weights[:, left:].ctypes.data, columns, one, out[top:, left:].ctypes.data, columns)  # fmt: skip
     return top, bottom, left, right
@@ -60,10 +64,10 @@ def affine(routine: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, pa
 
 
 @kernel(fastmath=SUMS)
-def _add_rows(d_out: Any, left: int, right: int, d_bias: Any) -> None:
-    for i in range(len(d_out)):
-        for j in range(left, right):
-            d_bias[j] += d_out[i, j]
+def _add_rows(rows: Any, total: Any) -> None:
+    for i in range(len(rows)):
+        for j in range(len(total)):
+            total[j] += rows[i, j]
 
 
 @kernel()
@@ -73,7 +77,7 @@ def _d_weights_part(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: An
     # d_bias = d_out.sum(0)
     left, right = part(columns, thread, parts)
     d_bias[left:right] = zero
-    _add_rows(d_out, left, right, d_bias)
+    _add_rows(d_out[:, left:right], d_bias[left:right])
     # d_weights = x.T @ d_out
     top, bottom = 0, width
     if width >= columns:

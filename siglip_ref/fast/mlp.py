@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.fit import same_precision
+from siglip_ref.fast.fit import empty, same_precision
 from siglip_ref.fast.gelu import FORMS, d_gelu_all, gelu_forward
 from siglip_ref.fast.linear import LinearCache, inputs_backward, linear_backward, linear_forward, weights_backward
-from siglip_ref.fast.memory import empty
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
@@ -41,8 +40,7 @@ def mlp_backward(d_out: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
     d_hidden = inputs_backward(d_out, hidden, out_kernel)
     active = empty(hidden.shape, hidden)
     with parts_for_elements(hidden.size) as parts:
-        flat = d_hidden.reshape(-1)
-        d_gelu_all(flat, hidden.reshape(-1), FORMS[form], flat, active.reshape(-1), parts)
+        d_gelu_all(d_hidden.reshape(-1), hidden.reshape(-1), FORMS[form], active.reshape(-1), parts)
     d["out/kernel"], d["out/bias"] = weights_backward(d_out, active)
     d_x, d["in/kernel"], d["in/bias"] = linear_backward(d_hidden, in_cache)
     return d_x, d

@@ -15,6 +15,7 @@ from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import AdamW, State
 
+NEAR = 2048  # numbers of each array that are copied and stepped while they are in the nearest cache
 Layout = dict[str, tuple[int, int, tuple[int, ...]]]  # name: begin, end, shape
 
 
@@ -29,41 +30,63 @@ class Packed(dict[str, Array]):
 @kernel(fastmath=SUMS)
 def _square(x: Any) -> float:
     total = 0.0
-    for value in x:
-        total += np.float64(value) * np.float64(value)
+    for i in range(len(x)):
+        total += np.float64(x[i]) * np.float64(x[i])
     return total
 
 
 @kernel(parallel=True)
 def _squares(x: Any, sums: Any) -> None:
-    for thread in prange(len(sums)):
-        begin, end = part(len(x), thread, len(sums))
-        sums[thread] = _square(x[begin:end])
+    if len(sums) == 1:
+        sums[0] = _square(x)
+    else:
+        for thread in prange(len(sums)):
+            begin, end = part(len(x), thread, len(sums))
+            sums[thread] = _square(x[begin:end])
 
 
 @kernel()
 def _some(p: Any, g: Any, m: Any, v: Any, c: Any, shrink: Any, new_p: Any, new_m: Any, new_v: Any) -> None:
     factor, beta1, rest1, beta2, rest2, root, eps, step = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
     for i in range(len(p)):
+        new_p[i] = p[i]
+    for i in range(len(p)):
+        new_m[i] = m[i]
+    for i in range(len(p)):
+        new_v[i] = v[i]
+    # in place: with old and new apart, seven arrays, this loop would not become vector instructions
+    for i in range(len(p)):
         grad = factor * g[i]
-        first = beta1 * m[i] + rest1 * grad
-        second = beta2 * v[i] + rest2 * (grad * grad)
+        first = beta1 * new_m[i] + rest1 * grad
+        second = beta2 * new_v[i] + rest2 * (grad * grad)
         new_m[i], new_v[i] = first, second
-        new_p[i] = p[i] * shrink - step * (first / (np.sqrt(second) / root + eps))
+        new_p[i] = new_p[i] * shrink - step * (first / (np.sqrt(second) / root + eps))
+
+
+@kernel()
+def _part(
+    p: Any, g: Any, m: Any, v: Any, c: Any, ends: Any, shrinks: Any, new_p: Any, new_m: Any, new_v: Any,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    start = 0
+    for k in range(len(ends)):  # the pieces, as far as they are this thread's
+        stop = min(end, ends[k])
+        for a in range(max(begin, start), stop, NEAR):
+            b = min(a + NEAR, stop)
+            _some(p[a:b], g[a:b], m[a:b], v[a:b], c, shrinks[k], new_p[a:b], new_m[a:b], new_v[a:b])
+        start = ends[k]
 
 
 @kernel(parallel=True)
 def _all(
     p: Any, g: Any, m: Any, v: Any, c: Any, ends: Any, shrinks: Any, new_p: Any, new_m: Any, new_v: Any, parts: int
 ) -> None:
-    for thread in prange(parts):
-        begin, end = part(len(p), thread, parts)
-        start = 0
-        for k in range(len(ends)):  # the pieces, as far as they are this thread's
-            a, b = max(begin, start), min(end, ends[k])
-            start = ends[k]
-            if a < b:
-                _some(p[a:b], g[a:b], m[a:b], v[a:b], c, shrinks[k], new_p[a:b], new_m[a:b], new_v[a:b])
+    if parts == 1:
+        _part(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, 0, len(p))
+    else:
+        for thread in prange(parts):
+            begin, end = part(len(p), thread, parts)
+            _part(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, begin, end)
 
 
 def adamw_step(
