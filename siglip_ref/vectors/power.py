@@ -52,19 +52,6 @@ class Measured:
         return [m for m in concerned if not self.best(m, dtype, vectors)[0] >= SEEN], len(concerned)
 
 
-def in_words(dtype: str, group: str) -> str:
-    """What a check of this kind sees and does not see of the catalogue, by the group's golden vectors.
-
-    >>> in_words("float32", "loss")
-    'would have seen 20 of the 20 mistakes of the catalogue that change a loss, in float32'
-    """
-    blind, concerned = measured().blind(dtype, {name for name in measured().noise if name.startswith(f"{group}/")})
-    seen = (
-        f"would have seen {concerned - len(blind)} of the {concerned} mistakes of the catalogue that change a {group}"
-    )
-    return f"{seen}, in {dtype}" + (f"; blind to: {', '.join(blind)}" if blind else "")
-
-
 @lru_cache(maxsize=1)
 def measured() -> Measured:
     """The packaged measurements."""
