@@ -26,7 +26,9 @@ def finish(settings: Settings, out: Path, run: Run, parallel: Parallel, show: Qu
         return
     parallel.at(run.step, "writing the model")
     try:
-        save_checkpoint(out / "model", run.params, run.task.cfg, "huggingface")
+        (out / "model").mkdir(exist_ok=True)
+        place = out / "model" / "model.npz" if run.task.format == "big_vision" else out / "model"
+        save_checkpoint(place, run.params, run.task.cfg, run.task.format)
         if "head/kernel" in run.params:
             layer = {name: run.params[name] for name in ("head/kernel", "head/bias")}
             save_file(layer, out / "model" / "classifier.safetensors", {"classes": json.dumps(run.task.classes)})
@@ -44,8 +46,8 @@ def finish(settings: Settings, out: Path, run: Run, parallel: Parallel, show: Qu
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """The tokeniser and the settings of images that came with the checkpoint."""
+    """The tokeniser and the settings that came with the checkpoint."""
     folder = source if source.is_dir() else source.parent
-    for name in (*FILES, "preprocessor_config.json"):
+    for name in (*FILES, "preprocessor_config.json", "open_clip_config.json"):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

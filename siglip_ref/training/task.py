@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from siglip_ref import optim
+from siglip_ref.checkpoint.load import Format, load_checkpoint
 from siglip_ref.data.captioned import Data, open_data
 from siglip_ref.embed import best_ops
 from siglip_ref.errors import UsageError
-from siglip_ref.loading import load
+from siglip_ref.loading import from_checkpoint
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.params import Params, init
@@ -37,6 +38,7 @@ class Task:
 
     params : at the beginning; learnt : the names of those that change
     gradient : of these parameters and the batch of this number: the loss, and what this rank's pairs add
+    judge : see `siglip_ref.training.evaluate`; format : whose layout the model is written in
     shared : names whose gradients are complete on every rank, all others are to be summed up
     """
 
@@ -50,13 +52,14 @@ class Task:
     ops: ModuleType
     total: int
     classes: tuple[str, ...]
+    format: Format = "huggingface"
     shared: tuple[str, ...] = ("log_scale", "bias")
 
 
 def prepare(settings: Settings, parallel: Parallel, out: Path, say: Callable[[str], None]) -> Task:
     """Data, model, loss and optimiser."""
     data, ops = open_data(settings.data), best_ops()
-    cfg, params, tokenizer, how = model_of(settings, data)
+    cfg, params, tokenizer, how, kind = model_of(settings, data)
     batch = settings.batch or int(data.defaults["batch"])
     _require(settings, data, cfg, batch, parallel.size)
     see, see_test = (pixels_of(part, cfg.image_size, how) for part in (data.train, data.test))
@@ -68,17 +71,14 @@ def prepare(settings: Settings, parallel: Parallel, out: Path, say: Callable[[st
             for name, part, see in (("train", data.train, see), ("test", data.test, see_test))
         )
     batches = Batches(data.train, see, tokenizer, batch, settings.seed, settings.shuffled)
-    learnt = dict.fromkeys(params)
     if settings.loss == "labels":
         params |= head(len(data.classes), cfg, params["bias"].dtype)
-        learnt = {name: None for name in params if name.startswith(("image/", "head/"))}
-    fixed = ("image/",) * bool(settings.freeze) + ("bias",) * (settings.without_bias or settings.loss == "softmax")
     total = settings.steps or int(data.defaults["steps"])
     make = classes_gradient if settings.loss == "labels" else pairs_gradient
     return Task(
         cfg,
         params,
-        [name for name in learnt if not name.startswith(fixed)],
+        learnt_names(settings, params),
         batches,
         make(settings, parallel, batches, cfg, ops, side),
         lambda params: evaluate(params, data, see_test, tokenizer, cfg, ops, side),
@@ -86,7 +86,18 @@ def prepare(settings: Settings, parallel: Parallel, out: Path, say: Callable[[st
         ops,
         total,
         tuple(data.classes),
+        kind,
     )
+
+
+def learnt_names(settings: Settings, params: Params) -> list[str]:
+    """What changes: not a locked tower, not what the loss does not depend on."""
+    fixed = ["image/"] if settings.freeze else []
+    if settings.loss == "labels":
+        fixed += ["text/", "log_scale", "bias"]
+    elif settings.loss == "softmax" or settings.without_bias:
+        fixed += ["bias"]
+    return [name for name in params if not name.startswith(tuple(fixed))]
 
 
 Gradient = Callable[[Params, int], tuple[float, Params]]
@@ -160,20 +171,21 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
             raise UsageError(expected, got, "these settings do not fit together", repair)
 
 
-def model_of(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, Preprocess]:
-    """From a checkpoint, or fresh."""
+def model_of(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, Preprocess, Format]:
+    """From a checkpoint, or fresh; the format is whose layout it has, and is to be written in again."""
     dtype = np.dtype(settings.dtype)
     if settings.init:
-        model = load(settings.init, dtype=dtype)
+        checkpoint = load_checkpoint(settings.init, dtype)
+        model = from_checkpoint(checkpoint)
         params = {name: np.array(value) for name, value in model.params.items()}
-        return model.config, params, model.tokenizer(), model.preprocess
+        return model.config, params, model.tokenizer(), model.preprocess, checkpoint.format
     cfg = config(settings.model) if settings.model not in ("", "small") else data.config
     if settings.model == "small":
         cfg = replace(cfg, name=f"{cfg.name}, small", image=TOWERS["mu"], text=TOWERS["mu"])
     params = init(cfg, settings.seed, dtype)
     changed: dict[str, Any] = {"log_scale": settings.log_scale, "bias": 0.0 if settings.without_bias else settings.bias}
     params |= {name: np.asarray(value, dtype) for name, value in changed.items() if value is not None}
-    return cfg, params, byte_tokenizer(cfg.text_length), PREPROCESS["huggingface"]
+    return cfg, params, byte_tokenizer(cfg.text_length), PREPROCESS["huggingface"], "huggingface"
 
 
 def stepper(settings: Settings, data: Data, cfg: Config, ops: ModuleType, total: int) -> Stepper:

@@ -59,6 +59,15 @@ def test_tokeniser_and_settings_of_images_come_along(released, tmp_path):
     assert sr.load(tmp_path / "a/model").preprocess.filter == "bilinear"
 
 
+def test_it_is_written_in_the_layout_it_came_in(tmp_path):
+    save_checkpoint(tmp_path / "weights.npz", sr.init(MINI, 5, np.float32), MINI, "big_vision")
+    run = alone(tmp_path / "a", init=str(tmp_path / "weights.npz"), model="", steps=2, dtype="float32", freeze="image")
+    finish(run.settings, tmp_path / "a", run, Alone(), Quiet())
+    model = sr.load(tmp_path / "a/model")
+    assert model.preprocess.name == "big_vision"
+    assert all(np.array_equal(model.params[name], value) for name, value in run.params.items())
+
+
 @pytest.mark.parametrize("freeze", ["", "image"])
 def test_a_classifier(freeze, released, tmp_path):
     changes = {"init": released, "model": "", "dtype": "float32"} if freeze else {"dtype": "float32"}
