@@ -56,9 +56,11 @@ def with_options(runner: Callable[..., None]) -> Callable[..., None]:
 
 def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
     """One rank's part: train, and let the first rank show and write what came of it."""
+    from siglip_ref.memory import keep_freed_memory
     from siglip_ref.training.finish import finish, watcher
     from siglip_ref.training.loop import train
 
+    keep_freed_memory()
     chosen = dict(chosen)
     out, every, judge_every = chosen.pop("out"), chosen.pop("save_every"), chosen.pop("judge_every")
     if chosen.pop("labels"):
