@@ -118,7 +118,8 @@ class Granules:
 
     def value(self, tallied: Array) -> Array:
         """A gradient's tally as numbers."""
-        return total(tallied, self.kind)
+        result: Array = getattr(self.ops, "total", total)(tallied, self.kind)
+        return result
 
     @property
     def d_image_embed(self) -> Array:

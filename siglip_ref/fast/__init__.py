@@ -44,6 +44,7 @@ HIGHER_TWINS = {
     "block_forward": ("block", "siglip_ref.towers.encoder"),
     "meet": ("granules", "siglip_ref.reproducible"),
     "sigmoid_loss": ("loss", "siglip_ref.loss"),
+    "total": ("granules", "siglip_ref.tally"),
 }
 
 # Operations without a twin, and why one would gain nothing.

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
 from siglip_ref.fast.blas import NO, YES, gemm, gemm_address
 from siglip_ref.fast.compile import kernel
@@ -16,7 +17,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.reproducible import GRANULE
 from siglip_ref.tally import BITS, NOT_FINITE, NOTHING
 
-NEXT = 2.0**BITS
+NEXT, REST = 2.0**BITS, (1 << BITS) - 1
 
 
 def meet(
@@ -101,15 +102,9 @@ def _scale_and_put(sums: Any, terms: Any, scale: Any) -> None:
 @kernel()
 def put(sums: Any, terms: Any) -> None:
     """Twin of `siglip_ref.tally.put` for one row: sums (digits, 1 + width), terms (width,)."""
-    largest, strange = 0.0, 0
-    for j in range(len(terms)):
-        size = abs(np.float64(terms[j]))
-        largest = size if size > largest else largest
-        strange += 0 if size < math.inf else 1
-    top = NOT_FINITE if strange > 0 else NOTHING
-    if strange == 0 and largest > 0:
-        top = -(-math.frexp(largest)[1] // BITS)
-    _move_up(sums, top)
+    size = largest(terms)
+    top = NOTHING if size == 0 else -(-math.frexp(size)[1] // BITS)
+    _move_up(sums, top if size < math.inf else NOT_FINITE)
     top = sums[0, 0]
     if top == NOT_FINITE:
         for j in range(len(terms)):
@@ -134,6 +129,68 @@ def put(sums: Any, terms: Any) -> None:
             whole = np.int64(rest)
             low[j] += whole
             lowest[j] += np.int64((rest - np.float64(whole)) * NEXT)
+
+
+def largest(terms: Any) -> Any:
+    """The largest size among the terms, inside kernels; not below infinity where one is infinity or NaN.
+
+    Without their sign, floating-point numbers are in the order of their bits; whole numbers become vector instructions.
+    """
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(largest)
+def _largest(terms: Any) -> Any:
+    def single(terms: Any) -> Any:
+        bits, most = terms.view(np.int32), np.int32(0)
+        for j in range(len(bits)):
+            most = max(most, bits[j] & np.int32(0x7FFFFFFF))
+        return np.float64(np.int32(most).view(np.float32))
+
+    def double(terms: Any) -> Any:
+        bits, most = terms.view(np.int64), np.int64(0)
+        for j in range(len(bits)):
+            most = max(most, bits[j] & np.int64(0x7FFFFFFFFFFFFFFF))
+        return np.int64(most).view(np.float64)
+
+    return single if terms.dtype == types.float32 else double
+
+
+def total(sums: Array, kind: np.dtype[Any]) -> Array:
+    """Twin of `siglip_ref.tally.total`."""
+    result = np.empty((len(sums), sums.shape[2] - 1), kind)
+    with threads():
+        _total(sums, result)
+    return result
+
+
+@kernel(parallel=True)
+def _total(sums: Any, result: Any) -> None:
+    for row in prange(len(sums)):
+        _total_of_row(sums[row], result[row])
+
+
+@kernel()
+def _total_of_row(sums: Any, result: Any) -> None:
+    top = sums[0, 0]
+    if top == NOT_FINITE:
+        for j in range(len(result)):
+            plus, minus = sums[0, 1 + j] > 0, sums[1, 1 + j] > 0
+            result[j] = math.nan if plus == minus else (math.inf if plus else -math.inf)
+        return
+    # Two powers of two, for one may be beyond the numbers; only the second product can round.
+    power = BITS * (top - 1)
+    near, far = math.ldexp(1.0, power // 2), math.ldexp(1.0, power - power // 2)
+    for j in range(len(result)):
+        upper, lower = sums[0, 1 + j], sums[1, 1 + j]
+        value = 0.0
+        if len(sums) == 3:
+            lowest = sums[2, 1 + j]
+            lower += lowest >> BITS
+            value = np.float64(lowest & REST) / NEXT
+        upper += lower >> BITS
+        value = np.float64(upper) + (np.float64(lower & REST) + value) / NEXT
+        result[j] = value * near * far
 
 
 @kernel()

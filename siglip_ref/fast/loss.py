@@ -1,16 +1,15 @@
 """The pairwise loss on kernels: `pair_block` and the whole `sigmoid_loss`."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from siglip_ref import ops as specification
 from siglip_ref import reproducible
+from siglip_ref.fast import granules
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.fit import rows_in_memory, same_precision
-from siglip_ref.fast.granules import meet
 from siglip_ref.fast.pairs import LOST, sweep
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.loss import LossAndGrads
@@ -45,7 +44,7 @@ def sigmoid_loss(
     Needs one tile per thread (1 MB in float32) beyond inputs and gradients, at any B. Sums are kept in float64.
     """
     if deterministic:
-        return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, SimpleNamespace(meet=meet))
+        return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, granules)
     if not same_precision(image_embed, text_embed):
         return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)
     pairs, own = len(image_embed), np.arange(len(image_embed) + 1)

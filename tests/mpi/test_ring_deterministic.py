@@ -139,8 +139,8 @@ def test_agrees_with_the_specification_within_noise(scale, bias, kind, namespace
 
 @pytest.mark.parametrize("namespace", OPERATIONS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("log_scale", [-math.inf, -200.0, 0.0, math.log(1e4), 1000.0, math.nan])
-@pytest.mark.parametrize("bias", [-math.inf, -1e4, -95.0, 0.0, 1e4, math.inf, math.nan])
+@pytest.mark.parametrize("log_scale", [-200.0, math.log(1e4), 1000.0, math.nan])
+@pytest.mark.parametrize("bias", [-math.inf, -1e4, -95.0, 1e4, math.inf])
 def test_extremes_have_the_specification_answers(bias, log_scale, kind, namespace):
     x, y = (side[0][:140] for side in shards([PAIRS], kind))
     with np.errstate(all="ignore"):
