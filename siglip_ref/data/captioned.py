@@ -57,7 +57,7 @@ def open_data(name: str) -> Data:
     Examples
     --------
     >>> open_data("shapes").test.caption(0, STILL)
-    'a ...'
+    'a small white triangle at the middle right'
     """
     from pathlib import Path
 
