@@ -28,6 +28,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """A file that holds either what it held before or all of the content, whatever happens meanwhile."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        for left in path.parent.glob(f"{path.name}.*.part"):  # of a run that was killed
+            left.unlink()
         with beside.open("wb") as file:
             file.write(content)
             file.flush()

@@ -143,8 +143,8 @@ def accuracy(settings: Settings) -> float:
     return run.judged[-1]["zero-shot accuracy"]
 
 
-def page(study: Study, found: dict[str, list[float]], seeds: int) -> str:
-    """The figure, its numbers, and the paper's, in Markdown."""
+def page(study: Study, found: dict[str, list[float]], seeds: int, folder: str = "") -> str:
+    """The figure, which lies in a folder, its numbers, and the paper's, in Markdown."""
     rows = []
     for line, place, _ in study.variants:
         values = 100 * np.array(found[f"{line}: {place}"])
@@ -152,7 +152,7 @@ def page(study: Study, found: dict[str, list[float]], seeds: int) -> str:
         rows.append(f"| {line} | {place} | {values.mean():.1f} | {spread} |")
     table = "\n".join([f"| loss | {study.x} | mean % | deviation | range |", "|---|---|---|---|---|", *rows])
     return (
-        f"## {study.title}\n\n![{study.title}]({study.name}.svg)\n\n"
+        f"### {study.title}\n\n![{study.title}]({folder}{study.name}.svg)\n\n"
         f"Made by `siglip-ref study {study.name} --seeds {seeds}`: real digits, zero-shot accuracy on 360 that were "
         f"held out, {SEEN:,} pictures seen by each training, {seeds} seeds.\n\n{table}\n\n{study.paper}\n\n"
         f"What the toy cannot show: {study.honest}\n"

@@ -7,6 +7,8 @@ from training_cases import alone, mini, on_ranks, worst
 from mpi.comm import ThreadComm
 from mpi.train import ring_sum
 from mpi.wrappers import Counted
+from siglip_ref.embed import best_ops
+from siglip_ref.training import task
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +28,19 @@ def test_parameters_after_50_steps_do_not_depend_on_the_number_of_ranks(changes,
         runs = on_ranks(world, tmp_path / f"on-{world}", "ring" if world == 3 else "allreduce", **changes)
         for run in runs:
             error, name = worst(run.params, one.params)
+            print(world, name, error)
             assert error <= 1e-9, (world, name, error)
             assert np.allclose(np.array(run.history), np.array(one.history), rtol=1e-9)
+
+
+@pytest.mark.nightly
+def test_the_same_with_compiled_operations_and_the_model_of_the_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "best_ops", best_ops)
+    one = alone(tmp_path / "1", model="")
+    for world in (2, 3, 4):
+        error, name = worst(on_ranks(world, tmp_path / f"on-{world}", model="")[0].params, one.params)
+        print(world, name, error)
+        assert error <= 1e-9, (world, name, error)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 1000])
