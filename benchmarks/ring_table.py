@@ -69,6 +69,8 @@ def worker() -> None:
 
 
 def main() -> None:
+    from mpi.agree import FIELDS
+
     rows, _ = on_ranks(max(WORLDS), __file__, "worker")
     lines = [
         "<!-- Written by benchmarks/ring_table.py; do not edit. -->",
@@ -78,7 +80,7 @@ def main() -> None:
         f"Counted at the communicator and measured with tracemalloc on real MPI ranks: b = {B} pairs a rank,",
         f"D = {DIM}, float64, tile {TILE}. All ranks send the same, and what the formula says; of memory the largest",
         "is shown. It is the peak beside the rank's own shards. Every scheme also makes two small sums: the agreement",
-        "before the first hop (10 W whole numbers) and the total (3 numbers); the softmax ring only its total.",
+        f"before the first hop ({len(FIELDS)} W whole numbers) and the total (3 numbers); the softmax ring only its total.",
         "",
         "| scheme | W | messages sent | formula | bytes sent | formula, times 8 | MB at the peak | model |",
         "|---|---:|---:|---|---:|---|---:|---:|",
