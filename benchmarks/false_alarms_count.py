@@ -1,0 +1,113 @@
+"""What a run is, and how runs are counted: by implementation and dtype."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from siglip_ref.check.compare import Row
+from siglip_ref.check.noise import TIMES
+
+RULE_OF_THREE = 3.0  # nothing seen in n runs: with 95 % confidence, the rate is below 3 / n
+PACKAGE = Path(__file__).parents[1] / "siglip_ref"
+# what decides how much is allowed; runs that were judged by other numbers are never counted together
+FROZEN = (
+    "vectors/measured.json",
+    "vectors/golden.json",
+    "check/noise.py",
+    "check/tolerance.py",
+    "arithmetic/rounded.py",
+    "arithmetic/variants.py",
+)
+FROZEN_FOR_MODELS = ("check/model_noise.py",)
+Pieces = dict[str, tuple[list["Stratum"], float]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run and what the check said. known: whether this program helped to set the tolerances."""
+
+    implementation: str
+    dtype: str
+    vector: str
+    seed: int
+    known: bool
+    rows: Sequence[Row]
+    verdict: str
+
+
+@dataclass
+class Stratum:
+    """All runs of one implementation in one dtype. worst: the largest error, in units of what is allowed."""
+
+    implementation: str
+    dtype: str
+    known: bool
+    runs: int = 0
+    flagged: int = 0
+    out_of_range: int = 0
+    worst: float = 0.0
+    worst_at: str = ""
+    alarms: list[str] = field(default_factory=list)
+
+    @property
+    def bound(self) -> float:
+        """What the rate of false alarms is below, with 95 % confidence, if none was seen."""
+        return RULE_OF_THREE / self.runs if self.runs else 1.0
+
+    def add(self, trial: Trial) -> None:
+        judged = [row for row in trial.rows if row.verdict not in ("out of range", "not checked")]
+        if not judged:
+            self.out_of_range += 1
+            return
+        self.runs += 1
+        row = max(judged, key=lambda row: row.excess)
+        where = f"{trial.vector}, seed {trial.seed}: {row.name}, error {row.error:.2g}, allowed {row.tolerance:.2g}"
+        if row.excess > self.worst:
+            self.worst, self.worst_at = row.excess, where
+        if trial.verdict != "PASS":
+            self.flagged += 1
+            self.alarms = [*self.alarms, where][:20]
+
+
+def count(trials: Iterable[Trial]) -> list[Stratum]:
+    """By implementation and dtype."""
+    found: dict[tuple[str, str], Stratum] = {}
+    for trial in trials:
+        key = trial.implementation, trial.dtype
+        found.setdefault(key, Stratum(*key, trial.known)).add(trial)
+    return list(found.values())
+
+
+def frozen(piece: str) -> str:
+    """The hash of everything that sets the tolerances of a piece."""
+    digest = hashlib.sha256()
+    for name in FROZEN + (FROZEN_FOR_MODELS if piece.startswith("model/") else ()):
+        digest.update((PACKAGE / name).read_bytes())
+    return digest.hexdigest()
+
+
+def as_json(pieces: Pieces, facts: Mapping[str, Any]) -> str:
+    """What `from_json` reads."""
+    content = {
+        "TIMES": TIMES,
+        **facts,
+        "pieces": {
+            name: {"tolerances": frozen(name), "seconds": round(seconds, 1), "strata": [asdict(s) for s in strata]}
+            for name, (strata, seconds) in sorted(pieces.items())
+        },
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def from_json(path: Path) -> Pieces:
+    """Pieces that were run before under today's tolerances."""
+    if not path.exists():
+        return {}
+    return {
+        name: ([Stratum(**stratum) for stratum in piece["strata"]], piece["seconds"])
+        for name, piece in json.loads(path.read_text(encoding="utf-8"))["pieces"].items()
+        if piece.get("tolerances") == frozen(name)
+    }
