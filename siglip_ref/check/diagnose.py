@@ -22,10 +22,9 @@ from siglip_ref.ops.elementary import Array
 
 FINDING = 0.99  # of the deviation explained: named as the mistake
 ALL = 0.999  # of it, demanded of mistakes made together
-SUSPICION = 0.6  # named as a suspicion; less is "unknown"
+SUSPICION = 0.8  # named as a suspicion; less is "unknown"
 TOGETHER = 3  # mistakes at once, at most
 KEPT = 4  # the best combinations of n mistakes from which those of n + 1 are built, and which are tried everywhere
-SCREENED = 2  # probes at which all combinations are tried, the smallest ones that show a deviation
 LISTED = 3
 
 
@@ -110,13 +109,16 @@ def explain(
 def _together(
     seen: Sequence[Seen], wrong: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict
 ) -> list[Explanation]:
-    """The best of two or three mistakes made together that explain everything, tried where it costs least. Of a good
-    part there is no talk: a second mistake that does nothing is always found."""
-    small = sorted(dict.fromkeys(one.probe for one in wrong), key=lambda probe: _elements(seen, probe))[:SCREENED]
-    screened = [one for one in seen if one.probe in small]
-    ranked = _ranked(screened, ((mistake,) for mistake in mistakes), predict)
+    """The best of two or three mistakes made together that explain everything. Of a good part there is no talk: a
+    second mistake that does nothing is always found. All combinations are tried at one probe, the first at which most
+    tensors are wrong, and only of mistakes that change no tensor there that is right."""
+    counts = {label: sum(one.probe == label for one in wrong) for label in dict.fromkeys(one.probe for one in wrong)}
+    first = max(counts, key=lambda label: counts[label])
+    here = [one for one in seen if one.probe == first]
+    ranked = [entry for entry in _ranked(here, ((m,) for m in mistakes), predict) if _within(here, entry, predict)]
+    useful = [entry.mistakes[0] for entry in ranked]
     for count in range(2, TOGETHER + 1):
-        ranked += _ranked(screened, _extended(ranked, mistakes, count), predict)
+        ranked += _ranked(here, _extended(ranked, useful, count), predict)
         best = [entry.mistakes for entry in _sorted(ranked) if len(entry.mistakes) == count][:KEPT]
         whole = [entry for entry in _ranked(seen, iter(best), predict) if entry.share >= ALL]
         if whole:
@@ -124,8 +126,12 @@ def _together(
     return []
 
 
-def _elements(seen: Sequence[Seen], probe: str) -> int:
-    return sum(np.size(one.exact) for one in seen if one.probe == probe)
+def _within(here: Sequence[Seen], entry: Explanation, predict: Predict) -> bool:
+    """Whether a mistake changes some tensors, and none that is right."""
+    with np.errstate(all="ignore"):
+        predicted = predict(entry.mistakes)
+        changed = [one for one in here if not distance(one, predicted[one.probe, one.name], one.exact) <= 2]
+    return bool(changed) and all(is_wrong(one) for one in changed)
 
 
 def _ranked(seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], predict: Predict) -> list[Explanation]:
@@ -180,9 +186,12 @@ def is_wrong(tensor: Seen) -> bool:
     return not distance(tensor, tensor.exact) <= 1
 
 
-def distance(tensor: Seen, to: Array) -> float:
-    """Largest deviation in units of what is allowed; NaN and infinity at the same places agree with each other."""
-    got, to = np.asarray(tensor.got, np.float64), np.asarray(to, np.float64)
+def distance(tensor: Seen, to: Array, got: Array | None = None) -> float:
+    """Largest deviation in units of what is allowed; NaN and infinity at the same places agree with each other.
+
+    got : what is compared; None: what was seen
+    """
+    got, to = np.asarray(tensor.got if got is None else got, np.float64), np.asarray(to, np.float64)
     if got.shape != to.shape:
         return np.inf
     with np.errstate(all="ignore"):

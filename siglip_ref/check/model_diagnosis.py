@@ -216,7 +216,7 @@ def unsteady(run: Run, again: Run) -> list[Finding]:
     ]
     if not differs:
         return []
-    mistake = find("dropout-in-eval")
+    mistake = find("dropout-in-eval" if differs[0] in run.activations else "cached-rng-mismatch")
     theirs = f" ({run.names[differs[0]]})" if differs[0] in run.names else ""
     evidence = f"two runs on the same inputs differ, from {differs[0]}{theirs} on, when random numbers differ"
     return [Finding(mistake.id, differs[0], "", f"{mistake.text}: {evidence}", mistake.repair)]

@@ -35,6 +35,7 @@ def quantities(context: Context) -> dict[str, float]:
 
 def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
     """For each tensor that is wrong, the first pattern that explains it wholly, if one does."""
+    seen = [one for one in seen if np.shape(one.got) == np.shape(one.exact)]
     wrong = list(dict.fromkeys(one.name for one in seen if is_wrong(one)))
     found: dict[str, Pattern] = {}
     for name in wrong:
@@ -113,7 +114,7 @@ def _fits(seen: Sequence[Seen], factors: Sequence[float]) -> bool:
 
 def _ratio(seen: Sequence[Seen]) -> float | None:
     """Least squares, at the probe where it is known best."""
-    best = max(seen, key=lambda one: float(np.min(np.max(np.abs(one.exact)) / np.max(one.allowed))))
+    best = max(seen, key=lambda one: float(np.max(np.abs(one.exact)) / np.max(one.allowed)))
     got, exact = np.ravel(best.got), np.ravel(best.exact)
     with np.errstate(all="ignore"):
         ratio = float(got @ exact / (exact @ exact)) if got.shape == exact.shape else np.nan

@@ -30,7 +30,7 @@ _REDUCE = {
     "sum": "gradients are added over ranks afterwards: an embedding shard's is its global one",
     "none": "gradients are final: a shard's is its global one, scale and bias are the same on every rank",
 }
-_VALUE = {"local": "a rank returns its part; their mean is the loss", "global": "every rank returns the whole loss"}
+_VALUE = {"local": "a rank returns its part, as its gradients are", "global": "every rank returns the whole loss"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Observed:
         """One process's view: the loss, each shard's gradient from its owner, scale and bias reduced as declared."""
         world = len(self.ranks)
         losses = np.array([float(rank.loss) for rank in self.ranks])
-        # local values: W / B times the local sum where gradients are averaged, 1 / B times where they are added
-        loss = _scalar(losses, "none" if value == "global" else reduce)
+        # local values: W / B times the local sum where gradients are averaged, else 1 / B times
+        loss = _scalar(losses, "none" if value == "global" else "mean" if reduce == "mean" else "sum")
         factor = 1 / world if reduce == "mean" else 1.0
         gradients: dict[str, Array | None] = {}
         for name in ARGUMENTS:

@@ -18,7 +18,7 @@ def test_ids_are_unique_and_stay() -> None:
     folder = Path(mistakes.__file__).parent
     entries = [tomllib.loads((folder / f"{name}.toml").read_text())["mistake"] for name in FILES]
     assert len(CATALOGUE) == sum(len(part) for part in entries)
-    assert {file.stem for file in folder.glob("*.toml")} == set(FILES)
+    assert {file.stem for file in folder.glob("*.toml")} == {*FILES, "differentiated"}
     # ids are published in reports and vectors: these may be added to, never renamed
     for known in ("gather-own-slot-one-over-w", "gather-detached-cross-terms", "label-sign", "layernorm-eps-1e-5"):
         assert known in CATALOGUE
@@ -33,6 +33,18 @@ def test_every_change_fits_the_reference(mistake: Mistake) -> None:
 def test_every_entry_is_complete(mistake: Mistake) -> None:
     assert all((mistake.text, mistake.seen, mistake.shows, mistake.repair))
     assert bool(mistake.edits) == (mistake.kind != "not numeric")
+
+
+@pytest.mark.parametrize("form", mistakes.entries("differentiated"), ids=lambda m: m.id)
+def test_second_forms_are_of_known_mistakes(form: Mistake) -> None:
+    assert find(form.id).kind == form.kind and find(form.id).edits != form.edits
+    reference(form.edits)
+
+
+def test_modules_that_no_edit_reaches_are_shared() -> None:
+    original, copy = reference(), reference(find("label-rank-offset").edits)
+    assert copy.procedures is not original.procedures
+    assert copy.ops is original.ops and copy.optim is original.optim
 
 
 def test_a_change_stays_in_its_copy() -> None:

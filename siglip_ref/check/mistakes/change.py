@@ -1,9 +1,11 @@
 """A mistake is a small change of the reference's own text; this file makes the changed reference.
 
 The specification's modules are executed anew from their source with the edits applied, in modules that only the copy
-sees: nothing that is already imported changes, and every caller inside the copy gets the changed function.
+sees: nothing that is already imported changes, and every caller inside the copy gets the changed function. Modules
+that no edit reaches, by any import, are shared with the original.
 """
 
+import ast
 import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,8 +83,11 @@ def _reference(edits: tuple[Edit, ...]) -> Reference:
     for edit in edits:
         by_module.setdefault(_module_of(edit.file), []).append(edit)
     loaded: dict[str, ModuleType] = {}
+    reached = _reached(frozenset(by_module))
 
     def load(name: str) -> ModuleType:
+        if name not in reached:
+            return import_module(name)
         if name not in loaded:
             module = loaded[name] = ModuleType(name)
             vars(module)["__builtins__"] = vars(builtins) | HELPERS | {"__import__": redirected}
@@ -103,6 +108,51 @@ def _reference(edits: tuple[Edit, ...]) -> Reference:
         return builtins.__import__(name, scope, local, names, level)
 
     return Reference(**{part: load(home) for part, home in HOMES.items()})
+
+
+@lru_cache(maxsize=256)
+def _reached(edited: frozenset[str]) -> frozenset[str]:
+    """The edited modules of the specification, and those that import one of them, over however many steps."""
+    reached, more = set(edited), set(edited)
+    while more:
+        more = {name for name in _modules() if name not in reached and _imports(name) & reached}
+        reached |= more
+    return frozenset(reached)
+
+
+@lru_cache(maxsize=1)
+def _modules() -> frozenset[str]:
+    """All modules of the specification: those of its parts, and what they import."""
+    found, new = set[str](), set(HOMES.values())
+    while new:
+        found |= new
+        new = {name for module in new for name in _imports(module)} - found
+    return frozenset(found)
+
+
+@lru_cache(maxsize=256)
+def _imports(module: str) -> frozenset[str]:
+    """The specification's modules that a module names in its imports."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return frozenset()
+    named = set()
+    for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(name for name in named if _is_module(name))
+
+
+@lru_cache(maxsize=1024)
+def _is_module(name: str) -> bool:
+    """Whether it is a module, and one of the specification."""
+    inside = any(name == part or name.startswith(part + ".") for part in SPECIFICATION)
+    try:
+        return inside and find_spec(name) is not None
+    except ModuleNotFoundError:  # a name in a module, such as a function
+        return False
 
 
 @lru_cache(maxsize=1024)
