@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from mpi.progress import Progress, launchers_rank
 from siglip_ref.errors import UsageError
+from siglip_ref.training.settings import TrainingStopped
 
 GRACE = 1.0  # seconds that the rank that knows the cause may speak before those that only feel its loss
 
@@ -92,7 +93,7 @@ def _guarded(
         place = "".join(f" (line {at.lineno} of {os.path.basename(at.filename)}, in {at.name})" for at in frame)
         words = f"{type(cause).__name__}: {cause}{place}"
         repair = "the cause names the line; --threads runs the same in one process, under a debugger"
-        if hasattr(cause, "repair"):  # it says itself what happened and what to do
+        if isinstance(cause, TrainingStopped):  # it says itself what happened and what to do
             words, repair = cause.cause, cause.repair
         text = message(progress.rank(slot), progress.where(slot), words, repair)
         report(text.encode())

@@ -47,7 +47,8 @@ def _part(numbers: Array) -> Captioned:
         return TEMPLATES[int(noise[0] * len(TEMPLATES))].format(chosen[number], chosen[number][2])
 
     def picture(number: int, noise: Array) -> Array:
-        return draw(*chosen[number], 2 * np.asarray(noise) - 1)
+        colour, shape, size, row, column = chosen[number]
+        return draw(colour, shape, size, row, column, 2 * np.asarray(noise) - 1)
 
     return Captioned(len(chosen), picture, caption, lambda number: " ".join(chosen[number]))
 

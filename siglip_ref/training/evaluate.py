@@ -59,7 +59,7 @@ def recall(image_embed: Array, text_embed: Array, captions: list[str]) -> dict[s
     """Recall at 1 and 5 in both directions; row i of both belong together, and so do rows of one caption."""
     _, kind = np.unique(captions, return_inverse=True)
     similarity = text_embed @ image_embed.T
-    found = {}
+    found: dict[str, float] = {}
     for what, table in (("images", similarity), ("texts", similarity.T)):
         best = np.argsort(-table, axis=1, kind="stable")[:, :5]
         right = kind[best] == kind[:, None]

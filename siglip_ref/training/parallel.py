@@ -44,7 +44,8 @@ class Alone:
         return sigmoid_loss(x, y, log_scale, bias, ops=ops)
 
     def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: ModuleType) -> LossAndGrads:
-        return LossAndGrads(*ops.softmax_loss(x, y, log_scale), np.zeros_like(log_scale))
+        loss, d_x, d_y, d_log_scale = ops.softmax_loss(x, y, log_scale)
+        return LossAndGrads(loss, d_x, d_y, d_log_scale, np.zeros_like(log_scale))
 
     def at(self, step: int, phase: str) -> None:
         pass

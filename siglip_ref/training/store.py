@@ -100,7 +100,7 @@ def load(path: Path) -> Saved:
 
 def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with newer ones."""
-    broken = []
+    broken: list[str] = []
     for path in reversed(checkpoints(folder)):
         try:
             return load(path), broken
