@@ -63,7 +63,8 @@ def agree(
     """
     table = np.zeros((comm.size, len(FIELDS)), np.int64)
     mine = np.zeros_like(table)
-    mine[comm.rank] = _row(*(np.asarray(a) for a in (x, y, log_scale, bias)), scheme, known, granule)
+    scale, offset = np.asarray(log_scale), np.asarray(bias)
+    mine[comm.rank] = _row(np.asarray(x), np.asarray(y), scale, offset, scheme, known, granule)
     comm.Allreduce(mine, table)  # every other row is zero, so the sum is the whole table
     judge(table)
     return [int(pairs) for pairs in table[:, _column("images")]]

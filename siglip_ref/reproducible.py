@@ -90,7 +90,7 @@ class Granules:
 
     def zeros(self, embed: Array) -> Array:
         """A tally of gradients of these embeddings."""
-        return tally(*embed.shape, self.kind)
+        return tally(len(embed), embed.shape[1], self.kind)
 
     def visit(self, owner: int, text_embed: Array) -> Array:
         """Meet a rank's texts with the images; return the tally of d_text_embed."""
