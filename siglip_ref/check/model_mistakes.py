@@ -25,6 +25,9 @@ _TRAIN = 3  # a forward and backward pass costs so many forward passes
 _SCOPES = 4  # in how many places a mistake of the backward pass is tried, about
 
 
+Table = dict[tuple[Mistake, ...], dict[str, float]]  # by mistakes made together: how far each stage is off
+
+
 @dataclass(frozen=True)
 class Search:
     """What a search knows: the model's run, the judge, and the reference's inputs in the precision of the search."""
@@ -91,7 +94,7 @@ def _of_tower(search: Search, tower: str) -> tuple[list[tuple[Placed, ...]], lis
     wanted = set(right) if room >= len(right) else set(wrong[: max(room, 1)])
     open_ = set(wrong) & wanted
     made: list[tuple[Placed, ...]] = [()]
-    tables = {(m,): _excesses(search, tower, (m,), wanted) for m in candidates} if open_ else {}
+    tables: Table = {(m,): _excesses(search, tower, (m,), wanted) for m in candidates} if open_ else {}
     hopeless = set[str]()
     while open_ - hopeless:
         explained = {m: {name for name in open_ if table.get(name, np.inf) <= 1} for m, table in tables.items()}
@@ -116,9 +119,6 @@ def _of_tower(search: Search, tower: str) -> tuple[list[tuple[Placed, ...]], lis
         ]
         open_ -= explained[best[0]]
     return made, [name for name in wrong if name in open_ or name not in wanted]
-
-
-Table = dict[tuple[Mistake, ...], dict[str, float]]
 
 
 def _pairs(

@@ -9,7 +9,7 @@ import numpy as np
 from siglip_ref.check.diagnose import FINDING, distance, explain, share_explained
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.check.report import Finding, Verdict
-from siglip_ref.check.step_judge import ACCUMULATION, Judged, Moves, Plan, judge, predict
+from siglip_ref.check.step_judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step_run import Taken
 from siglip_ref.optim import AdamW, kernels, matrices
 from siglip_ref.params import Params
@@ -64,7 +64,7 @@ def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
         for value in values:
             if getattr(rule, name) != value:
                 words = value.__name__ if callable(value) else f"{value:g}"
-                yield f"{name}={words}", replace(plan, rule=replace(rule, **{name: value}))
+                yield f"{name}={words}", replace(plan, rule=_with(rule, name, value))
     yield "schedule=None", replace(plan, schedule=lambda k: 1.0)
 
 
@@ -77,7 +77,7 @@ def candidates(plan: Plan) -> list[Mistake]:
 def _is_right(taken: Sequence[Taken], plan: Plan, judged: Judged) -> bool:
     """Whether every step is right under another plan; what is far off needs no measured noise to be refused."""
     moves = predict(taken, plan, [one.grads for one in taken])
-    near = all(distance(one, moves[one.probe, one.name]) <= 2 for one in judged.seen if one.allowed.any())
+    near = all(distance(one, moves[one.probe, one.name]) <= 2 for one in judged.seen)
     return near and judge(taken, plan).right
 
 
@@ -94,6 +94,11 @@ def _split(taken: Sequence[Taken], plan: Plan, judged: Judged) -> int:
     return max(SPLITS, key=lambda n: max(share_explained(judged.seen, _made(taken, plan, n, [m])) for m in made))
 
 
+def _with(rule: Rule, field: str, value: Any) -> Rule:
+    changed: dict[str, Any] = {field: value}
+    return replace(rule, **changed)
+
+
 def fit(taken: Sequence[Taken], plan: Plan, judged: Judged, field: str) -> tuple[float, float]:
     """The value of a setting that fits the steps best, within a factor of 100 of the declared one, and the share of the
     deviation that it explains."""
@@ -104,7 +109,7 @@ def fit(taken: Sequence[Taken], plan: Plan, judged: Judged, field: str) -> tuple
     clear = [one for one in judged.seen if np.max(one.allowed) < 0.1 * np.max(np.abs(one.got))]  # not noise alone
 
     def moves(factor: float) -> Moves:
-        return predict(taken, replace(plan, rule=replace(plan.rule, **{field: declared * factor})), grads)
+        return predict(taken, replace(plan, rule=_with(plan.rule, field, declared * factor)), grads)
 
     def off(factor: float) -> float:
         predicted, total = moves(factor), 0.0
@@ -126,7 +131,7 @@ def fit(taken: Sequence[Taken], plan: Plan, judged: Judged, field: str) -> tuple
 def _of_fit(taken: Sequence[Taken], plan: Plan, field: str, value: float) -> Finding | str:
     """A round number is a setting; a clip at some odd length has the wrong norm; an odd factor is no setting."""
     round_value = float(f"{value:.2g}")
-    if judge(taken, replace(plan, rule=replace(plan.rule, **{field: round_value}))).right:
+    if judge(taken, replace(plan, rule=_with(plan.rule, field, round_value))).right:
         return f"{field}={round_value:g}"
     declared = getattr(plan.rule, field)
     evidence = f"every step is as with {field}={value:.6g}, where {declared:g} was declared"

@@ -11,7 +11,7 @@ from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import Chosen, norm
-from siglip_ref.params import Params
+from siglip_ref.params import Params, shapes
 from siglip_ref.sizes import Config
 
 Batch = tuple[Array, Array]  # images (B, height, width, 3), tokens (B, N)
@@ -20,6 +20,7 @@ PAIRS = 8  # of a batch
 # Lengths of the three gradients in units of max_norm: far above it; above it, but not if squares are averaged or halved
 # instead of summed; below it. A clip that always shortens by one and the same factor would be hidden by Adam.
 LENGTHS = (3.0, 1.2, 0.5)
+LARGE = 1e6  # parameters, from which on fewer batches are tried
 TINY = 1e-8  # about Adam's eps: where it is added then shows
 
 
@@ -79,7 +80,8 @@ class OfModel:
         pairs are each other's negatives."""
         images, tokens = probe_images(self.cfg, 3 * PAIRS), probe_tokens(self.cfg, 3 * PAIRS)
         order = np.random.default_rng(5).permutation(3 * PAIRS).reshape(3, PAIRS)
-        rows = [chosen[np.minimum(np.arange(PAIRS), last)] for last in range(PAIRS) for chosen in order]
+        lasts = range(PAIRS) if sum(map(np.prod, shapes(self.cfg).values())) < LARGE else (1, PAIRS - 1)
+        rows = [chosen[np.minimum(np.arange(PAIRS), last)] for last in lasts for chosen in order]
         return [(images[chosen], tokens[chosen]) for chosen in rows]
 
 

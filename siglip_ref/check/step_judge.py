@@ -78,24 +78,27 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
     grads = [one.grads for one in taken]
     exact = predict(taken, plan, grads)
     allowed = _allowed(taken, plan, grads, exact)
-    # what should have stayed and moved is explained by mistakes that move it, to within the same noise
+    # for diagnosis: a mistake that moves what should have stayed, or moves it far, rounds and has noise, too
     loose = allowed
     if any(map(plan.rule.frozen, taken[0].before)):
         thawed = replace(plan, rule=replace(plan.rule, frozen=nothing))
         loose = _allowed(taken, thawed, grads, predict(taken, thawed, grads))
     rows, seen = [], []
     for (step, name), right in exact.items():
-        got = taken[int(step.removeprefix("step ")) - 1].moved[name]
+        one = taken[_number(step)]
+        got = one.moved[name]
         unit = float(np.max(np.abs(right), initial=0.0))
-        tolerance = allowed[step, name] / unit if unit else 0.0
-        rows.append(compare(name, got, right, tolerance, kind="value", probe=step, note="" if unit else _STILL))
-        seen.append(Seen(step, name, got, right, (allowed if unit else loose)[step, name]))
+        noisy = name.endswith(KEY_BIAS) and allowed[step, name].any()  # its gradient is zero by structure
+        scale = plan.rule.lr if noisy else unit
+        tolerance = allowed[step, name] / scale if scale else 0.0
+        note = "" if unit or noisy else "must not move in this step"
+        zero_scale = scale if noisy else None
+        rows.append(compare(name, got, right, tolerance, kind="value", zero_scale=zero_scale, note=note, probe=step))
+        rounding = _rounding(plan, step, one.before[name], got)
+        seen.append(Seen(step, name, got, right, np.maximum((allowed if unit else loose)[step, name], rounding)))
     for k in range(len(taken), STEPS):
         rows += [not_checked(name, "value", "parameters are no numbers", f"step {k + 1}") for name in taken[0].before]
     return Judged(rows, seen)
-
-
-_STILL = "must not move in this step"
 
 
 def _allowed(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], exact: Moves) -> Moves:
@@ -109,13 +112,21 @@ def _allowed(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], exact:
         for key, value in predict(taken, plan, shifted).items():
             spread[key] = np.maximum(spread[key], np.abs(value - exact[key]))
     for (step, name), value in spread.items():
-        in_step = IN_STEP + _of_corrections(plan.rule, int(step.removeprefix("step ")))
-        before = np.abs(taken[int(step.removeprefix("step ")) - 1].before[name])
-        move = np.abs(exact[step, name])
-        # what does not move at all is not rounded either
-        rounding = plan.unit * (ROUNDINGS * (before + move) + in_step * move)
+        move = exact[step, name]
+        rounding = _rounding(plan, step, taken[_number(step)].before[name], move)
         spread[step, name] = value + np.where(move == 0, 0.0, rounding)  # what stays is not rounded either
     return spread
+
+
+def _rounding(plan: Plan, step: str, before: Array, move: Array) -> Array:
+    """Of one parameter and of what is added to it: the optimiser's step and decay, which may cancel each other."""
+    decay = plan.rule.decay * (plan.rule.lr if isinstance(plan.rule, AdamW) else 1.0)
+    in_step = ROUNDINGS + IN_STEP + _of_corrections(plan.rule, _number(step) + 1)
+    return plan.unit * (ROUNDINGS * np.abs(before) + in_step * (np.abs(move) + decay * np.abs(before)))
+
+
+def _number(step: str) -> int:
+    return int(step.removeprefix("step ")) - 1
 
 
 def _of_corrections(rule: Rule, steps: int) -> float:

@@ -204,7 +204,14 @@ def take_steps(
             reloaded = {name: loaded[name] - value for name, value in before.items()}
             before = loaded
         if not all(np.isfinite(value).all() for value in before.values()):
-            break
+            if k:
+                break
+            raise UsageError(
+                expected="a model whose weights are numbers",
+                got="NaN or infinity among its own weights, before any step",
+                cause="a training that diverged, or a broken conversion",
+                repair='check_step(step_fn, rule, model, weights="probe")',
+            )
         say(f"step {k + 1}")
         grads, noise, batch = choose(k, before)
         trainer.step(grads, batch)
