@@ -96,7 +96,7 @@ def alone(chosen: dict[str, Any]) -> None:
 def study(
     name: Annotated[str, typer.Argument(help="initialisation, batch or noise")],
     seeds: Annotated[int, typer.Option(min=2, help="trainings of each variant")] = 5,
-    out: Annotated[Path, typer.Option(help="folder for NAME.json, NAME.svg and NAME.md")] = Path("studies"),
+    out: Annotated[Path, typer.Option(help="folder for NAME.json and NAME.svg")] = Path("studies"),
 ) -> None:
     """Repeat one of the paper's studies at toy scale, with spread, beside the paper's own table."""
     from siglip_ref.errors import UsageError
@@ -104,5 +104,5 @@ def study(
 
     if name not in STUDIES:
         raise UsageError(", ".join(STUDIES), repr(name), "there is no study by this name", "siglip-ref study batch")
-    run(STUDIES[name], seeds, out, typer.echo)
+    typer.echo(run(STUDIES[name], seeds, out, typer.echo))
     typer.echo(f"{out / name}.svg")

@@ -117,8 +117,11 @@ class Result:
     found: dict[str, list[float]] = field(default_factory=dict)
 
 
-def run(study: Study, seeds: int, out: Path, say: Callable[[str], None]) -> None:
-    """Train every variant with every seed; write NAME.json, NAME.svg, NAME.md. What NAME.json holds is not repeated."""
+def run(study: Study, seeds: int, out: Path, say: Callable[[str], None]) -> str:
+    """Train every variant with every seed; write NAME.json and NAME.svg, return the page.
+
+    What NAME.json holds already is not repeated.
+    """
     path = out / f"{study.name}.json"
     out.mkdir(parents=True, exist_ok=True)
     result = Result({**TOY, "seeds": seeds})
@@ -133,7 +136,7 @@ def run(study: Study, seeds: int, out: Path, say: Callable[[str], None]) -> None
             say(f"{study.name}, {line}: {place}, seed {seed}: {100 * found[-1]:.1f} %")
             write_atomically(path, (json.dumps(asdict(result), indent=1) + "\n").encode())
     draw(study, result.found, out / f"{study.name}.svg")
-    write_atomically(out / f"{study.name}.md", page(study, result.found, seeds).encode())
+    return page(study, result.found, seeds)
 
 
 def accuracy(settings: Settings) -> float:
