@@ -23,6 +23,7 @@ from mpi.progress import Progress, launchers_rank
 from siglip_ref.errors import UsageError
 from siglip_ref.training.settings import TrainingStopped
 
+WRONG_USE = "siglip-ring: wrong use"
 GRACE = 1.0  # seconds that the rank that knows the cause may speak before those that only feel its loss
 
 
@@ -82,7 +83,7 @@ def _guarded(
         if isinstance(cause, UsageError):
             on_all = error is cause and getattr(cause, "on_every_rank", False)
             if not on_all or progress.rank(slot) == "0":
-                report(f"siglip-ring: wrong use\n{cause}\n".encode())
+                report(f"{WRONG_USE}\n{cause}\n".encode())
                 heard()
             if not on_all:
                 _abort(2)
@@ -121,7 +122,7 @@ def _watch(rank_process: int, reports: int, answers: int, progress: Progress, st
     signal.signal(signal.SIGTERM, end_quietly)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rank hears Ctrl-C as well, and ends
     voice: socket.socket | None = None
-    reported, deadline = False, math.inf
+    reported, wrong_use, deadline = False, False, math.inf
     while True:
         ready, _, _ = select.select([reports], [], [], 0.1)
         text = os.read(reports, 1 << 16) if ready else b""
@@ -134,7 +135,7 @@ def _watch(rank_process: int, reports: int, answers: int, progress: Progress, st
             text = message(progress.rank(slot), progress.where(slot), cause, repair).encode()
             _kill(rank_process)
         if text:
-            reported, voice = True, _speak(text)
+            reported, voice, wrong_use = True, _speak(text), text.startswith(WRONG_USE.encode())
             with contextlib.suppress(BrokenPipeError):
                 os.write(answers, b"!")
             deadline = time.monotonic() + GRACE
@@ -150,7 +151,7 @@ def _watch(rank_process: int, reports: int, answers: int, progress: Progress, st
             voice = _speak(message(progress.rank(0), progress.where(0), cause, repair).encode())
     if voice is not None:
         time.sleep(0.1)  # the launcher passes the message on before it hears that we ended
-    return code if code >= 0 else 1
+    return code if code >= 0 else 1 + wrong_use  # also where it was too slow to end by itself, and was killed
 
 
 def _speak(text: bytes) -> socket.socket | None:
