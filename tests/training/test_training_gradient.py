@@ -1,5 +1,7 @@
 """The training's gradients are the model's: in one piece, in micro-batches, of a classifier."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from training_cases import MINI, alone, mini, worst
@@ -35,6 +37,20 @@ def test_micro_batches_keep_every_negative(batch, micro):
     towers = {name: g for name, g in want.items() if "/" in name and not name.endswith("/k/bias")}
     assert grads.keys() == {name for name in want if "/" in name}
     assert worst(grads, towers)[0] <= 1e-12
+
+
+def test_micro_batches_bound_the_memory_of_activations():
+    rng = np.random.default_rng(0)
+    params = sr.init(MINI, 1)
+    images = rng.uniform(-1, 1, (96, *MINI.image_size, 3))
+    tokens = rng.integers(0, MINI.vocabulary, (96, MINI.text_length))
+    peaks = {}
+    for micro in (0, 6):
+        tracemalloc.start()
+        gradient(params, images, tokens, lambda x, y: sigmoid_loss(x, y, 2.0, -9.0), MINI, ops, micro)
+        peaks[micro] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[6] <= peaks[0] / 4, peaks
 
 
 def test_a_locked_tower_learns_nothing(batch):
