@@ -41,7 +41,7 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     def of(made: Sequence[Mistake]) -> Moves:
         return predicted[made[0].id] if len(made) == 1 else _made(taken, plan, split, made)
 
-    return "FAIL", [_of_accumulation(finding, split) for finding in explain(judged.seen, mistakes, of)]
+    return "FAIL", [_in_words(finding, split) for finding in explain(judged.seen, mistakes, of)]
 
 
 def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
@@ -142,8 +142,12 @@ def _of_fit(taken: Sequence[Taken], plan: Plan, field: str, value: float) -> Fin
     return Finding("unknown", "", "", evidence, f"look for a factor of {value / declared:.6g} on {field}")
 
 
-def _of_accumulation(finding: Finding, split: int) -> Finding:
-    """Says the number of micro-batches, and how plain accumulation is declared."""
+def _in_words(finding: Finding, split: int) -> Finding:
+    """With the first of many names only; of accumulation the number of micro-batches, and how it is declared."""
+    names = finding.tensor.split(", ")
+    if len(names) > 4:
+        few = f"{', '.join(names[:3])} and {len(names) - 3} more"
+        finding = replace(finding, tensor=names[0], evidence=finding.evidence.replace(finding.tensor, few))
     if finding.id not in ACCUMULATION:
         return finding
     finding = replace(finding, evidence=f"{finding.evidence}; {split} micro-batches")
