@@ -37,6 +37,11 @@ class Trial:
     rows: Sequence[Row]
     verdict: str
 
+    @property
+    def judged(self) -> bool:
+        """Whether anything could be judged: else it is no run."""
+        return any(row.verdict not in ("out of range", "not checked") for row in self.rows)
+
 
 @dataclass
 class Stratum:
@@ -58,10 +63,10 @@ class Stratum:
         return RULE_OF_THREE / self.runs if self.runs else 1.0
 
     def add(self, trial: Trial) -> None:
-        judged = [row for row in trial.rows if row.verdict not in ("out of range", "not checked")]
-        if not judged:
+        if not trial.judged:
             self.out_of_range += 1
             return
+        judged = [row for row in trial.rows if row.verdict not in ("out of range", "not checked")]
         self.runs += 1
         row = max(judged, key=lambda row: row.excess)
         where = f"{trial.vector}, seed {trial.seed}: {row.name}, error {row.error:.2g}, allowed {row.tolerance:.2g}"

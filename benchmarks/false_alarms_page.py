@@ -20,15 +20,13 @@ A run is one right program, at one golden vector or probe, in one dtype, with on
 - A seed reorders pairs, dimensions, heads and hidden units (signs of dimensions too, for losses): the exact answer is
   reordered likewise, the roundings are others. Or it draws the probe itself, of any shape, scale and bias. For the
   rounded reference it draws the program: orders of summation, fused kernels, form of the loss, rounding by chance.
-- A program marked "new" took no part in setting any tolerance. The others did, with other seeds and orders: the
-  multiple was chosen so that they stay below half of what is allowed.
+- Programs that are marked "new", and those in NumPy, took no part in setting any tolerance. The others did, with
+  other seeds and orders: tests hold them to half of what is allowed at the packaged vectors and probes as they are.
 - Golden vectors are judged by `check dump`'s judge, drawn losses by `check_loss`'s, drawn models by `check_model`'s.
-  A vector that a dtype cannot hold ("out of range") is no run.
+  What a dtype cannot hold is "out of range": a tensor is skipped, as in every check; if all are, it is no run.
 - "< 0.9 %" is 3 / n: where none of n runs is flagged, the rate lies below that with 95 % confidence, for runs like
   these. Runs share vectors and so are not fully independent; the last number, the largest error in units of what is
   allowed, says more about how near an alarm came.
-- A loss of saturated pairs may be out of range in 16 bits: such tensors are skipped as in every check.
-
 """
 
 
@@ -42,9 +40,9 @@ def page(pieces: Pieces, versions: Mapping[str, str], held_out: int) -> str:
         f"**{runs:,} runs, {flagged} flagged** ({len(strata)} programs and dtypes, each with {least.runs} or more, "
         f"so below {least.bound:.1%} for each and below {RULE_OF_THREE / runs:.3%} for all together). "
         f"{seconds / 60:.0f} minutes of one core. "
-        f"With {', '.join(f'{name} {number}' for name, number in versions.items())}."
+        f"With {', '.join(f'{name} {number}' for name, number in versions.items())}.\n"
     )
-    summary += "\n\n" + _power()
+    summary += "\n" + _power()
     parts = [
         HEAD.format(summary=summary, held_out=held_out),
         _families(strata),
