@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from siglip_ref.bench import Result, bench, machine, read, table, write
+from siglip_ref.bench import CONTESTANTS, Result, bench, machine, read, table, write
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -18,10 +18,11 @@ def measure(name: str, cases: Sequence[str]) -> None:
     options.add_argument("--repeats", type=int, default=7)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--case", action="append", choices=cases)
+    options.add_argument("--contestant", action="append", choices=CONTESTANTS)
     chosen = options.parse_args()
     RESULTS.mkdir(exist_ok=True)
     place = RESULTS / f"{name}.json"
-    new = bench(chosen.case or cases, None, chosen.threads, chosen.repeats)
+    new = bench(chosen.case or cases, chosen.contestant, chosen.threads, chosen.repeats)
     known = {result.case: result for result in [*(read(place) if place.exists() else []), *new]}
     results = [known[case] for case in cases if case in known]
     write(place, results, chosen.threads)

@@ -30,6 +30,7 @@ CASES = {
     "gradients-8": ("gradients", "B/16-256", "8"),
     "step-tiny": ("step", "tiny", "8"),
     "step-mu": ("step", "mu/16", "8"),
+    "step-mu-256": ("step", "mu/16", "256"),
 }
 CONTESTANTS = {"fast": "numba", "torch": "torch", "torch.compile": "torch", "jax.jit": "jax"}  # and what each needs
 YARDSTICKS = {"numpy": "numpy", "torch": "torch", "jax.jit": "jax"}  # whose matrix product is measured, too

@@ -1,10 +1,11 @@
-"""Write the table of speed into README and docs/performance.md, from benchmarks/results; misses included.
+"""Write the tables of speed and growth into README and docs/performance.md, from benchmarks/results; misses included.
 
 `python tools/performance_table.py` rewrites what stands between the markers; `--check` only says whether it is current.
 """
 
 import json
 import sys
+from math import log
 from pathlib import Path
 
 from siglip_ref.bench import Result, read
@@ -12,7 +13,7 @@ from siglip_ref.bench import Result, read
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-BEGIN, END = "<!-- performance -->", "<!-- end -->"
+END = "<!-- end -->"
 
 WORDS = {
     "loss-4096": "loss and all gradients, 4,096 pairs, D = 768",
@@ -23,6 +24,7 @@ WORDS = {
     "gradients-8": "B/16-256, loss and all gradients of 8 pairs",
     "step-tiny": "tiny, a training step of 8 pairs",
     "step-mu": "mu/16, a training step of 8 pairs",
+    "step-mu-256": "mu/16, a training step of 256 pairs",
 }
 RIVALS = {"torch": "Torch eager", "torch.compile": "torch.compile", "jax.jit": "jax.jit"}
 # What was aimed at: at least so many times faster; "product": at least this share of NumPy's matrix product's rate;
@@ -38,6 +40,7 @@ AIMS: dict[str, dict[str, float]] = {
     "gradients-8": {"torch": 1.0, "memory": 0.8},
     "step-tiny": STEP,
     "step-mu": STEP,
+    "step-mu-256": {"torch": 2.0},
 }
 
 
@@ -61,10 +64,11 @@ def row(result: Result) -> str:
 
 def table() -> str:
     """All cases that were measured."""
-    found = {r.case: r for name in ("loss_speed", "model_speed") for r in read(RESULTS / f"{name}.json")}
+    places = [RESULTS / f"{name}.json" for name in ("loss_speed", "model_speed")]
+    found = {result.case: result for place in places for result in read(place)}
     machine = json.loads((RESULTS / "model_speed.json").read_text())["machine"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("numpy", "numba", "torch", "jax", "transformers"))
-    rates = found["image-8"].products
+    rates = list(found.values())[-1].products
     product = ", ".join(f"{name} {2 * 3072**3 / entry.median / 1e9:,.0f}" for name, entry in rates.items())
     return "\n".join([
         f"| float32, {machine['threads']} threads | time | " + " | ".join(f"{name} / ours" for name in RIVALS.values())
@@ -77,21 +81,48 @@ def table() -> str:
     ])  # fmt: skip
 
 
+AXES = {"B": "batch B", "N": "tokens N", "C": "width C", "depth": "depth"}
+
+
+def growth() -> str:
+    """Fitted exponents of time: of the loss against B, of a tower against each axis."""
+    lines = ["| time of | against | from .. to | exponent | between the last two |", "|---|---|---|---:|---:|"]
+    loss = json.loads((RESULTS / "loss_growth.json").read_text())
+    ends = loss["rows"][0], loss["rows"][-1]
+    last = log(ends[1]["seconds"] / loss["rows"][-2]["seconds"]) / log(ends[1]["pairs"] / loss["rows"][-2]["pairs"])
+    span = f"{ends[0]['pairs']:,} .. {ends[1]['pairs']:,}"
+    lines.append(f"| loss and gradients | pairs B | {span} | {loss['exponent']:.2f} | {last:.2f} |")
+    towers = json.loads((RESULTS / "model_growth.json").read_text())
+    for axis, found in towers["axes"].items():
+        span = f"{found['values'][0]:,} .. {found['values'][-1]:,}"
+        lines.append(f"| tower, both ways | {AXES[axis]} | {span} | {found['exponent']:.2f} | {found['last']:.2f} |")
+    base = ", ".join(f"{name} {value}" for name, value in towers["base"].items())
+    return "\n".join([*lines, "", f"The tower is a text tower in float32; {base} where it is not the axis."])
+
+
+TABLES = {"performance": table, "growth": growth}
+
+
+def renewed(text: str) -> str:
+    """The page with its tables written anew; a table whose figures are not there stays."""
+    for name, make in TABLES.items():
+        begin = f"<!-- {name} -->"
+        before, marker, rest = text.partition(begin)
+        try:
+            if marker:
+                text = f"{before}{begin}\n{make()}\n{END}{rest.partition(END)[2]}"
+        except FileNotFoundError as missing:
+            print(f"{name}: not measured yet, no {missing.filename}")
+    return text
+
+
 def main() -> int:
     """Write the pages, or look at them."""
-    stale = []
-    for page in PAGES:
-        text = page.read_text()
-        before, _, rest = text.partition(BEGIN)
-        if not rest:
-            continue
-        after = rest.partition(END)[2]
-        new = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-        if new != text:
-            stale.append(page.name)
-            if "--check" not in sys.argv:
-                page.write_text(new)
-    print("written: " + ", ".join(stale) if stale else "current")
+    stale = [page for page in PAGES if renewed(page.read_text()) != page.read_text()]
+    if "--check" not in sys.argv:
+        for page in stale:
+            page.write_text(renewed(page.read_text()))
+    print("stale: " + ", ".join(page.name for page in stale) if stale else "current")
     return 1 if stale and "--check" in sys.argv else 0
 
 

@@ -50,8 +50,8 @@ def log1p_unit(x: Any) -> Any:
     raise NotImplementedError("only inside kernels")
 
 
-def largest(row: Any) -> Any:
-    """The largest number of a row, inside kernels; of a row with NaN, NaN or another number of it."""
+def largest(tables: Any, t: int, i: int) -> Any:
+    """The largest number of tables[t, 0, i], inside kernels; of a row with NaN, NaN or another number of it."""
     raise NotImplementedError("only inside kernels")
 
 
@@ -178,21 +178,21 @@ def _tail64(x: Any) -> Any:
     return exp_nonpositive(-0.5 * x * x) * t * p
 
 
-def _largest32(row: Any) -> Any:
+def _largest32(tables: Any, t: int, i: int) -> Any:
     # The maximum of floats does not become vector instructions (NaN, -0). That of integers does: these are in the
     # floats' order once the negative ones, whose bits run the other way, are turned round.
-    bits, turn, last = row.view(np.int32), np.int32(0x7FFFFFFF), np.int32(31)
+    bits, turn, last = tables.view(np.int32), np.int32(0x7FFFFFFF), np.int32(31)
     top = ~turn
-    for j in range(len(bits)):
-        top = max(top, bits[j] ^ ((bits[j] >> last) & turn))
+    for j in range(bits.shape[3]):
+        top = max(top, bits[t, 0, i, j] ^ ((bits[t, 0, i, j] >> last) & turn))
     return np.int32(top ^ ((top >> last) & turn)).view(np.float32)
 
 
-def _largest64(row: Any) -> Any:
-    bits, turn, last = row.view(np.int64), np.int64(0x7FFFFFFFFFFFFFFF), np.int64(63)
+def _largest64(tables: Any, t: int, i: int) -> Any:
+    bits, turn, last = tables.view(np.int64), np.int64(0x7FFFFFFFFFFFFFFF), np.int64(63)
     top = ~turn
-    for j in range(len(bits)):
-        top = max(top, bits[j] ^ ((bits[j] >> last) & turn))
+    for j in range(bits.shape[3]):
+        top = max(top, bits[t, 0, i, j] ^ ((bits[t, 0, i, j] >> last) & turn))
     return np.int64(top ^ ((top >> last) & turn)).view(np.float64)
 
 
@@ -212,8 +212,8 @@ def _normal_tail(x: Any) -> Any:
 
 
 @overload(largest)
-def _largest(row: Any) -> Any:
-    return _largest32 if row.dtype == types.float32 else _largest64
+def _largest(tables: Any, t: int, i: int) -> Any:
+    return _largest32 if tables.dtype == types.float32 else _largest64
 
 
 @overload(number, jit_options=INLINED)

@@ -8,7 +8,7 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.fit import as_rows, empty, same_precision
-from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward, part
+from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward, part, weights_backward
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 
@@ -33,10 +33,12 @@ def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -
     return out, PatchCache(cache, images.shape, patch)
 
 
-def patch_embed_backward(d_out: Array, cache: Any) -> tuple[Array, Array, Array]:
+def patch_embed_backward(d_out: Array, cache: Any, pixels: bool = True) -> tuple[Any, Array, Array]:
     """Twin of `siglip_ref.ops.patch_embed_backward`."""
     if not isinstance(cache, PatchCache):
-        return specification.patch_embed_backward(d_out, cache)
+        return specification.patch_embed_backward(d_out, cache, pixels)
+    if not pixels:
+        return None, *weights_backward(d_out, cache.linear.x)
     linear, (batch, height, width, channels), patch = cache
     rows, columns = height // patch, width // patch
     d_flat, d_kernel, d_bias = linear_backward(d_out, linear)

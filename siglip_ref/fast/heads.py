@@ -9,17 +9,19 @@ from numba import prange
 
 from siglip_ref.fast.blas import NO, YES, gemm
 from siglip_ref.fast.compile import SUMS, kernel
-from siglip_ref.fast.dot import dot
 from siglip_ref.fast.elementary import exp_nonpositive, largest, number
+
+# Rows are named by their number, heads by their address: `scores[i]` would be a new array for Numba, whose references
+# are counted, and threads that count in the same place wait for one another.
 
 
 @kernel(fastmath=SUMS)
-def _weigh(row: Any, top: Any) -> Any:
+def _weigh(scores: Any, t: int, i: int, top: Any) -> Any:
     """exp(row - top) in place, and its sum."""
     total = number(0, top)
-    for j in range(len(row)):
-        row[j] = _weight(row[j], top)
-        total += row[j]
+    for j in range(scores.shape[3]):
+        scores[t, 0, i, j] = _weight(scores[t, 0, i, j], top)
+        total += scores[t, 0, i, j]
     return total
 
 
@@ -29,89 +31,110 @@ def _weight(score: Any, top: Any) -> Any:
 
 
 @kernel()
-def _scale(row: Any, factor: Any) -> None:
-    for j in range(len(row)):
-        row[j] *= factor
+def _scale(scores: Any, t: int, i: int, factor: Any) -> None:
+    for j in range(scores.shape[3]):
+        scores[t, 0, i, j] *= factor
+
+
+@kernel(fastmath=SUMS)
+def _dot(scores: Any, t: int, i: int) -> Any:
+    total = number(0, scores[t, 0, 0, 0])
+    for j in range(scores.shape[3]):
+        total += scores[t, 0, i, j] * scores[t, 1, i, j]
+    return total
 
 
 @kernel()
-def _d_softmax(probability: Any, d_probability: Any, along: Any) -> None:
-    for j in range(len(probability)):
-        d_probability[j] = probability[j] * (d_probability[j] - along)
+def _d_softmax(scores: Any, t: int, i: int, along: Any) -> None:
+    for j in range(scores.shape[3]):
+        scores[t, 1, i, j] = scores[t, 0, i, j] * (scores[t, 1, i, j] - along)
 
 
 @kernel()
-def _scores(routine: int, query: Any, key: Any, root: Any, first: int, size: int, scores: Any) -> None:
+def _hide(scores: Any, t: int, i: int, mask: Any, task: int) -> None:
+    if len(mask) > 0:
+        zero = number(0, scores[t, 0, 0, 0])
+        for j in range(scores.shape[3]):
+            if not mask[task, i, j]:
+                scores[t, 0, i, j] = -number(1, zero) / zero
+
+
+@kernel()
+def _head(x: Any, b: int, first: int) -> Any:
+    """Where a head's features of the sequence `b` begin."""
+    return x.ctypes.data + x.itemsize * (b * x.shape[1] * x.shape[2] + first)
+
+
+@kernel()
+def _table(scores: Any, t: int, which: int) -> Any:
+    """Where a thread's table of scores begins."""
+    return scores.ctypes.data + scores.itemsize * (t * scores.shape[1] + which) * scores.shape[2] * scores.shape[3]
+
+
+@kernel()
+def _scores(routine: int, query: Any, key: Any, root: Any, b: int, first: int, size: int, scores: Any, t: int) -> None:
     """scores = query @ key.T / root for the `size` features of a head that begin at `first`."""
-    width = query.shape[1]
-    gemm(routine, NO, YES, len(query), len(key), size, number(1, root) / root, query[:, first:].ctypes.data, width,
-         key[:, first:].ctypes.data, width, number(0, root), scores.ctypes.data, len(key))  # fmt: skip
+    width, keys = query.shape[2], key.shape[1]
+    gemm(routine, NO, YES, query.shape[1], keys, size, number(1, root) / root, _head(query, b, first), width,
+         _head(key, b, first), width, number(0, root), _table(scores, t, 0), keys)  # fmt: skip
 
 
 @kernel()
 def _forward(
-    routine: int, query: Any, key: Any, value: Any, mask: Any, task: int, root: Any, first: int, size: int,
-    scores: Any, mixed: Any, stats: Any,
+    routine: int, query: Any, key: Any, value: Any, mask: Any, task: int, root: Any, b: int, first: int, size: int,
+    scores: Any, t: int, mixed: Any, stats: Any,
 ) -> None:  # fmt: skip
-    width, tokens, keys = query.shape[1], len(query), len(key)
-    _scores(routine, query, key, root, first, size, scores)
+    width, tokens, keys = query.shape[2], query.shape[1], key.shape[1]
+    _scores(routine, query, key, root, b, first, size, scores, t)
     for i in range(tokens):
-        row = scores[i]
-        if len(mask) > 0:
-            for j in range(keys):
-                if not mask[task, i, j]:
-                    row[j] = -number(1, root) / number(0, root)
-        stats[i, 0] = largest(row)  # NaN comes back with the sum
-        stats[i, 1] = number(1, root) / _weigh(row, stats[i, 0])
-        _scale(row, stats[i, 1])
+        _hide(scores, t, i, mask, task)
+        top = largest(scores, t, i)  # NaN comes back with the sum
+        share = number(1, root) / _weigh(scores, t, i, top)
+        _scale(scores, t, i, share)
+        stats[task, i, 0], stats[task, i, 1] = top, share
     # mixed = probability @ value
-    gemm(routine, NO, NO, tokens, size, keys, number(1, root), scores.ctypes.data, keys,
-         value[:, first:].ctypes.data, width, number(0, root), mixed[:, first:].ctypes.data, width)  # fmt: skip
+    gemm(routine, NO, NO, tokens, size, keys, number(1, root), _table(scores, t, 0), keys,
+         _head(value, b, first), width, number(0, root), _head(mixed, b, first), width)  # fmt: skip
 
 
 @kernel()
 def _backward(
-    routine: int, d_mixed: Any, query: Any, key: Any, value: Any, mask: Any, task: int, stats: Any, root: Any,
-    first: int, size: int, scores: Any, d_scores: Any, d_query: Any, d_key: Any, d_value: Any,
+    routine: int, d_mixed: Any, query: Any, key: Any, value: Any, mask: Any, task: int, stats: Any, root: Any, b: int,
+    first: int, size: int, scores: Any, t: int, d_query: Any, d_key: Any, d_value: Any,
 ) -> None:  # fmt: skip
-    width, tokens, keys = query.shape[1], len(query), len(key)
+    width, tokens, keys = query.shape[2], query.shape[1], key.shape[1]
     one, zero, inverse = number(1, root), number(0, root), number(1, root) / root
+    probability, d_scores = _table(scores, t, 0), _table(scores, t, 1)
     # probability, as in the forward
-    _scores(routine, query, key, root, first, size, scores)
+    _scores(routine, query, key, root, b, first, size, scores, t)
     for i in range(tokens):
-        row = scores[i]
-        if len(mask) > 0:
-            for j in range(keys):
-                if not mask[task, i, j]:
-                    row[j] = -one / zero
-        _weigh(row, stats[i, 0])
-        _scale(row, stats[i, 1])
+        _hide(scores, t, i, mask, task)
+        _weigh(scores, t, i, stats[task, i, 0])
+        _scale(scores, t, i, stats[task, i, 1])
     # mixed = probability @ value
-    gemm(routine, NO, YES, tokens, keys, size, one, d_mixed[:, first:].ctypes.data, width,
-         value[:, first:].ctypes.data, width, zero, d_scores.ctypes.data, keys)  # fmt: skip
-    gemm(routine, YES, NO, keys, size, tokens, one, scores.ctypes.data, keys, d_mixed[:, first:].ctypes.data, width,
-         zero, d_value[:, first:].ctypes.data, width)  # fmt: skip
+    gemm(routine, NO, YES, tokens, keys, size, one, _head(d_mixed, b, first), width,
+         _head(value, b, first), width, zero, d_scores, keys)  # fmt: skip
+    gemm(routine, YES, NO, keys, size, tokens, one, probability, keys, _head(d_mixed, b, first), width,
+         zero, _head(d_value, b, first), width)  # fmt: skip
     # probability = softmax(scores)
     for i in range(tokens):
-        _d_softmax(scores[i], d_scores[i], dot(scores[i], d_scores[i]))
+        _d_softmax(scores, t, i, _dot(scores, t, i))
     # scores = query @ key.T / root
-    gemm(routine, NO, NO, tokens, size, keys, inverse, d_scores.ctypes.data, keys, key[:, first:].ctypes.data, width,
-         zero, d_query[:, first:].ctypes.data, width)  # fmt: skip
-    gemm(routine, YES, NO, keys, size, tokens, inverse, d_scores.ctypes.data, keys,
-         query[:, first:].ctypes.data, width, zero, d_key[:, first:].ctypes.data, width)  # fmt: skip
+    gemm(routine, NO, NO, tokens, size, keys, inverse, d_scores, keys, _head(key, b, first), width,
+         zero, _head(d_query, b, first), width)  # fmt: skip
+    gemm(routine, YES, NO, keys, size, tokens, inverse, d_scores, keys, _head(query, b, first), width,
+         zero, _head(d_key, b, first), width)  # fmt: skip
 
 
 @kernel()
 def _some(
-    routine: int, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any, mixed: Any,
+    routine: int, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any, t: int, mixed: Any,
     stats: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     size = query.shape[2] // heads
     for task in range(begin, end):
-        b, h = task // heads, task % heads
-        _forward(
-            routine, query[b], key[b], value[b], mask, task, root, h * size, size, scratch[0], mixed[b], stats[task]
-        )
+        _forward(routine, query, key, value, mask, task, root, task // heads, task % heads * size, size, scratch, t,
+                 mixed, stats)  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -131,25 +154,22 @@ def mix(
     """
     tasks, parts = len(stats), len(scratch)
     if parts == 1:
-        _some(routine, query, key, value, mask, heads, root, scratch[0], mixed, stats, 0, tasks)
+        _some(routine, query, key, value, mask, heads, root, scratch, 0, mixed, stats, 0, tasks)
     else:
         for thread in prange(parts):
             begin, end = tasks * thread // parts, tasks * (thread + 1) // parts
-            _some(routine, query, key, value, mask, heads, root, scratch[thread], mixed, stats, begin, end)
+            _some(routine, query, key, value, mask, heads, root, scratch, thread, mixed, stats, begin, end)
 
 
 @kernel()
 def _d_some(
     routine: int, d_mixed: Any, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any,
-    stats: Any, d_query: Any, d_key: Any, d_value: Any, begin: int, end: int,
+    t: int, stats: Any, d_query: Any, d_key: Any, d_value: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     size = query.shape[2] // heads
     for task in range(begin, end):
-        b, h = task // heads, task % heads
-        _backward(
-            routine, d_mixed[b], query[b], key[b], value[b], mask, task, stats[task], root, h * size, size,
-            scratch[0], scratch[1], d_query[b], d_key[b], d_value[b],
-        )  # fmt: skip
+        _backward(routine, d_mixed, query, key, value, mask, task, stats, root, task // heads, task % heads * size,
+                  size, scratch, t, d_query, d_key, d_value)  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -160,10 +180,10 @@ def d_mix(
     """Gradients of `mix`, of the shapes of query, key and value; scratch (threads, 2, N, M)."""
     tasks, parts = len(stats), len(scratch)
     if parts == 1:
-        _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch[0], stats, d_query, d_key, d_value,
+        _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch, 0, stats, d_query, d_key, d_value,
                 0, tasks)  # fmt: skip
     else:
         for thread in prange(parts):
             begin, end = tasks * thread // parts, tasks * (thread + 1) // parts
-            _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch[thread], stats,
+            _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch, thread, stats,
                     d_query, d_key, d_value, begin, end)  # fmt: skip

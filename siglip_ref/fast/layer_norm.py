@@ -13,74 +13,85 @@ from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 
-
-@kernel(fastmath=SUMS)
-def _mean(row: Any) -> Any:
-    total = number(0, row[0])
-    for j in range(len(row)):
-        total += row[j]
-    return total / number(len(row), row[0])
+# Rows are named by their number: `x[i]` would be a new array for Numba, whose references are counted, and threads that
+# count in the same place wait for one another.
 
 
 @kernel(fastmath=SUMS)
-def _variance(row: Any, mean: Any) -> Any:
+def _mean(x: Any, i: int) -> Any:
+    total = number(0, x[0, 0])
+    for j in range(x.shape[1]):
+        total += x[i, j]
+    return total / number(x.shape[1], total)
+
+
+@kernel(fastmath=SUMS)
+def _variance(x: Any, i: int, mean: Any) -> Any:
     total = number(0, mean)
-    for j in range(len(row)):
-        total += (row[j] - mean) * (row[j] - mean)
-    return total / number(len(row), mean)
+    for j in range(x.shape[1]):
+        total += (x[i, j] - mean) * (x[i, j] - mean)
+    return total / number(x.shape[1], mean)
 
 
 @kernel()
-def norm_row(row: Any, mean: Any, rstd: Any, gamma: Any, beta: Any, out: Any) -> None:
-    """out = (row - mean) / deviation * gamma + beta."""
-    for j in range(len(row)):
-        out[j] = (row[j] - mean) * rstd * gamma[j] + beta[j]
+def _norm_row(x: Any, i: int, mean: Any, rstd: Any, gamma: Any, beta: Any, out: Any) -> None:
+    for j in range(x.shape[1]):
+        out[i, j] = (x[i, j] - mean) * rstd * gamma[j] + beta[j]
 
 
 @kernel()
-def _norm_rows(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any) -> None:
-    for i in range(len(x)):
-        mean = _mean(x[i])
-        rstd = number(1, mean) / np.sqrt(_variance(x[i], mean) + number(eps, mean))
+def _norm_rows(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any, begin: int, end: int) -> None:
+    for i in range(begin, end):
+        mean = _mean(x, i)
+        rstd = number(1, mean) / np.sqrt(_variance(x, i, mean) + number(eps, mean))
         stats[i, 0], stats[i, 1] = mean, rstd
-        norm_row(x[i], mean, rstd, gamma, beta, out[i])
+        _norm_row(x, i, mean, rstd, gamma, beta, out)
 
 
 @kernel(parallel=True)
 def norm(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any, parts: int) -> None:
     """out = (x - mean) / deviation * gamma + beta, row by row; stats keeps mean and 1 / deviation."""
     if parts == 1:
-        _norm_rows(x, gamma, beta, eps, out, stats)
+        _norm_rows(x, gamma, beta, eps, out, stats, 0, len(x))
     else:
         for thread in prange(parts):
             begin, end = part(len(x), thread, parts)
-            _norm_rows(x[begin:end], gamma, beta, eps, out[begin:end], stats[begin:end])
+            _norm_rows(x, gamma, beta, eps, out, stats, begin, end)
 
 
 @kernel(fastmath=SUMS)
-def _along(d_row: Any, row: Any, gamma: Any, mean: Any, rstd: Any, d_gamma: Any, d_beta: Any) -> Any:
+def _along(d_out: Any, x: Any, i: int, gamma: Any, mean: Any, rstd: Any, d_weights: Any, part: int) -> Any:
     """Means of d_xhat and of d_xhat * xhat; the row's share of d_gamma and d_beta."""
     one, xhat = number(0, mean), number(0, mean)
-    for j in range(len(row)):
-        normed = (row[j] - mean) * rstd
-        d_beta[j] += d_row[j]
-        d_gamma[j] += d_row[j] * normed
-        one += d_row[j] * gamma[j]
-        xhat += d_row[j] * gamma[j] * normed
-    return one / number(len(row), mean), xhat / number(len(row), mean)
+    for j in range(x.shape[1]):
+        normed = (x[i, j] - mean) * rstd
+        d_weights[part, 1, j] += d_out[i, j]
+        d_weights[part, 0, j] += d_out[i, j] * normed
+        one += d_out[i, j] * gamma[j]
+        xhat += d_out[i, j] * gamma[j] * normed
+    return one / number(x.shape[1], mean), xhat / number(x.shape[1], mean)
 
 
 @kernel()
-def _d_norm_rows(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, d_x: Any, d_weights: Any) -> None:
-    d_weights[:] = number(0, gamma[0])
-    for i in range(len(x)):
-        mean, rstd = stats[i, 0], stats[i, 1]
-        one, xhat = _along(d_out[i], x[i], gamma, mean, rstd, d_weights[0], d_weights[1])
+def _d_norm_row(
+    d_out: Any, x: Any, i: int, gamma: Any, add: Any, mean: Any, rstd: Any, one: Any, xhat: Any, d_x: Any
+) -> None:
+    for j in range(x.shape[1]):
+        d_x[i, j] = (d_out[i, j] * gamma[j] - one - (x[i, j] - mean) * rstd * xhat) * rstd
+    if len(add) > 0:
         for j in range(x.shape[1]):
-            d_x[i, j] = (d_out[i, j] * gamma[j] - one - (x[i, j] - mean) * rstd * xhat) * rstd
-        if len(add) > 0:
-            for j in range(x.shape[1]):
-                d_x[i, j] += add[i, j]
+            d_x[i, j] += add[i, j]
+
+
+@kernel()
+def _d_norm_rows(
+    d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, d_x: Any, d_weights: Any, part: int, begin: int, end: int
+) -> None:
+    d_weights[part] = number(0, gamma[0])
+    for i in range(begin, end):
+        mean, rstd = stats[i, 0], stats[i, 1]
+        one, xhat = _along(d_out, x, i, gamma, mean, rstd, d_weights, part)
+        _d_norm_row(d_out, x, i, gamma, add, mean, rstd, one, xhat, d_x)
 
 
 @kernel(parallel=True)
@@ -88,14 +99,11 @@ def d_norm(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, d_x: Any, d_wei
     """d_x = gradient of `norm` by x + add, unless that is empty; d_weights (parts, 2, C) takes d_gamma and d_beta."""
     parts = len(d_weights)
     if parts == 1:
-        _d_norm_rows(d_out, x, stats, gamma, add, d_x, d_weights[0])
+        _d_norm_rows(d_out, x, stats, gamma, add, d_x, d_weights, 0, 0, len(x))
     else:
         for thread in prange(parts):
             begin, end = part(len(x), thread, parts)
-            plus = add[begin:end]  # of nothing, nothing
-            _d_norm_rows(
-                d_out[begin:end], x[begin:end], stats[begin:end], gamma, plus, d_x[begin:end], d_weights[thread]
-            )
+            _d_norm_rows(d_out, x, stats, gamma, add, d_x, d_weights, thread, begin, end)
 
 
 class NormCache(NamedTuple):

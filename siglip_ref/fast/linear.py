@@ -24,10 +24,15 @@ def part(size: int, index: int, parts: int) -> Any:
 
 
 @kernel()
-def _sum(a: Any, b: Any, out: Any) -> None:
-    # from 0: a loop from anywhere might begin below zero, where indices count from the end, and stays scalar
-    for j in range(len(out)):
-        out[j] = a[j] + b[j]
+def _begin(bias: Any, add: Any, out: Any, top: int, bottom: int, left: int, right: int) -> None:
+    """out = bias (+ add) there. Columns are unsigned: an index that might be below zero stays scalar."""
+    for i in range(top, bottom):
+        if len(add) > 0:
+            for j in range(np.uintp(left), np.uintp(right)):
+                out[i, j] = add[i, j] + bias[j]
+        else:
+            for j in range(np.uintp(left), np.uintp(right)):
+                out[i, j] = bias[j]
 
 
 @kernel()
@@ -43,11 +48,7 @@ def affine_part(
         left, right = part(columns, thread, parts)
     if top == bottom or left == right:
         return top, top, left, left
-    for i in range(top, bottom):
-        if len(add) > 0:
-            _sum(add[i, left:right], bias[left:right], out[i, left:right])
-        else:
-            out[i, left:right] = bias[left:right]
+    _begin(bias, add, out, top, bottom, left, right)
     gemm(routine, NO, NO, bottom - top, right - left, x.shape[1], one, x[top:].ctypes.data, x.shape[1],
          weights[:, left:].ctypes.data, columns, one, out[top:, left:].ctypes.data, columns)  # fmt: skip
     return top, bottom, left, right
@@ -64,9 +65,9 @@ def affine(routine: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, pa
 
 
 @kernel(fastmath=SUMS)
-def _add_rows(rows: Any, total: Any) -> None:
+def _add_rows(rows: Any, left: int, right: int, total: Any) -> None:
     for i in range(len(rows)):
-        for j in range(len(total)):
+        for j in range(np.uintp(left), np.uintp(right)):
             total[j] += rows[i, j]
 
 
@@ -77,7 +78,7 @@ def _d_weights_part(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: An
     # d_bias = d_out.sum(0)
     left, right = part(columns, thread, parts)
     d_bias[left:right] = zero
-    _add_rows(d_out[:, left:right], d_bias[left:right])
+    _add_rows(d_out, left, right, d_bias)
     # d_weights = x.T @ d_out
     top, bottom = 0, width
     if width >= columns:

@@ -36,12 +36,17 @@ def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -
     return out, (cache, images.shape, patch)
 
 
-def patch_embed_backward(d_out: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, Array]:
-    """Gradients of `patch_embed_forward`: d_images (B, height, width, 3), d_kernel (P, C), d_bias (C,)."""
+def patch_embed_backward(d_out: Array, cache: tuple[Any, ...], pixels: bool = True) -> tuple[Any, Array, Array]:
+    """Gradients of `patch_embed_forward`: d_images (B, height, width, 3), d_kernel (P, C), d_bias (C,).
+
+    Without `pixels` d_images is None: no training needs it.
+    """
     linear_cache, (batch, height, width, channels), patch = cache
     rows, columns = height // patch, width // patch
     # out = flat @ kernel + bias
     d_flat, d_kernel, d_bias = linear_backward(d_out, linear_cache)
+    if not pixels:
+        return None, d_kernel, d_bias
     # flat = patches of the whole part of the images; the ignored rim has gradient zero
     d_grid = d_flat.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)
     d_whole = d_grid.reshape(batch, rows * patch, columns * patch, channels)

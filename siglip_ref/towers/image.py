@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
@@ -38,9 +39,12 @@ def image_tower_forward(
 
 
 def image_tower_backward(
-    d_pooled: Array, cache: Cache, ops: ModuleType
-) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """Gradients of `image_tower_forward`: d_images, a dict with the keys of `weights`, one of `activations`."""
+    d_pooled: Array, cache: Cache, ops: ModuleType, pixels: bool = True
+) -> tuple[Any, dict[str, Array], dict[str, Array]]:
+    """Gradients of `image_tower_forward`: d_images, a dict with the keys of `weights`, one of `activations`.
+
+    Without `pixels` d_images is None.
+    """
     patch_cache, position, encoder_cache, pool_cache = cache
     # pooled = map_head(tokens)
     d_tokens, d_pool = ops.map_head_backward(d_pooled, pool_cache)
@@ -48,5 +52,5 @@ def image_tower_backward(
     d_stem, d, d_activations = encoder_backward(d_tokens, encoder_cache, ops)
     # stem = patches + position
     d_patches, d["position"] = ops.position_backward(d_stem, position)
-    d_images, d["patch/kernel"], d["patch/bias"] = ops.patch_embed_backward(d_patches, patch_cache)
+    d_images, d["patch/kernel"], d["patch/bias"] = ops.patch_embed_backward(d_patches, patch_cache, pixels)
     return d_images, d | prefixed("pool", d_pool), {"stem": d_stem} | d_activations | {"pool": d_pooled}

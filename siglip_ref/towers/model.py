@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -122,7 +123,7 @@ def values_and_grads(
     # image_embed = normalize(image tower), text_embed = normalize(text tower)
     d_image_pooled = ops.normalize_backward(pairs.d_image_embed, image_norm_cache)
     d_text_pooled = ops.normalize_backward(pairs.d_text_embed, text_norm_cache)
-    backward = naflex_tower_backward if cfg.naflex else image_tower_backward
+    backward = naflex_tower_backward if cfg.naflex else partial(image_tower_backward, pixels="images" in wrt)
     d_images, d_image, d_image_activations = backward(d_image_pooled, image_cache, ops)
     d_text, d_text_activations = text_tower_backward(d_text_pooled, text_cache, ops)
     by_name = prefixed("image", d_image) | prefixed("text", d_text)

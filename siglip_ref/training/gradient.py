@@ -31,7 +31,8 @@ def image_side(params: Mapping[str, Array], images: Array, cfg: Config, ops: Mod
     embed, norm_cache = ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)
 
     def backward(d_embed: Array) -> dict[str, Array]:
-        return prefixed("image", image_tower_backward(ops.normalize_backward(d_embed, norm_cache), cache, ops)[1])
+        d_pooled = ops.normalize_backward(d_embed, norm_cache)
+        return prefixed("image", image_tower_backward(d_pooled, cache, ops, pixels=False)[1])
 
     return embed, backward
 
