@@ -64,7 +64,43 @@ def no_scale(z, t):
     return Backward.apply(z, lambda d: d / t.detach().exp())
 
 
-# right: fn(image_embed, text_embed, log_scale, bias)
+class Untransposed(torch.autograd.Function):
+    """x @ y.T, whose second gradient takes the matrix as it is."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.given = x, y
+        return x @ y.T
+
+    @staticmethod
+    def backward(ctx, d):
+        x, y = ctx.given
+        return d @ y, d @ x
+
+
+def text_side_untransposed(x, y, t, b):
+    logits = t.exp() * Untransposed.apply(x, y) + b
+    return functional.softplus(
+        torch.where(torch.eye(len(x), dtype=torch.bool), -logits, logits), threshold=60
+    ).sum() / len(x)
+
+
+def log_of_sigmoid(x, y, t, b):
+    labels = 2 * torch.eye(len(x)).to(x) - 1
+    return -torch.log(torch.sigmoid(labels * (t.exp() * x @ y.T + b))).sum() / len(x)
+
+
+def accumulated(x, y, t, b):
+    """Four passes of the right loss over kept embeddings, each of which counts scale and bias once more."""
+    t, b = (Backward.apply(z, lambda d: 4 * d) for z in (t, b))
+    return block(x, y, t.exp(), b)
+
+
+def unit(z):
+    return z / z.norm(dim=-1, keepdim=True)
+
+
+# fn(image_embed, text_embed, log_scale, bias), given unit rows
 LOSSES = {
     "sum-vs-mean-vs-b2": lambda x, y, t, b: block(x, y, t.exp(), b) / len(x),
     "loss-not-divided": lambda x, y, t, b: block(x, y, t.exp(), b) * len(x),
@@ -85,6 +121,21 @@ LOSSES = {
     "logits-low-precision": rounded_logits,
     "sigmoid-grad-of-negatives": sigmoid_of_negatives,
     "grad-without-scale": lambda x, y, t, b: block(no_scale(x, t), no_scale(y, t), t.exp(), b),
+    "text-grad-not-transposed": text_side_untransposed,
+    "log-of-sigmoid": log_of_sigmoid,
+    "logit-bias-init": lambda x, y, t, b: block(x, y, t.exp(), b - b.detach()),
+    "accum-loss-not-divided": lambda x, y, t, b: 4 * block(x, y, t.exp(), b),
+    "accum-cached-not-divided": accumulated,
+}
+
+# the same, given rows of any length
+RAW_LOSSES = {
+    "features-not-normalised": lambda x, y, t, b: block(x, y, t.exp(), b),
+    "one-side-not-normalised": lambda x, y, t, b: block(x, unit(y), t.exp(), b),
+    "normalised-by-whole-matrix": lambda x, y, t, b: block(x / x.norm(), y / y.norm(), t.exp(), b),
+    "normalise-backward-missing": lambda x, y, t, b: block(
+        x / x.norm(dim=-1, keepdim=True).detach(), y / y.norm(dim=-1, keepdim=True).detach(), t.exp(), b
+    ),
 }
 
 
@@ -150,7 +201,25 @@ def text_gradient_astray(x, y, t, b, rank, world):
     return hops(ring)(x, Backward.apply(y, lambda d: to_the_neighbour(d, rank, world)), t, b, rank, world)
 
 
-# fn(image_shard, text_shard, log_scale, bias, rank, world_size); gradients are averaged afterwards
+def unequal(x, y, t, b, rank, world):
+    """Right but for its divisor: every rank divides by its own number of pairs."""
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(y)]))
+    most = max(int(size) for size in sizes)
+    padded = torch.cat([y, torch.zeros(most - len(y), y.shape[1]).to(y)])
+    texts = [part[: int(size)] for part, size in zip(gathered(padded, rank, world), sizes, strict=True)]
+    return sum(block(x, texts[owner], t.exp(), b, owner == rank) for owner in range(world))
+
+
+def outside_of_ddp(x, y, t, b, rank, world):
+    """Gradients of the embeddings are final; those of scale and bias wait for a wrapper that does not know them."""
+    x, y = (Backward.apply(z, lambda d: d / world) for z in (x, y))
+    loss = hops(ring)(x, y, t, b, rank, world)
+    dist.all_reduce(whole := loss.detach() / world)
+    return loss + (whole - loss).detach()
+
+
+# fn(image_shard, text_shard, log_scale, bias, rank, world_size); gradients are averaged afterwards, but see below
 RANKS = {
     "gather-own-slot-one-over-w": own_slot,
     "gather-detached-cross-terms": hops(ring, grad=False),
@@ -168,4 +237,8 @@ RANKS = {
     "ring-local-b2": hops(ring, divide=lambda x, world: len(x)),
     "no-cross-rank-negatives": hops(lambda rank, world: [rank]),
     "scalar-grads-one-over-w": scalars_over_w,
+    "uneven-last-batch": unequal,
+    "ddp-bypassed": outside_of_ddp,
 }
+UNEQUAL = {"uneven-last-batch"}
+FINAL = {"ddp-bypassed"}

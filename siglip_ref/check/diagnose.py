@@ -216,7 +216,7 @@ def _of_patterns(found: Sequence[Pattern]) -> Finding:
     """Every wrong tensor has a pattern, which may be a general form of one mistake of the catalogue."""
     id = found[0].id if len({pattern.id for pattern in found}) == 1 else "unknown"
     names = ", ".join(pattern.tensor for pattern in found)
-    evidence = "; ".join(_in_words(found)) + f": explains 100% of the deviation of {names}"
+    evidence = "; ".join(_in_words(found)) + "; explains 100% of the deviation"
     if id == "unknown":
         return Finding(id, found[0].tensor, "", f"a pattern of no single name: {evidence}", _LOOK)
     return Finding(id, names, "", f"{CATALOGUE[id].text}; {evidence}", CATALOGUE[id].repair)

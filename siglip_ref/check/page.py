@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.compare import Row
-from siglip_ref.check.render import multiple, name_of, plain, power, smallest
+from siglip_ref.check.render import multiple, name_of, plain, power, smallest, title_of
 from siglip_ref.ops.elementary import Array
 
 if TYPE_CHECKING:
     from siglip_ref.check.report import Finding, Report
 
-_TITLES = {"unknown": "what it looks like", "convention": "another convention"}
 _CLASSES = {"pass": "good", "zero by structure": "good", "FAIL": "bad", "PASS": "good", "OTHER CONVENTION": "other"}
 _BAR = (-3, 6)  # powers of ten of what is allowed, from the left end of a bar to the right
 _MOST_CELLS = (48, 96)  # rows and columns of the heat map
@@ -92,7 +91,7 @@ def _finding(finding: "Finding") -> str:
     kind = " other" if finding.id == "convention" else ""
     place = "; ".join(part for part in (finding.tensor, finding.rows) if part)
     lines = [
-        f"<h3>{escape(_TITLES.get(finding.id, finding.id))}</h3>",
+        f"<h3>{escape(title_of(finding))}</h3>",
         f'<p class="note">{escape(place)}</p>' if place else "",
         f"<p>{escape(finding.evidence)}</p>",
         f"<p><b>repair:</b> {escape(finding.repair)}</p>",
@@ -113,7 +112,7 @@ def _table(report: "Report") -> str:
         ("tensor", ""),
         ("error / allowed", ""),
         ("error", "n"),
-        ("/ noise", "n"),
+        ("/ noise", "n less"),
         ("allowed", "n less"),
         ("ratio", "n less"),
         ("cosine", "n less"),
@@ -157,7 +156,7 @@ def _row(row: Row) -> str:
     note = f'<div class="note">{escape(said)}</div>' if said else ""
     errors = [power(row.error), multiple(row.times), power(row.tolerance)]
     numbers = [*errors, plain(row.ratio), plain(row.cosine)]
-    kinds = ["n", "n", "n less", "n less", "n less"]
+    kinds = ["n", "n less", "n less", "n less", "n less"]
     cells = "".join(f'<td class="{kind}">{number}</td>' for kind, number in zip(kinds, numbers, strict=True))
     return (
         f'<tr><td class="name">{escape(name_of(row))}{note}</td><td class="{_class(row.verdict)}">{_bar(row)}</td>'

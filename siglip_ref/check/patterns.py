@@ -17,8 +17,7 @@ from siglip_ref.check.predict import Context
 from siglip_ref.check.terms import EMBEDS, Term, Weights, describe, loss_terms, weights_of
 from siglip_ref.ops.elementary import Array
 
-ZEROS = "; scored against zeros: softplus(bias) a pair"
-AS_IN = ", as in "  # before the tensor whose weights explain another one
+ZEROS = ", scored against zeros instead: softplus(bias) a pair"
 _BY_NAME = {"text_embed": "text-grad-to-wrong-rank"}  # whose shift over ranks has a name
 
 
@@ -51,7 +50,7 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
 def _named(found: list[Pattern], wrong: Sequence[str]) -> list[Pattern]:
     """What is seen in all tensors that are wrong may be a general form of a mistake that has a name: another number of
     micro-batches, another hop."""
-    texts = {pattern.text.split(AS_IN)[0].split(ZEROS)[0] for pattern in found}
+    texts = {pattern.text.split(ZEROS)[0] for pattern in found}
     if len(texts) > 1 or {pattern.tensor for pattern in found} != set(wrong):
         return found
     text = next(iter(texts), "")
@@ -65,7 +64,7 @@ _ALL = 5  # the loss and its gradients
 _NAMES: dict[str, tuple[str, Callable[[set[str]], bool]]] = {
     "accum-loss-not-divided": (r"\d+ times the right one", lambda wrong: len(wrong) == _ALL),
     "accum-cached-not-divided": (r"\d+ times the right one", lambda wrong: wrong <= {"log_scale", "scale", "bias"}),
-    "ring-hop-missing": (rf"{_HOP} missing( / {_HOP} missing)*", lambda wrong: len(wrong) == _ALL),
+    "ring-hop-missing": (rf"({_HOP} missing( \(W=\d\))?( / )?)+", lambda wrong: len(wrong) == _ALL),
     "ring-hop-repeated": (rf"{_HOP} missing; {_HOP} counted 2 times", lambda wrong: len(wrong) == _ALL),
 }
 
@@ -222,20 +221,16 @@ def _as_counted(
             for label in labels
             if (one := by_name.get((label, name))) is not None
         ):
-            texts = dict.fromkeys(
-                describe(w, len(key)) for key, w in weights.items() if len(key) > 1 or len(weights) == 1
-            )
-            id = _NAMED.get(next(iter(texts)), "unknown") if len(texts) == 1 and source == name else "unknown"
-            text = " / ".join(texts) + (f", as in {source}" if source != name else "")
-            if zeros:
-                return Pattern(
-                    name, "ring-received-buffer-zero", f"{text}; scored against zeros: softplus(bias) a pair"
-                )
-            return Pattern(name, id, text)
+            text = _said({key: describe(w, len(key)) for key, w in weights.items()}) + (ZEROS if zeros else "")
+            return Pattern(name, "ring-received-buffer-zero" if zeros else "unknown", text)
     return None
 
 
-_NAMED: dict[str, str] = {}
+def _said(by_sizes: Mapping[tuple[int, ...], str]) -> str:
+    """The same at every number of ranks, or what it is at each."""
+    if len(set(by_sizes.values())) == 1:
+        return next(iter(by_sizes.values()))
+    return " / ".join(f"{text or 'nothing'} (W={len(sizes)})" for sizes, text in by_sizes.items())
 
 
 def _summed(name: str, terms: Sequence[Term], weights: Weights, zeros: bool) -> Array:

@@ -17,7 +17,7 @@ from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, odd_one, suspects
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.ranks import WAITING, RankFailure, RankOutcome, Split
-from siglip_ref.check.report import Finding, Hop, Report, verdict_of, worst_rows
+from siglip_ref.check.report import Case, Finding, Hop, Report, verdict_of, worst_rows
 from siglip_ref.check.truth import Convention, Truth, judge, truth
 from siglip_ref.ops.elementary import Array
 
@@ -95,10 +95,44 @@ def judge_ranks(
         report.findings.append(Finding("convention", "", "", evidence, repair))
     if not report.passed:
         report.findings += _diagnosis(calls, truths[convention], convention, setting, used)
+        report.case = _case(report, calls, truths[convention], used)
     report.notes.append(
         f"{len(details)} comparisons in {sum(map(len, observed.values()))} collective calls; every rank had other data"
     )
     return report
+
+
+_PROGRAM = """# {title}: {worst} deviates most, at {probe}.
+# case.npz holds the inputs of all ranks together, and what came of them beside what should have.
+import siglip_ref
+
+fn = ...  # the loss that was checked
+siglip_ref.check_distributed_loss(fn, {world}, reduce="{reduce}", value="{value}").raise_if_failed()
+"""
+
+
+def _case(report: Report, observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> Case | None:
+    """The call in which one tensor is furthest off, all ranks together."""
+    worst = max((row for row in report.rows if row.verdict == "FAIL"), key=lambda row: row.excess, default=None)
+    found = [
+        (call, right) for call, right in zip(observed, truths, strict=True) if worst and call.split.label == worst.probe
+    ]
+    if worst is None or not found:
+        return None
+    (call, right), reduce, value = found[0], *way
+    outcome, inputs = call.together(reduce, value), call.split.inputs
+    arrays = {
+        f"input/{name}": np.asarray(getattr(inputs, name)) for name in ("image_embed", "text_embed", "scale", "bias")
+    }
+    linear = "scale" in right.exact
+    got = {"scale" if linear and name == "log_scale" else name: g for name, g in outcome.gradients.items()}
+    for name, values in (got | {"loss": outcome.loss}).items():
+        if values is not None:
+            arrays |= {f"got/{name}": values, f"expected/{name}": right.exact[name]}
+    program = _PROGRAM.format(
+        title=report.title, worst=worst.name, probe=worst.probe, world=len(call.ranks), reduce=reduce, value=value
+    )
+    return Case(arrays, program)
 
 
 def _ways(reduce: Reduce, value: Value, others: Sequence[Reduce]) -> list[Way]:

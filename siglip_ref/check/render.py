@@ -14,7 +14,7 @@ from rich.text import Text
 from siglip_ref.check.compare import Row
 
 if TYPE_CHECKING:
-    from siglip_ref.check.report import Report
+    from siglip_ref.check.report import Finding, Report
 
 _COLOURS = {"PASS": "bold green", "OTHER CONVENTION": "bold yellow", "FAIL": "bold red"}
 _ROW_COLOURS = {"pass": "green", "FAIL": "bold red", "zero by structure": "green"}
@@ -34,8 +34,7 @@ def renderable(report: "Report") -> RenderableType:
         parts += ["", Text(smallest(report))]
     parts += _deviations(report)
     for finding in report.findings:
-        title = _TITLES.get(finding.id, f"suspicion: {finding.id}")
-        parts += _section(title, [finding.evidence, f"repair: {finding.repair}"])
+        parts += _section(title_of(finding), [finding.evidence, f"repair: {finding.repair}"])
     parts += _hops(report)
     parts += _section("conventions", [f"{name}: {value}" for name, value in report.conventions.items()])
     parts += _section("not checked", report.not_checked)
@@ -96,8 +95,8 @@ def _hops(report: "Report") -> list[RenderableType]:
     for name in ("rank", "hop", "loss told", "which is"):
         table.add_column(name, justify="left" if name == "which is" else "right")
     for hop in report.hops:
-        place = str(hop.hop) if hop.hop >= 0 else "-"
-        table.add_row(str(hop.rank), place, f"{hop.loss:.6g}", Text(hop.text, "" if hop.right else "bold red"))
+        place, loss = (str(hop.hop), f"{hop.loss:.6g}") if hop.hop >= 0 else ("-", "-")
+        table.add_row(str(hop.rank), place, loss, Text(hop.text, "" if hop.right else "bold red"))
     return ["", Text("hop by hop", "dim"), Padding(table, (0, 0, 0, 2))]
 
 
@@ -116,6 +115,12 @@ def smallest(report: "Report") -> str:
         return f"no tolerance would let this pass ({TIMES:g} times the noise is allowed)"
     at = f"{multiple(needed)} times the noise ({name_of(closest)})"
     return f"smallest tolerance that would pass: {at}; allowed: {TIMES:g}"
+
+
+def title_of(finding: "Finding") -> str:
+    """What a finding is: a mistake, or, where it explains a part only, a suspicion."""
+    kind = "suspicion" if "a suspicion: " in finding.evidence else "mistake"
+    return _TITLES.get(finding.id, f"{kind}: {finding.id}")
 
 
 def name_of(row: Row) -> str:

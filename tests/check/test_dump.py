@@ -132,7 +132,7 @@ def test_commands(tmp_path: Path) -> None:
     shown = CLI.invoke(app, ["demo", "label-sign"])
     assert shown.exit_code == 0
     assert "FAIL" in shown.output
-    assert "suspicion: label-sign" in shown.output
+    assert "mistake: label-sign" in shown.output
     described = CLI.invoke(app, ["explain", "layernorm-eps-1e-5"])
     assert "+ np.sqrt(variance + 10 * eps)" in described.output
     assert "no vector" not in described.output.split("bfloat16")[0]

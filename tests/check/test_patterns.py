@@ -125,13 +125,13 @@ def test_terms_that_are_missing_or_counted_twice():
         assert set(of) == set(NAMES)
         if "0.37" not in words:  # a factor of its own, seen before
             assert of["image_embed"].text == words
-            assert of["loss"].text == f"{words}, as in image_embed"
+            assert of["loss"].text == words
     _, missing = found(RANKS, weighted(rules["hop 1 missing"]))
     assert {p.id for p in missing.values()} == {"ring-hop-missing"}
     _, only_text = found(RANKS, weighted(rules["hop 1 missing"]), ["text_embed"])
     assert only_text["text_embed"].id == "unknown" and only_text["text_embed"].text == "hop 1 missing"
     _, alone = found(ONE, weighted(lambda k, c: 1 if k[2] else 0.25))
-    assert alone["loss"].text == "negatives counted 0.25 (1/4) times, as in image_embed"
+    assert alone["loss"].text == "negatives counted 0.25 (1/4) times"
 
 
 def test_a_buffer_of_zeros_is_known_by_its_loss():
