@@ -74,6 +74,17 @@ def missing_hop(image, text, scale, bias, rank, world_size):
     return sum(block_loss(image, texts[owner], scale, bias, owner == rank) for owner in owners)
 
 
+def told_with_a_hole(image, text, scale, bias, rank, world_size):
+    """A ring that tells its losses; on rank 1 the buffer of hop 2 was never filled."""
+    texts = gathered(text, rank, world_size, grad=True).split(len(text))
+    hops = []
+    for hop in range(world_size):
+        other = texts[(rank + hop) % world_size]
+        other = torch.zeros_like(other) if (rank, hop) == (1, 2) else other
+        hops.append(block_loss(image, other, scale, bias, hop == 0))
+    return sum(hops), hops
+
+
 def hangs(image, text, scale, bias, rank, world_size):
     if rank == 1:
         dist.recv(torch.empty_like(image), 2)

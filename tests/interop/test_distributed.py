@@ -14,6 +14,7 @@ from distributed_losses import (
     own_slot,
     raises_on_rank_2,
     remote_positives,
+    told_with_a_hole,
 )
 
 import siglip_ref as sr
@@ -61,6 +62,14 @@ def test_mistakes_between_ranks_are_named(loss, named):
     report = sr.check_distributed_loss(loss, 4, "torch")
     assert report.verdict == "FAIL"
     assert report.findings[0].id == named, report
+
+
+def test_a_hop_that_went_wrong_is_told_with_rank_and_number():
+    report = sr.check_distributed_loss(told_with_a_hole, 3, "torch", scale="linear")
+    assert report.findings[0].id == "ring-received-buffer-zero", report
+    wrong = [(hop.rank, hop.hop) for hop in report.hops if not hop.right]
+    assert wrong == [(1, 2), (1, -1)]
+    assert report.case is not None
 
 
 def test_a_hang_ends_and_says_where():
