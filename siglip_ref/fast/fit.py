@@ -14,7 +14,10 @@ def same_precision(*arrays: Array) -> bool:
     Empty arrays are left to the specification too.
     """
     kind = arrays[0].dtype
-    return kind in KINDS and all(type(a) is np.ndarray and a.dtype == kind and a.size > 0 for a in arrays)
+    for a in arrays:  # a plain loop, as small models feel it
+        if type(a) is not np.ndarray or a.dtype != kind or a.size == 0:
+            return False
+    return kind in KINDS
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:

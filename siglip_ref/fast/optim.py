@@ -99,9 +99,11 @@ def adamw_step(
     """
     names = list(params)
     arrays = [np.asarray(grads[name]) for name in names if name in grads and not rule.frozen(name)]
-    if len(arrays) < len(names) or not same_precision(*arrays, *map(np.asarray, _originals(params))):
+    packed = params if _untouched(params) else None
+    originals = map(np.asarray, params.values()) if packed is None else [packed.whole]
+    if len(arrays) < len(names) or not same_precision(*arrays, *originals):
         return specification.adamw_step(params, grads, state, rule, schedule)
-    p, layout = _pack(params)
+    p, layout = _pack(params) if packed is None else (packed.whole, packed.layout)
     g = np.concatenate([array.reshape(-1) for array in arrays])
     slots = state.slots
     if isinstance(slots, Slots):
@@ -155,13 +157,7 @@ def _untouched(params: Mapping[str, Array]) -> TypeGuard[Packed]:
     )
 
 
-def _originals(params: Mapping[str, Array]) -> list[Array]:
-    return [params.whole] if _untouched(params) else list(params.values())
-
-
 def _pack(arrays: Mapping[str, Array]) -> tuple[Array, Layout]:
-    if _untouched(arrays):
-        return arrays.whole, arrays.layout
     layout, begin = {}, 0
     for name, array in arrays.items():
         layout[name] = (begin, begin + array.size, array.shape)

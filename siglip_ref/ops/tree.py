@@ -7,7 +7,8 @@ from siglip_ref.ops.elementary import Array
 
 def subtree(weights: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     """The entries under `prefix/`, named without it."""
-    return {name[len(prefix) + 1 :]: value for name, value in weights.items() if name.startswith(prefix + "/")}
+    start = prefix + "/"
+    return {name[len(start) :]: value for name, value in weights.items() if name.startswith(start)}
 
 
 def prefixed(prefix: str, weights: Mapping[str, Array]) -> dict[str, Array]:

@@ -220,6 +220,18 @@ def test_gelu_everywhere(form: Any, kind: type) -> None:
         np.testing.assert_allclose(got, exact, rtol=4 * np.finfo(kind).eps, atol=40 * np.finfo(kind).eps)
 
 
+@pytest.mark.parametrize("namespace", [fast, ops])
+def test_the_gradient_by_pixels_can_be_left_out(namespace: Any) -> None:
+    draw = Draw(2, np.float64, False)
+    out, cache = namespace.patch_embed_forward(*ARGUMENTS["patch_embed"](draw, 2, 3, 4))
+    d_out = draw(*out.shape)
+    whole, d_kernel, d_bias = namespace.patch_embed_backward(d_out, cache)
+    nothing, d_kernel_alone, d_bias_alone = namespace.patch_embed_backward(d_out, cache, pixels=False)
+    assert whole is not None and nothing is None
+    np.testing.assert_array_equal(d_kernel_alone, d_kernel)
+    np.testing.assert_array_equal(d_bias_alone, d_bias)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", ["tiny", "mu/16"])
 def test_whole_model(size: str, kind: type) -> None:
