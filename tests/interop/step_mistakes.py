@@ -210,6 +210,24 @@ class CachedNotDivided(Cached):
     divided = False
 
 
+# --- other right ways
+
+
+class Autocast(Step):
+    def backward(self, images, tokens):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(self.model, images, tokens)
+        loss.backward()
+
+
+class Unscaled(Step):
+    """A loss scale, taken off again before the clip."""
+
+    def backward(self, images, tokens):
+        (1024 * loss_of(self.model, images, tokens)).backward()
+        self.scale_grads(1 / 1024)
+
+
 # --- save and load
 
 
@@ -253,6 +271,7 @@ RIGHT = {
     "frozen": lambda d: dict(step_fn=built(dtype=d, frozen="vision_model"), rule=FROZEN),
     "accumulated": lambda d: dict(step_fn=built(dtype=d, parts=4), accumulate=4),
     "cached": lambda d: dict(step_fn=built(Cached, d)),
+    "unscaled": lambda d: dict(step_fn=built(Unscaled, d)),
     "restarted": lambda d: dict(step_fn=(step := built(dtype=d)), restart=saved(step)),
 }
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from step_mistakes import MISTAKES, RIGHT, RULE, Step, adamw, built
+from step_mistakes import MISTAKES, RIGHT, RULE, Autocast, Step, adamw, built
 
 import siglip_ref as sr
 from siglip_ref.cli import main
@@ -55,6 +55,15 @@ def test_own_weights_are_kept_and_have_to_be_numbers():
         step.model.logit_bias.fill_(torch.nan)
     with pytest.raises(sr.UsageError, match="before any step"):
         report_of({"step_fn": step, "model": step.model, "weights": "own"})
+
+
+def test_autocast_passes_where_it_is_declared():
+    report = report_of({"step_fn": built(Autocast), "dtype": "bfloat16"})
+    assert report.verdict == "PASS", report
+    assert any("clip" in line for line in report.blind)  # much hides below its noise
+    mistake = built(Autocast)
+    mistake.optimizer = adamw(mistake.model, kind=torch.optim.Adam)
+    assert report_of({"step_fn": mistake, "dtype": "bfloat16"}).findings[0].id == "weight-decay-coupled"
 
 
 def test_two_mistakes_are_named_both():
