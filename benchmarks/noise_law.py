@@ -4,10 +4,10 @@
 
 Every size is measured as `siglip_ref.check.model_noise` measures a small model. The exponents are fitted by least
 squares, one coefficient per tensor beside them; an exponent that comes out negative is set to zero, because nothing is
-known that would make noise vanish with size. The coefficients are then raised
-until nine tenths of what was measured at a tensor lie below the law; all of it for single numbers, whose terms may
-cancel. `--confirm` fits nothing: it measures the named sizes (none named: two small ones that the fit does not know)
-and prints what the law makes of them.
+known that would make noise vanish with size. The coefficients are then raised until nine tenths of what was measured at
+a tensor lie below the law; all of it for single numbers and at the probe, whose terms may cancel. `--confirm` fits
+nothing: it measures the named sizes (none named: two small ones that the fit does not know) and prints what the law
+makes of them.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import siglip_ref as sr
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model_noise import measured_noise
 from siglip_ref.check.model_probe import model_probe
-from siglip_ref.check.noise_law import FILE, SIZES, family, law, role, sizes_of
+from siglip_ref.check.noise_law import FAMILIES, FILE, SIZES, family, law, role, sizes_of
 from siglip_ref.sizes import Config, Tower
 
 FORMATS_FITTED = ("float32", "bfloat16", "float16")
@@ -30,14 +30,16 @@ FORMATS_FITTED = ("float32", "bfloat16", "float16")
 FITTED_ON = (
     *((width, 2, (3, 5), 4) for width in (16, 32, 64, 128, 256)),
     *((32, depth, (3, 5), 4) for depth in (1, 3, 4, 6, 8)),
-    *((32, 2, grid, 4) for grid in ((1, 3), (2, 3), (5, 8), (9, 11))),
+    *((32, 2, grid, 4) for grid in ((1, 3), (2, 3), (5, 8), (9, 11), (16, 16))),
     *((32, 2, (3, 5), batch) for batch in (2, 3, 8, 16)),
     (64, 4, (5, 8), 8),
     (128, 4, (2, 3), 2),
     (64, 1, (9, 11), 3),
+    (64, 3, (13, 15), 2),
 )
 HELD_OUT = ((192, 3, (5, 7), 4), (48, 6, (7, 9), 6))
 COVERED = 0.9  # of what was measured lies below the law
+CANCELLING = FAMILIES[2]
 SINGLE = ("loss", "log_scale", "bias")
 Samples = list[tuple[str, tuple[float, ...], float]]  # tensor, its sizes, noise in units
 
@@ -76,7 +78,7 @@ def fit(found: Samples) -> dict[str, Any]:
     exponents[kept] = slopes
     exponents = np.round(exponents, 3)
     rest = level - grown @ exponents
-    covered = {name: 1.0 if name in SINGLE else COVERED for name in roles}
+    covered = {name: 1.0 if name in SINGLE or family(name) == CANCELLING else COVERED for name in roles}
     levels = {name: np.quantile(rest[of_role == place], covered[name]) for name, place in columns.items()}
     coefficients = {name: float(f"{np.exp(level):.4g}") for name, level in levels.items()}
     return {"exponents": exponents.tolist(), "coefficients": coefficients}
@@ -117,7 +119,7 @@ def fitted(dtype: Any) -> dict[str, Any]:
     start, found = time.time(), Samples()
     for width, depth, grid, batch in FITTED_ON:
         found += samples(config(width, depth, grid), batch, dtype)
-    parts = {part: fit([one for one in found if family(one[0]) == part]) for part in ("values", "gradients")}
+    parts = {part: fit([one for one in found if family(one[0]) == part]) for part in FAMILIES}
     for part, one in parts.items():
         powers = ", ".join(f"{name}^{power:g}" for name, power in zip(SIZES, one["exponents"], strict=True))
         print(f"{dtype}, {part}: {powers}; {time.time() - start:.0f} s", flush=True)

@@ -2,10 +2,12 @@
 
     noise / unit roundoff = coefficient(tensor) * width^a * depth^b * tokens^c * batch^d
 
-The exponents are one set for values and one for gradients, per format; the coefficient of a tensor (all blocks of a
-tower count as one) is such that nine tenths of what was measured lie below the law. noise_law.json holds all of them,
-and the sizes they come from; `benchmarks/noise_law.py` makes it; tests/interop/test_model_noise.py holds it against
-wide models, and B/16 itself (nightly).
+The exponents are one set for values, one for gradients and one for those of the pooling probe's queries and keys (sums
+over all patches that nearly cancel), per format; the coefficient of a tensor (all blocks of a tower count as one) is
+such that nine tenths of what was measured lie below the law, at single numbers and at the probe all of it.
+noise_law.json holds all of them, and the sizes they come
+from; `benchmarks/noise_law.py` makes it; tests/interop/test_model_noise.py holds it against wide models, and B/16
+itself (nightly).
 """
 
 import json
@@ -24,6 +26,8 @@ from siglip_ref.sizes import Config
 
 FILE = Path(__file__).with_name("noise_law.json")
 SIZES = ("width", "depth", "tokens", "batch")
+FAMILIES = ("values", "gradients", "gradients at the probe")
+_PROBE = re.compile(r"image/pool/(probe|attn/[qk]/\w+)")
 _VALUE = re.compile(r"(image|text)/(stem|block\d+/\+\w+|norm|pool|head|embed)|logits|loss")
 
 
@@ -49,8 +53,10 @@ def law(cfg: Config, batch: int, dtype: Dtype, names: Iterable[str]) -> dict[str
 
 
 def family(name: str) -> str:
-    """Whether it is a value or a gradient."""
-    return "values" if _VALUE.fullmatch(name) else "gradients"
+    """Which of FAMILIES it is of."""
+    if _VALUE.fullmatch(name):
+        return FAMILIES[0]
+    return FAMILIES[2] if _PROBE.fullmatch(name) else FAMILIES[1]
 
 
 def role(name: str) -> str:

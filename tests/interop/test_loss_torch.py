@@ -10,6 +10,7 @@ import torch_losses as losses
 
 import siglip_ref as sr
 from siglip_ref.check.frameworks import framework_of
+from siglip_ref.check.noise import TIMES
 from siglip_ref.errors import UsageError
 
 WAYS = [
@@ -20,6 +21,7 @@ WAYS = [
     ("bfloat16", "autocast"),
     ("float16", "autocast"),
 ]
+DROWNED = {"saturated, right", "one pair"}  # the values there are smaller than what 16 bits round away
 
 
 def name_of(fn: object) -> str:
@@ -34,10 +36,10 @@ def test_right_losses_pass_and_use_at_most_half_of_what_is_allowed(fn: losses.Lo
     for scalar_dtype in scalars:
         report = sr.check_loss(fn, dtype=dtype, precision=precision, scalar_dtype=scalar_dtype)  # type: ignore[arg-type]
         assert report.passed, report
-        judged = [row for row in report.details if row.verdict == "pass"]
-        assert max(row.excess for row in judged) <= 0.5
-        # "out of range" must stay the exception: where every pair is sure and right, and in 16 bits
-        assert len(judged) >= 0.88 * len(report.details) and not report.not_checked
+        assert report.smallest_tolerance <= TIMES / 2
+        # all is judged, but in 16 bits what drowns in rounding
+        drowned = {row.probe.split(" (")[0] for row in report.details if row.verdict != "pass"}
+        assert drowned <= (DROWNED if dtype in ("bfloat16", "float16") else set()) and not report.not_checked
 
 
 @pytest.mark.parametrize("fn", losses.RIGHT, ids=name_of)
