@@ -5,9 +5,8 @@
 The exponents are one set for values, one for gradients and one for those of the pooling probe's queries and keys (sums
 over all patches that nearly cancel), per format; the coefficient of a tensor (all blocks of a tower count as one) is
 such that nine tenths of what was measured lie below the law, at single numbers and at the probe all of it.
-noise_law.json holds all of them, and the sizes they come
-from; `benchmarks/noise_law.py` makes it; tests/interop/test_model_noise.py holds it against wide models, and B/16
-itself (nightly).
+noise_law.json holds all of them, and the sizes they come from; `benchmarks/noise_law.py` makes it;
+tests/interop/test_model_noise.py holds it against wide models, and B/16 itself (nightly).
 """
 
 import json
