@@ -13,7 +13,6 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import false_alarms_losses as losses
@@ -62,14 +61,11 @@ def run_all(names: Sequence[str], least: int, processes: int) -> None:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = "1"
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     start, before = time.perf_counter(), {name: frozen(name) for name in names}
     with (
-        TemporaryDirectory() as memory,
         ProcessPoolExecutor(processes, get_context("spawn")) as pool,
         Progress(console=Console(stderr=True)) as bar,
     ):
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = memory  # the adapter of JAX models compiles anew for every run
         jobs = {pool.submit(run_piece, name, least): name for name in names}
         task = bar.add_task("pieces", total=len(jobs))
         for job in as_completed(jobs):

@@ -4,7 +4,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -102,7 +102,7 @@ def _torch_layers(cfg: Config) -> Adapter:
 
 
 def _jax_tree(cfg: Config) -> Adapter:
-    """The worked example in JAX, on a tree of this size."""
+    """The worked example in JAX, on a tree of this size; compiled once, not for every run."""
     import siglip_ref as sr
     from siglip_ref.check.adapters.big_vision import BigVision
     from siglip_ref.checkpoint.save import save_checkpoint
@@ -117,7 +117,11 @@ def _jax_tree(cfg: Config) -> Adapter:
             place = place.setdefault(name, {})
         place[last] = value
     example = _example("check_jax_model")
-    return BigVision(example.loss_fn, tree, image_size=cfg.image_size, conventions=cfg.conventions)
+
+    class Compiled(BigVision):
+        compiled = cache(BigVision.compiled)
+
+    return Compiled(example.loss_fn, tree, image_size=cfg.image_size, conventions=cfg.conventions)
 
 
 def _example(name: str) -> Any:

@@ -58,12 +58,15 @@ class BigVision:
             leaves = [jnp.asarray(array).astype(dtype) for array in self._to_theirs(params).values()]
             tree = jax.tree_util.tree_unflatten(self._tree, leaves)
             pixels, ids = jnp.asarray(images).astype(dtype), jnp.asarray(tokens.astype(np.int32))
-            grad = jax.jit(jax.value_and_grad(self._with_activations, has_aux=True))
-            (loss, activations), grads = grad(tree, pixels, ids)
+            (loss, activations), grads = self.compiled()(tree, pixels, ids)
             by_path = {_path(path): _numpy(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]}
             named = {name: _numpy(value) for name, value in activations.items()}
         names = {entry.ours: entry.theirs for entry in self._table}
         return Run(_numpy(loss), named, self._to_ours(by_path), names)
+
+    def compiled(self) -> Callable[..., Any]:
+        """Traced anew for each run: a loss that draws random numbers must show."""
+        return jax.jit(jax.value_and_grad(self._with_activations, has_aux=True))
 
     def _with_activations(self, tree: Any, images: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:
         out = self._loss_fn(tree, images, tokens)
