@@ -113,9 +113,14 @@ def main() -> int:
     options.add_argument("--only", default="", help="pieces whose names begin so, with commas between")
     options.add_argument("--least", type=int, default=320, help="runs of each implementation in each dtype")
     options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--page", action="store_true", help="run nothing, write the page anew")
     chosen = options.parse_args()
     beginnings = tuple(chosen.only.split(","))
     names = [name for name in pieces() if name.startswith(beginnings)]
+    if chosen.page:
+        found = from_json(RESULTS)
+        PAGE.write_text(page(found, facts(0, 0)["versions"], HELD_OUT), encoding="utf-8")
+        return 0
     if not chosen.only:
         RESULTS.unlink(missing_ok=True)
     start = time.perf_counter()

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import chi2
+
 from siglip_ref.check.compare import Row
 from siglip_ref.check.noise import TIMES
 from siglip_ref.vectors.power import measured
 
-RULE_OF_THREE = 3.0  # nothing seen in n runs: with 95 % confidence, the rate is below 3 / n
 PACKAGE = Path(__file__).parents[1] / "siglip_ref"
 # what decides how much is allowed; runs that were judged by other numbers are never counted together
 # (of measured.json the noise; its power follows the catalogue of mistakes)
@@ -59,8 +60,8 @@ class Stratum:
 
     @property
     def bound(self) -> float:
-        """What the rate of false alarms is below, with 95 % confidence, if none was seen."""
-        return RULE_OF_THREE / self.runs if self.runs else 1.0
+        """What the rate of false alarms is below, with 95 % confidence."""
+        return rate_below(self.runs, self.flagged)
 
     def add(self, trial: Trial) -> None:
         if not trial.judged:
@@ -75,6 +76,15 @@ class Stratum:
         if trial.verdict != "PASS":
             self.flagged += 1
             self.alarms = [*self.alarms, where][:20]
+
+
+def rate_below(runs: int, flagged: int) -> float:
+    """With 95 % confidence: 3 / n if none of n runs is flagged, else as Poisson's law has it.
+
+    >>> round(rate_below(300, 0), 3), round(rate_below(300, 2), 3)
+    (0.01, 0.021)
+    """
+    return float(min(1.0, chi2.ppf(0.95, 2 * flagged + 2) / 2 / runs)) if runs else 1.0
 
 
 def count(trials: Iterable[Trial]) -> list[Stratum]:
