@@ -51,6 +51,15 @@ def test_terms_that_round_alike_are_not_taken_for_random() -> None:
     assert found > 5 * stochastic > 0
 
 
+def test_a_row_that_chance_spared_gets_half_of_what_the_middle_row_shows() -> None:
+    x = np.full((6, 3000), float(np.float32(1 / 3)))
+    x[5] = 1  # whole numbers: no sum of them is ever rounded
+    exact = {"y": x.sum(-1, keepdims=True)}
+    found = measure(lambda a, ops: {"y": a["x"].sum(-1, keepdims=True)}, {"x": x}, exact, "float32", by_row=True)
+    relative = (found.absolute["y"] / exact["y"]).ravel()
+    assert relative[5] == pytest.approx(np.median(relative) / 2) and relative[5] > 10 * UNIT
+
+
 def test_functions_of_another_library_count() -> None:
     x = np.linspace(0.5, 1, 64)
     found = measure(exponentials, {"x": x}, {"y": np.exp(x)}, "float32").absolute["y"] / np.exp(1)
