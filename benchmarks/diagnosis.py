@@ -202,7 +202,8 @@ def strangers_table(results: list[Result]) -> list[str]:
     placed = share(results, lambda r: r["tensor"] in wanted[r["mistake"]][1])
     lines = [
         f"{len(wanted)} of them are in `benchmarks/uncatalogued.py`. Flagged: {share(results, flagged)}; answered",
-        f'"unknown": {unknown}; said to begin where they were made: {placed}.',
+        f'"unknown": {unknown}; said to begin where they were made: {placed}. Their author knew the diagnosis,',
+        "and they were written last. Ten more, of models, are in `tests/interop/test_model_mistakes.py`.",
         "",
         "| mistake | dtype | answer | begins at | what is said of it |",
         "|---|---|---|---|---|",

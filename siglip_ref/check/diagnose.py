@@ -116,7 +116,7 @@ def _together(
     first = max(counts, key=lambda label: counts[label])
     here = [one for one in seen if one.probe == first]
     ranked = [entry for entry in _ranked(here, ((m,) for m in mistakes), predict) if _within(here, entry, predict)]
-    useful = [entry.mistakes[0] for entry in ranked]
+    useful = [mistake for mistake in mistakes if any(entry.mistakes[0] is mistake for entry in ranked)]
     for count in range(2, TOGETHER + 1):
         ranked += _ranked(here, _extended(ranked, useful, count), predict)
         best = [entry.mistakes for entry in _sorted(ranked) if len(entry.mistakes) == count][:KEPT]

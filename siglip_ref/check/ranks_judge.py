@@ -76,7 +76,7 @@ def judge_ranks(
     first = list(islice(tried, len(candidates)))
     # the declared way, unless only another one explains everything
     right = next((entry for entry in chain(first, tried) if _wrong(entry[0]) == 0), None)
-    details, convention, used = right or min(first, key=lambda entry: _wrong(entry[0]))
+    details, convention, used = right or min(first, key=lambda entry: (_wrong(entry[0]), _gap(entry[0])))
     calls = observed[convention.scale]
     report = Report(
         title=f"{describe(fn)} ({name}, {setting.words}, {_worlds(observed)})",
@@ -181,6 +181,14 @@ def _diagnosis(
 def _with_ranks(row: Row, call: Observed) -> str:
     """Which ranks own the wrong rows, said beside the rows."""
     return f"{row.rows} (shards of {', '.join(map(str, call.split.sizes))} pairs)" if row.rows else ""
+
+
+def _gap(rows: Sequence[Row]) -> float:
+    """How far the losses are from what they should be, as factors; of a loss that is wrong under every convention, the
+    right one is nearest."""
+    with np.errstate(all="ignore"):
+        gap = float(np.sum([abs(np.log(row.ratio)) for row in rows if row.name == "loss"]))
+    return gap if gap <= np.inf else np.inf
 
 
 def _wrong(rows: Sequence[Row]) -> int:
