@@ -129,8 +129,8 @@ def _tagged(spec: Reference, name: str) -> Callable[..., Any]:
 
 
 def _by_owner(name: str) -> Callable[..., Any]:
-    def backward(d_out: Array, cache: tuple[Reference, Any]) -> Any:
+    def backward(d_out: Array, cache: tuple[Reference, Any], *settings: Any) -> Any:
         spec, inner = cache
-        return getattr(spec.ops, f"{name}_backward")(d_out, inner)
+        return getattr(spec.ops, f"{name}_backward")(d_out, inner, *settings)
 
     return backward
