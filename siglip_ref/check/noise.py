@@ -26,6 +26,8 @@ LIBRARY = 4.0  # unit roundoffs by which exp, log1p, tanh, erf of a good library
 # noise in float64 over noise in float32: twice the ratio of the units, as XLA's float64 functions err by more units
 FLOAT64 = 2.0**-28
 STOCHASTIC_RUNS = 4  # of each kind
+DROWNED = 0.5  # noise of a row by its size: from here on nothing of it can be judged
+UNLIKE = 8.0  # times what the middle row shows: such a row is no measure for the others
 ORDERS: tuple[tuple[Order, bool], ...] = (("sequential", True), ("reversed", False), ("pairwise", False))
 # positives, scale first, sigmoid by the logarithm: see `pair_block`
 LOSS_FORMS: tuple[tuple[Positives, bool, bool], ...] = (
@@ -159,12 +161,18 @@ def measure(
 
 
 def _none_spared(noise: Array, size: Array) -> Array:
-    """A row that chance spared in every run is given half of what the middle row shows, relative to its size.
+    """A row that chance spared in every run is given half of what the worst of its like shows.
 
-    A rare rounding (one in twenty rows, say) may miss a row in a few dozen runs and hit it in a user's program.
+    A rare rounding (one in twenty rows, say) may miss a row in a few dozen runs and hit it in a user's program. Half of
+    the worst relative to their sizes, and half of the worst outright, whichever is less: so the tensor's noise stays as
+    it was measured. Rows that rounding drowns are no measure for others, nor is one that shows far more than most.
     """
-    relative = np.divide(noise, size, out=np.zeros_like(noise), where=size > 0)
-    return np.maximum(noise, np.median(relative) / 2 * size)
+    relative = np.divide(noise, size, out=np.full(np.shape(noise), np.inf), where=size > 0)
+    alike = relative[relative < DROWNED]
+    if not alike.size:
+        return noise
+    worst = alike[alike <= UNLIKE * np.median(alike)].max()
+    return np.maximum(noise, np.minimum(worst * size, noise.max()) / 2)
 
 
 def _reach(x: Array, by_row: bool) -> Array:
