@@ -162,8 +162,9 @@ def judged(module: ModuleType) -> Report:
         return result
 
     return sr.check_distributed_loss(
-        my_ring, framework="numpy", reduce="none", value="global", dtype="float64", ranks=ThreadComm.run
-    )
+        my_ring, framework="numpy", reduce="none", value="global", scale="log", embeddings="unit", dtype="float64",
+        ranks=ThreadComm.run,
+    )  # fmt: skip
 
 
 def all_breaks() -> list[dict[str, Any]]:
