@@ -102,7 +102,13 @@ def _torch_layers(cfg: Config) -> Adapter:
 
 
 def _jax_tree(cfg: Config) -> Adapter:
-    """The worked example in JAX, on a tree of this size; compiled once, not for every run."""
+    """The worked example in JAX, on a tree of this size; compiled once, not for every run.
+
+    Its layer norm computes in float32, as Flax's does: in float16 the derivative of rsqrt overflows at a variance of
+    1e-5, and the NaN that follow are rightly flagged (at model/tiny-activations).
+    """
+    import jax.numpy as jnp
+
     import siglip_ref as sr
     from siglip_ref.check.adapters.big_vision import BigVision
     from siglip_ref.checkpoint.save import save_checkpoint
@@ -117,6 +123,13 @@ def _jax_tree(cfg: Config) -> Adapter:
             place = place.setdefault(name, {})
         place[last] = value
     example = _example("check_jax_model")
+    in_its_dtype = example.layer_norm
+
+    def layer_norm(x: Any, p: Any) -> Any:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return in_its_dtype(x.astype(wide), {name: value.astype(wide) for name, value in p.items()}).astype(x.dtype)
+
+    example.layer_norm = layer_norm
 
     class Compiled(BigVision):
         compiled = cache(BigVision.compiled)

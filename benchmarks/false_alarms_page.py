@@ -24,6 +24,9 @@ A run is one right program, at one golden vector or probe, in one dtype, with on
   other seeds and orders: tests hold them to half of what is allowed at the packaged vectors and probes as they are.
 - Golden vectors are judged by `check dump`'s judge, drawn losses by `check_loss`'s, drawn models by `check_model`'s.
   What a dtype cannot hold is "out of range": a tensor is skipped, as in every check; if all are, it is no run.
+- Right means right in that dtype: the worked example in JAX (examples/check_jax_model.py) computes its layer norm in
+  float16 where the model does, which overflows at a variance of 1e-5; it is flagged there, rightly. Here its layer norm
+  computes in float32, as Flax's and Torch's do.
 - "< 0.9 %" is 3 / n: where none of n runs is flagged, the rate lies below that with 95 % confidence, for runs like
   these (where some are, the bound of Poisson's law). Runs share vectors and so are not fully independent; the last
   number, the largest error in units of what is allowed, says more about how near an alarm came.
