@@ -42,7 +42,7 @@ class Specification:
     name: str = "the reference"
 
     def parameters(self, dtype: Dtype) -> dict[str, Array]:
-        raise NotImplementedError
+        raise NotImplementedError  # probes bring their weights; the reference has none of its own
 
     def run(self, params: Mapping[str, Array], images: Array, tokens: Array, dtype: Dtype) -> Run:
         given, pixels = {name: value.astype(dtype) for name, value in params.items()}, images.astype(dtype)
@@ -92,13 +92,13 @@ def _torch_layers(cfg: Config) -> Adapter:
     """The worked example of torch's own encoder layers, here with big_vision's norm of the embeddings."""
     example = _example("check_torch_model")
 
-    class Model(example.MyModel):  # type: ignore[misc, name-defined]
+    class Model(example.MyModel):
         def forward(self, images: Any, tokens: Any) -> Any:
             rows = self.image(images), self.text(tokens)
             image, text = (x / (x.norm(dim=-1, keepdim=True) + 1e-8) for x in rows)
             return image, text, self.log_scale.exp() * image @ text.T + self.bias
 
-    return replace(example.model(), model=Model(), config=cfg)  # type: ignore[no-any-return]
+    return replace(example.model(), model=Model(), config=cfg)
 
 
 def _jax_tree(cfg: Config) -> Adapter:

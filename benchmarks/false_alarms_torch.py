@@ -127,7 +127,7 @@ class _ByHand(torch.autograd.Function):
         return _mean(logits).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
         x, y, log_scale, bias, similarity, logits = ctx.saved_tensors
         scale = log_scale.to(logits.dtype).exp()
         d_logits = upstream.to(logits.dtype) / len(x) * (torch.sigmoid(logits) - _own(logits).to(logits.dtype))
@@ -138,7 +138,7 @@ class _ByHand(torch.autograd.Function):
 
 def by_hand(*inputs: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
-        return _ByHand.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
+        return _ByHand.apply(*inputs)
 
 
 def linear_tiles(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

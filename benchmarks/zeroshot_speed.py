@@ -143,9 +143,9 @@ def show(results: dict[str, list[dict[str, object]]], images: int) -> None:
     print(f"{SIZE}, {images} images, {os.cpu_count()} cores; medians of {rounds} processes, spread in brackets")
     middle = {}
     for side, found in results.items():
-        seconds = [float(one["seconds"]) for one in found]  # type: ignore[arg-type]
+        seconds = [float(one["seconds"]) for one in found]
         middle[side] = statistics.median(seconds)
-        peak, load, cpu = (statistics.median(float(one[key]) for one in found) for key in ("peak", "load", "cpu"))  # type: ignore[arg-type]
+        peak, load, cpu = (statistics.median(float(one[key]) for one in found) for key in ("peak", "load", "cpu"))
         spread = f"[{min(seconds):.2f} to {max(seconds):.2f}]"
         print(
             f"{side:>7}: {middle[side]:6.2f} s {spread}, {images / middle[side]:5.1f} images/s, CPU {cpu:.2f} s, "

@@ -11,7 +11,7 @@ NOISE = 8  # numbers in [0, 1) that vary one picture (all but the first) and its
 STILL = (0.0,) + (0.5,) * (NOISE - 1)  # a picture as it is, with its first caption
 
 
-class Unreadable(Exception):  # noqa: N818
+class Unreadable(Exception):  # noqa: N818  # the picture is at fault, not the program
     """A picture that cannot be read; it is skipped and counted."""
 
 

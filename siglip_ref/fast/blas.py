@@ -96,4 +96,4 @@ def gemm(
     C is only written.
     """
     # A row-major matrix is its transpose in Fortran's eyes: C.T = B.T A.T
-    _gemm(address, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)  # type: ignore[call-arg]
+    _gemm(address, trans_b, trans_a, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc)  # type: ignore[call-arg]  # intrinsic

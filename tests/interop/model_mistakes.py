@@ -37,7 +37,7 @@ def layers(model, tower="both"):
     return [layer for t in towers.get(tower, [model.vision_model, model.text_model]) for layer in t.encoder.layers]
 
 
-def attend(attention, x, heads=None, scale=None, mask=None, dropout=0.0, head_size_first=False):
+def attend(attention, x, scale=None, mask=None, dropout=0.0, head_size_first=False):
     """Self-attention, written out."""
     heads = attention.num_heads
 
@@ -362,13 +362,13 @@ def probe_of_first_image(model):
     head.forward = forward
 
 
-def joined_with(unit):
-    """Embeddings made of unit length by hand: unit(pooled) -> rows."""
+def joined_with(unit, unit_of_text=None):
+    """Embeddings made of unit length by hand: unit(pooled) -> rows, of texts too unless they have their own."""
 
     def make(model):
         def forward(input_ids, pixel_values, **_):
             x = unit(model.vision_model(pixel_values=pixel_values).pooler_output)
-            y = unit(model.text_model(input_ids=input_ids).pooler_output)
+            y = (unit_of_text or unit)(model.text_model(input_ids=input_ids).pooler_output)
             logits = x @ y.T * model.logit_scale.exp() + model.logit_bias
             loss = -functional.logsigmoid((2 * torch.eye(len(x)).to(x) - 1) * logits).sum() / len(x)
             return SiglipOutput(loss=loss, logits_per_image=logits, image_embeds=x, text_embeds=y)
