@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "interop"))
-from model_mistakes import MISTAKES, MixUntransposed, attention_by, joined_with
+from model_mistakes import joined_with
+from model_mistakes_backward import MISTAKES, MixUntransposed, attention_by
 
 
 class MixWithOtherDropout(MixUntransposed):

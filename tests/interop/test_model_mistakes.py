@@ -4,7 +4,6 @@ import pytest
 import torch
 from model_mistakes import (
     FORWARD,
-    MISTAKES,
     after,
     attend,
     attention_with,
@@ -14,6 +13,7 @@ from model_mistakes import (
     layers,
     pooled_with,
 )
+from model_mistakes_backward import MISTAKES
 from models import hugging_face
 from torch import nn
 
