@@ -65,7 +65,10 @@ def forward(
     >>> sr.forward(sr.init(cfg), images, tokens, cfg).logits.shape
     (2, 2)
     """
-    out, _ = _forward(params, images, tokens, cfg, conventions or cfg.conventions, ops or specification, mask)
+    image_embed, text_embed, named, _ = _forward(
+        params, images, tokens, cfg, conventions or cfg.conventions, ops or specification, mask
+    )
+    out = _output(params, image_embed, text_embed, named)
     return out if activations else Output(out.image_embed, out.text_embed, out.logits)
 
 
@@ -101,8 +104,9 @@ def loss_and_grads(
     >>> grads["text/token"].shape
     (29, 12)
     """
-    _, loss, grads = values_and_grads(params, images, tokens, cfg, conventions, ops, mask, wrt)
-    return loss, grads
+    ops = ops or specification
+    image_embed, text_embed, _, cache = _forward(params, images, tokens, cfg, conventions or cfg.conventions, ops, mask)
+    return _backward(params, image_embed, text_embed, cache, cfg, ops, wrt)
 
 
 def values_and_grads(
@@ -117,9 +121,24 @@ def values_and_grads(
 ) -> tuple[Output, Array, dict[str, Array]]:
     """What `forward` gives, activations too, and what `loss_and_grads` gives, in one pass."""
     ops = ops or specification
-    out, cache = _forward(params, images, tokens, cfg, conventions or cfg.conventions, ops, mask)
+    image_embed, text_embed, named, cache = _forward(
+        params, images, tokens, cfg, conventions or cfg.conventions, ops, mask
+    )
+    loss, grads = _backward(params, image_embed, text_embed, cache, cfg, ops, wrt)
+    return _output(params, image_embed, text_embed, named), loss, grads
+
+
+def _backward(
+    params: Mapping[str, Array],
+    image_embed: Array,
+    text_embed: Array,
+    cache: Cache,
+    cfg: Config,
+    ops: ModuleType,
+    wrt: Sequence[str],
+) -> tuple[Array, dict[str, Array]]:
     image_cache, text_cache, image_norm_cache, text_norm_cache = cache
-    pairs = sigmoid_loss(out.image_embed, out.text_embed, params["log_scale"], params["bias"], ops=ops)
+    pairs = sigmoid_loss(image_embed, text_embed, params["log_scale"], params["bias"], ops=ops)
     # image_embed = normalize(image tower), text_embed = normalize(text tower)
     d_image_pooled = ops.normalize_backward(pairs.d_image_embed, image_norm_cache)
     d_text_pooled = ops.normalize_backward(pairs.d_text_embed, text_norm_cache)
@@ -134,7 +153,7 @@ def values_and_grads(
     if "activations" in wrt:
         grads |= prefixed("@image", d_image_activations | {"embed": pairs.d_image_embed})
         grads |= prefixed("@text", d_text_activations | {"embed": pairs.d_text_embed})
-    return out, pairs.loss, grads
+    return pairs.loss, grads
 
 
 def _forward(
@@ -145,7 +164,7 @@ def _forward(
     conventions: Conventions,
     ops: ModuleType,
     mask: Array | None,
-) -> tuple[Output, Cache]:
+) -> tuple[Array, Array, dict[str, Array], Cache]:
     require_inputs(params, images, tokens, cfg, mask)
     image_tower = naflex_tower_forward if cfg.naflex else image_tower_forward
     image_pooled, image_cache, of_image = image_tower(images, subtree(params, "image"), cfg, conventions, ops)
@@ -153,7 +172,11 @@ def _forward(
     kind, eps = conventions.embed_norm, conventions.embed_norm_eps
     image_embed, image_norm_cache = ops.normalize_forward(image_pooled, kind, eps)
     text_embed, text_norm_cache = ops.normalize_forward(text_pooled, kind, eps)
-    logits = np.exp(params["log_scale"]) * (image_embed @ text_embed.T) + params["bias"]
     named = prefixed("image", of_image | {"embed": image_embed}) | prefixed("text", of_text | {"embed": text_embed})
-    out = Output(image_embed, text_embed, logits, named | {"logits": logits})
-    return out, (image_cache, text_cache, image_norm_cache, text_norm_cache)
+    return image_embed, text_embed, named, (image_cache, text_cache, image_norm_cache, text_norm_cache)
+
+
+def _output(params: Mapping[str, Array], image_embed: Array, text_embed: Array, named: dict[str, Array]) -> Output:
+    """With the logits, which the loss does without: it never holds all of them at once."""
+    logits = np.exp(params["log_scale"]) * (image_embed @ text_embed.T) + params["bias"]
+    return Output(image_embed, text_embed, logits, named | {"logits": logits})
