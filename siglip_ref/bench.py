@@ -142,7 +142,7 @@ def run_case(
     try:
         for worker, entry in workers:  # short calls are repeated until they can be timed
             entry.seconds.append(worker.answer(1))
-        calls = [max(1, round(0.05 / entry.seconds.pop())) for _, entry in workers]
+        calls = [max(1, round(0.3 / entry.seconds.pop())) for _, entry in workers]
         for number in range(repeats):
             tell(f"{name}: round {number + 1} of {repeats}")
             for (worker, entry), count in zip(workers, calls, strict=True):

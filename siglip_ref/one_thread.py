@@ -24,21 +24,32 @@ def blas_on_one_thread() -> Iterator[None]:
     ------
     ImportError : there is no BLAS that can be held to one thread
     """
-    libraries = _blas()
-    with _lock:
-        if not _before:
-            numbers = [number() for number, _ in libraries]
-            for _, put in libraries:
-                put(1)
-        _before.append(_before[0] if _before else numbers)
+    hold()
     try:
         yield
     finally:
-        with _lock:
-            numbers = _before.pop()
-            if not _before:
-                for (_, put), number in zip(libraries, numbers, strict=True):
-                    put(number)
+        release()
+
+
+def hold() -> None:
+    """What `blas_on_one_thread` does first, for those who feel a context's microseconds; `release` must follow."""
+    libraries = _blas()
+    with _lock:
+        if not _before:
+            _before.append([number() for number, _ in libraries])
+            for _, put in libraries:
+                put(1)
+        else:
+            _before.append(_before[0])
+
+
+def release() -> None:
+    """What `blas_on_one_thread` does last."""
+    with _lock:
+        numbers = _before.pop()
+        if not _before:
+            for (_, put), number in zip(_blas(), numbers, strict=True):
+                put(number)
 
 
 @cache

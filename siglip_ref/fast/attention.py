@@ -13,6 +13,7 @@ from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
+HEAD = 1 << 15  # multiplications that take as long as the calls for one head
 EVERYTHING = np.empty((0, 0, 0), bool)  # the mask that hides nothing
 
 
@@ -46,12 +47,11 @@ def attention_forward(
     key, key_cache = linear_forward(x_key, weights["k/kernel"], weights["k/bias"])
     value, value_cache = linear_forward(x_key, weights["v/kernel"], weights["v/bias"])
     batch, tokens, width = query.shape
-    seen, keys = EVERYTHING, key.shape[1]
-    if mask is not None:
-        seen = np.ascontiguousarray(np.broadcast_to(mask, (batch, heads, tokens, keys))).reshape(-1, tokens, keys)
+    keys = key.shape[1]
+    seen = seen_by_head(mask, batch, heads, tokens, keys)
     stats = empty((batch * heads, tokens, 2), query)
     mixed = empty(query.shape, query)
-    with parts_for(batch * tokens * keys * width) as parts:
+    with parts_for(batch * (tokens * keys * width + heads * HEAD)) as parts:
         scratch = empty((parts, 1, tokens, keys), query)
         mix(gemm_address(query.dtype), query, key, value, seen, heads, root_of(query, heads), scratch, mixed, stats)
     out, out_cache = linear_forward(mixed, weights["out/kernel"], weights["out/bias"], add)
@@ -77,7 +77,7 @@ def _inside(d_out: Array, cache: AttentionCache) -> tuple[Array, Array, Array, d
     d_query, d_key, d_value = (empty(x.shape, x) for x in (query, key, value))
     batch, tokens, width = query.shape
     keys = key.shape[1]
-    with parts_for(batch * tokens * keys * width) as parts:
+    with parts_for(batch * (tokens * keys * width + cache.heads * HEAD)) as parts:
         scratch = empty((parts, 2, tokens, keys), query)
         d_mix(
             gemm_address(query.dtype), d_mixed, query, key, value, cache.mask, cache.heads,
@@ -89,3 +89,10 @@ def _inside(d_out: Array, cache: AttentionCache) -> tuple[Array, Array, Array, d
 def root_of(query: Array, heads: int) -> Array:
     """The square root of the head size."""
     return np.sqrt(query.dtype.type(query.shape[-1] // heads))
+
+
+def seen_by_head(mask: Array | None, batch: int, heads: int, tokens: int, keys: int) -> Array:
+    """The mask for each head of each sequence (B H, N, M), or `EVERYTHING`."""
+    if mask is None:
+        return EVERYTHING
+    return np.ascontiguousarray(np.broadcast_to(mask, (batch, heads, tokens, keys))).reshape(-1, tokens, keys)

@@ -1,6 +1,6 @@
-"""Patches through the fast linear layer; the token table's gradient without a pass over the whole table."""
+"""Tokens and positions; the token table's gradient without a pass over the whole table."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import prange
@@ -8,45 +8,9 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.fit import as_rows, empty, same_precision
-from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward, part, weights_backward
+from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
-
-
-class PatchCache(NamedTuple):
-    """What the backward needs."""
-
-    linear: LinearCache
-    shape: tuple[int, ...]
-    patch: int
-
-
-def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -> tuple[Array, Any]:
-    """Twin of `siglip_ref.ops.patch_embed_forward`."""
-    if not same_precision(images, kernel, bias):
-        return specification.patch_embed_forward(images, kernel, bias, patch)
-    batch, height, width, channels = images.shape
-    rows, columns = height // patch, width // patch
-    whole = images[:, : rows * patch, : columns * patch]
-    grid = whole.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
-    out, cache = linear_forward(grid.reshape(batch, rows * columns, -1), kernel, bias)
-    return out, PatchCache(cache, images.shape, patch)
-
-
-def patch_embed_backward(d_out: Array, cache: Any, pixels: bool = True) -> tuple[Any, Array, Array]:
-    """Twin of `siglip_ref.ops.patch_embed_backward`."""
-    if not isinstance(cache, PatchCache):
-        return specification.patch_embed_backward(d_out, cache, pixels)
-    if not pixels:
-        return None, *weights_backward(d_out, cache.linear.x)
-    linear, (batch, height, width, channels), patch = cache
-    rows, columns = height // patch, width // patch
-    d_flat, d_kernel, d_bias = linear_backward(d_out, linear)
-    d_grid = d_flat.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)
-    d_whole = d_grid.reshape(batch, rows * patch, columns * patch, channels)
-    if (rows * patch, columns * patch) != (height, width):
-        d_whole = np.pad(d_whole, ((0, 0), (0, height - rows * patch), (0, width - columns * patch), (0, 0)))
-    return d_whole, d_kernel, d_bias
 
 
 @kernel()

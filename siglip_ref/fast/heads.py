@@ -15,19 +15,25 @@ from siglip_ref.fast.elementary import exp_nonpositive, largest, number
 # are counted, and threads that count in the same place wait for one another.
 
 
-@kernel(fastmath=SUMS)
-def _weigh(scores: Any, t: int, i: int, top: Any) -> Any:
-    """exp(row - top) in place, and its sum."""
-    total = number(0, top)
+@kernel()
+def _lower(scores: Any, t: int, i: int, top: Any) -> None:
     for j in range(scores.shape[3]):
-        scores[t, 0, i, j] = _weight(scores[t, 0, i, j], top)
-        total += scores[t, 0, i, j]
-    return total
+        scores[t, 0, i, j] -= top
 
 
 @kernel()
-def _weight(score: Any, top: Any) -> Any:
-    return exp_nonpositive(score - top)
+def _exponentiate(tables: Any, t: int) -> None:
+    """exp of a whole table at once: rows may be shorter than what a vector loop needs to begin."""
+    for j in range(tables.shape[2]):
+        tables[t, 0, j] = exp_nonpositive(tables[t, 0, j])
+
+
+@kernel(fastmath=SUMS)
+def _sum(scores: Any, t: int, i: int) -> Any:
+    total = number(0, scores[t, 0, 0, 0])
+    for j in range(scores.shape[3]):
+        total += scores[t, 0, i, j]
+    return total
 
 
 @kernel()
@@ -82,16 +88,20 @@ def _scores(routine: int, query: Any, key: Any, root: Any, b: int, first: int, s
 @kernel()
 def _forward(
     routine: int, query: Any, key: Any, value: Any, mask: Any, task: int, root: Any, b: int, first: int, size: int,
-    scores: Any, t: int, mixed: Any, stats: Any,
+    scores: Any, tables: Any, t: int, mixed: Any, stats: Any,
 ) -> None:  # fmt: skip
     width, tokens, keys = query.shape[2], query.shape[1], key.shape[1]
     _scores(routine, query, key, root, b, first, size, scores, t)
     for i in range(tokens):
         _hide(scores, t, i, mask, task)
         top = largest(scores, t, i)  # NaN comes back with the sum
-        share = number(1, root) / _weigh(scores, t, i, top)
+        _lower(scores, t, i, top)
+        stats[task, i, 0] = top
+    _exponentiate(tables, t)
+    for i in range(tokens):
+        share = number(1, root) / _sum(scores, t, i)
         _scale(scores, t, i, share)
-        stats[task, i, 0], stats[task, i, 1] = top, share
+        stats[task, i, 1] = share
     # mixed = probability @ value
     gemm(routine, NO, NO, tokens, size, keys, number(1, root), _table(scores, t, 0), keys,
          _head(value, b, first), width, number(0, root), _head(mixed, b, first), width)  # fmt: skip
@@ -100,7 +110,7 @@ def _forward(
 @kernel()
 def _backward(
     routine: int, d_mixed: Any, query: Any, key: Any, value: Any, mask: Any, task: int, stats: Any, root: Any, b: int,
-    first: int, size: int, scores: Any, t: int, d_query: Any, d_key: Any, d_value: Any,
+    first: int, size: int, scores: Any, tables: Any, t: int, d_query: Any, d_key: Any, d_value: Any,
 ) -> None:  # fmt: skip
     width, tokens, keys = query.shape[2], query.shape[1], key.shape[1]
     one, zero, inverse = number(1, root), number(0, root), number(1, root) / root
@@ -109,7 +119,9 @@ def _backward(
     _scores(routine, query, key, root, b, first, size, scores, t)
     for i in range(tokens):
         _hide(scores, t, i, mask, task)
-        _weigh(scores, t, i, stats[task, i, 0])
+        _lower(scores, t, i, stats[task, i, 0])
+    _exponentiate(tables, t)
+    for i in range(tokens):
         _scale(scores, t, i, stats[task, i, 1])
     # mixed = probability @ value
     gemm(routine, NO, YES, tokens, keys, size, one, _head(d_mixed, b, first), width,
@@ -127,14 +139,19 @@ def _backward(
 
 
 @kernel()
+def _flat(scores: Any) -> Any:
+    return scores.reshape(scores.shape[0], scores.shape[1], scores.shape[2] * scores.shape[3])
+
+
+@kernel()
 def _some(
     routine: int, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any, t: int, mixed: Any,
     stats: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
-    size = query.shape[2] // heads
+    size, tables = query.shape[2] // heads, _flat(scratch)
     for task in range(begin, end):
-        _forward(routine, query, key, value, mask, task, root, task // heads, task % heads * size, size, scratch, t,
-                 mixed, stats)  # fmt: skip
+        _forward(routine, query, key, value, mask, task, root, task // heads, task % heads * size, size, scratch,
+                 tables, t, mixed, stats)  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -166,10 +183,10 @@ def _d_some(
     routine: int, d_mixed: Any, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any,
     t: int, stats: Any, d_query: Any, d_key: Any, d_value: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
-    size = query.shape[2] // heads
+    size, tables = query.shape[2] // heads, _flat(scratch)
     for task in range(begin, end):
         _backward(routine, d_mixed, query, key, value, mask, task, stats, root, task // heads, task % heads * size,
-                  size, scratch, t, d_query, d_key, d_value)  # fmt: skip
+                  size, scratch, tables, t, d_query, d_key, d_value)  # fmt: skip
 
 
 @kernel(parallel=True)

@@ -85,9 +85,11 @@ def _d_norm_row(
 
 @kernel()
 def _d_norm_rows(
-    d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, d_x: Any, d_weights: Any, part: int, begin: int, end: int
-) -> None:
-    d_weights[part] = number(0, gamma[0])
+    d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, keep: Any, d_x: Any, d_weights: Any, part: int, begin: int,
+    end: int,
+) -> None:  # fmt: skip
+    if keep == number(0, keep):
+        d_weights[part] = number(0, keep)
     for i in range(begin, end):
         mean, rstd = stats[i, 0], stats[i, 1]
         one, xhat = _along(d_out, x, i, gamma, mean, rstd, d_weights, part)
@@ -95,15 +97,18 @@ def _d_norm_rows(
 
 
 @kernel(parallel=True)
-def d_norm(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, d_x: Any, d_weights: Any) -> None:
-    """d_x = gradient of `norm` by x + add, unless that is empty; d_weights (parts, 2, C) takes d_gamma and d_beta."""
+def d_norm(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, keep: Any, d_x: Any, d_weights: Any) -> None:
+    """d_x = gradient of `norm` by x + add, unless that is empty; d_weights (parts, 2, C) takes d_gamma and d_beta.
+
+    With keep = 1 d_weights is added to, with keep = 0 only written.
+    """
     parts = len(d_weights)
     if parts == 1:
-        _d_norm_rows(d_out, x, stats, gamma, add, d_x, d_weights, 0, 0, len(x))
+        _d_norm_rows(d_out, x, stats, gamma, add, keep, d_x, d_weights, 0, 0, len(x))
     else:
         for thread in prange(parts):
             begin, end = part(len(x), thread, parts)
-            _d_norm_rows(d_out, x, stats, gamma, add, d_x, d_weights, thread, begin, end)
+            _d_norm_rows(d_out, x, stats, gamma, add, keep, d_x, d_weights, thread, begin, end)
 
 
 class NormCache(NamedTuple):
@@ -134,6 +139,6 @@ def layer_norm_backward(d_out: Array, cache: Any, add: Array | None = None) -> t
     with parts_for_elements(d_out.size) as parts:
         d_weights = np.empty((parts, 2, rows.shape[1]), rows.dtype)
         plus = NOTHING[rows.dtype] if add is None else as_rows(add)
-        d_norm(as_rows(d_out), rows, stats, gamma, plus, as_rows(d_x), d_weights)
+        d_norm(as_rows(d_out), rows, stats, gamma, plus, rows.dtype.type(0), as_rows(d_x), d_weights)
     d_gamma, d_beta = d_weights.sum(0) if parts > 1 else d_weights[0]
     return d_x, d_gamma, d_beta

@@ -14,6 +14,9 @@ from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
 ALIGN = 16  # parts begin at multiples of a vector's length
+# OpenBLAS does up to SMALL multiplications with the numbers as they lie, without packing them first (its
+# interface/gemm.c). Narrow layers go through in such pieces, of FEWEST rows at least: up to twice as fast.
+SMALL, FEWEST = 10**6, 128
 
 
 @kernel()
@@ -21,6 +24,19 @@ def part(size: int, index: int, parts: int) -> Any:
     """Where part `index` of `parts` begins and ends."""
     step = ((size + parts - 1) // parts + ALIGN - 1) // ALIGN * ALIGN
     return min(size, step * index), min(size, step * (index + 1))
+
+
+@kernel()
+def _address(x: Any, row: int, column: int) -> Any:
+    """Where a number lies. Not by way of x[row:], whose references Numba counts, and threads would wait to count."""
+    return x.ctypes.data + x.itemsize * (row * x.shape[1] + column)
+
+
+@kernel()
+def at_once(rows: int, width: int, columns: int) -> Any:
+    """How many rows to give to BLAS at once, of a product with this many numbers in each row of both matrices."""
+    few = SMALL // (width * columns)
+    return few if FEWEST <= few < rows else rows
 
 
 @kernel()
@@ -49,8 +65,10 @@ def affine_part(
     if top == bottom or left == right:
         return top, top, left, left
     _begin(bias, add, out, top, bottom, left, right)
-    gemm(routine, NO, NO, bottom - top, right - left, x.shape[1], one, x[top:].ctypes.data, x.shape[1],
-         weights[:, left:].ctypes.data, columns, one, out[top:, left:].ctypes.data, columns)  # fmt: skip
+    few = at_once(bottom - top, x.shape[1], right - left)
+    for a in range(top, bottom, few):
+        gemm(routine, NO, NO, min(few, bottom - a), right - left, x.shape[1], one, _address(x, a, 0), x.shape[1],
+             _address(weights, 0, left), columns, one, _address(out, a, left), columns)  # fmt: skip
     return top, bottom, left, right
 
 
@@ -72,12 +90,16 @@ def _add_rows(rows: Any, left: int, right: int, total: Any) -> None:
 
 
 @kernel()
-def _d_weights_part(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: Any, thread: int, parts: int) -> None:
-    one, zero = number(1, d_out[0, 0]), number(0, d_out[0, 0])
+def d_weights_part(
+    routine: int, d_out: Any, x: Any, keep: Any, d_weights: Any, d_bias: Any, thread: int, parts: int
+) -> None:  # fmt: skip
+    """One thread's part of the gradients by weights and bias."""
+    one, zero = number(1, keep), number(0, keep)
     rows, width, columns = x.shape[0], x.shape[1], d_out.shape[1]
     # d_bias = d_out.sum(0)
     left, right = part(columns, thread, parts)
-    d_bias[left:right] = zero
+    if keep == zero:
+        d_bias[left:right] = zero
     _add_rows(d_out, left, right, d_bias)
     # d_weights = x.T @ d_out
     top, bottom = 0, width
@@ -85,8 +107,12 @@ def _d_weights_part(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: An
         top, bottom = part(width, thread, parts)
         left, right = 0, columns
     if top < bottom and left < right:
-        gemm(routine, YES, NO, bottom - top, right - left, rows, one, x[:, top:].ctypes.data, width,
-             d_out[:, left:].ctypes.data, columns, zero, d_weights[top:, left:].ctypes.data, columns)  # fmt: skip
+        few = at_once(rows, bottom - top, right - left)
+        for a in range(0, rows, few):
+            gemm(routine, YES, NO, bottom - top, right - left, min(few, rows - a), one, _address(x, a, top), width,
+                 _address(d_out, a, left), columns, keep, _address(d_weights, top, left),
+                 columns)  # fmt: skip
+            keep = one
 
 
 @kernel()
@@ -99,18 +125,20 @@ def _d_inputs_part(routine: int, d_out: Any, weights: Any, keep: Any, d_x: Any, 
     else:
         left, right = part(width, thread, parts)
     if top < bottom and left < right:
-        gemm(routine, NO, YES, bottom - top, right - left, columns, one, d_out[top:].ctypes.data, columns,
-             weights[left:].ctypes.data, columns, keep, d_x[top:, left:].ctypes.data, width)  # fmt: skip
+        few = at_once(bottom - top, columns, right - left)
+        for a in range(top, bottom, few):
+            gemm(routine, NO, YES, min(few, bottom - a), right - left, columns, one, _address(d_out, a, 0), columns,
+                 _address(weights, left, 0), columns, keep, _address(d_x, a, left), width)  # fmt: skip
 
 
 @kernel(parallel=True)
-def d_affine_weights(routine: int, d_out: Any, x: Any, d_weights: Any, d_bias: Any, parts: int) -> None:
-    """Gradients of `affine` by weights and bias."""
+def d_affine_weights(routine: int, d_out: Any, x: Any, keep: Any, d_weights: Any, d_bias: Any, parts: int) -> None:
+    """Gradients of `affine` by weights and bias; with keep = 1 they are added to, with keep = 0 only written."""
     if parts == 1:
-        _d_weights_part(routine, d_out, x, d_weights, d_bias, 0, 1)
+        d_weights_part(routine, d_out, x, keep, d_weights, d_bias, 0, 1)
     else:
         for thread in prange(parts):
-            _d_weights_part(routine, d_out, x, d_weights, d_bias, thread, parts)
+            d_weights_part(routine, d_out, x, keep, d_weights, d_bias, thread, parts)
 
 
 @kernel(parallel=True)
@@ -162,5 +190,5 @@ def weights_backward(d_out: Array, x: Array) -> tuple[Array, Array]:
     """d_kernel = x.T @ d_out and d_bias = d_out.sum(0)."""
     d_kernel, d_bias = empty((x.shape[-1], d_out.shape[-1]), x), empty(d_out.shape[-1:], x)
     with parts_for(x.size * d_out.shape[-1]) as parts:
-        d_affine_weights(gemm_address(x.dtype), as_rows(d_out), as_rows(x), d_kernel, d_bias, parts)
+        d_affine_weights(gemm_address(x.dtype), as_rows(d_out), as_rows(x), x.dtype.type(0), d_kernel, d_bias, parts)
     return d_kernel, d_bias

@@ -1,4 +1,4 @@
-"""The MAP head, from attention, layer norm and MLP."""
+"""The MAP head, forward and backward each one kernel. The probe is one for all sequences: so is its query."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,21 +6,101 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.attention import attention_backward, attention_forward
-from siglip_ref.fast.fit import same_precision
-from siglip_ref.fast.layer_norm import layer_norm_backward, layer_norm_forward
-from siglip_ref.fast.mlp import mlp_backward, mlp_forward
+from siglip_ref.fast.attention import root_of, seen_by_head
+from siglip_ref.fast.blas import gemm_address
+from siglip_ref.fast.compile import kernel
+from siglip_ref.fast.fit import NOTHING, empty, same_precision
+from siglip_ref.fast.gelu import FORMS, d_gelu_all, gelu_all
+from siglip_ref.fast.heads import d_mix, mix
+from siglip_ref.fast.layer_norm import d_norm, norm
+from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
+from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.ops.tree import prefixed, subtree
+
+ORDER = (
+    "attn/q/kernel", "attn/q/bias", "attn/k/kernel", "attn/k/bias", "attn/v/kernel", "attn/v/bias",
+    "attn/out/kernel", "attn/out/bias",
+    "norm/gamma", "norm/beta", "mlp/in/kernel", "mlp/in/bias", "mlp/out/kernel", "mlp/out/bias",
+)  # fmt: skip
+
+
+class Kept(NamedTuple):
+    """What the forward leaves for the backward."""
+
+    query: Array  # (B, 1, C), as mixed
+    key: Array  # (B, N, C), as value
+    value: Array
+    head_stats: Array
+    mixed: Array
+    read: Array  # (B, C)
+    stats: Array
+    hidden: Array  # (B, M)
 
 
 class MapCache(NamedTuple):
     """What the backward needs."""
 
-    attn: Any
-    norm: Any
-    mlp: Any
+    x: Array  # (B N, C)
+    probe: Array  # (1, C)
+    w: tuple[Array, ...]
+    mask: Array
+    heads: int
+    form: int
+    eps: float
+    kept: Kept
+
+
+@kernel()
+def _forward(
+    routine: int, x: Any, probe: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any,
+    kept: Any, scores: Any, normed: Any, active: Any, out: Any, parts: int,
+) -> None:  # fmt: skip
+    query, key, value, head_stats, mixed, read, stats, hidden = kept
+    affine(routine, probe, w[0], w[1], nothing, query[0], 1)
+    for b in range(1, len(query)):
+        query[b] = query[0]
+    affine(routine, x, w[2], w[3], nothing, key.reshape(x.shape), parts)
+    affine(routine, x, w[4], w[5], nothing, value.reshape(x.shape), parts)
+    mix(routine, query, key, value, mask, heads, root, scores, mixed, head_stats)
+    affine(routine, mixed.reshape(read.shape), w[6], w[7], nothing, read, parts)
+    norm(read, w[8], w[9], eps, normed, stats, parts)
+    affine(routine, normed, w[10], w[11], nothing, hidden, parts)
+    gelu_all(hidden.reshape(hidden.size), form, active.reshape(active.size), parts)
+    affine(routine, active, w[12], w[13], read, out, parts)
+
+
+@kernel()
+def _backward(
+    routine: int, d_out: Any, x: Any, probe: Any, w: Any, mask: Any, heads: int, root: Any, form: int, eps: float,
+    kept: Any, scores: Any, active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_heads: Any, d: Any, d_norms: Any,
+    d_probe: Any, d_x: Any, parts: int,
+) -> None:  # fmt: skip
+    query, key, value, head_stats, mixed, read, stats, hidden = kept
+    size, one, zero = hidden.size, root / root, root - root
+    d_query, d_mixed, d_key, d_value = d_heads
+    # out = read + mlp(norm(read))
+    d_affine_inputs(routine, d_out, w[12], zero, d_hidden, parts)
+    d_gelu_all(d_hidden.reshape(size), hidden.reshape(size), form, active.reshape(size), parts)
+    d_affine_weights(routine, d_out, active, zero, d[12], d[13], parts)
+    d_affine_inputs(routine, d_hidden, w[10], zero, d_normed, parts)
+    norm(read, w[8], w[9], eps, normed, stats, parts)
+    d_affine_weights(routine, d_hidden, normed, zero, d[10], d[11], parts)
+    d_read = normed  # its room is free again
+    d_norm(d_normed, read, stats, w[8], d_out, zero, d_read, d_norms)
+    # read = attention(probe, x)
+    d_affine_inputs(routine, d_read, w[6], zero, d_mixed.reshape(read.shape), parts)
+    d_affine_weights(routine, d_read, mixed.reshape(read.shape), zero, d[6], d[7], parts)
+    d_mix(routine, d_mixed, query, key, value, mask, heads, root, scores, head_stats, d_query, d_key, d_value)
+    d_affine_inputs(routine, d_key.reshape(x.shape), w[2], zero, d_x, parts)
+    d_affine_weights(routine, d_key.reshape(x.shape), x, zero, d[2], d[3], parts)
+    d_affine_inputs(routine, d_value.reshape(x.shape), w[4], one, d_x, parts)
+    d_affine_weights(routine, d_value.reshape(x.shape), x, zero, d[4], d[5], parts)
+    # query[b] = probe @ w[0] + w[1] for every b
+    for b in range(1, len(d_query)):
+        d_query[0] += d_query[b]
+    d_affine_weights(routine, d_query[0], probe, zero, d[0], d[1], 1)
+    d_affine_inputs(routine, d_query[0], w[0], zero, d_probe, 1)
 
 
 def map_head_forward(
@@ -29,20 +109,43 @@ def map_head_forward(
     """Twin of `siglip_ref.ops.map_head_forward`."""
     if not same_precision(x, *weights.values()):
         return specification.map_head_forward(x, weights, heads, gelu, eps, mask)
-    probe = np.repeat(weights["probe"][None, None], len(x), 0)  # (B, 1, C)
-    read, attn = attention_forward(probe, x, subtree(weights, "attn"), heads, mask)
-    normed, norm = layer_norm_forward(read, weights["norm/gamma"], weights["norm/beta"], eps)
-    out, mlp = mlp_forward(normed, subtree(weights, "mlp"), gelu, read)
-    return out[:, 0], MapCache(attn, norm, mlp)
+    w = tuple([np.ascontiguousarray(weights[name]) for name in ORDER])
+    batch, tokens, width = x.shape
+    mlp, one, flat = w[11].size, (batch, 1, width), (batch, width)
+    shapes = (one, x.shape, x.shape, (batch * heads, 1, 2), one, flat, (batch, 2), (batch, mlp))
+    kept = Kept(*[empty(shape, x) for shape in shapes])
+    rows, probe = np.ascontiguousarray(x).reshape(-1, width), np.ascontiguousarray(weights["probe"]).reshape(1, width)
+    seen, normed, active, out = (
+        seen_by_head(mask, batch, heads, 1, tokens),
+        empty(flat, x),
+        empty((batch, mlp), x),
+        empty(flat, x),
+    )
+    with parts_for(x.size * width) as parts:
+        _forward(
+            gemm_address(x.dtype), rows, probe, w, seen, heads, root_of(x, heads), eps, FORMS[gelu], NOTHING[x.dtype],
+            tuple(kept), empty((parts, 1, 1, tokens), x), normed, active, out, parts,
+        )  # fmt: skip
+    return out, MapCache(rows, probe, w, seen, heads, FORMS[gelu], eps, kept)
 
 
 def map_head_backward(d_pooled: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
     """Twin of `siglip_ref.ops.map_head_backward`."""
     if not isinstance(cache, MapCache):
         return specification.map_head_backward(d_pooled, cache)
-    d_out = d_pooled[:, None]
-    d_normed, d_mlp = mlp_backward(d_out, cache.mlp)
-    d_read, d_gamma, d_beta = layer_norm_backward(d_normed, cache.norm, d_out)
-    d_probe, d_x, d_attn = attention_backward(d_read, cache.attn)
-    d = {"probe": d_probe.sum((0, 1)), "norm/gamma": d_gamma, "norm/beta": d_beta}
-    return d_x, d | prefixed("attn", d_attn) | prefixed("mlp", d_mlp)
+    x, probe, w, mask, heads, form, eps, kept = cache
+    _, tokens, width = kept.key.shape
+    d = tuple([empty(weight.shape, x) for weight in w])
+    d_heads = tuple([empty(like.shape, x) for like in (kept.query, kept.mixed, kept.key, kept.value)])
+    d_x, d_probe = empty(x.shape, x), empty(probe.shape, x)
+    active, d_hidden = empty(kept.hidden.shape, x), empty(kept.hidden.shape, x)
+    normed, d_normed = empty(kept.read.shape, x), empty(kept.read.shape, x)
+    with parts_for(x.size * width) as parts:
+        scores, d_norms = empty((parts, 2, 1, tokens), x), empty((parts, 2, width), x)
+        _backward(
+            gemm_address(x.dtype), np.ascontiguousarray(d_pooled), x, probe, w, mask, heads, root_of(x, heads), form,
+            eps, tuple(kept), scores, active, d_hidden, normed, d_normed, d_heads, d, d_norms, d_probe, d_x, parts,
+        )  # fmt: skip
+    grads = dict(zip(ORDER, d, strict=True))
+    grads["norm/gamma"], grads["norm/beta"] = d_norms[0] if parts == 1 else d_norms.sum(0)
+    return d_x.reshape(kept.key.shape), grads | {"probe": d_probe[0]}

@@ -4,29 +4,46 @@ Two pools would spin against each other: on small tiles that costs up to a facto
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import numba
 
-from siglip_ref.one_thread import blas_on_one_thread
+from siglip_ref.one_thread import hold, release
 
 _one_at_a_time = threading.RLock()
 
 
-@contextmanager
-def threads() -> Iterator[int]:
+class _Threads:
+    """A context of at most this many parts: plain methods, as a small model's step feels a generator's microseconds."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+
+    def __enter__(self) -> int:
+        _one_at_a_time.acquire()
+        try:
+            hold()
+        except BaseException:
+            _one_at_a_time.release()
+            raise
+        return self.most or numba.get_num_threads()
+
+    def __exit__(self, *problem: object) -> None:
+        release()
+        _one_at_a_time.release()
+
+
+def threads() -> AbstractContextManager[int]:
     """The number of threads to work with, for one Python thread at a time; BLAS keeps to one thread meanwhile.
 
     Ranks that are threads of one process take turns here, so they never share the pool or BLAS's setting.
     """
-    with _one_at_a_time, blas_on_one_thread():
-        yield numba.get_num_threads()
+    return _ALL
 
 
 # In multiplications. Up to LONE BLAS stays on the calling thread by itself; below SHARED a task is over before a second
 # thread has started, or, on a busy machine, has been given a core at all.
-LONE, SHARED = 1 << 18, 1 << 21
+LONE, SHARED = 1 << 18, 1 << 19
 ELEMENT = 32  # multiplications that take as long as one element of an element-wise kernel
 
 
@@ -40,20 +57,14 @@ class _Alone:
         """Nothing to give back."""
 
 
-_ALONE = _Alone()
+_ALONE, _ONE, _ALL = _Alone(), _Threads(1), _Threads(None)
 
 
 def parts_for(work: int) -> AbstractContextManager[int]:
     """Into how many parts, one a thread, to cut this many multiplications: `with parts_for(work) as parts`."""
-    return _ALONE if work <= LONE else _shared(work)
+    return _ALL if work >= SHARED else _ONE if work > LONE else _ALONE
 
 
 def parts_for_elements(size: int) -> AbstractContextManager[int]:
     """The same for so many elements of a kernel that calls no BLAS."""
-    return _ALONE if ELEMENT * size < SHARED else _shared(ELEMENT * size)
-
-
-@contextmanager
-def _shared(work: int) -> Iterator[int]:
-    with threads() as number:
-        yield number if work >= SHARED else 1
+    return _ALL if ELEMENT * size >= SHARED else _ALONE

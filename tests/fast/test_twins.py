@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -154,6 +155,23 @@ def test_block(masked: bool, kind: type) -> None:
     weights = draw.norm(6, "norm1/") | draw.attention(6, "attn/") | draw.norm(6, "norm2/") | draw.mlp(6, 11, "mlp/")
     mask = mask_of(draw, 2, 1, 5, 5) if masked else None
     assert_within_noise(walk_block(fast, mask), walk_block(encoder, mask), draw(2, 5, 6), weights, draw(2, 5, 6))
+
+
+# Sequences, tokens, width, hidden: two teams of several rounds, the last ones shorter; one sequence; a wide block.
+@pytest.mark.parametrize("shape", [(75, 16, 32, 128), (1, 40, 32, 128), (5, 21, 10, 13), (6, 40, 64, 600)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_block_on_all_threads(shape: tuple[int, int, int, int], threads: int) -> None:
+    batch, tokens, width, mlp = shape
+    draw, before = Draw(4, np.float32, False), numba.get_num_threads()
+    weights = draw.attention(width, "attn/") | draw.mlp(width, mlp, "mlp/")
+    weights |= draw.norm(width, "norm1/") | draw.norm(width, "norm2/")
+    mask = mask_of(draw, batch, 1, 1, tokens)
+    x, d_out = draw(batch, tokens, width), draw(batch, tokens, width)
+    numba.set_num_threads(threads)
+    try:
+        assert_within_noise(walk_block(fast, mask), walk_block(encoder, mask), x, weights, d_out)
+    finally:
+        numba.set_num_threads(before)
 
 
 def test_a_block_goes_back_once() -> None:

@@ -1,0 +1,145 @@
+"""Patches of images, mapped linearly: a few at a time are cut out and multiplied while they are in the cache.
+
+All patches together are as large as the images; they are never written down, and the backward cuts them once more.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from siglip_ref import ops as specification
+from siglip_ref.fast.blas import gemm_address
+from siglip_ref.fast.compile import kernel as compiled
+from siglip_ref.fast.elementary import number
+from siglip_ref.fast.fit import NOTHING, as_rows, empty, same_precision
+from siglip_ref.fast.linear import affine_part, d_weights_part, inputs_backward, part
+from siglip_ref.fast.pool import parts_for
+from siglip_ref.ops.elementary import Array
+
+MOST = 256  # patches that a thread cuts out at once: as many as the result has columns, but no more than this
+
+
+class PatchCache(NamedTuple):
+    """What the backward needs."""
+
+    images: Array
+    kernel: Array
+    patch: int
+
+
+@compiled()
+def _cut(lines: Any, patch: int, columns: int, first: int, patches: Any) -> None:
+    """The patches from number `first` on; lines (B, height, width * channels)."""
+    side = patches.shape[1] // patch  # numbers of a patch in one line
+    cut = patches.reshape(len(patches), patch, side)
+    of_image = lines.shape[1] // patch * columns
+    for p in range(len(patches)):
+        b, place = (first + p) // of_image, (first + p) % of_image
+        top, left = place // columns * patch, np.uintp(place % columns * side)
+        for i in range(patch):
+            for j in range(np.uintp(side)):  # unsigned: an index that might be below zero stays scalar
+                cut[p, i, j] = lines[b, top + i, left + j]
+
+
+@compiled()
+def _embed_some(
+    routine: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any, patches: Any, out: Any,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    for a in range(begin, end, len(patches)):
+        b = min(a + len(patches), end)
+        _cut(lines, patch, columns, a, patches[: b - a])
+        affine_part(routine, patches[: b - a], weights, bias, nothing, out[a:b], 0, 1)
+
+
+@compiled(parallel=True)
+def _embed(
+    routine: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any, patches: Any, out: Any
+) -> None:
+    """out = patches @ weights + bias; patches (threads, a few, P) is room for what is cut out."""
+    threads = len(patches)
+    if threads == 1:
+        _embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[0], out, 0, len(out))
+    else:
+        for t in prange(threads):
+            begin, end = part(len(out), t, threads)
+            _embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[t], out, begin, end)
+
+
+@compiled()
+def _d_some(
+    routine: int, d_out: Any, lines: Any, patch: int, columns: int, patches: Any, d_weights: Any, d_bias: Any,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    one = number(1, d_out[0, 0])
+    d_weights[:] = one - one  # a thread may have nothing to do
+    d_bias[:] = one - one
+    for a in range(begin, end, len(patches)):
+        b = min(a + len(patches), end)
+        _cut(lines, patch, columns, a, patches[: b - a])
+        d_weights_part(routine, d_out[a:b], patches[: b - a], one, d_weights, d_bias, 0, 1)
+
+
+@compiled(parallel=True)
+def _d_embed(
+    routine: int, d_out: Any, lines: Any, patch: int, columns: int, patches: Any, d_weights: Any, d_bias: Any
+) -> None:
+    """Gradients of `_embed`, one set a thread."""
+    threads = len(patches)
+    if threads == 1:
+        _d_some(routine, d_out, lines, patch, columns, patches[0], d_weights[0], d_bias[0], 0, len(d_out))
+    else:
+        for t in prange(threads):
+            begin, end = part(len(d_out), t, threads)
+            _d_some(routine, d_out, lines, patch, columns, patches[t], d_weights[t], d_bias[t], begin, end)
+
+
+def _room(threads: int, rows: int, kernel: Array) -> Array:
+    return empty((threads, min(rows, MOST, (kernel.shape[1] + 15) // 16 * 16), len(kernel)), kernel)
+
+
+def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -> tuple[Array, Any]:
+    """Twin of `siglip_ref.ops.patch_embed_forward`."""
+    if not same_precision(images, kernel, bias):
+        return specification.patch_embed_forward(images, kernel, bias, patch)
+    images, kernel = np.ascontiguousarray(images), np.ascontiguousarray(kernel)
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    out = empty((batch, rows * columns, kernel.shape[1]), images)
+    lines = images.reshape(batch, height, width * channels)
+    with parts_for(out.size * len(kernel)) as threads:
+        _embed(
+            gemm_address(images.dtype), lines, patch, columns, kernel, bias, NOTHING[images.dtype],
+            _room(threads, batch * rows * columns, kernel), as_rows(out),
+        )  # fmt: skip
+    return out, PatchCache(images, kernel, patch)
+
+
+def patch_embed_backward(d_out: Array, cache: Any, pixels: bool = True) -> tuple[Any, Array, Array]:
+    """Twin of `siglip_ref.ops.patch_embed_backward`."""
+    if not isinstance(cache, PatchCache):
+        return specification.patch_embed_backward(d_out, cache, pixels)
+    images, kernel, patch = cache
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    lines = images.reshape(batch, height, width * channels)
+    with parts_for(d_out.size * len(kernel)) as threads:
+        d_kernel, d_bias = empty((threads, *kernel.shape), kernel), empty((threads, kernel.shape[1]), kernel)
+        _d_embed(
+            gemm_address(kernel.dtype), as_rows(d_out), lines, patch, columns,
+            _room(threads, batch * rows * columns, kernel), d_kernel, d_bias,
+        )  # fmt: skip
+    weights = (d_kernel[0], d_bias[0]) if threads == 1 else (d_kernel.sum(0), d_bias.sum(0))
+    return _pixels_backward(d_out, cache) if pixels else None, *weights
+
+
+def _pixels_backward(d_out: Array, cache: PatchCache) -> Array:
+    images, kernel, patch = cache
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    d_flat = inputs_backward(d_out, empty((batch, rows * columns, len(kernel)), kernel), kernel)
+    d_grid = d_flat.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)
+    d_whole = d_grid.reshape(batch, rows * patch, columns * patch, channels)
+    rim = ((0, 0), (0, height - rows * patch), (0, width - columns * patch), (0, 0))
+    return np.pad(d_whole, rim)
