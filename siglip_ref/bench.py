@@ -140,7 +140,7 @@ def run_case(
                 entry.failed = str(problem)
                 worker.end()
     try:
-        for worker, entry in workers:  # short calls are repeated until they can be timed
+        for worker, entry in workers:  # short calls are repeated until they make a third of a second
             entry.seconds.append(worker.answer(1))
         calls = [max(1, round(0.3 / entry.seconds.pop())) for _, entry in workers]
         for number in range(repeats):

@@ -57,7 +57,8 @@ class _Progress(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         dispatcher = event.data["dispatcher"]
-        if not self.said and dispatcher.py_func.__module__.startswith(__package__):
+        module = dispatcher.py_func.__module__ or ""  # none: a function made by exec
+        if not self.said and module.startswith(__package__):
             self.said = True
             print("siglip-ref: compiling kernels for this machine, about a minute, once ...", file=sys.stderr)
 

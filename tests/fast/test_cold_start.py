@@ -50,3 +50,8 @@ def test_without_numba_the_specification_computes() -> None:
 @pytest.mark.parametrize("module", ["siglip_ref", "siglip_ref.loss", "siglip_ref.towers.model"])
 def test_the_specification_needs_no_numba(module: str) -> None:
     assert run(f"import sys, {module}; print('numba' in sys.modules)")[0] == "False"
+
+
+def test_functions_of_no_module_can_be_compiled_beside_it() -> None:
+    code = "import numba; from siglip_ref import fast; made = {}; exec('def f(x): return x + 1', made)"
+    assert run(f"{code}; made['f'].__module__ = None; print(numba.njit(made['f'])(2))")[0] == "3"
