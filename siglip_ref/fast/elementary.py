@@ -50,8 +50,13 @@ def log1p_unit(x: Any) -> Any:
     raise NotImplementedError("only inside kernels")
 
 
-def largest(tables: Any, t: int, i: int) -> Any:
-    """The largest number of tables[t, 0, i], inside kernels; of a row with NaN, NaN or another number of it."""
+def bits_of(tables: Any) -> Any:
+    """The same memory as integers, inside kernels."""
+    raise NotImplementedError("only inside kernels")
+
+
+def largest(bits: Any, t: int, i: int) -> Any:
+    """The largest number of a table's row, inside kernels; of a row with NaN, NaN or another number of it."""
     raise NotImplementedError("only inside kernels")
 
 
@@ -178,18 +183,18 @@ def _tail64(x: Any) -> Any:
     return exp_nonpositive(-0.5 * x * x) * t * p
 
 
-def _largest32(tables: Any, t: int, i: int) -> Any:
+def _largest32(bits: Any, t: int, i: int) -> Any:
     # The maximum of floats does not become vector instructions (NaN, -0). That of integers does: these are in the
     # floats' order once the negative ones, whose bits run the other way, are turned round.
-    bits, turn, last = tables.view(np.int32), np.int32(0x7FFFFFFF), np.int32(31)
+    turn, last = np.int32(0x7FFFFFFF), np.int32(31)
     top = ~turn
     for j in range(bits.shape[3]):
         top = max(top, bits[t, 0, i, j] ^ ((bits[t, 0, i, j] >> last) & turn))
     return np.int32(top ^ ((top >> last) & turn)).view(np.float32)
 
 
-def _largest64(tables: Any, t: int, i: int) -> Any:
-    bits, turn, last = tables.view(np.int64), np.int64(0x7FFFFFFFFFFFFFFF), np.int64(63)
+def _largest64(bits: Any, t: int, i: int) -> Any:
+    turn, last = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(63)
     top = ~turn
     for j in range(bits.shape[3]):
         top = max(top, bits[t, 0, i, j] ^ ((bits[t, 0, i, j] >> last) & turn))
@@ -211,9 +216,20 @@ def _normal_tail(x: Any) -> Any:
     return _tail32 if x == types.float32 else _tail64
 
 
+@overload(bits_of)
+def _bits_of(tables: Any) -> Any:
+    def single(tables: Any) -> Any:
+        return tables.view(np.int32)
+
+    def double(tables: Any) -> Any:
+        return tables.view(np.int64)
+
+    return single if tables.dtype == types.float32 else double
+
+
 @overload(largest)
-def _largest(tables: Any, t: int, i: int) -> Any:
-    return _largest32 if tables.dtype == types.float32 else _largest64
+def _largest(bits: Any, t: int, i: int) -> Any:
+    return _largest32 if bits.dtype == types.int32 else _largest64
 
 
 @overload(number, jit_options=INLINED)

@@ -9,7 +9,7 @@ from numba import prange
 
 from siglip_ref.fast.blas import NO, YES, gemm
 from siglip_ref.fast.compile import SUMS, kernel
-from siglip_ref.fast.elementary import exp_nonpositive, largest, number
+from siglip_ref.fast.elementary import bits_of, exp_nonpositive, largest, number
 
 # Rows are named by their number, heads by their address: `scores[i]` would be a new array for Numba, whose references
 # are counted, and threads that count in the same place wait for one another.
@@ -57,12 +57,12 @@ def _d_softmax(scores: Any, t: int, i: int, along: Any) -> None:
 
 
 @kernel()
-def _hide(scores: Any, t: int, i: int, mask: Any, task: int) -> None:
-    if len(mask) > 0:
-        zero = number(0, scores[t, 0, 0, 0])
+def _hide(scores: Any, t: int, mask: Any, task: int) -> None:
+    least = -number(1, scores[t, 0, 0, 0]) / number(0, scores[t, 0, 0, 0])
+    for i in range(scores.shape[2]):
         for j in range(scores.shape[3]):
             if not mask[task, i, j]:
-                scores[t, 0, i, j] = -number(1, zero) / zero
+                scores[t, 0, i, j] = least
 
 
 @kernel()
@@ -88,13 +88,14 @@ def _scores(routine: int, query: Any, key: Any, root: Any, b: int, first: int, s
 @kernel()
 def _forward(
     routine: int, query: Any, key: Any, value: Any, mask: Any, task: int, root: Any, b: int, first: int, size: int,
-    scores: Any, tables: Any, t: int, mixed: Any, stats: Any,
+    scores: Any, tables: Any, bits: Any, t: int, mixed: Any, stats: Any,
 ) -> None:  # fmt: skip
     width, tokens, keys = query.shape[2], query.shape[1], key.shape[1]
     _scores(routine, query, key, root, b, first, size, scores, t)
+    if len(mask) > 0:
+        _hide(scores, t, mask, task)
     for i in range(tokens):
-        _hide(scores, t, i, mask, task)
-        top = largest(scores, t, i)  # NaN comes back with the sum
+        top = largest(bits, t, i)  # NaN comes back with the sum
         _lower(scores, t, i, top)
         stats[task, i, 0] = top
     _exponentiate(tables, t)
@@ -117,8 +118,9 @@ def _backward(
     probability, d_scores = _table(scores, t, 0), _table(scores, t, 1)
     # probability, as in the forward
     _scores(routine, query, key, root, b, first, size, scores, t)
+    if len(mask) > 0:
+        _hide(scores, t, mask, task)
     for i in range(tokens):
-        _hide(scores, t, i, mask, task)
         _lower(scores, t, i, stats[task, i, 0])
     _exponentiate(tables, t)
     for i in range(tokens):
@@ -148,10 +150,10 @@ def _some(
     routine: int, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any, t: int, mixed: Any,
     stats: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
-    size, tables = query.shape[2] // heads, _flat(scratch)
+    size, tables, bits = query.shape[2] // heads, _flat(scratch), bits_of(scratch)
     for task in range(begin, end):
         _forward(routine, query, key, value, mask, task, root, task // heads, task % heads * size, size, scratch,
-                 tables, t, mixed, stats)  # fmt: skip
+                 tables, bits, t, mixed, stats)  # fmt: skip
 
 
 @kernel(parallel=True)
