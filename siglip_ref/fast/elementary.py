@@ -50,16 +50,6 @@ def log1p_unit(x: Any) -> Any:
     raise NotImplementedError("only inside kernels")
 
 
-def bits_of(tables: Any) -> Any:
-    """The same memory as integers, inside kernels."""
-    raise NotImplementedError("only inside kernels")
-
-
-def largest(bits: Any, t: int, i: int) -> Any:
-    """The largest number of a table's row, inside kernels; of a row with NaN, NaN or another number of it."""
-    raise NotImplementedError("only inside kernels")
-
-
 def _exp32(x: Any) -> Any:
     x = LEAST_32 if x < LEAST_32 else x
     shifted = x * ONE_OVER_LOG2_32 + ROUND_32
@@ -183,24 +173,6 @@ def _tail64(x: Any) -> Any:
     return exp_nonpositive(-0.5 * x * x) * t * p
 
 
-def _largest32(bits: Any, t: int, i: int) -> Any:
-    # The maximum of floats does not become vector instructions (NaN, -0). That of integers does: these are in the
-    # floats' order once the negative ones, whose bits run the other way, are turned round.
-    turn, last = np.int32(0x7FFFFFFF), np.int32(31)
-    top = ~turn
-    for j in range(bits.shape[3]):
-        top = max(top, bits[t, 0, i, j] ^ ((bits[t, 0, i, j] >> last) & turn))
-    return np.int32(top ^ ((top >> last) & turn)).view(np.float32)
-
-
-def _largest64(bits: Any, t: int, i: int) -> Any:
-    turn, last = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(63)
-    top = ~turn
-    for j in range(bits.shape[3]):
-        top = max(top, bits[t, 0, i, j] ^ ((bits[t, 0, i, j] >> last) & turn))
-    return np.int64(top ^ ((top >> last) & turn)).view(np.float64)
-
-
 @overload(exp_nonpositive, jit_options=INLINED)
 def _exp_nonpositive(x: Any) -> Any:
     return _exp32 if x == types.float32 else _exp64
@@ -214,22 +186,6 @@ def _log1p_unit(x: Any) -> Any:
 @overload(normal_tail, jit_options=INLINED)
 def _normal_tail(x: Any) -> Any:
     return _tail32 if x == types.float32 else _tail64
-
-
-@overload(bits_of)
-def _bits_of(tables: Any) -> Any:
-    def single(tables: Any) -> Any:
-        return tables.view(np.int32)
-
-    def double(tables: Any) -> Any:
-        return tables.view(np.int64)
-
-    return single if tables.dtype == types.float32 else double
-
-
-@overload(largest)
-def _largest(bits: Any, t: int, i: int) -> Any:
-    return _largest32 if bits.dtype == types.int32 else _largest64
 
 
 @overload(number, jit_options=INLINED)

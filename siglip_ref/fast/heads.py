@@ -9,7 +9,8 @@ from numba import prange
 
 from siglip_ref.fast.blas import NO, YES, gemm
 from siglip_ref.fast.compile import SUMS, kernel
-from siglip_ref.fast.elementary import bits_of, exp_nonpositive, largest, number
+from siglip_ref.fast.elementary import exp_nonpositive, number
+from siglip_ref.fast.largest import bits_of, largest
 
 # Rows are named by their number, heads by their address: `scores[i]` would be a new array for Numba, whose references
 # are counted, and threads that count in the same place wait for one another.
