@@ -1,7 +1,7 @@
 """The largest number of a row, inside kernels.
 
-The maximum of floats does not become vector instructions (NaN, -0). That of integers does: the floats' bits are in their
-order once those of the negative ones, which run the other way, are turned round.
+The maximum of floats does not become vector instructions (NaN, -0). That of integers does: the bits of floats are in
+their order once those of the negative ones, which run the other way, are turned round.
 """
 
 from typing import Any
