@@ -112,7 +112,9 @@ class Worker:
             self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise ChildProcessError(self.process.stderr.read().strip().splitlines()[-1:] or "ended without a word")
+            said = self.process.stderr.read().strip().splitlines()
+            errors = [line for line in said if "Error" in line.split(":")[0]]
+            raise ChildProcessError((errors or said or ["ended without a word"])[-1])
         return json.loads(line)
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from operator import is_
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -25,7 +26,7 @@ class Packed(dict[str, Array]):
 
     def __init__(self, whole: Array, layout: Layout) -> None:
         super().__init__({name: whole[begin:end].reshape(shape) for name, (begin, end, shape) in layout.items()})
-        self.whole, self.layout = whole, layout
+        self.whole, self.layout, self.pieces = whole, layout, list(self.values())
 
 
 @kernel(fastmath=SUMS)
@@ -103,10 +104,11 @@ def adamw_step(
     arrays = [np.asarray(grads[name]) for name in names if name in grads]
     packed = params if _untouched(params) else None
     originals = map(np.asarray, params.values()) if packed is None else [packed.whole]
-    if not all_step or len(arrays) < len(names) or not same_precision(*arrays, *originals):
+    fitting = [array.shape for array in arrays] == [np.shape(params[name]) for name in names]
+    if not all_step or not fitting or not same_precision(*arrays, *originals):
         return specification.adamw_step(params, grads, state, rule, schedule)
     p, layout = _pack(params) if packed is None else (packed.whole, packed.layout)
-    g = np.concatenate([array.reshape(-1) for array in arrays])
+    g = np.concatenate(arrays, axis=None)
     slots = state.slots
     if isinstance(slots, Slots):
         m, v = slots.first, slots.second
@@ -160,9 +162,9 @@ class Slots(Mapping[str, Array]):
 
 def _untouched(params: Mapping[str, Array]) -> TypeGuard[Packed]:
     """Still the pieces that a step returned: nobody has put another array in a name's place."""
-    return isinstance(params, Packed) and all(
-        array.base is params.whole and array.shape == params.layout[name][2] for name, array in params.items()
-    )
+    if not isinstance(params, Packed) or len(params) != len(params.pieces):
+        return False
+    return all(map(is_, params.values(), params.pieces))
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[Array, Layout]:
@@ -170,4 +172,4 @@ def _pack(arrays: Mapping[str, Array]) -> tuple[Array, Layout]:
     for name, array in arrays.items():
         layout[name] = (begin, begin + array.size, array.shape)
         begin += array.size
-    return np.concatenate([np.asarray(array).reshape(-1) for array in arrays.values()]), layout
+    return np.concatenate([np.asarray(array) for array in arrays.values()], axis=None), layout

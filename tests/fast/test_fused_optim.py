@@ -47,3 +47,18 @@ def test_a_replaced_parameter_counts() -> None:
     params["a/bias"] = np.full(5, 9.0)
     moved, _ = fast.adamw_step(params, draw(2, np.float64), state, AdamW())
     assert (moved["a/bias"] > 8.9).all()
+
+
+def test_two_parameters_that_changed_places_count() -> None:
+    twins = {"a/kernel": np.zeros((2, 2)), "b/kernel": np.ones((2, 2))}
+    grads = {name: np.ones((2, 2)) for name in twins}
+    params, state = fast.adamw_step(twins, grads, State(), AdamW())
+    params["a/kernel"], params["b/kernel"] = params["b/kernel"], params["a/kernel"]
+    moved, _ = fast.adamw_step(params, grads, state, AdamW())
+    assert (moved["a/kernel"] > 0.9).all() and (moved["b/kernel"] < 0.1).all()
+
+
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    params = {"a/kernel": np.zeros((2, 3)), "b/kernel": np.zeros((3, 2))}
+    with pytest.raises(ValueError, match="shapes"):
+        fast.adamw_step(params, {"a/kernel": np.ones((3, 2)), "b/kernel": np.ones((2, 3))}, State(), AdamW())

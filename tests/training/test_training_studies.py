@@ -56,3 +56,14 @@ def test_the_documentation_shows_what_was_measured(name):
     page = studies.page(studies.STUDIES[name], result["found"], 5, "studies/")
     assert page.strip() in (DOCS / "training.md").read_text(encoding="utf-8")
     assert (DOCS / "studies" / f"{name}.svg").is_file()
+
+
+def test_a_study_says_what_came_out():
+    noise, starts = studies.STUDIES["noise"], studies.STUDIES["initialisation"]
+    found = {f"{line}: {place}": [0.5] for line, place, _ in noise.variants} | {
+        "softmax: 30%": [0.4],
+        "sigmoid: 60%": [0.3],
+    }
+    assert studies.outcome(noise, found) == "sigmoid leads at 0%, 30%, softmax leads at 0%, 60%"
+    found = {f"sigmoid: {place}": [0.1 * number] for number, (_, place, _) in enumerate(starts.variants)}
+    assert studies.outcome(starts, found).startswith("0, log 1 > 0, log 10 > ")
