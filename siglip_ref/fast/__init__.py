@@ -42,6 +42,8 @@ HIGHER_TWINS = {
     "adamw_step": ("optim", "siglip_ref.optim"),
     "block_backward": ("block", "siglip_ref.towers.encoder"),
     "block_forward": ("block", "siglip_ref.towers.encoder"),
+    "encoder_backward": ("encoder", "siglip_ref.towers.encoder"),
+    "encoder_forward": ("encoder", "siglip_ref.towers.encoder"),
     "meet": ("granules", "siglip_ref.reproducible"),
     "sigmoid_loss": ("loss", "siglip_ref.loss"),
     "total": ("granules", "siglip_ref.tally"),

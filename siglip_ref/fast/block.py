@@ -13,17 +13,9 @@ import numpy as np
 
 from siglip_ref import ops as specification
 from siglip_ref.errors import UsageError
-from siglip_ref.fast.attention import HEAD, root_of, seen_by_head
+from siglip_ref.fast.attention import root_of, seen_by_head
 from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.block_kernels import (
-    Gradients,
-    Kept,
-    Room,
-    backward,
-    backward_by_sequence,
-    forward,
-    forward_by_sequence,
-)
+from siglip_ref.fast.block_kernels import Kept, Room, backward, forward
 from siglip_ref.fast.fit import NOTHING, empty, same_precision
 from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.pool import parts_for
@@ -37,9 +29,6 @@ ORDER = (
     "attn/out/kernel", "attn/out/bias",
     "norm2/gamma", "norm2/beta", "mlp/in/kernel", "mlp/in/bias", "mlp/out/kernel", "mlp/out/bias",
 )  # fmt: skip
-
-
-ATTENTION = ("q", "k", "v", "out")
 
 
 class BlockCache:
@@ -68,16 +57,6 @@ class BlockCache:
         return everything
 
 
-# A narrow block goes sequence by sequence: those whose hidden layers are NEAR numbers together, FEWEST rows at least.
-NEAR, FEWEST = 1 << 16, 128
-
-
-def _at_a_time(sequences: int, tokens: int, mlp: int) -> int:
-    """How many sequences a thread takes at once; 0: the block is so wide that threads share each product."""
-    rows = NEAR // mlp
-    return min(sequences, rows // tokens) if rows >= max(FEWEST, tokens) else 0
-
-
 def block_forward(
     x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None, ops: ModuleType
 ) -> tuple[Array, Array, Any]:
@@ -91,21 +70,13 @@ def block_forward(
     flat, inside, two = (rows, width), (batch, tokens, width), (rows, 2)
     shapes = (two, inside, inside, inside, (batch * heads, tokens, 2), inside, flat, two, (rows, mlp))
     kept = Kept(*[empty(shape, x) for shape in shapes])
-    x_rows, out, few = np.ascontiguousarray(x).reshape(flat), empty(flat, x), _at_a_time(batch, tokens, mlp)
-    with parts_for(2 * rows * width * (mlp + 2 * width) + batch * heads * HEAD) as parts:
-        parts = min(parts, batch) if few else parts
-        teams, team, some = (parts, 1, few * tokens) if few else (1, parts, rows)
-        scores, normed, active = (
-            empty(shape, x) for shape in ((teams, team, 1, tokens, tokens), (teams, some, width), (teams, some, mlp))
-        )
-        given = (
+    x_rows, active = np.ascontiguousarray(x).reshape(flat), empty((rows, mlp), x)
+    normed, out = empty(flat, x), empty(flat, x)
+    with parts_for(rows * width * mlp) as parts:
+        forward(
             gemm_address(x.dtype), x_rows, w, seen, heads, root_of(x, heads), eps, FORMS[gelu], NOTHING[x.dtype],
-            tuple(kept),
+            tuple(kept), empty((parts, 1, tokens, tokens), x), normed, active, out, parts,
         )  # fmt: skip
-        if few:
-            forward_by_sequence(*given, scores, normed, active, out)
-        else:
-            forward(*given, scores[0], normed[0], active[0], out, parts)
     return out.reshape(inside), kept.after.reshape(inside), BlockCache(x_rows, w, seen, heads, FORMS[gelu], eps, kept)
 
 
@@ -114,40 +85,15 @@ def block_backward(d_out: Array, cache: Any, ops: ModuleType) -> tuple[Array, Ar
     if not isinstance(cache, BlockCache):
         return plain.block_backward(d_out, cache, specification)
     x, w, mask, heads, form, eps, kept = cache.take()
-    (batch, tokens, width), flat, mlp = kept.query.shape, x.shape, w[13].size
-    d_after, d_x, few = empty(flat, x), empty(flat, x), _at_a_time(batch, tokens, mlp)
-    with parts_for(4 * x.size * (mlp + 2 * width) + 2 * batch * heads * HEAD) as parts:
-        parts = min(parts, batch) if few else parts
-        teams, team, at_once = (parts, 1, few) if few else (1, parts, batch)
-        hidden, normed = (teams, at_once * tokens, mlp), (teams, at_once * tokens, width)
-        room = Room(*[
-            empty(shape, x)
-            for shape in ((teams, team, 2, tokens, tokens), hidden, hidden, (teams, 4, at_once, tokens, width), normed,
-                          normed)
-        ])  # fmt: skip
-        d = Gradients(*[
-            empty((teams, *shape), x)
-            for shape in ((4, width, width), (5, width), (width, mlp), (mlp,), (mlp, width), (2, team, 2, width))
-        ])  # fmt: skip
-        given = (
+    inside, flat, hidden = kept.query.shape, x.shape, kept.hidden.shape
+    d_after, d_x = empty(flat, x), empty(flat, x)
+    with parts_for(x.size * hidden[1]) as parts:
+        scores, norm1, norm2 = (empty((parts, 2, *last), x) for last in ((inside[1], inside[1]), flat[1:], flat[1:]))
+        room = Room(scores, *[empty(shape, x) for shape in (hidden, hidden, (4, *inside), flat, flat)])
+        attn, mlp = ([empty(weight.shape, x) for weight in some] for some in (w[2:10], w[12:]))
+        backward(
             gemm_address(x.dtype), np.ascontiguousarray(d_out).reshape(flat), x, w, mask, heads, root_of(x, heads),
-            form, eps, tuple(kept),
+            form, eps, tuple(kept), x.dtype.type(0), (norm1, *attn, norm2, *mlp), tuple(room), d_after, d_x, parts,
         )  # fmt: skip
-        if few:
-            backward_by_sequence(*given, tuple(d), tuple(room), d_after, d_x)
-        else:
-            first = tuple([a[0] for a in d]), tuple([a[0] for a in room])
-            backward(*given, x.dtype.type(0), *first, d_after, d_x, parts)
-    inside = kept.query.shape
-    return d_x.reshape(inside), d_after.reshape(inside), _by_name(d)
-
-
-def _by_name(d: Gradients) -> dict[str, Array]:
-    squares, vectors, into, into_bias, out_of = (of_teams[0] for of_teams in d[:5])
-    (gamma1, beta1), (gamma2, beta2) = d.norms[0, :, 0] if d.norms.shape[2] == 1 else d.norms[0].sum(1)
-    kernels = {f"attn/{name}/kernel": square for name, square in zip(ATTENTION, squares, strict=True)}
-    biases = {f"attn/{name}/bias": vector for name, vector in zip(ATTENTION, vectors[:4], strict=True)}
-    return kernels | biases | {
-        "norm1/gamma": gamma1, "norm1/beta": beta1, "norm2/gamma": gamma2, "norm2/beta": beta2,
-        "mlp/in/kernel": into, "mlp/in/bias": into_bias, "mlp/out/kernel": out_of, "mlp/out/bias": vectors[4],
-    }  # fmt: skip
+    grads = dict(zip(ORDER, (*norm1.sum(0), *attn, *norm2.sum(0), *mlp), strict=True))
+    return d_x.reshape(inside), d_after.reshape(inside), grads

@@ -16,7 +16,7 @@ from siglip_ref import fast, ops
 from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
 from siglip_ref.params import init
-from siglip_ref.sizes import config
+from siglip_ref.sizes import Tower, config
 from siglip_ref.towers import encoder
 from siglip_ref.towers.model import loss_and_grads
 
@@ -105,7 +105,11 @@ def test_every_operation_has_a_twin_or_a_reason() -> None:
 @pytest.mark.parametrize("name", [*fast.TWINS, *fast.HIGHER_TWINS])
 def test_same_signature(name: str) -> None:
     specification = getattr(import_module(fast.HIGHER_TWINS[name][1]) if name in fast.HIGHER_TWINS else ops, name)
-    wanted = [p for p in inspect.signature(specification).parameters.values() if p.name != "ops" or "block" in name]
+    wanted = [
+        p
+        for p in inspect.signature(specification).parameters.values()
+        if p.name != "ops" or name.startswith(("block", "encoder"))
+    ]
     found = list(inspect.signature(getattr(fast, name)).parameters.values())
     assert [(p.name, p.default) for p in found[: len(wanted)]] == [(p.name, p.default) for p in wanted]
     assert all(p.default is None for p in found[len(wanted) :])
@@ -157,21 +161,54 @@ def test_block(masked: bool, kind: type) -> None:
     assert_within_noise(walk_block(fast, mask), walk_block(encoder, mask), draw(2, 5, 6), weights, draw(2, 5, 6))
 
 
-# Sequences, tokens, width, hidden: two teams of several rounds, the last ones shorter; one sequence; a wide block.
-@pytest.mark.parametrize("shape", [(75, 16, 32, 128), (1, 40, 32, 128), (5, 21, 10, 13), (6, 40, 64, 600)])
+def walk_encoder(namespace: Any, mask: np.ndarray | None, heads: int) -> Callable[..., Any]:
+    """An encoder forward and backward, as one function."""
+
+    def run(x: np.ndarray, weights: Any, d_out: np.ndarray) -> Any:
+        depth, (width, mlp) = len(weights) // 16, weights["block00/mlp/in/kernel"].shape
+        tower = Tower(width, depth, mlp, heads)
+        out, cache, activations = encoder.encoder_forward(x, weights, tower, "tanh", EPS, mask, namespace)
+        return out, activations, encoder.encoder_backward(d_out, cache, namespace)
+
+    return run
+
+
+def encoder_weights(draw: Draw, depth: int, width: int, mlp: int) -> dict[str, np.ndarray]:
+    weights = draw.norm(width, "norm/")
+    for name in (f"block{layer:02d}/" for layer in range(depth)):
+        weights |= draw.attention(width, f"{name}attn/") | draw.mlp(width, mlp, f"{name}mlp/")
+        weights |= draw.norm(width, f"{name}norm1/") | draw.norm(width, f"{name}norm2/")
+    return weights
+
+
+# Sequences, tokens, width, hidden, depth: two threads of several rounds, the last shorter; one sequence; small; wide.
+@pytest.mark.parametrize("shape", [(75, 16, 32, 128, 1), (1, 40, 32, 128, 2), (5, 21, 10, 13, 3), (3, 40, 64, 600, 2)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_block_on_all_threads(shape: tuple[int, int, int, int], threads: int) -> None:
-    batch, tokens, width, mlp = shape
+def test_encoder(shape: tuple[int, int, int, int, int], threads: int) -> None:
+    batch, tokens, width, mlp, depth = shape
     draw, before = Draw(4, np.float32, False), numba.get_num_threads()
-    weights = draw.attention(width, "attn/") | draw.mlp(width, mlp, "mlp/")
-    weights |= draw.norm(width, "norm1/") | draw.norm(width, "norm2/")
-    mask = mask_of(draw, batch, 1, 1, tokens)
+    weights, mask = encoder_weights(draw, depth, width, mlp), mask_of(draw, batch, 1, 1, tokens)
     x, d_out = draw(batch, tokens, width), draw(batch, tokens, width)
+    x.flags.writeable = False
     numba.set_num_threads(threads)
     try:
-        assert_within_noise(walk_block(fast, mask), walk_block(encoder, mask), x, weights, d_out)
+        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out)
     finally:
         numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoder_of_any_size(kind: type) -> None:
+    @settings(deadline=None, max_examples=10)
+    @given(**SIZES, depth=st.integers(1, 3), strided=st.booleans(), masked=st.booleans())
+    def check(b: int, n: int, h: int, depth: int, strided: bool, masked: bool) -> None:
+        draw = Draw(b + 10 * n + 1000 * h, kind, strided)
+        width = 2 * h + 4  # two numbers less their mean, divided by their deviation, are 1 and -1: no gradient is left
+        weights, mask = encoder_weights(draw, depth, width, n + 3), mask_of(draw, b, 1, 1, n) if masked else None
+        x, d_out = draw(b, n, width), draw(b, n, width)
+        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out)
+
+    check()
 
 
 def test_a_block_goes_back_once() -> None:
@@ -213,6 +250,17 @@ def test_one_strange_number_has_the_specification_answer(pair: str, where: str, 
     (arguments[0] if where == "forward" else d_out).flat[7] = value
     with np.errstate(all="ignore"):
         found, wanted = (walk(namespace, pair)(d_out, *arguments) for namespace in (fast, ops))
+    assert_same_answer(found, wanted)
+
+
+@pytest.mark.parametrize("value", EXTREMES)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_encoder_has_the_specification_answer_to_one_strange_number(where: str, value: float) -> None:
+    draw = Draw(3, np.float32, False)
+    weights, x, d_out = encoder_weights(draw, 2, 6, 11), draw(2, 5, 6), draw(2, 5, 6)
+    (x if where == "forward" else d_out).flat[7] = value
+    with np.errstate(all="ignore"):
+        found, wanted = (walk_encoder(namespace, None, 2)(x, weights, d_out) for namespace in (fast, ops))
     assert_same_answer(found, wanted)
 
 
