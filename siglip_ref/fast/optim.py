@@ -104,7 +104,8 @@ def adamw_step(
     arrays = [np.asarray(grads[name]) for name in names if name in grads]
     packed = params if _untouched(params) else None
     originals = map(np.asarray, params.values()) if packed is None else [packed.whole]
-    fitting = [array.shape for array in arrays] == [np.shape(params[name]) for name in names]
+    shapes = [shape for _, _, shape in packed.layout.values()] if packed else [np.shape(p) for p in params.values()]
+    fitting = [array.shape for array in arrays] == shapes
     if not all_step or not fitting or not same_precision(*arrays, *originals):
         return specification.adamw_step(params, grads, state, rule, schedule)
     p, layout = _pack(params) if packed is None else (packed.whole, packed.layout)

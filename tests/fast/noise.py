@@ -42,12 +42,17 @@ def error(got: np.ndarray, exact: np.ndarray) -> float:
 
 
 def assert_within_noise(
-    twin: Callable[..., Any], specification: Callable[..., Any], *inputs: Any, terms: dict[str, float] | None = None
+    twin: Callable[..., Any],
+    specification: Callable[..., Any],
+    *inputs: Any,
+    terms: dict[str, float] | None = None,
+    times: float = 4,
 ) -> None:
-    """The twin returns the specification's shapes and precision, and loses at most 4 times the noise, or 8 eps.
+    """The twin returns the specification's shapes and precision, and loses at most `times` the noise, or 8 eps.
 
     Noise is what the specification loses, and what inputs that are off by their rounding make of exact results.
     terms: of sums that may cancel, how large their terms are together; what is left of 1 - 1 depends on the order.
+    times: more for a chain of blocks, where each one's errors are the next one's inputs, which are not moved here.
     """
     found, plain = dict(leaves(twin(*inputs))), dict(leaves(specification(*inputs)))
     wide = [widen(value) for value in inputs]
@@ -62,7 +67,7 @@ def assert_within_noise(
         if name.endswith("/k/bias"):  # a gradient that is zero by structure: only noise is left
             assert float(np.abs(got).max()) <= 1000 * eps * largest, name
             continue
-        allowed = 4 * (error(same, truth) + error(near, truth)) + 8 * eps
+        allowed = times * (error(same, truth) + error(near, truth)) + 8 * eps
         if terms and name in terms and np.abs(got - truth) <= 8 * eps * terms[name]:
             continue
         assert error(got, truth) <= allowed, f"{name}: {error(got, truth):.3g}, allowed {allowed:.3g}"

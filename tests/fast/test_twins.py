@@ -192,7 +192,7 @@ def test_encoder(shape: tuple[int, int, int, int, int], threads: int) -> None:
     x.flags.writeable = False
     numba.set_num_threads(threads)
     try:
-        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out)
+        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out, times=16)
     finally:
         numba.set_num_threads(before)
 
@@ -206,7 +206,7 @@ def test_encoder_of_any_size(kind: type) -> None:
         width = 2 * h + 4  # two numbers less their mean, divided by their deviation, are 1 and -1: no gradient is left
         weights, mask = encoder_weights(draw, depth, width, n + 3), mask_of(draw, b, 1, 1, n) if masked else None
         x, d_out = draw(b, n, width), draw(b, n, width)
-        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out)
+        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out, times=16)
 
     check()
 
