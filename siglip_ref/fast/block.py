@@ -1,4 +1,4 @@
-"""The encoder block, forward and backward each one kernel: small models spend their time on calls, not on numbers.
+"""The encoder block, forward and backward each one kernel, with all threads at each product: for wide ones.
 
 A residual is added by the matrix product that makes the step. Kept for the backward: query, key, value, what the heads
 mixed, the stream, the hidden layer; computed again: tokens after each norm, scores, activations. The backward gives up

@@ -14,7 +14,7 @@ from siglip_ref.fast.layer_norm import d_norm, norm
 
 
 @kernel()
-def block_size(width: int, mlp: int) -> Any:
+def _block_size(width: int, mlp: int) -> Any:
     """How many numbers a block has."""
     return 4 * (width * width + width) + 4 * width + 2 * width * mlp + mlp + width
 
@@ -29,7 +29,7 @@ def _linear(flat: Any, at: int, width: int, columns: int) -> Any:
 @kernel()
 def _weights(flat: Any, layer: int, width: int, mlp: int) -> Any:
     """Those of a block, in the order of `block.ORDER`; and both norms, gamma and beta together, as (1, 2, C)."""
-    norm1 = layer * block_size(width, mlp)
+    norm1 = layer * _block_size(width, mlp)
     q = norm1 + 2 * width
     one = width * width + width
     norm2 = q + 4 * one
