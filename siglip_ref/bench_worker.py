@@ -45,7 +45,7 @@ def ours(namespace: Any, case: str, *sizes: str) -> Run:
     from siglip_ref.embed import image_embeddings, text_embeddings
     from siglip_ref.loss import sigmoid_loss
     from siglip_ref.memory import keep_freed_memory
-    from siglip_ref.one_thread import blas_on_one_thread
+    from siglip_ref.one_thread import one_pool_for
     from siglip_ref.optim import AdamW, State, adamw_step
     from siglip_ref.towers.model import loss_and_grads
 
@@ -67,7 +67,7 @@ def ours(namespace: Any, case: str, *sizes: str) -> Run:
 
     def step() -> None:
         nonlocal params, state
-        with blas_on_one_thread():  # once a step, not once a kernel, as `siglip-ref train` does
+        with one_pool_for(namespace):  # once a step, not once a kernel, as `siglip-ref train` does
             _, grads = loss_and_grads(params, images, tokens, cfg, ops=namespace)
             params, state = getattr(namespace, "adamw_step", adamw_step)(params, grads, state, rule)
 

@@ -6,9 +6,10 @@ back.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import product
+from types import ModuleType
 
 from threadpoolctl import LibController, ThreadpoolController
 
@@ -29,6 +30,11 @@ def blas_on_one_thread() -> Iterator[None]:
         yield
     finally:
         release()
+
+
+def one_pool_for(ops: ModuleType) -> AbstractContextManager[None]:
+    """`blas_on_one_thread` where `ops` are compiled kernels, which have a pool of their own; else nothing is held."""
+    return blas_on_one_thread() if getattr(ops, "COMPILED", False) else nullcontext()
 
 
 def hold() -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from operator import is_
 from typing import Any, TypeGuard
 
@@ -99,14 +98,13 @@ def adamw_step(
     All parameters are stepped together, so all must have gradients and none be frozen; else the specification steps.
     The results lie in three long arrays; given back in the next step, nothing is copied but the gradients.
     """
-    names = tuple(params)
-    all_step, decays = _plan(rule, names)
+    names = list(params)
     arrays = [np.asarray(grads[name]) for name in names if name in grads]
     packed = params if _untouched(params) else None
     originals = map(np.asarray, params.values()) if packed is None else [packed.whole]
     shapes = [shape for _, _, shape in packed.layout.values()] if packed else [np.shape(p) for p in params.values()]
     fitting = [array.shape for array in arrays] == shapes
-    if not all_step or not fitting or not same_precision(*arrays, *originals):
+    if any(map(rule.frozen, names)) or not fitting or not same_precision(*arrays, *originals):
         return specification.adamw_step(params, grads, state, rule, schedule)
     p, layout = _pack(params) if packed is None else (packed.whole, packed.layout)
     g = np.concatenate(arrays, axis=None)
@@ -121,7 +119,7 @@ def adamw_step(
     kind, steps = p.dtype.type, state.steps + 1
     lr = rule.lr * float(schedule)
     ends = np.array([end for _, end, _ in layout.values()])
-    shrinks = (1 - lr * decays).astype(kind)
+    shrinks = np.array([1 - lr * (rule.decay if rule.decays(name) else 0.0) for name in names], kind)
     new_p, new_m, new_v = np.empty_like(p), np.empty_like(p), np.empty_like(p)
     with parts_for_elements(p.size) as parts:
         factor = 1.0
@@ -135,12 +133,6 @@ def adamw_step(
         ], kind)  # fmt: skip
         _all(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, parts)
     return Packed(new_p, layout), State(steps, Slots(new_m, new_v, layout))
-
-
-@lru_cache(maxsize=32)
-def _plan(rule: AdamW, names: tuple[str, ...]) -> tuple[bool, Array]:
-    """Whether no name is frozen, and each one's decay: the same in every step."""
-    return not any(map(rule.frozen, names)), np.array([rule.decay if rule.decays(name) else 0.0 for name in names])
 
 
 class Slots(Mapping[str, Array]):

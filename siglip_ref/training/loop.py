@@ -2,15 +2,13 @@
 
 import math
 import zlib
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from siglip_ref import ops as specification
 from siglip_ref.errors import UsageError
-from siglip_ref.one_thread import blas_on_one_thread
+from siglip_ref.one_thread import one_pool_for
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import State
 from siglip_ref.params import Params
@@ -88,10 +86,9 @@ def train(
     run = resume(settings, out, parallel, show, task)
     every, judge_every = every or max(1, task.total // 20), judge_every or max(1, task.total // 4)
     show.begin(task, run.step)
-    one_pool = nullcontext if task.ops is specification else blas_on_one_thread
     try:
         while run.step < task.total:
-            with one_pool():  # once a step, not once a kernel
+            with one_pool_for(task.ops):  # once a step, not once a kernel
                 one_step(run, parallel)
             show.step(run.step, run.history[-1])
             last = run.step == task.total

@@ -55,3 +55,8 @@ def test_the_specification_needs_no_numba(module: str) -> None:
 def test_functions_of_no_module_can_be_compiled_beside_it() -> None:
     code = "import numba; from siglip_ref import fast; made = {}; exec('def f(x): return x + 1', made)"
     assert run(f"{code}; made['f'].__module__ = None; print(numba.njit(made['f'])(2))")[0] == "3"
+
+
+def test_without_kernels_no_blas_is_held_to_one_thread() -> None:
+    code = "import sys; sys.modules['numba'] = None\nfrom siglip_ref import fast, one_thread\none_thread._blas = None\n"
+    assert run(code + "with one_thread.one_pool_for(fast): print('free')")[0] == "free"

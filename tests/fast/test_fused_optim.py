@@ -62,3 +62,12 @@ def test_a_gradient_of_another_shape_is_refused() -> None:
     params = {"a/kernel": np.zeros((2, 3)), "b/kernel": np.zeros((3, 2))}
     with pytest.raises(ValueError, match="shapes"):
         fast.adamw_step(params, {"a/kernel": np.ones((3, 2)), "b/kernel": np.ones((2, 3))}, State(), AdamW())
+
+
+def test_a_rule_may_thaw_a_parameter_between_steps() -> None:
+    frozen = {"a/bias"}
+    rule = replace(AdamW(), frozen=lambda name: name in frozen)
+    params, state = fast.adamw_step(draw(0, np.float64), draw(1, np.float64), State(), rule)
+    frozen.clear()
+    moved, _ = fast.adamw_step(params, draw(1, np.float64), state, rule)
+    assert (moved["a/bias"] != params["a/bias"]).all()
