@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from siglip_ref.fast.compile import kernel
+from siglip_ref.fast.elementary import number
 from siglip_ref.fast.gelu import d_gelu_all, gelu_all
 from siglip_ref.fast.heads import d_mix, mix
 from siglip_ref.fast.layer_norm import d_norm, norm
@@ -36,6 +37,34 @@ class Room(NamedTuple):
 
 
 @kernel()
+def add_mlp(
+    routine: int, x: Any, w: Any, eps: float, form: int, nothing: Any, stats: Any, hidden: Any, normed: Any,
+    active: Any, out: Any, parts: int,
+) -> None:  # fmt: skip
+    """out = x + mlp(norm(x)); w : gamma, beta, and kernel and bias of both layers."""
+    norm(x, w[0], w[1], eps, normed, stats, parts)
+    affine(routine, normed, w[2], w[3], nothing, hidden, parts)
+    gelu_all(hidden.reshape(hidden.size), form, active.reshape(active.size), parts)
+    affine(routine, active, w[4], w[5], x, out, parts)
+
+
+@kernel()
+def d_add_mlp(
+    routine: int, d_out: Any, x: Any, w: Any, eps: float, form: int, stats: Any, hidden: Any, keep: Any, d: Any,
+    active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_x: Any, parts: int,
+) -> None:  # fmt: skip
+    """Gradients of `add_mlp`; keep and d as in `backward`."""
+    size = hidden.size
+    d_affine_inputs(routine, d_out, w[4], number(0, keep), d_hidden, parts)
+    d_gelu_all(d_hidden.reshape(size), hidden.reshape(size), form, active.reshape(size), parts)
+    d_affine_weights(routine, d_out, active, keep, d[3], d[4], parts)
+    d_affine_inputs(routine, d_hidden, w[2], number(0, keep), d_normed, parts)
+    norm(x, w[0], w[1], eps, normed, stats, parts)
+    d_affine_weights(routine, d_hidden, normed, keep, d[1], d[2], parts)
+    d_norm(d_normed, x, stats, w[0], d_out, keep, d_x, d[0])
+
+
+@kernel()
 def forward(
     routine: int, x: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any, kept: Any,
     scores: Any, normed: Any, active: Any, out: Any, parts: int,
@@ -49,10 +78,7 @@ def forward(
     affine(routine, normed, w[6], w[7], nothing, value.reshape(shape), parts)
     mix(routine, query, key, value, mask, heads, root, scores, mixed, head_stats)
     affine(routine, mixed.reshape(shape), w[8], w[9], x, after, parts)
-    norm(after, w[10], w[11], eps, normed, stats2, parts)
-    affine(routine, normed, w[12], w[13], nothing, hidden, parts)
-    gelu_all(hidden.reshape(hidden.size), form, active.reshape(active.size), parts)
-    affine(routine, active, w[14], w[15], after, out, parts)
+    add_mlp(routine, after, w[10:], eps, form, nothing, stats2, hidden, normed, active, out, parts)
 
 
 @kernel()
@@ -66,15 +92,10 @@ def backward(
     """
     stats1, query, key, value, head_stats, mixed, after, stats2, hidden = kept
     scores, active, d_hidden, d_heads, normed, d_normed = room
-    shape, size, one, zero = x.shape, hidden.size, root / root, root - root
+    shape, one, zero = x.shape, root / root, root - root
     # out = after + mlp(norm2(after))
-    d_affine_inputs(routine, d_out, w[14], zero, d_hidden, parts)
-    d_gelu_all(d_hidden.reshape(size), hidden.reshape(size), form, active.reshape(size), parts)
-    d_affine_weights(routine, d_out, active, keep, d[12], d[13], parts)
-    d_affine_inputs(routine, d_hidden, w[12], zero, d_normed, parts)
-    norm(after, w[10], w[11], eps, normed, stats2, parts)
-    d_affine_weights(routine, d_hidden, normed, keep, d[10], d[11], parts)
-    d_norm(d_normed, after, stats2, w[10], d_out, keep, d_after, d[9])
+    d_add_mlp(routine, d_out, after, w[10:], eps, form, stats2, hidden, keep, d[9:], active, d_hidden, normed, d_normed,
+              d_after, parts)  # fmt: skip
     # after = x + attention(norm1(x)): queries, keys and values are of the same tokens
     few = len(query)
     d_mixed, d_query, d_key, d_value = d_heads[0][:few], d_heads[1][:few], d_heads[2][:few], d_heads[3][:few]

@@ -8,11 +8,11 @@ import numpy as np
 from siglip_ref import ops as specification
 from siglip_ref.fast.attention import root_of, seen_by_head
 from siglip_ref.fast.blas import gemm_address
+from siglip_ref.fast.block_kernels import add_mlp, d_add_mlp
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.fit import NOTHING, empty, same_precision
-from siglip_ref.fast.gelu import FORMS, d_gelu_all, gelu_all
+from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.heads import d_mix, mix
-from siglip_ref.fast.layer_norm import d_norm, norm
 from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
@@ -64,30 +64,21 @@ def _forward(
     affine(routine, x, w[4], w[5], nothing, value.reshape(x.shape), parts)
     mix(routine, query, key, value, mask, heads, root, scores, mixed, head_stats)
     affine(routine, mixed.reshape(read.shape), w[6], w[7], nothing, read, parts)
-    norm(read, w[8], w[9], eps, normed, stats, parts)
-    affine(routine, normed, w[10], w[11], nothing, hidden, parts)
-    gelu_all(hidden.reshape(hidden.size), form, active.reshape(active.size), parts)
-    affine(routine, active, w[12], w[13], read, out, parts)
+    add_mlp(routine, read, w[8:], eps, form, nothing, stats, hidden, normed, active, out, parts)
 
 
 @kernel()
 def _backward(
     routine: int, d_out: Any, x: Any, probe: Any, w: Any, mask: Any, heads: int, root: Any, form: int, eps: float,
-    kept: Any, scores: Any, active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_heads: Any, d: Any, d_norms: Any,
+    kept: Any, scores: Any, active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_heads: Any, d: Any, d_read: Any,
     d_probe: Any, d_x: Any, parts: int,
 ) -> None:  # fmt: skip
     query, key, value, head_stats, mixed, read, stats, hidden = kept
-    size, one, zero = hidden.size, root / root, root - root
+    one, zero = root / root, root - root
     d_query, d_mixed, d_key, d_value = d_heads
     # out = read + mlp(norm(read))
-    d_affine_inputs(routine, d_out, w[12], zero, d_hidden, parts)
-    d_gelu_all(d_hidden.reshape(size), hidden.reshape(size), form, active.reshape(size), parts)
-    d_affine_weights(routine, d_out, active, zero, d[12], d[13], parts)
-    d_affine_inputs(routine, d_hidden, w[10], zero, d_normed, parts)
-    norm(read, w[8], w[9], eps, normed, stats, parts)
-    d_affine_weights(routine, d_hidden, normed, zero, d[10], d[11], parts)
-    d_read = normed  # its room is free again
-    d_norm(d_normed, read, stats, w[8], d_out, zero, d_read, d_norms)
+    d_add_mlp(routine, d_out, read, w[8:], eps, form, stats, hidden, zero, d[8:], active, d_hidden, normed, d_normed,
+              d_read, parts)  # fmt: skip
     # read = attention(probe, x)
     d_affine_inputs(routine, d_read, w[6], zero, d_mixed.reshape(read.shape), parts)
     d_affine_weights(routine, d_read, mixed.reshape(read.shape), zero, d[6], d[7], parts)
@@ -115,12 +106,8 @@ def map_head_forward(
     shapes = (one, x.shape, x.shape, (batch * heads, 1, 2), one, flat, (batch, 2), (batch, mlp))
     kept = Kept(*[empty(shape, x) for shape in shapes])
     rows, probe = np.ascontiguousarray(x).reshape(-1, width), np.ascontiguousarray(weights["probe"]).reshape(1, width)
-    seen, normed, active, out = (
-        seen_by_head(mask, batch, heads, 1, tokens),
-        empty(flat, x),
-        empty((batch, mlp), x),
-        empty(flat, x),
-    )
+    seen, active = seen_by_head(mask, batch, heads, 1, tokens), empty((batch, mlp), x)
+    normed, out = empty(flat, x), empty(flat, x)
     with parts_for(x.size * width) as parts:
         _forward(
             gemm_address(x.dtype), rows, probe, w, seen, heads, root_of(x, heads), eps, FORMS[gelu], NOTHING[x.dtype],
@@ -135,17 +122,17 @@ def map_head_backward(d_pooled: Array, cache: Any) -> tuple[Array, dict[str, Arr
         return specification.map_head_backward(d_pooled, cache)
     x, probe, w, mask, heads, form, eps, kept = cache
     _, tokens, width = kept.key.shape
-    d = tuple([empty(weight.shape, x) for weight in w])
+    attn, mlp = ([empty(weight.shape, x) for weight in some] for some in (w[:8], w[10:]))
     d_heads = tuple([empty(like.shape, x) for like in (kept.query, kept.mixed, kept.key, kept.value)])
     d_x, d_probe = empty(x.shape, x), empty(probe.shape, x)
     active, d_hidden = empty(kept.hidden.shape, x), empty(kept.hidden.shape, x)
-    normed, d_normed = empty(kept.read.shape, x), empty(kept.read.shape, x)
+    normed, d_normed, d_read = (empty(kept.read.shape, x) for _ in range(3))
     with parts_for(x.size * width) as parts:
-        scores, d_norms = empty((parts, 2, 1, tokens), x), empty((parts, 2, width), x)
+        scores, norms = empty((parts, 2, 1, tokens), x), empty((parts, 2, width), x)
         _backward(
             gemm_address(x.dtype), np.ascontiguousarray(d_pooled), x, probe, w, mask, heads, root_of(x, heads), form,
-            eps, tuple(kept), scores, active, d_hidden, normed, d_normed, d_heads, d, d_norms, d_probe, d_x, parts,
+            eps, tuple(kept), scores, active, d_hidden, normed, d_normed, d_heads, (*attn, norms, *mlp), d_read,
+            d_probe, d_x, parts,
         )  # fmt: skip
-    grads = dict(zip(ORDER, d, strict=True))
-    grads["norm/gamma"], grads["norm/beta"] = d_norms[0] if parts == 1 else d_norms.sum(0)
+    grads = dict(zip(ORDER, (*attn, *norms.sum(0), *mlp), strict=True))
     return d_x.reshape(kept.key.shape), grads | {"probe": d_probe[0]}
