@@ -72,7 +72,8 @@ def encoder_forward(
     activations : blockII/+attn, blockII/+mlp (the stream after each half), norm
     """
     if hasattr(ops, "encoder_forward"):  # a twin may fuse more than single operations
-        return ops.encoder_forward(x, weights, tower, gelu, eps, mask, ops)  # type: ignore[no-any-return]
+        fused: tuple[Array, Cache, dict[str, Array]] = ops.encoder_forward(x, weights, tower, gelu, eps, mask, ops)
+        return fused
     block = getattr(ops, "block_forward", block_forward)
     activations, block_caches = {}, []
     for layer in range(tower.depth):
@@ -88,7 +89,8 @@ def encoder_forward(
 def encoder_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
     if hasattr(ops, "encoder_backward"):
-        return ops.encoder_backward(d_out, cache, ops)  # type: ignore[no-any-return]
+        fused: tuple[Array, dict[str, Array], dict[str, Array]] = ops.encoder_backward(d_out, cache, ops)
+        return fused
     block_caches, norm_cache = cache
     block = getattr(ops, "block_backward", block_backward)
     d, d_activations = {}, {"norm": d_out}
