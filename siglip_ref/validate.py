@@ -24,8 +24,8 @@ def require_embeddings(image_embed: Array, text_embed: Array) -> None:
 def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cfg: Config, mask: Array | None) -> None:
     """Parameters, images, tokens and mask that fit the model."""
     wanted = shapes(cfg)
-    missing, unknown = wanted.keys() - params.keys(), params.keys() - wanted.keys()
-    if missing or unknown:
+    if params.keys() != wanted.keys():
+        missing, unknown = wanted.keys() - params.keys(), params.keys() - wanted.keys()
         raise UsageError(
             expected=f"the {len(wanted)} parameters of {cfg.name}",
             got=f"missing: {_some(missing)}; unknown: {_some(unknown)}",
@@ -33,8 +33,8 @@ def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cf
             repair=f'sr.init(sr.config("{cfg.name}")) has the right names',
         )
     found = {name: params[name].shape for name in wanted}
-    wrong = [f"{name} {found[name]}, not {shape}" for name, shape in wanted.items() if found[name] != shape]
-    if wrong:
+    if found != wanted:
+        wrong = [f"{name} {found[name]}, not {shape}" for name, shape in wanted.items() if found[name] != shape]
         raise UsageError(
             expected=f"the shapes of {cfg.name}",
             got=_some(wrong),

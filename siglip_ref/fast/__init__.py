@@ -42,10 +42,12 @@ HIGHER_TWINS = {
     "adamw_step": ("optim", "siglip_ref.optim"),
     "block_backward": ("block", "siglip_ref.towers.encoder"),
     "block_forward": ("block", "siglip_ref.towers.encoder"),
-    "encoder_backward": ("encoder", "siglip_ref.towers.encoder"),
-    "encoder_forward": ("encoder", "siglip_ref.towers.encoder"),
+    "image_tower_backward": ("towers", "siglip_ref.towers.image"),
+    "image_tower_forward": ("towers", "siglip_ref.towers.image"),
     "meet": ("granules", "siglip_ref.reproducible"),
     "sigmoid_loss": ("loss", "siglip_ref.loss"),
+    "text_tower_backward": ("towers", "siglip_ref.towers.text"),
+    "text_tower_forward": ("towers", "siglip_ref.towers.text"),
     "total": ("granules", "siglip_ref.tally"),
 }
 

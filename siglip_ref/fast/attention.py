@@ -7,7 +7,7 @@ import numpy as np
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.fit import empty, same_precision
+from siglip_ref.fast.fit import empty, linear_fits, same_precision
 from siglip_ref.fast.heads import d_mix, mix
 from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward
 from siglip_ref.fast.pool import parts_for
@@ -41,7 +41,7 @@ def attention_forward(
     add: Array | None = None,
 ) -> tuple[Array, Any]:
     """Twin of `siglip_ref.ops.attention_forward`; `add`, if given, is added to the result."""
-    if not same_precision(x_query, x_key, *weights.values()):
+    if not same_precision(x_query, x_key, *weights.values()) or not _fits(x_query, x_key, weights, heads):
         return specification.attention_forward(x_query, x_key, weights, heads, mask)
     query, query_cache = linear_forward(x_query, weights["q/kernel"], weights["q/bias"])
     key, key_cache = linear_forward(x_key, weights["k/kernel"], weights["k/bias"])
@@ -56,6 +56,16 @@ def attention_forward(
         mix(gemm_address(query.dtype), query, key, value, seen, heads, root_of(query, heads), scratch, mixed, stats)
     out, out_cache = linear_forward(mixed, weights["out/kernel"], weights["out/bias"], add)
     return out, AttentionCache(query_cache, key_cache, value_cache, out_cache, query, key, value, seen, heads, stats)
+
+
+def _fits(x_query: Array, x_key: Array, weights: Mapping[str, Array], heads: int) -> bool:
+    """Three projections to one width, which the heads divide, and one from there; as many sequences of both kinds."""
+    kernels, biases = ([weights[f"{part}/{kind}"] for part in ("q", "k", "v", "out")] for kind in ("kernel", "bias"))
+    width = kernels[0].shape[-1]
+    inputs = (x_query.shape[-1], x_key.shape[-1], x_key.shape[-1], width)
+    alike = all(kernel.shape[-1] == width for kernel in kernels[:3]) and len(x_query) == len(x_key)
+    split = x_query.ndim == x_key.ndim == 3 and width % heads == 0
+    return alike and split and all(map(linear_fits, inputs, kernels, biases))
 
 
 def attention_backward(d_out: Array, cache: Any) -> tuple[Array, Array, dict[str, Array]]:

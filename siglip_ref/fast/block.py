@@ -16,7 +16,7 @@ from siglip_ref.errors import UsageError
 from siglip_ref.fast.attention import root_of, seen_by_head
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.block_kernels import Kept, Room, backward, forward
-from siglip_ref.fast.fit import NOTHING, empty, same_precision
+from siglip_ref.fast.fit import NOTHING, empty, gradient_of, layer_shapes, same_precision
 from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
@@ -39,14 +39,14 @@ class BlockCache:
     def __init__(self, *everything: Any) -> None:
         self._all = everything
 
-    def take(self) -> tuple[Any, ...]:
-        """All of it, for the last time.
+    def take(self, d_out: Array) -> tuple[Any, ...]:
+        """All of it, for the last time, if d_out is a gradient of the forward's result.
 
         Raises
         ------
-        UsageError : it was taken before
+        UsageError : it was taken before, or d_out is none; then nothing is lost
         """
-        everything, self._all = self._all, ()
+        everything = self._all
         if not everything:
             raise UsageError(
                 expected="one backward for each forward",
@@ -54,6 +54,8 @@ class BlockCache:
                 cause="compiled blocks give up what they kept as soon as they have used it, which halves the memory",
                 repair="call the forward again, or use siglip_ref.ops, whose caches last",
             )
+        gradient_of(d_out, everything[-1].query.shape, everything[0])
+        self._all = ()
         return everything
 
 
@@ -62,11 +64,13 @@ def block_forward(
 ) -> tuple[Array, Array, Any]:
     """Twin of `siglip_ref.towers.encoder.block_forward`."""
     w = tuple([weights[name] for name in ORDER])
-    if not same_precision(x, *w):
+    width, mlp = x.shape[-1], len(w[13])
+    split, wanted = x.ndim == 3 and width % heads == 0, [(width,), (width,), *layer_shapes(width, mlp)]
+    if not split or [weight.shape for weight in w] != wanted or not same_precision(x, *w):
         return plain.block_forward(x, weights, heads, gelu, eps, mask, specification)
     w = tuple([np.ascontiguousarray(weight) for weight in w])
-    batch, tokens, width = x.shape
-    rows, mlp, seen = batch * tokens, w[13].size, seen_by_head(mask, batch, heads, tokens, tokens)
+    batch, tokens, _ = x.shape
+    rows, seen = batch * tokens, seen_by_head(mask, batch, heads, tokens, tokens)
     flat, inside, two = (rows, width), (batch, tokens, width), (rows, 2)
     shapes = (two, inside, inside, inside, (batch * heads, tokens, 2), inside, flat, two, (rows, mlp))
     kept = Kept(*[empty(shape, x) for shape in shapes])
@@ -84,7 +88,7 @@ def block_backward(d_out: Array, cache: Any, ops: ModuleType) -> tuple[Array, Ar
     """Twin of `siglip_ref.towers.encoder.block_backward`."""
     if not isinstance(cache, BlockCache):
         return plain.block_backward(d_out, cache, specification)
-    x, w, mask, heads, form, eps, kept = cache.take()
+    x, w, mask, heads, form, eps, kept = cache.take(d_out)
     inside, flat, hidden = kept.query.shape, x.shape, kept.hidden.shape
     d_after, d_x = empty(flat, x), empty(flat, x)
     with parts_for(x.size * hidden[1]) as parts:

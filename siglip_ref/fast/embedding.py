@@ -23,7 +23,7 @@ def _scatter(d_rows: Any, tokens: Any, d_table: Any) -> None:
 def token_embed_backward(d_out: Array, cache: tuple[Array, Array]) -> Array:
     """Twin of `siglip_ref.ops.token_embed_backward`."""
     tokens, table = cache
-    if not same_precision(d_out, table):
+    if not same_precision(d_out, table) or d_out.shape != (*tokens.shape, *table.shape[1:]) or table.ndim != 2:
         return specification.token_embed_backward(d_out, cache)
     d_table = np.zeros_like(table)
     _scatter(as_rows(d_out), tokens.reshape(-1).astype(np.int64), d_table)
@@ -50,9 +50,14 @@ def _add_table(x: Any, table: Any, out: Any, parts: int) -> None:
             _add_some(x, table, out, begin, end)
 
 
+def _has_places(table: Array, x: Array) -> bool:
+    fits: bool = x.ndim == 3 and table.ndim == 2 and len(table) >= x.shape[1] and table.shape[1:] == x.shape[2:]
+    return fits
+
+
 def position_forward(x: Array, table: Array) -> tuple[Array, None]:
     """Twin of `siglip_ref.ops.position_forward`."""
-    if not same_precision(x, table):
+    if not same_precision(x, table) or not _has_places(table, x):
         return specification.position_forward(x, table)
     out = empty(x.shape, x)
     with parts_for_elements(x.size) as parts:
@@ -70,7 +75,7 @@ def _sum_images(d_out: Any, d_table: Any) -> None:
 
 def position_backward(d_out: Array, table: Array) -> tuple[Array, Array]:
     """Twin of `siglip_ref.ops.position_backward`."""
-    if not same_precision(d_out, table):
+    if not same_precision(d_out, table) or not _has_places(table, d_out):
         return specification.position_backward(d_out, table)
     d_table = np.zeros_like(table)
     _sum_images(np.ascontiguousarray(d_out), d_table)

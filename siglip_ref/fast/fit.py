@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
 KINDS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -18,6 +19,35 @@ def same_precision(*arrays: Array) -> bool:
         if type(a) is not np.ndarray or a.dtype != kind or a.size == 0:
             return False
     return kind in KINDS
+
+
+def linear_fits(width: int, kernel: Array, bias: Array) -> bool:
+    """A kernel for so many features, and its bias. Kernels of machine code do not look where an array ends."""
+    fits: bool = kernel.ndim == 2 and kernel.shape[0] == width and bias.shape == kernel.shape[1:]
+    return fits
+
+
+def layer_shapes(width: int, mlp: int) -> list[tuple[int, ...]]:
+    """Of four projections, a norm and an MLP: what a block has after its first norm, a MAP head after its probe."""
+    projection, vector = ((width, width), (width,)), (width,)
+    return [*(4 * projection), vector, vector, (width, mlp), (mlp,), (mlp, width), vector]
+
+
+def gradient_of(d_out: Array, shape: tuple[int, ...], like: Array) -> Array:
+    """d_out, which must have the shape of the forward's result, and its precision.
+
+    Raises
+    ------
+    UsageError : it has another
+    """
+    if type(d_out) is np.ndarray and d_out.shape == shape and d_out.dtype == like.dtype:
+        return d_out
+    raise UsageError(
+        expected=f"d_out {shape} of {like.dtype}, as the forward's result",
+        got=f"d_out {np.shape(d_out)} of {getattr(d_out, 'dtype', type(d_out).__name__)}",
+        cause="the gradient of another result, or one computed in another precision",
+        repair=f"d_out.astype(np.{like.dtype}), or siglip_ref.ops, which takes mixtures",
+    )
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:

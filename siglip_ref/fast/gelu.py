@@ -9,7 +9,7 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.elementary import exp_nonpositive, normal_cdf, number, sigmoid
-from siglip_ref.fast.fit import empty, same_precision
+from siglip_ref.fast.fit import empty, gradient_of, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -129,7 +129,7 @@ def gelu_backward(d_out: Array, cache: Any) -> Array:
     if not isinstance(cache, GeluCache):
         return specification.gelu_backward(d_out, cache)
     x, form = cache
-    d_x, again = np.array(d_out, order="C"), empty(x.shape, x)
+    d_x, again = np.array(gradient_of(d_out, x.shape, x), order="C"), empty(x.shape, x)
     with parts_for_elements(x.size) as parts:
         d_gelu_all(d_x.reshape(-1), x.reshape(-1), FORMS[form], again.reshape(-1), parts)
     return d_x

@@ -8,7 +8,7 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, empty, same_precision
+from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -114,6 +114,7 @@ def d_norm(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, keep: Any, d_x:
 class NormCache(NamedTuple):
     """What the backward needs; stats (R, 2) are mean and 1 / deviation of each row."""
 
+    shape: tuple[int, ...]  # of the input
     rows: Array
     stats: Array
     gamma: Array
@@ -121,21 +122,22 @@ class NormCache(NamedTuple):
 
 def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, Any]:
     """Twin of `siglip_ref.ops.layer_norm_forward`."""
-    if not same_precision(x, gamma, beta):
+    if not same_precision(x, gamma, beta) or not gamma.shape == beta.shape == x.shape[-1:]:
         return specification.layer_norm_forward(x, gamma, beta, eps)
     rows, out = as_rows(x), empty(x.shape, x)
     stats = np.empty((len(rows), 2), x.dtype)
     with parts_for_elements(x.size) as parts:
         norm(rows, gamma, beta, eps, as_rows(out), stats, parts)
-    return out, NormCache(rows, stats, gamma)
+    return out, NormCache(x.shape, rows, stats, gamma)
 
 
 def layer_norm_backward(d_out: Array, cache: Any, add: Array | None = None) -> tuple[Array, Array, Array]:
     """Twin of `siglip_ref.ops.layer_norm_backward`; `add`, if given, is added to d_x."""
     if not isinstance(cache, NormCache):
         return specification.layer_norm_backward(d_out, cache)
-    rows, stats, gamma = cache
-    d_x = empty(d_out.shape, rows)
+    shape, rows, stats, gamma = cache
+    d_out = gradient_of(d_out, shape, rows)
+    d_x = empty(shape, rows)
     with parts_for_elements(d_out.size) as parts:
         d_weights = np.empty((parts, 2, rows.shape[1]), rows.dtype)
         plus = NOTHING[rows.dtype] if add is None else as_rows(add)

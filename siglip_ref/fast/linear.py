@@ -9,7 +9,7 @@ from siglip_ref import ops as specification
 from siglip_ref.fast.blas import NO, YES, gemm, gemm_address
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, empty, same_precision
+from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
@@ -160,7 +160,7 @@ class LinearCache(NamedTuple):
 
 def linear_forward(x: Array, kernel: Array, bias: Array, add: Array | None = None) -> tuple[Array, Any]:
     """Twin of `siglip_ref.ops.linear_forward`; `add`, if given, is added to the result."""
-    if not same_precision(x, kernel, bias):
+    if not same_precision(x, kernel, bias) or not linear_fits(x.shape[-1], kernel, bias):
         return specification.linear_forward(x, kernel, bias)
     rows, kernel = as_rows(x), np.ascontiguousarray(kernel)
     out = empty((*x.shape[:-1], kernel.shape[1]), x)
@@ -174,6 +174,7 @@ def linear_backward(d_out: Array, cache: Any, into: Array | None = None) -> tupl
     """Twin of `siglip_ref.ops.linear_backward`; d_x is added to `into`, if given."""
     if not isinstance(cache, LinearCache):
         return specification.linear_backward(d_out, cache)
+    d_out = gradient_of(d_out, (*cache.x.shape[:-1], cache.kernel.shape[1]), cache.x)
     return inputs_backward(d_out, cache.x, cache.kernel, into), *weights_backward(d_out, cache.x)
 
 

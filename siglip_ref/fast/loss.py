@@ -23,7 +23,8 @@ def pair_block(
     image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Twin of `siglip_ref.ops.pair_block`."""
-    if not same_precision(image_embed, text_embed) or image_embed.size == 0 or text_embed.size == 0:
+    fits = image_embed.ndim == text_embed.ndim == 2 and image_embed.shape[1] == text_embed.shape[1]
+    if not fits or match.shape != (len(image_embed), len(text_embed)) or not same_precision(image_embed, text_embed):
         return specification.pair_block(image_embed, text_embed, log_scale, bias, match)
     rows, own = np.nonzero(match)
     offsets = np.searchsorted(rows, np.arange(len(image_embed) + 1))
@@ -45,7 +46,8 @@ def sigmoid_loss(
     """
     if deterministic:
         return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, granules)
-    if not same_precision(image_embed, text_embed):
+    fits = image_embed.ndim == 2 and image_embed.shape == text_embed.shape
+    if not fits or not same_precision(image_embed, text_embed):
         return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)
     pairs, own = len(image_embed), np.arange(len(image_embed) + 1)
     return LossAndGrads(*_swept(image_embed, text_embed, log_scale, bias, own, own[:-1], pairs, tile or SIDE))

@@ -10,7 +10,7 @@ from siglip_ref.fast.attention import root_of, seen_by_head
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.block_kernels import add_mlp, d_add_mlp
 from siglip_ref.fast.compile import kernel
-from siglip_ref.fast.fit import NOTHING, empty, same_precision
+from siglip_ref.fast.fit import NOTHING, empty, gradient_of, layer_shapes, same_precision
 from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.heads import d_mix, mix
 from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
@@ -52,7 +52,7 @@ class MapCache(NamedTuple):
 
 
 @kernel()
-def _forward(
+def pool(
     routine: int, x: Any, probe: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any,
     kept: Any, scores: Any, normed: Any, active: Any, out: Any, parts: int,
 ) -> None:  # fmt: skip
@@ -68,7 +68,7 @@ def _forward(
 
 
 @kernel()
-def _backward(
+def d_pool(
     routine: int, d_out: Any, x: Any, probe: Any, w: Any, mask: Any, heads: int, root: Any, form: int, eps: float,
     kept: Any, scores: Any, active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_heads: Any, d: Any, d_read: Any,
     d_probe: Any, d_x: Any, parts: int,
@@ -98,10 +98,12 @@ def map_head_forward(
     x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None = None
 ) -> tuple[Array, Any]:
     """Twin of `siglip_ref.ops.map_head_forward`."""
-    if not same_precision(x, *weights.values()):
+    width, wanted = x.shape[-1], layer_shapes(x.shape[-1], len(weights["mlp/in/bias"]))
+    fits = x.ndim == 3 and width % heads == 0 and weights["probe"].shape == (width,)
+    if not fits or [weights[name].shape for name in ORDER] != wanted or not same_precision(x, *weights.values()):
         return specification.map_head_forward(x, weights, heads, gelu, eps, mask)
     w = tuple([np.ascontiguousarray(weights[name]) for name in ORDER])
-    batch, tokens, width = x.shape
+    batch, tokens, _ = x.shape
     mlp, one, flat = w[11].size, (batch, 1, width), (batch, width)
     shapes = (one, x.shape, x.shape, (batch * heads, 1, 2), one, flat, (batch, 2), (batch, mlp))
     kept = Kept(*[empty(shape, x) for shape in shapes])
@@ -109,7 +111,7 @@ def map_head_forward(
     seen, active = seen_by_head(mask, batch, heads, 1, tokens), empty((batch, mlp), x)
     normed, out = empty(flat, x), empty(flat, x)
     with parts_for(x.size * width) as parts:
-        _forward(
+        pool(
             gemm_address(x.dtype), rows, probe, w, seen, heads, root_of(x, heads), eps, FORMS[gelu], NOTHING[x.dtype],
             tuple(kept), empty((parts, 1, 1, tokens), x), normed, active, out, parts,
         )  # fmt: skip
@@ -122,6 +124,7 @@ def map_head_backward(d_pooled: Array, cache: Any) -> tuple[Array, dict[str, Arr
         return specification.map_head_backward(d_pooled, cache)
     x, probe, w, mask, heads, form, eps, kept = cache
     _, tokens, width = kept.key.shape
+    d_pooled = gradient_of(d_pooled, kept.read.shape, x)
     attn, mlp = ([empty(weight.shape, x) for weight in some] for some in (w[:8], w[10:]))
     d_heads = tuple([empty(like.shape, x) for like in (kept.query, kept.mixed, kept.key, kept.value)])
     d_x, d_probe = empty(x.shape, x), empty(probe.shape, x)
@@ -129,7 +132,7 @@ def map_head_backward(d_pooled: Array, cache: Any) -> tuple[Array, dict[str, Arr
     normed, d_normed, d_read = (empty(kept.read.shape, x) for _ in range(3))
     with parts_for(x.size * width) as parts:
         scores, norms = empty((parts, 2, 1, tokens), x), empty((parts, 2, width), x)
-        _backward(
+        d_pool(
             gemm_address(x.dtype), np.ascontiguousarray(d_pooled), x, probe, w, mask, heads, root_of(x, heads), form,
             eps, tuple(kept), scores, active, d_hidden, normed, d_normed, d_heads, (*attn, norms, *mlp), d_read,
             d_probe, d_x, parts,

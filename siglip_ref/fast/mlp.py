@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.fit import empty, same_precision
+from siglip_ref.fast.fit import empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.gelu import FORMS, d_gelu_all, gelu_forward
 from siglip_ref.fast.linear import LinearCache, inputs_backward, linear_backward, linear_forward, weights_backward
 from siglip_ref.fast.pool import parts_for_elements
@@ -23,7 +23,9 @@ class MlpCache(NamedTuple):
 
 def mlp_forward(x: Array, weights: Mapping[str, Array], gelu: GeluForm, add: Array | None = None) -> tuple[Array, Any]:
     """Twin of `siglip_ref.ops.mlp_forward`; `add`, if given, is added to the result."""
-    if not same_precision(x, *weights.values()):
+    width, mlp = x.shape[-1], len(weights["in/bias"])
+    fits = same_precision(x, *weights.values()) and linear_fits(width, weights["in/kernel"], weights["in/bias"])
+    if not fits or not linear_fits(mlp, weights["out/kernel"], weights["out/bias"]):
         return specification.mlp_forward(x, weights, gelu)
     hidden, in_cache = linear_forward(x, weights["in/kernel"], weights["in/bias"])
     active, _ = gelu_forward(hidden, gelu)
@@ -36,6 +38,7 @@ def mlp_backward(d_out: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
     if not isinstance(cache, MlpCache):
         return specification.mlp_backward(d_out, cache)
     in_cache, hidden, form, out_kernel = cache
+    d_out = gradient_of(d_out, (*hidden.shape[:-1], out_kernel.shape[1]), hidden)
     d: dict[str, Array] = {}
     d_hidden = inputs_backward(d_out, hidden, out_kernel)
     active = empty(hidden.shape, hidden)

@@ -9,7 +9,7 @@ from siglip_ref import ops as specification
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.dot import dot
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import as_rows, empty, same_precision
+from siglip_ref.fast.fit import as_rows, empty, gradient_of, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -92,6 +92,7 @@ def normalize_backward(d_out: Array, cache: Any) -> Array:
     if not isinstance(cache, UnitCache):
         return specification.normalize_backward(d_out, cache)
     x, lengths, kind, eps = cache
+    d_out = gradient_of(d_out, x.shape, x)
     d_x = empty(x.shape, x)
     with parts_for_elements(x.size) as parts:
         d_unit(as_rows(d_out), as_rows(x), lengths, KINDS[kind], x.dtype.type(eps), as_rows(d_x), parts)

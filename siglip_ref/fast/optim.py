@@ -12,20 +12,20 @@ from siglip_ref import optim as specification
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.fit import same_precision
 from siglip_ref.fast.linear import part
+from siglip_ref.fast.packed import Layout, layout, pieces
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import AdamW, State
 
 NEAR = 2048  # numbers of each array that are copied and stepped while they are in the nearest cache
-Layout = dict[str, tuple[int, int, tuple[int, ...]]]  # name: begin, end, shape
 
 
 class Packed(dict[str, Array]):
     """Arrays by name, all of them pieces of one."""
 
-    def __init__(self, whole: Array, layout: Layout) -> None:
-        super().__init__({name: whole[begin:end].reshape(shape) for name, (begin, end, shape) in layout.items()})
-        self.whole, self.layout, self.pieces = whole, layout, list(self.values())
+    def __init__(self, whole: Array, laid: Layout) -> None:
+        super().__init__(pieces(whole, laid))
+        self.whole, self.laid, self.pieces = whole, laid, list(self.values())
 
 
 @kernel(fastmath=SUMS)
@@ -101,25 +101,25 @@ def adamw_step(
     names = list(params)
     arrays = [np.asarray(grads[name]) for name in names if name in grads]
     packed = params if _untouched(params) else None
-    originals = map(np.asarray, params.values()) if packed is None else [packed.whole]
-    shapes = [shape for _, _, shape in packed.layout.values()] if packed else [np.shape(p) for p in params.values()]
-    fitting = [array.shape for array in arrays] == shapes
-    if any(map(rule.frozen, names)) or not fitting or not same_precision(*arrays, *originals):
+    originals = [packed.whole] if packed else list(map(np.asarray, params.values()))
+    shapes = packed.laid.shapes if packed else [p.shape for p in originals]
+    frozen = rule.frozen is not specification.nothing and any(map(rule.frozen, names))
+    if frozen or [g.shape for g in arrays] != shapes or not same_precision(*arrays, *originals):
         return specification.adamw_step(params, grads, state, rule, schedule)
-    p, layout = _pack(params) if packed is None else (packed.whole, packed.layout)
-    g = np.concatenate(arrays, axis=None)
+    laid = packed.laid if packed else layout(dict(zip(names, shapes, strict=True)))
+    p, g = packed.whole if packed else np.concatenate(originals, axis=None), np.concatenate(arrays, axis=None)
     slots = state.slots
-    if isinstance(slots, Slots):
+    if isinstance(slots, Slots) and slots.laid == laid:
         m, v = slots.first, slots.second
     else:
         m, v = (
-            _pack({name: slots.get(f"{slot}/{name}", np.zeros_like(params[name])) for name in names})[0]
+            np.concatenate([slots.get(f"{slot}/{name}", np.zeros_like(params[name])) for name in names], axis=None)
             for slot in ("first", "second")
         )
     kind, steps = p.dtype.type, state.steps + 1
     lr = rule.lr * float(schedule)
-    ends = np.array([end for _, end, _ in layout.values()])
-    shrinks = np.array([1 - lr * (rule.decay if rule.decays(name) else 0.0) for name in names], kind)
+    ends = np.array(laid.ends)
+    shrinks = np.where(np.fromiter(map(rule.decays, names), bool), kind(1 - lr * rule.decay), kind(1))
     new_p, new_m, new_v = np.empty_like(p), np.empty_like(p), np.empty_like(p)
     with parts_for_elements(p.size) as parts:
         factor = 1.0
@@ -132,25 +132,25 @@ def adamw_step(
             lr / (1 - rule.beta1**steps),
         ], kind)  # fmt: skip
         _all(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, parts)
-    return Packed(new_p, layout), State(steps, Slots(new_m, new_v, layout))
+    return Packed(new_p, laid), State(steps, Slots(new_m, new_v, laid))
 
 
 class Slots(Mapping[str, Array]):
     """The running means under "first/" and "second/" and the parameter's name; cut out when asked for."""
 
-    def __init__(self, first: Array, second: Array, layout: Layout) -> None:
-        self.first, self.second, self.layout = first, second, layout
+    def __init__(self, first: Array, second: Array, laid: Layout) -> None:
+        self.first, self.second, self.laid = first, second, laid
 
     def __getitem__(self, name: str) -> Array:
         slot, _, rest = name.partition("/")
-        begin, end, shape = self.layout[rest]
+        begin, end, shape = self.laid.places[rest]
         return {"first": self.first, "second": self.second}[slot][begin:end].reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return (f"{slot}/{name}" for name in self.layout for slot in ("first", "second"))
+        return (f"{slot}/{name}" for name in self.laid.places for slot in ("first", "second"))
 
     def __len__(self) -> int:
-        return 2 * len(self.layout)
+        return 2 * len(self.laid.places)
 
 
 def _untouched(params: Mapping[str, Array]) -> TypeGuard[Packed]:
@@ -158,11 +158,3 @@ def _untouched(params: Mapping[str, Array]) -> TypeGuard[Packed]:
     if not isinstance(params, Packed) or len(params) != len(params.pieces):
         return False
     return all(map(is_, params.values(), params.pieces))
-
-
-def _pack(arrays: Mapping[str, Array]) -> tuple[Array, Layout]:
-    layout, begin = {}, 0
-    for name, array in arrays.items():
-        layout[name] = (begin, begin + array.size, array.shape)
-        begin += array.size
-    return np.concatenate([np.asarray(array) for array in arrays.values()], axis=None), layout

@@ -12,7 +12,7 @@ from siglip_ref import ops as specification
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.compile import kernel as compiled
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, empty, same_precision
+from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.linear import affine_part, d_weights_part, inputs_backward, part
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
@@ -43,10 +43,11 @@ def _cut(lines: Any, patch: int, columns: int, first: int, patches: Any) -> None
 
 
 @compiled()
-def _embed_some(
+def embed_some(
     routine: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any, patches: Any, out: Any,
     begin: int, end: int,
 ) -> None:  # fmt: skip
+    """Those from number `begin` to `end`; patches (a few, P) is room for what is cut out."""
     for a in range(begin, end, len(patches)):
         b = min(a + len(patches), end)
         _cut(lines, patch, columns, a, patches[: b - a])
@@ -60,15 +61,15 @@ def _embed(
     """out = patches @ weights + bias; patches (threads, a few, P) is room for what is cut out."""
     threads = len(patches)
     if threads == 1:
-        _embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[0], out, 0, len(out))
+        embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[0], out, 0, len(out))
     else:
         for t in prange(threads):
             begin, end = part(len(out), t, threads)
-            _embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[t], out, begin, end)
+            embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[t], out, begin, end)
 
 
 @compiled()
-def _d_some(
+def d_embed_some(
     routine: int, d_out: Any, lines: Any, patch: int, columns: int, patches: Any, d_weights: Any, d_bias: Any,
     begin: int, end: int,
 ) -> None:  # fmt: skip
@@ -88,20 +89,28 @@ def _d_embed(
     """Gradients of `_embed`, one set a thread."""
     threads = len(patches)
     if threads == 1:
-        _d_some(routine, d_out, lines, patch, columns, patches[0], d_weights[0], d_bias[0], 0, len(d_out))
+        d_embed_some(routine, d_out, lines, patch, columns, patches[0], d_weights[0], d_bias[0], 0, len(d_out))
     else:
         for t in prange(threads):
             begin, end = part(len(d_out), t, threads)
-            _d_some(routine, d_out, lines, patch, columns, patches[t], d_weights[t], d_bias[t], begin, end)
+            d_embed_some(routine, d_out, lines, patch, columns, patches[t], d_weights[t], d_bias[t], begin, end)
+
+
+@compiled()
+def patches_at_once(rows: int, columns: int) -> int:
+    """How many of all patches a thread cuts out at once, if the result has so many columns."""
+    return min(rows, MOST, (columns + 15) // 16 * 16)
 
 
 def _room(threads: int, rows: int, kernel: Array) -> Array:
-    return empty((threads, min(rows, MOST, (kernel.shape[1] + 15) // 16 * 16), len(kernel)), kernel)
+    return empty((threads, patches_at_once(rows, kernel.shape[1]), len(kernel)), kernel)
 
 
 def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -> tuple[Array, Any]:
     """Twin of `siglip_ref.ops.patch_embed_forward`."""
-    if not same_precision(images, kernel, bias):
+    width = patch * patch * images.shape[-1]
+    fits = images.ndim == 4 and min(images.shape[1:3]) >= patch and linear_fits(width, kernel, bias)
+    if not fits or not same_precision(images, kernel, bias):
         return specification.patch_embed_forward(images, kernel, bias, patch)
     images, kernel = np.ascontiguousarray(images), np.ascontiguousarray(kernel)
     batch, height, width, channels = images.shape
@@ -124,6 +133,7 @@ def patch_embed_backward(d_out: Array, cache: Any, pixels: bool = True) -> tuple
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     lines = images.reshape(batch, height, width * channels)
+    d_out = gradient_of(d_out, (batch, rows * columns, kernel.shape[1]), kernel)
     with parts_for(d_out.size * len(kernel)) as threads:
         d_kernel, d_bias = empty((threads, *kernel.shape), kernel), empty((threads, kernel.shape[1]), kernel)
         _d_embed(
@@ -131,12 +141,12 @@ def patch_embed_backward(d_out: Array, cache: Any, pixels: bool = True) -> tuple
             _room(threads, batch * rows * columns, kernel), d_kernel, d_bias,
         )  # fmt: skip
     weights = (d_kernel[0], d_bias[0]) if threads == 1 else (d_kernel.sum(0), d_bias.sum(0))
-    return _pixels_backward(d_out, cache) if pixels else None, *weights
+    return pixels_backward(d_out, images.shape, kernel, patch) if pixels else None, *weights
 
 
-def _pixels_backward(d_out: Array, cache: PatchCache) -> Array:
-    images, kernel, patch = cache
-    batch, height, width, channels = images.shape
+def pixels_backward(d_out: Array, shape: tuple[int, ...], kernel: Array, patch: int) -> Array:
+    """The gradient of patches @ kernel by the images, which are of this shape."""
+    batch, height, width, channels = shape
     rows, columns = height // patch, width // patch
     d_flat = inputs_backward(d_out, empty((batch, rows * columns, len(kernel)), kernel), kernel)
     d_grid = d_flat.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)

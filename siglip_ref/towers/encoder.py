@@ -71,10 +71,7 @@ def encoder_forward(
     cache : what `encoder_backward` needs
     activations : blockII/+attn, blockII/+mlp (the stream after each half), norm
     """
-    if hasattr(ops, "encoder_forward"):  # a twin may fuse more than single operations
-        fused: tuple[Array, Cache, dict[str, Array]] = ops.encoder_forward(x, weights, tower, gelu, eps, mask, ops)
-        return fused
-    block = getattr(ops, "block_forward", block_forward)
+    block = getattr(ops, "block_forward", block_forward)  # a twin may fuse more than single operations
     activations, block_caches = {}, []
     for layer in range(tower.depth):
         name = f"block{layer:02d}"
@@ -88,9 +85,6 @@ def encoder_forward(
 
 def encoder_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
-    if hasattr(ops, "encoder_backward"):
-        fused: tuple[Array, dict[str, Array], dict[str, Array]] = ops.encoder_backward(d_out, cache, ops)
-        return fused
     block_caches, norm_cache = cache
     block = getattr(ops, "block_backward", block_backward)
     d, d_activations = {}, {"norm": d_out}

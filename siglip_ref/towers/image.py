@@ -29,6 +29,9 @@ def image_tower_forward(
 
     Source: big_vision models/vit.py with pool_type "map": the final norm before the pooling, no projection after it.
     """
+    if hasattr(ops, "image_tower_forward"):  # a twin may fuse more than single operations
+        fused: tuple[Array, Cache, dict[str, Array]] = ops.image_tower_forward(images, weights, cfg, conventions, ops)
+        return fused
     gelu, eps = conventions.image_gelu, conventions.image_norm_eps
     patches, patch_cache = ops.patch_embed_forward(images, weights["patch/kernel"], weights["patch/bias"], cfg.patch)
     stem, _ = ops.position_forward(patches, weights["position"])
@@ -45,6 +48,9 @@ def image_tower_backward(
 
     Without `pixels` d_images is None.
     """
+    if hasattr(ops, "image_tower_backward"):
+        fused: tuple[Any, dict[str, Array], dict[str, Array]] = ops.image_tower_backward(d_pooled, cache, ops, pixels)
+        return fused
     patch_cache, position, encoder_cache, pool_cache = cache
     # pooled = map_head(tokens)
     d_tokens, d_pool = ops.map_head_backward(d_pooled, pool_cache)

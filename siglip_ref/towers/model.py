@@ -19,6 +19,8 @@ from siglip_ref.towers.naflex import naflex_tower_backward, naflex_tower_forward
 from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 from siglip_ref.validate import require_inputs
 
+Named = tuple[dict[str, Array], dict[str, Array]]  # activations of the image tower, of the text tower
+
 
 @dataclass(frozen=True)
 class Output:
@@ -164,7 +166,7 @@ def _forward(
     conventions: Conventions,
     ops: ModuleType,
     mask: Array | None,
-) -> tuple[Array, Array, dict[str, Array], Cache]:
+) -> tuple[Array, Array, Named, Cache]:
     require_inputs(params, images, tokens, cfg, mask)
     image_tower = naflex_tower_forward if cfg.naflex else image_tower_forward
     image_pooled, image_cache, of_image = image_tower(images, subtree(params, "image"), cfg, conventions, ops)
@@ -172,11 +174,12 @@ def _forward(
     kind, eps = conventions.embed_norm, conventions.embed_norm_eps
     image_embed, image_norm_cache = ops.normalize_forward(image_pooled, kind, eps)
     text_embed, text_norm_cache = ops.normalize_forward(text_pooled, kind, eps)
-    named = prefixed("image", of_image | {"embed": image_embed}) | prefixed("text", of_text | {"embed": text_embed})
-    return image_embed, text_embed, named, (image_cache, text_cache, image_norm_cache, text_norm_cache)
+    return image_embed, text_embed, (of_image, of_text), (image_cache, text_cache, image_norm_cache, text_norm_cache)
 
 
-def _output(params: Mapping[str, Array], image_embed: Array, text_embed: Array, named: dict[str, Array]) -> Output:
+def _output(params: Mapping[str, Array], image_embed: Array, text_embed: Array, named: Named) -> Output:
     """With the logits, which the loss does without: it never holds all of them at once."""
+    of_image, of_text = named[0] | {"embed": image_embed}, named[1] | {"embed": text_embed}
     logits = np.exp(params["log_scale"]) * (image_embed @ text_embed.T) + params["bias"]
-    return Output(image_embed, text_embed, logits, named | {"logits": logits})
+    activations = prefixed("image", of_image) | prefixed("text", of_text) | {"logits": logits}
+    return Output(image_embed, text_embed, logits, activations)

@@ -36,11 +36,12 @@ def text_tower_forward(
 
     Source: big_vision models/proj/image_text/text_transformer.py.
     """
-    length = tokens.shape[1]
-    seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, N)
-    if conventions.text_mask == "causal":
-        causal = np.tril(np.ones((length, length), bool))  # (N, N)
-        seen = causal if seen is None else causal & seen
+    if hasattr(ops, "text_tower_forward"):  # a twin may fuse more than single operations
+        fused: tuple[Array, Cache, dict[str, Array]] = ops.text_tower_forward(
+            tokens, weights, cfg, conventions, ops, mask
+        )
+        return fused
+    seen = seen_tokens(tokens, mask, conventions)
     embedded, token_cache = ops.token_embed_forward(tokens, weights["token"])
     stem, _ = ops.position_forward(embedded, weights["position"])
     gelu, eps = conventions.text_gelu, conventions.text_norm_eps
@@ -54,8 +55,21 @@ def text_tower_forward(
     return pooled, (token_cache, weights["position"], encoder_cache, pool_cache, head_cache), activations
 
 
+def seen_tokens(tokens: Array, mask: Array | None, conventions: Conventions) -> Array | None:
+    """Which tokens each token sees, in a shape that broadcasts to (B, H, N, N); None: all."""
+    length = tokens.shape[1]
+    seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, N)
+    if conventions.text_mask == "causal":
+        causal = np.tril(np.ones((length, length), bool))  # (N, N)
+        seen = causal if seen is None else causal & seen
+    return seen
+
+
 def text_tower_backward(d_pooled: Array, cache: Cache, ops: ModuleType) -> tuple[dict[str, Array], dict[str, Array]]:
     """Gradients of `text_tower_forward`: a dict with the keys of `weights`, one with those of `activations`."""
+    if hasattr(ops, "text_tower_backward"):
+        fused: tuple[dict[str, Array], dict[str, Array]] = ops.text_tower_backward(d_pooled, cache, ops)
+        return fused
     token_cache, position, encoder_cache, pool_cache, head_cache = cache
     d_head, d_late = {}, {}
     if head_cache is not None:

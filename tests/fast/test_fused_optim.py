@@ -58,6 +58,17 @@ def test_two_parameters_that_changed_places_count() -> None:
     assert (moved["a/kernel"] > 0.9).all() and (moved["b/kernel"] < 0.1).all()
 
 
+def test_parameters_in_another_order_keep_their_means() -> None:
+    rule, grads = AdamW(lr=0.1), draw(1, np.float64)
+    ours, theirs = (step(draw(0, np.float64), grads, State(), rule) for step in (fast.adamw_step, optim.adamw_step))
+    turned = dict(reversed(ours[0].items()))
+    moved, state = fast.adamw_step(turned, grads, ours[1], rule)
+    wanted, wanted_state = optim.adamw_step(theirs[0], grads, theirs[1], rule)
+    for got, exact in [(moved, wanted), (state.slots, wanted_state.slots)]:
+        for name in exact:
+            np.testing.assert_allclose(got[name], exact[name], rtol=1e-12, atol=1e-15)
+
+
 def test_a_gradient_of_another_shape_is_refused() -> None:
     params = {"a/kernel": np.zeros((2, 3)), "b/kernel": np.zeros((3, 2))}
     with pytest.raises(ValueError, match="shapes"):

@@ -1,7 +1,8 @@
 """Every twin against its specification: a table of all names, random sizes and layouts, extremes, whole models."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -15,10 +16,14 @@ from noise import assert_within_noise, leaves
 from siglip_ref import fast, ops
 from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
-from siglip_ref.params import init
-from siglip_ref.sizes import Tower, config
+from siglip_ref.fast import towers
+from siglip_ref.ops.tree import subtree
+from siglip_ref.params import init, shapes
+from siglip_ref.sizes import Config, Tower, config
 from siglip_ref.towers import encoder
+from siglip_ref.towers.image import image_tower_backward, image_tower_forward
 from siglip_ref.towers.model import loss_and_grads
+from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 
 KINDS = [np.float32, np.float64]
 EPS = 1e-6
@@ -52,6 +57,10 @@ class Draw:
         }
         return {prefix + name: self(*shape) for name, shape in shapes.items()}
 
+    def map_head(self, width: int, hidden: int) -> dict[str, np.ndarray]:
+        inside = self.attention(width, "attn/") | self.norm(width, "norm/") | self.mlp(width, hidden, "mlp/")
+        return {"probe": self(width)} | inside
+
     def norm(self, width: int, prefix: str) -> dict[str, np.ndarray]:
         return {f"{prefix}gamma": self(width), f"{prefix}beta": self(width)}
 
@@ -62,6 +71,10 @@ def mask_of(draw: Draw, *shape: int) -> np.ndarray:
     return mask
 
 
+# The width of what is normed in the middle of a chain is larger by this: two numbers less their mean, divided by their
+# deviation, are 1 and -1, whatever they were, so no gradient is left but noise.
+LEAST = 4
+
 # pair: what its forward takes at batch b, n tokens, c = 2 h features
 ARGUMENTS: dict[str, Callable[[Draw, int, int, int], tuple[Any, ...]]] = {
     "attention": lambda draw, b, n, c: (draw(b, n, c), draw(b, n + 2, c), draw.attention(c), 2),
@@ -69,9 +82,7 @@ ARGUMENTS: dict[str, Callable[[Draw, int, int, int], tuple[Any, ...]]] = {
     "layer_norm": lambda draw, b, n, c: (draw(b, n, c), draw(c), draw(c), EPS),
     "linear": lambda draw, b, n, c: (draw(b, n, c), draw(c, n + 3), draw(n + 3)),
     "map_head": lambda draw, b, n, c: (
-        draw(b, n, c),
-        {"probe": draw(c)} | draw.attention(c, "attn/") | draw.norm(c, "norm/") | draw.mlp(c, n + 1, "mlp/"),
-        2, "tanh", EPS, mask_of(draw, b, 1, 1, n),
+        draw(b, n, c + LEAST), draw.map_head(c + LEAST, n + 1), 2, "tanh", EPS, mask_of(draw, b, 1, 1, n)
     ),
     "mlp": lambda draw, b, n, c: (draw(b, n, c), draw.mlp(c, n + 4), "tanh"),
     "normalize": lambda draw, b, n, c: (draw(b, c), ["additive", "clamp", "none"][n % 3], 1e-3),
@@ -108,7 +119,7 @@ def test_same_signature(name: str) -> None:
     wanted = [
         p
         for p in inspect.signature(specification).parameters.values()
-        if p.name != "ops" or name.startswith(("block", "encoder"))
+        if p.name != "ops" or name.startswith(("block", "image_tower", "text_tower"))
     ]
     found = list(inspect.signature(getattr(fast, name)).parameters.values())
     assert [(p.name, p.default) for p in found[: len(wanted)]] == [(p.name, p.default) for p in wanted]
@@ -142,6 +153,82 @@ def test_large_enough_for_all_threads(pair: str) -> None:
     assert_within_noise(walk(fast, pair), walk(ops, pair), d_out, *arguments)
 
 
+def smaller(value: Any) -> Iterator[Any]:
+    """The same argument, in turn with each axis of each of its arrays one shorter, or one longer."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from (value | {name: other} for other in smaller(item))
+    elif isinstance(value, np.ndarray):
+        for axis in range(value.ndim):
+            yield value.take(range(1, value.shape[axis]), axis)
+            yield np.concatenate([value, value.take([0], axis)], axis)
+
+
+@pytest.mark.parametrize("pair", ARGUMENTS)
+def test_what_does_not_fit_has_the_specification_answer(pair: str) -> None:
+    """Machine code does not look where an array ends: a wrong shape must not reach it."""
+    arguments = ARGUMENTS[pair](Draw(1, np.float32, False), 2, 5, 6)
+    arguments = arguments[:5]  # not the MAP head's mask, which broadcasts
+    refused = 0
+    for position, argument in enumerate(arguments):
+        for other in smaller(argument):
+            given = (*arguments[:position], other, *arguments[position + 1 :])
+            answers = []
+            for namespace in (ops, fast):
+                try:
+                    answers.append(getattr(namespace, f"{pair}_forward")(*given)[0])
+                except Exception as problem:
+                    answers.append(type(problem))
+            if isinstance(answers[0], type):
+                refused += 1
+                assert answers[0] is answers[1], [np.shape(value) for value in leaves(given)]
+            else:
+                np.testing.assert_allclose(answers[1], answers[0], rtol=1e-4, atol=1e-5)
+    assert refused > 0 or pair in ("gelu", "normalize", "token_embed")
+
+
+@pytest.mark.parametrize("pair", [pair for pair in ARGUMENTS if pair not in ("position", "token_embed")])
+def test_a_gradient_of_another_result_is_refused(pair: str) -> None:
+    out, cache = getattr(fast, f"{pair}_forward")(*ARGUMENTS[pair](Draw(1, np.float32, False), 2, 5, 6))
+    backward = getattr(fast, f"{pair}_backward")
+    for wrong in (out[1:], out[..., 1:], out.astype(np.float64), out.tolist()):
+        with pytest.raises(UsageError, match="as the forward's result"):
+            backward(wrong, cache)
+    backward(out, cache)
+
+
+def test_a_tower_or_block_refuses_a_gradient_of_another_result_and_loses_nothing() -> None:
+    cfg, draw = config("tiny"), Draw(1, np.float32, False)
+    tokens, images = draw.rng.integers(0, 7, (3, 9)), draw(3, *cfg.image_size, 3)
+    of_block = subtree(tower_weights(draw, cfg, "text"), "block00")
+    made = [
+        (
+            image_tower_forward(images, tower_weights(draw, cfg, "image"), cfg, cfg.conventions, fast),
+            image_tower_backward,
+        ),
+        (text_tower_forward(tokens, tower_weights(draw, cfg, "text"), cfg, cfg.conventions, fast), text_tower_backward),
+        (fast.block_forward(draw(2, 5, 12), of_block, 2, "tanh", EPS, None, fast)[::2], fast.block_backward),
+    ]
+    for (out, cache, *_), backward in made:
+        for wrong in (out[1:], out[..., 1:], out.astype(np.float64)):
+            with pytest.raises(UsageError, match="as the forward's result"):
+                backward(wrong, cache, fast)
+        backward(out, cache, fast)
+
+
+def test_images_of_another_size_have_the_specification_answer() -> None:
+    cfg, draw = config("tiny"), Draw(1, np.float32, False)
+    weights = tower_weights(draw, cfg, "image")
+    images = draw(2, 16, 28, 3)
+    with pytest.raises(ValueError, match="broadcast"):
+        image_tower_forward(images, weights, cfg, cfg.conventions, fast)
+    fewer = replace(cfg, image_size=(8, 28))  # one that has fewer patches than the position table has places
+    found, wanted = (
+        image_tower_forward(images[:, :8], weights, fewer, cfg.conventions, home)[0] for home in (fast, ops)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def walk_block(home: Any, mask: np.ndarray | None) -> Callable[..., Any]:
     """A block forward and backward, as one function."""
 
@@ -161,54 +248,114 @@ def test_block(masked: bool, kind: type) -> None:
     assert_within_noise(walk_block(fast, mask), walk_block(encoder, mask), draw(2, 5, 6), weights, draw(2, 5, 6))
 
 
-def walk_encoder(namespace: Any, mask: np.ndarray | None, heads: int) -> Callable[..., Any]:
-    """An encoder forward and backward, as one function."""
+def image_model(tower: Tower, grid: tuple[int, int] = (2, 3)) -> Config:
+    """A model with this image tower; pixels are left over at two rims."""
+    size = (4 * grid[0] + 1, 4 * grid[1] + 2)
+    return replace(config("tiny"), image=tower, image_size=size)
 
-    def run(x: np.ndarray, weights: Any, d_out: np.ndarray) -> Any:
-        depth, (width, mlp) = len(weights) // 16, weights["block00/mlp/in/kernel"].shape
-        tower = Tower(width, depth, mlp, heads)
-        out, cache, activations = encoder.encoder_forward(x, weights, tower, "tanh", EPS, mask, namespace)
-        return out, activations, encoder.encoder_backward(d_out, cache, namespace)
+
+def text_model(tower: Tower, length: int = 5, **conventions: Any) -> Config:
+    """A model with this text tower; its position table has one place more than is used."""
+    how = replace(config("tiny").conventions, **conventions)
+    return replace(config("tiny"), text=tower, text_length=length + 1, conventions=how)
+
+
+def tower_weights(draw: Draw, cfg: Config, tower: str) -> dict[str, np.ndarray]:
+    """Random weights, kernels of a size that keeps the stream's."""
+    found = subtree(shapes(cfg), tower)
+    sizes = {name: shape[0] ** 0.5 if name.endswith("kernel") else 1.0 for name, shape in found.items()}
+    return {name: draw(*shape) / draw.kind(sizes[name]) for name, shape in found.items()}
+
+
+def walk_image_tower(namespace: Any, cfg: Config) -> Callable[..., Any]:
+    """An image tower forward and backward, as one function."""
+
+    def run(images: np.ndarray, weights: Any, d_out: np.ndarray) -> Any:
+        out, cache, activations = image_tower_forward(images, weights, cfg, cfg.conventions, namespace)
+        return out, activations, image_tower_backward(d_out, cache, namespace)
 
     return run
 
 
-def encoder_weights(draw: Draw, depth: int, width: int, mlp: int) -> dict[str, np.ndarray]:
-    weights = draw.norm(width, "norm/")
-    for name in (f"block{layer:02d}/" for layer in range(depth)):
-        weights |= draw.attention(width, f"{name}attn/") | draw.mlp(width, mlp, f"{name}mlp/")
-        weights |= draw.norm(width, f"{name}norm1/") | draw.norm(width, f"{name}norm2/")
-    return weights
+def walk_text_tower(namespace: Any, cfg: Config, tokens: np.ndarray, mask: np.ndarray | None) -> Callable[..., Any]:
+    """A text tower forward and backward, as one function."""
+
+    def run(weights: Any, d_out: np.ndarray) -> Any:
+        out, cache, activations = text_tower_forward(tokens, weights, cfg, cfg.conventions, namespace, mask)
+        return out, activations, text_tower_backward(d_out, cache, namespace)
+
+    return run
+
+
+def assert_image_tower(draw: Draw, cfg: Config, batch: int) -> None:
+    weights, images = tower_weights(draw, cfg, "image"), draw(batch, *cfg.image_size, 3)
+    images.flags.writeable = False
+    walks = [walk_image_tower(namespace, cfg) for namespace in (fast, ops)]
+    assert_within_noise(*walks, images, weights, draw(batch, cfg.image.width))
+
+
+def assert_text_tower(draw: Draw, cfg: Config, batch: int, masked: bool) -> None:
+    length = cfg.text_length - 1
+    tokens, mask = draw.rng.integers(0, 7, (batch, length)), mask_of(draw, batch, length) if masked else None
+    walks = [walk_text_tower(namespace, cfg, tokens, mask) for namespace in (fast, ops)]
+    assert_within_noise(*walks, tower_weights(draw, cfg, "text"), draw(batch, cfg.embed))
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """One entry for each call of a tower's kernel."""
+    kernel, calls = getattr(towers, name), []
+    monkeypatch.setattr(towers, name, lambda *arguments: [calls.append(1), kernel(*arguments)])
+    return calls
 
 
 # Sequences, tokens, width, hidden, depth: two threads of several rounds, the last shorter; one sequence; small; wide.
-@pytest.mark.parametrize("shape", [(75, 16, 32, 128, 1), (1, 40, 32, 128, 2), (5, 21, 10, 13, 3), (3, 40, 64, 600, 2)])
+SHAPES = [(75, 16, 32, 128, 1), (1, 40, 32, 128, 2), (5, 21, 10, 13, 3), (3, 40, 64, 600, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_encoder(shape: tuple[int, int, int, int, int], threads: int) -> None:
+def test_towers(shape: tuple[int, int, int, int, int], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, tokens, width, mlp, depth = shape
-    draw, before = Draw(4, np.float32, False), numba.get_num_threads()
-    weights, mask = encoder_weights(draw, depth, width, mlp), mask_of(draw, batch, 1, 1, tokens)
-    x, d_out = draw(batch, tokens, width), draw(batch, tokens, width)
-    x.flags.writeable = False
+    draw, before, tower = Draw(4, np.float32, False), numba.get_num_threads(), Tower(width, depth, mlp, 2)
+    kernels = [calls_of(monkeypatch, name) for name in ("image_forward", "text_backward")]
     numba.set_num_threads(threads)
     try:
-        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out, times=16)
+        assert_image_tower(draw, image_model(tower, (2, tokens // 2)), batch)
+        assert_text_tower(draw, text_model(tower, tokens), batch, masked=True)
     finally:
         numba.set_num_threads(before)
+    assert [len(calls) for calls in kernels] == ([0, 0] if mlp == 600 else [1, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoder_of_any_size(kind: type) -> None:
+def test_towers_of_any_size(kind: type) -> None:
     @settings(deadline=None, max_examples=10)
     @given(**SIZES, depth=st.integers(1, 3), strided=st.booleans(), masked=st.booleans())
     def check(b: int, n: int, h: int, depth: int, strided: bool, masked: bool) -> None:
         draw = Draw(b + 10 * n + 1000 * h, kind, strided)
-        width = 2 * h + 4  # two numbers less their mean, divided by their deviation, are 1 and -1: no gradient is left
-        weights, mask = encoder_weights(draw, depth, width, n + 3), mask_of(draw, b, 1, 1, n) if masked else None
-        x, d_out = draw(b, n, width), draw(b, n, width)
-        assert_within_noise(walk_encoder(fast, mask, 2), walk_encoder(ops, mask, 2), x, weights, d_out, times=16)
+        tower = Tower(2 * h + LEAST, depth, n + 3, 2)
+        assert_image_tower(draw, image_model(tower, (1 + n % 3, 1 + n // 3)), b)
+        assert_text_tower(draw, text_model(tower, n), b, masked)
 
     check()
+
+
+@pytest.mark.parametrize("mask", ["none", "causal"])
+@pytest.mark.parametrize("pooling", ["last", "first", "mean", "argmax"])
+def test_text_towers_of_other_conventions(pooling: str, mask: str) -> None:
+    cfg = text_model(Tower(12, 2, 17, 2), text_pooling=pooling, text_mask=mask, text_gelu="quick")
+    assert_text_tower(Draw(6, np.float32, False), cfg, 3, masked=True)
+
+
+def test_a_text_tower_without_head() -> None:
+    cfg = replace(text_model(Tower(10, 2, 17, 2)), text_head=False)
+    assert_text_tower(Draw(6, np.float32, False), cfg, 3, masked=False)
+
+
+def test_an_unknown_token_is_refused() -> None:
+    cfg, draw = config("tiny"), Draw(6, np.float32, False)
+    with pytest.raises(IndexError):
+        text_tower_forward(np.full((2, 3), 29), tower_weights(draw, cfg, "text"), cfg, cfg.conventions, fast)
 
 
 def test_a_block_goes_back_once() -> None:
@@ -255,13 +402,17 @@ def test_one_strange_number_has_the_specification_answer(pair: str, where: str, 
 
 @pytest.mark.parametrize("value", EXTREMES)
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_an_encoder_has_the_specification_answer_to_one_strange_number(where: str, value: float) -> None:
-    draw = Draw(3, np.float32, False)
-    weights, x, d_out = encoder_weights(draw, 2, 6, 11), draw(2, 5, 6), draw(2, 5, 6)
-    (x if where == "forward" else d_out).flat[7] = value
+def test_towers_have_the_specification_answer_to_one_strange_number(where: str, value: float) -> None:
+    draw, cfg = Draw(3, np.float32, False), config("tiny")
+    images, tokens, d_out = draw(2, *cfg.image_size, 3), draw.rng.integers(0, 29, (2, 9)), draw(2, 10)
+    of_image, of_text = tower_weights(draw, cfg, "image"), tower_weights(draw, cfg, "text")
+    for x in (images, of_text["token"][tokens[0, 0]]) if where == "forward" else (d_out,):
+        x.flat[7] = value
     with np.errstate(all="ignore"):
-        found, wanted = (walk_encoder(namespace, None, 2)(x, weights, d_out) for namespace in (fast, ops))
-    assert_same_answer(found, wanted)
+        found, wanted = (walk_image_tower(namespace, cfg)(images, of_image, d_out) for namespace in (fast, ops))
+        assert_same_answer(found, wanted)
+        found, wanted = (walk_text_tower(namespace, cfg, tokens, None)(of_text, d_out) for namespace in (fast, ops))
+        assert_same_answer(found, wanted)
 
 
 @pytest.mark.parametrize("value", EXTREMES)

@@ -1,0 +1,233 @@
+"""The towers, where they are narrow: one kernel each way, as small models spend their time on calls, not on numbers.
+
+Wide ones go operation by operation, with the twins of operations and blocks.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from siglip_ref import params
+from siglip_ref.conventions import Conventions
+from siglip_ref.fast.attention import HEAD, root_of, seen_by_head
+from siglip_ref.fast.blas import gemm_address
+from siglip_ref.fast.fit import NOTHING, empty, gradient_of, rows_in_memory, same_precision
+from siglip_ref.fast.gelu import FORMS
+from siglip_ref.fast.packed import Layout, layout, pieces
+from siglip_ref.fast.patches import pixels_backward
+from siglip_ref.fast.pool import parts_for
+from siglip_ref.fast.tower_kernels import image_backward, image_forward, text_backward, text_forward
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.gelu import GeluForm
+from siglip_ref.ops.pooling import pool_forward
+from siglip_ref.sizes import Config, Tower
+from siglip_ref.towers import image as plain_image
+from siglip_ref.towers import text as plain_text
+
+# Narrow is where the hidden layers of at least FEWEST rows, and of a whole sequence, are NEAR numbers together.
+NEAR, FEWEST = 1 << 16, 128
+Gradients = dict[str, Array]
+
+
+class Settings(NamedTuple):
+    """What both ways of all blocks have in common."""
+
+    mask: Array
+    heads: int
+    root: Array
+    eps: float
+    form: int
+    nothing: Array
+
+
+class TowerCache(NamedTuple):
+    """What the backward needs."""
+
+    cfg: Config
+    inputs: Array  # images, or tokens
+    flat: Array
+    table: Array | None  # of the tokens
+    speaker: Array | None  # of each text
+    settings: Settings
+    kept: tuple[Any, ...]
+    few: int
+    work: int  # multiplications of the forward
+
+
+@cache
+def _by_operation() -> Any:
+    """All twins but those of whole towers."""
+    from siglip_ref import fast
+
+    return SimpleNamespace(**{name: getattr(fast, name) for name in fast.__all__ if "tower" not in name})
+
+
+@cache
+def _layout(cfg: Config, tower: str) -> Layout:
+    """Where each weight of a tower lies among all of them, but for the token table."""
+    shapes = {
+        name.removeprefix(tower): shape
+        for name, shape in params.shapes(cfg).items()
+        if name.startswith(tower) and name != "text/token"
+    }
+    return layout(shapes)
+
+
+@cache
+def _stream_names(depth: int) -> tuple[tuple[int, int, str], ...]:
+    return tuple(
+        (layer, half, f"block{layer:02d}/{name}")
+        for layer in range(depth)
+        for half, name in enumerate(("+attn", "+mlp"))
+    )
+
+
+def _at_a_time(sequences: int, tokens: int, mlp: int) -> int:
+    """How many sequences a thread takes at once; 0: the tower is wide."""
+    rows = NEAR // mlp
+    return min(sequences, rows // tokens) if rows >= max(FEWEST, tokens) else 0
+
+
+def _settings(seen: Array | None, stem: Array, tower: Tower, gelu: GeluForm, eps: float) -> Settings:
+    batch, tokens, _ = stem.shape
+    mask = seen_by_head(seen, batch, tower.heads, tokens, tokens)
+    return Settings(mask, tower.heads, root_of(stem, tower.heads), eps, FORMS[gelu], NOTHING[stem.dtype])
+
+
+def _encoder_kept(stem: Array, tower: Tower) -> tuple[Array, ...]:
+    """Room for what `encoder_kernels.encode` keeps."""
+    batch, tokens, width = stem.shape
+    rows, depth = batch * tokens, tower.depth
+    shapes = (
+        (depth, 2, rows, 2), (depth, 4, batch, tokens, width), (depth, batch * tower.heads, tokens, 2),
+        (depth, 2, rows, width), (depth, rows, tower.mlp), (rows, 2),
+    )  # fmt: skip
+    return tuple([empty(shape, stem) for shape in shapes])
+
+
+def _head_kept(stem: Array, tower: Tower) -> tuple[Array, ...]:
+    """Room for what `map_head.pool` keeps."""
+    batch, inside, one, read = len(stem), stem.shape, (len(stem), 1, tower.width), (len(stem), tower.width)
+    shapes = (one, inside, inside, (batch * tower.heads, 1, 2), one, read, (batch, 2), (batch, tower.mlp))
+    return tuple([empty(shape, stem) for shape in shapes])
+
+
+def _encoder_work(stem: Array, tower: Tower) -> int:
+    """Multiplications of its forward."""
+    products: int = 2 * stem.size * (tower.mlp + 2 * tower.width)
+    return tower.depth * (products + len(stem) * tower.heads * HEAD)
+
+
+def _by_half(stream: Array, batch: int) -> dict[str, Array]:
+    """The stream after each half of each block, (B, N, C), under the specification's names."""
+    depth, _, rows, width = stream.shape
+    halves = stream.reshape(depth, 2, batch, rows // batch, width)
+    return {name: halves[layer, half] for layer, half, name in _stream_names(depth)}
+
+
+def _lines(images: Array) -> Array:
+    return images.reshape(*images.shape[:2], -1)
+
+
+def image_tower_forward(
+    images: Array, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, ops: ModuleType
+) -> tuple[Array, Any, dict[str, Array]]:
+    """Twin of `siglip_ref.towers.image.image_tower_forward`."""
+    tower, batch, tokens = cfg.image, len(images), cfg.patches
+    few, laid = _at_a_time(batch, tokens, tower.mlp), _layout(cfg, "image/")
+    arrays = [weights[name] for name in laid.places] if few else []
+    fits = few and tower.width % tower.heads == 0 and images.shape[1:] == (*cfg.image_size, 3)
+    if not fits or not same_precision(images, *arrays) or [array.shape for array in arrays] != laid.shapes:
+        return plain_image.image_tower_forward(images, weights, cfg, conventions, _by_operation())
+    images, flat, inside = rows_in_memory(images), np.concatenate(arrays, axis=None), (batch, tokens, tower.width)
+    stem, out, pooled = empty(inside, flat), empty(inside, flat), empty((batch, tower.width), flat)
+    settings = _settings(None, stem, tower, conventions.image_gelu, conventions.image_norm_eps)
+    encoder = _encoder_kept(stem, tower)
+    kept = (stem, out, *encoder, *_head_kept(stem, tower))
+    work = _encoder_work(stem, tower) + stem.size * (3 * cfg.patch**2 + 2 * tower.width)
+    with parts_for(work) as most:
+        image_forward(
+            gemm_address(flat.dtype), _lines(images), cfg.patch, cfg.grid[1], flat, tuple(settings), kept, few,
+            min(most, batch), pooled,
+        )  # fmt: skip
+    activations = {"stem": stem} | _by_half(encoder[3], batch) | {"norm": out, "pool": pooled}
+    return pooled, TowerCache(cfg, images, flat, None, None, settings, kept, few, work), activations
+
+
+def image_tower_backward(
+    d_pooled: Array, cache: Any, ops: ModuleType, pixels: bool = True
+) -> tuple[Any, Gradients, Gradients]:
+    """Twin of `siglip_ref.towers.image.image_tower_backward`."""
+    if not isinstance(cache, TowerCache):
+        return plain_image.image_tower_backward(d_pooled, cache, _by_operation(), pixels)
+    cfg, images, flat, _, _, settings, kept, few, work = cache
+    stem, stream = kept[0], kept[5]
+    d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)
+    d_flat, d_tokens, d_stream, d_stem = (empty(x.shape, x) for x in (flat, stem, stream, stem))
+    with parts_for(2 * work) as most:
+        image_backward(
+            gemm_address(flat.dtype), np.ascontiguousarray(d_pooled), _lines(images), cfg.patch, cfg.grid[1], flat,
+            tuple(settings), kept, few, min(most, len(stem)), d_flat, d_tokens, d_stream, d_stem,
+        )  # fmt: skip
+    grads, d_images = pieces(d_flat, _layout(cfg, "image/")), None
+    if pixels:
+        kernel = flat[: grads["patch/kernel"].size].reshape(grads["patch/kernel"].shape)
+        d_images = pixels_backward(d_stem, images.shape, kernel, cfg.patch)
+    d_activations = {"stem": d_stem} | _by_half(d_stream, len(stem)) | {"norm": d_tokens, "pool": d_pooled}
+    return d_images, grads, d_activations
+
+
+def text_tower_forward(
+    tokens: Array,
+    weights: Mapping[str, Array],
+    cfg: Config,
+    conventions: Conventions,
+    ops: ModuleType,
+    mask: Array | None = None,
+) -> tuple[Array, Any, dict[str, Array]]:
+    """Twin of `siglip_ref.towers.text.text_tower_forward`."""
+    tower, (batch, length), table, pooling = cfg.text, tokens.shape, weights["token"], conventions.text_pooling
+    few, laid = _at_a_time(batch, length, tower.mlp), _layout(cfg, "text/")
+    arrays = [weights[name] for name in laid.places] if few and cfg.text_head else []
+    fits = arrays and tower.width % tower.heads == 0 and pooling != "mean" and length <= cfg.text_length
+    same = same_precision(table, *arrays) and table.shape[1:] == (tower.width,)
+    if not fits or not same or [array.shape for array in arrays] != laid.shapes:
+        return plain_text.text_tower_forward(tokens, weights, cfg, conventions, _by_operation(), mask)
+    flat, stem = np.concatenate(arrays, axis=None), np.ascontiguousarray(table[tokens])
+    out, taken, head = empty(stem.shape, flat), empty((batch, tower.width), flat), empty((batch, cfg.embed), flat)
+    seen = plain_text.seen_tokens(tokens, mask, conventions)
+    settings = _settings(seen, stem, tower, conventions.text_gelu, conventions.text_norm_eps)
+    encoder, (_, (_, chosen)) = _encoder_kept(stem, tower), pool_forward(stem, tokens, pooling)
+    kept = (stem, out, taken, *encoder)
+    work = _encoder_work(stem, tower) + taken.size * cfg.embed
+    with parts_for(work) as most:
+        text_forward(
+            gemm_address(flat.dtype), cfg.text_length, flat, chosen, tuple(settings), kept, few,
+            min(most, batch), head,
+        )  # fmt: skip
+    activations = {"stem": stem} | _by_half(encoder[3], batch) | {"norm": out, "pool": taken, "head": head}
+    return head, TowerCache(cfg, tokens, flat, table, chosen, settings, kept, few, work), activations
+
+
+def text_tower_backward(d_pooled: Array, cache: Any, ops: ModuleType) -> tuple[Gradients, Gradients]:
+    """Twin of `siglip_ref.towers.text.text_tower_backward`."""
+    if not isinstance(cache, TowerCache):
+        return plain_text.text_tower_backward(d_pooled, cache, _by_operation())
+    cfg, tokens, flat, table, chosen, settings, kept, few, work = cache
+    stem, taken, stream = kept[0], kept[2], kept[6]
+    d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)
+    likes = (flat, taken, stem, stream, stem)
+    d_flat, d_taken, d_out, d_stream, d_stem = (empty(like.shape, like) for like in likes)
+    d_table = np.zeros_like(table)
+    with parts_for(2 * work) as most:
+        text_backward(
+            gemm_address(flat.dtype), np.ascontiguousarray(d_pooled), rows_in_memory(tokens), cfg.text_length, flat,
+            chosen, tuple(settings), kept, few, min(most, len(stem)), d_flat, d_table, d_taken, d_out,
+            d_stream, d_stem,
+        )  # fmt: skip
+    d_activations = {"stem": d_stem} | _by_half(d_stream, len(stem))
+    d_activations |= {"norm": d_out, "pool": d_taken, "head": d_pooled}
+    return pieces(d_flat, _layout(cfg, "text/")) | {"token": d_table}, d_activations
