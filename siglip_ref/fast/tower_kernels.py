@@ -79,10 +79,19 @@ def _of_sequences(kept: Any, heads: int, begin: int, end: int) -> Any:
 
 
 @kernel()
-def _some_images(
+def some_images(
     routine: int, lines: Any, patch: int, columns: int, flat: Any, settings: Any, kept: Any, few: int, out: Any,
     begin: int, end: int,
 ) -> None:  # fmt: skip
+    """From images to one vector each, for those from number `begin` to `end`.
+
+    Parameters
+    ----------
+    lines : images, shape (B, height, width * 3), with `columns` patches in a line
+    settings : as `towers.Settings`
+    kept : stem and tokens (B, N, C), what `encode` keeps, what `map_head.pool` keeps
+    out : array, shape (B, C)
+    """
     mask, heads, root, eps, form, nothing = settings
     stem, tokens, inner, head = kept[0], kept[1], kept[2:8], kept[8:]
     (_, patches, width), mlp = stem.shape, inner[4].shape[2]
@@ -100,33 +109,22 @@ def _some_images(
 
 
 @kernel(parallel=True)
-def image_forward(
-    routine: int, lines: Any, patch: int, columns: int, flat: Any, settings: Any, kept: Any, few: int, threads: int,
-    out: Any,
+def all_images(
+    routine: int, lines: Any, patch: int, columns: int, flat: Any, settings: Any, kept: Any, few: int, out: Any,
+    threads: int,
 ) -> None:  # fmt: skip
-    """From images to one vector each.
-
-    Parameters
-    ----------
-    lines : images, shape (B, height, width * 3), with `columns` patches in a line
-    settings : as `towers.Settings`
-    kept : stem and tokens (B, N, C), what `encode` keeps, what `map_head.pool` keeps
-    threads : at most B
-    out : array, shape (B, C)
-    """
-    if threads == 1:
-        _some_images(routine, lines, patch, columns, flat, settings, kept, few, out, 0, len(out))
-    else:
-        for t in prange(threads):
-            begin, end = _of_thread(len(out), t, threads)
-            _some_images(routine, lines, patch, columns, flat, settings, kept, few, out, begin, end)
+    """`some_images` on several threads, at most as many as there are images."""
+    for t in prange(threads):
+        begin, end = _of_thread(len(out), t, threads)
+        some_images(routine, lines, patch, columns, flat, settings, kept, few, out, begin, end)
 
 
 @kernel()
-def _d_some_images(
+def d_some_images(
     routine: int, d_out: Any, lines: Any, patch: int, columns: int, flat: Any, settings: Any, kept: Any, few: int,
     d_flat: Any, d_tokens: Any, d_stream: Any, d_stem: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
+    """Gradients of `some_images`, with its arguments; d_flat is that of these images alone, the others are of all."""
     mask, heads, root, eps, form, _ = settings
     stem, tokens, inner, head = kept[0], kept[1], kept[2:8], kept[8:]
     (_, patches, width), mlp, images = stem.shape, inner[4].shape[2], end - begin
@@ -157,21 +155,17 @@ def _d_some_images(
 
 
 @kernel(parallel=True)
-def image_backward(
+def d_all_images(
     routine: int, d_out: Any, lines: Any, patch: int, columns: int, flat: Any, settings: Any, kept: Any, few: int,
-    threads: int, d_flat: Any, d_tokens: Any, d_stream: Any, d_stem: Any,
+    d_flat: Any, d_tokens: Any, d_stream: Any, d_stem: Any, threads: int,
 ) -> None:  # fmt: skip
-    """Gradients of `image_forward`, with its arguments."""
-    if threads == 1:
-        _d_some_images(routine, d_out, lines, patch, columns, flat, settings, kept, few, d_flat, d_tokens, d_stream,
-                       d_stem, 0, len(d_out))  # fmt: skip
-    else:
-        shares = np.empty((threads, d_flat.size), d_flat.dtype)
-        for t in prange(threads):
-            begin, end = _of_thread(len(d_out), t, threads)
-            _d_some_images(routine, d_out, lines, patch, columns, flat, settings, kept, few, shares[t], d_tokens,
-                           d_stream, d_stem, begin, end)  # fmt: skip
-        _collect(shares, d_flat)
+    """`d_some_images` on several threads, whose shares of d_flat are added up."""
+    shares = np.empty((threads, d_flat.size), d_flat.dtype)
+    for t in prange(threads):
+        begin, end = _of_thread(len(d_out), t, threads)
+        d_some_images(routine, d_out, lines, patch, columns, flat, settings, kept, few, shares[t], d_tokens, d_stream,
+                      d_stem, begin, end)  # fmt: skip
+    _collect(shares, d_flat)
 
 
 @kernel()
@@ -183,10 +177,20 @@ def _text_pieces(flat: Any, places: int, width: int, columns: int) -> Any:
 
 
 @kernel()
-def _some_texts(
+def some_texts(
     routine: int, places: int, flat: Any, speaker: Any, settings: Any, kept: Any, few: int, out: Any, begin: int,
     end: int,
 ) -> None:  # fmt: skip
+    """From looked-up tokens to one vector each, for texts from number `begin` to `end`.
+
+    Parameters
+    ----------
+    places : how many the position table has
+    speaker : array, shape (B,): the place of the token that speaks for its text
+    settings : as `towers.Settings`
+    kept : stem, which comes without positions, and states (B, N, C), the states taken (B, C), what `encode` keeps
+    out : array, shape (B, D)
+    """
     stem, states, taken, inner = kept[0], kept[1], kept[2], kept[3:]
     rows, width = stem.shape[0] * stem.shape[1], stem.shape[2]
     position, encoder, kernel, bias = _text_pieces(flat, places, width, out.shape[1])
@@ -198,33 +202,21 @@ def _some_texts(
 
 
 @kernel(parallel=True)
-def text_forward(
-    routine: int, places: int, flat: Any, speaker: Any, settings: Any, kept: Any, few: int, threads: int, out: Any
+def all_texts(
+    routine: int, places: int, flat: Any, speaker: Any, settings: Any, kept: Any, few: int, out: Any, threads: int
 ) -> None:
-    """From looked-up tokens to one vector each.
-
-    Parameters
-    ----------
-    places : how many the position table has
-    speaker : array, shape (B,): the place of the token that speaks for its text
-    settings : as `towers.Settings`
-    kept : stem, which comes without positions, and states (B, N, C), the states taken (B, C), what `encode` keeps
-    threads : at most B
-    out : array, shape (B, D)
-    """
-    if threads == 1:
-        _some_texts(routine, places, flat, speaker, settings, kept, few, out, 0, len(out))
-    else:
-        for t in prange(threads):
-            begin, end = _of_thread(len(out), t, threads)
-            _some_texts(routine, places, flat, speaker, settings, kept, few, out, begin, end)
+    """`some_texts` on several threads, at most as many as there are texts."""
+    for t in prange(threads):
+        begin, end = _of_thread(len(out), t, threads)
+        some_texts(routine, places, flat, speaker, settings, kept, few, out, begin, end)
 
 
 @kernel()
-def _d_some_texts(
+def d_some_texts(
     routine: int, d_out: Any, places: int, flat: Any, speaker: Any, settings: Any, kept: Any, few: int, d_flat: Any,
     d_taken: Any, d_states: Any, d_stream: Any, d_stem: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
+    """Gradients of `some_texts`, with its arguments; d_flat is that of these texts alone, the others are of all."""
     stem, taken, inner = kept[0], kept[2], kept[3:]
     rows, width, zero = stem.shape[0] * stem.shape[1], stem.shape[2], settings[2] - settings[2]
     _, encoder, kernel, _ = _text_pieces(flat, places, width, d_out.shape[1])
@@ -244,22 +236,14 @@ def _d_some_texts(
 
 
 @kernel(parallel=True)
-def text_backward(
-    routine: int, d_out: Any, tokens: Any, places: int, flat: Any, speaker: Any, settings: Any, kept: Any, few: int,
-    threads: int, d_flat: Any, d_table: Any, d_taken: Any, d_states: Any, d_stream: Any, d_stem: Any,
+def d_all_texts(
+    routine: int, d_out: Any, places: int, flat: Any, speaker: Any, settings: Any, kept: Any, few: int, d_flat: Any,
+    d_taken: Any, d_states: Any, d_stream: Any, d_stem: Any, threads: int,
 ) -> None:  # fmt: skip
-    """Gradients of `text_forward`, with its arguments; tokens (B, N); d_table (V, C) is added to."""
-    if threads == 1:
-        _d_some_texts(routine, d_out, places, flat, speaker, settings, kept, few, d_flat, d_taken, d_states, d_stream,
-                      d_stem, 0, len(d_out))  # fmt: skip
-    else:
-        shares = np.empty((threads, d_flat.size), d_flat.dtype)
-        for t in prange(threads):
-            begin, end = _of_thread(len(d_out), t, threads)
-            _d_some_texts(routine, d_out, places, flat, speaker, settings, kept, few, shares[t], d_taken, d_states,
-                          d_stream, d_stem, begin, end)  # fmt: skip
-        _collect(shares, d_flat)
-    for b in range(len(tokens)):
-        for n in range(tokens.shape[1]):
-            for j in range(d_table.shape[1]):
-                d_table[tokens[b, n], j] += d_stem[b, n, j]
+    """`d_some_texts` on several threads, whose shares of d_flat are added up."""
+    shares = np.empty((threads, d_flat.size), d_flat.dtype)
+    for t in prange(threads):
+        begin, end = _of_thread(len(d_out), t, threads)
+        d_some_texts(routine, d_out, places, flat, speaker, settings, kept, few, shares[t], d_taken, d_states, d_stream,
+                     d_stem, begin, end)  # fmt: skip
+    _collect(shares, d_flat)

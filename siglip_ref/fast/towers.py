@@ -14,12 +14,22 @@ from siglip_ref import params
 from siglip_ref.conventions import Conventions
 from siglip_ref.fast.attention import HEAD, root_of, seen_by_head
 from siglip_ref.fast.blas import gemm_address
+from siglip_ref.fast.embedding import token_embed_backward
 from siglip_ref.fast.fit import NOTHING, empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.packed import Layout, layout, pieces
 from siglip_ref.fast.patches import pixels_backward
 from siglip_ref.fast.pool import parts_for
-from siglip_ref.fast.tower_kernels import image_backward, image_forward, text_backward, text_forward
+from siglip_ref.fast.tower_kernels import (
+    all_images,
+    all_texts,
+    d_all_images,
+    d_all_texts,
+    d_some_images,
+    d_some_texts,
+    some_images,
+    some_texts,
+)
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.pooling import pool_forward
@@ -128,6 +138,16 @@ def _by_half(stream: Array, batch: int) -> dict[str, Array]:
     return {name: halves[layer, half] for layer, half, name in _stream_names(depth)}
 
 
+def _run(alone: Any, together: Any, work: int, sequences: int, *arguments: Any) -> None:
+    """One kernel where a second thread would bring nothing, another where it does."""
+    with parts_for(work) as most:
+        threads = min(most, sequences)
+        if threads == 1:
+            alone(*arguments, 0, sequences)
+        else:
+            together(*arguments, threads)
+
+
 def _lines(images: Array) -> Array:
     return images.reshape(*images.shape[:2], -1)
 
@@ -148,11 +168,10 @@ def image_tower_forward(
     encoder = _encoder_kept(stem, tower)
     kept = (stem, out, *encoder, *_head_kept(stem, tower))
     work = _encoder_work(stem, tower) + stem.size * (3 * cfg.patch**2 + 2 * tower.width)
-    with parts_for(work) as most:
-        image_forward(
-            gemm_address(flat.dtype), _lines(images), cfg.patch, cfg.grid[1], flat, tuple(settings), kept, few,
-            min(most, batch), pooled,
-        )  # fmt: skip
+    _run(
+        some_images, all_images, work, batch, gemm_address(flat.dtype), _lines(images), cfg.patch, cfg.grid[1], flat,
+        tuple(settings), kept, few, pooled,
+    )  # fmt: skip
     activations = {"stem": stem} | _by_half(encoder[3], batch) | {"norm": out, "pool": pooled}
     return pooled, TowerCache(cfg, images, flat, None, None, settings, kept, few, work), activations
 
@@ -167,11 +186,10 @@ def image_tower_backward(
     stem, stream = kept[0], kept[5]
     d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)
     d_flat, d_tokens, d_stream, d_stem = (empty(x.shape, x) for x in (flat, stem, stream, stem))
-    with parts_for(2 * work) as most:
-        image_backward(
-            gemm_address(flat.dtype), np.ascontiguousarray(d_pooled), _lines(images), cfg.patch, cfg.grid[1], flat,
-            tuple(settings), kept, few, min(most, len(stem)), d_flat, d_tokens, d_stream, d_stem,
-        )  # fmt: skip
+    _run(
+        d_some_images, d_all_images, 2 * work, len(stem), gemm_address(flat.dtype), rows_in_memory(d_pooled),
+        _lines(images), cfg.patch, cfg.grid[1], flat, tuple(settings), kept, few, d_flat, d_tokens, d_stream, d_stem,
+    )  # fmt: skip
     grads, d_images = pieces(d_flat, _layout(cfg, "image/")), None
     if pixels:
         kernel = flat[: grads["patch/kernel"].size].reshape(grads["patch/kernel"].shape)
@@ -203,11 +221,10 @@ def text_tower_forward(
     encoder, (_, (_, chosen)) = _encoder_kept(stem, tower), pool_forward(stem, tokens, pooling)
     kept = (stem, out, taken, *encoder)
     work = _encoder_work(stem, tower) + taken.size * cfg.embed
-    with parts_for(work) as most:
-        text_forward(
-            gemm_address(flat.dtype), cfg.text_length, flat, chosen, tuple(settings), kept, few,
-            min(most, batch), head,
-        )  # fmt: skip
+    _run(
+        some_texts, all_texts, work, batch, gemm_address(flat.dtype), cfg.text_length, flat, chosen, tuple(settings),
+        kept, few, head,
+    )  # fmt: skip
     activations = {"stem": stem} | _by_half(encoder[3], batch) | {"norm": out, "pool": taken, "head": head}
     return head, TowerCache(cfg, tokens, flat, table, chosen, settings, kept, few, work), activations
 
@@ -221,13 +238,11 @@ def text_tower_backward(d_pooled: Array, cache: Any, ops: ModuleType) -> tuple[G
     d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)
     likes = (flat, taken, stem, stream, stem)
     d_flat, d_taken, d_out, d_stream, d_stem = (empty(like.shape, like) for like in likes)
-    d_table = np.zeros_like(table)
-    with parts_for(2 * work) as most:
-        text_backward(
-            gemm_address(flat.dtype), np.ascontiguousarray(d_pooled), rows_in_memory(tokens), cfg.text_length, flat,
-            chosen, tuple(settings), kept, few, min(most, len(stem)), d_flat, d_table, d_taken, d_out,
-            d_stream, d_stem,
-        )  # fmt: skip
+    _run(
+        d_some_texts, d_all_texts, 2 * work, len(stem), gemm_address(flat.dtype), rows_in_memory(d_pooled),
+        cfg.text_length, flat, chosen, tuple(settings), kept, few, d_flat, d_taken, d_out, d_stream, d_stem,
+    )  # fmt: skip
+    d_table = token_embed_backward(d_stem, (tokens, table))
     d_activations = {"stem": d_stem} | _by_half(d_stream, len(stem))
     d_activations |= {"norm": d_out, "pool": d_taken, "head": d_pooled}
     return pieces(d_flat, _layout(cfg, "text/")) | {"token": d_table}, d_activations
