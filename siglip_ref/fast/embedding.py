@@ -66,7 +66,8 @@ def position_forward(x: Array, table: Array) -> tuple[Array, None]:
 
 
 @kernel()
-def _sum_images(d_out: Any, d_table: Any) -> None:
+def sum_images(d_out: Any, d_table: Any) -> None:
+    """d_table[n] += sum of d_out[b, n] over b; places that no token took stay as they are."""
     for b in range(len(d_out)):
         for n in range(d_out.shape[1]):
             for j in range(d_out.shape[2]):
@@ -78,5 +79,5 @@ def position_backward(d_out: Array, table: Array) -> tuple[Array, Array]:
     if not same_precision(d_out, table) or not _has_places(table, d_out):
         return specification.position_backward(d_out, table)
     d_table = np.zeros_like(table)
-    _sum_images(np.ascontiguousarray(d_out), d_table)
+    sum_images(np.ascontiguousarray(d_out), d_table)
     return d_out, d_table

@@ -10,6 +10,7 @@ import numpy as np
 from numba import prange
 
 from siglip_ref.fast.compile import kernel
+from siglip_ref.fast.embedding import sum_images
 from siglip_ref.fast.encoder_kernels import block, block_size, d_encode, encode, linear
 from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
 from siglip_ref.fast.map_head import d_pool, pool
@@ -23,16 +24,6 @@ def _add_position(stem: Any, table: Any, begin: int, end: int) -> None:
         for n in range(stem.shape[1]):
             for j in range(stem.shape[2]):
                 stem[b, n, j] += table[n, j]
-
-
-@kernel()
-def _d_position(d_stem: Any, d_table: Any, begin: int, end: int) -> None:
-    """Places that no token took get zero."""
-    d_table[:] = 0
-    for b in range(begin, end):
-        for n in range(d_stem.shape[1]):
-            for j in range(d_stem.shape[2]):
-                d_table[n, j] += d_stem[b, n, j]
 
 
 @kernel()
@@ -149,7 +140,8 @@ def d_some_images(
     d_encode(routine, flat_d_tokens, flat_stem, encoder, settings, inner, few, d_encoder, d_stream, flat_d_stem, begin,
              end)  # fmt: skip
     # stem = patches @ kernel + bias + position
-    _d_position(d_stem, d_position, begin, end)
+    d_position[:] = 0
+    sum_images(d_stem[begin:end], d_position)
     cut = np.empty((patches_at_once(bottom - top, width), len(d_kernel)), flat.dtype)
     d_embed_some(routine, flat_d_stem, lines, patch, columns, cut, d_kernel, d_bias, top, bottom)
 
@@ -232,7 +224,8 @@ def d_some_texts(
     d_encode(routine, d_states.reshape(rows, width), stem.reshape(rows, width), encoder, settings, inner, few,
              d_encoder, d_stream, d_stem.reshape(rows, width), begin, end)  # fmt: skip
     # stem = table[tokens] + position
-    _d_position(d_stem, d_position, begin, end)
+    d_position[:] = 0
+    sum_images(d_stem[begin:end], d_position)
 
 
 @kernel(parallel=True)
