@@ -22,7 +22,10 @@ from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.errors import UsageError
 
 UNSTABLE = {"log-of-sigmoid", "log-one-plus-exp"}  # of which a hint knows one, and the reference both
-_REFUSED = (99, True, np.inf)  # worse than any fit
+_REFUSED = (True, True, 99, True, True, np.inf)  # worse than any fit
+# Between the scales of about 2 and 10 that a loss is given where the convention is looked for, a loss that takes the
+# scale itself changes a few times; one that exponentiates what it is given, thousands of times, up or down.
+_EXPONENTIAL = 50.0
 
 Loss = Callable[..., Any]
 Progress = Callable[[str], None]
@@ -74,14 +77,19 @@ def run_check(run: Run, declared: Sequence[Convention]) -> Report:
 
 
 def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -> Convention:
-    """The convention under which fn is right, or least wrong, at the first probe that it accepts."""
+    """The convention under which fn is right at the first probe that it accepts; where it is wrong under each, the one
+    that its own behaviour speaks for, or the first. None is chosen for being less wrong: two mistakes may leave fewer
+    tensors wrong, or a nearer loss, under another one."""
     for probe in probes:
         outcomes = {c.scale: run.call(probe, c, "plain", "finding the convention") for c in candidates}
+        exponentiates = _exponentiates(outcomes.get("log"), outcomes.get("linear"))
         scores = []
         for convention in candidates:
             outcome = outcomes[convention.scale]
             if outcome is not None:
-                scores.append(_misfit(outcome, truth(probe, convention, run.setting), convention, probe))
+                against = exponentiates is not None and exponentiates != (convention.scale == "log")
+                wrong, radial, gap = _misfit(outcome, truth(probe, convention, run.setting), convention, probe)
+                scores.append((wrong > 0, against, wrong, radial, convention.scale == "linear", gap))
             else:
                 scores.append(_REFUSED)
         if min(scores) < _REFUSED:
@@ -94,6 +102,23 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
         repair="give the shapes it needs, dims=dict(batch=16, dim=32); another dtype=; or wrap it: "
         "lambda image, text, log_scale, bias: fn(...)",
     ) from run.first_refusal
+
+
+def _exponentiates(log: Outcome | None, linear: Outcome | None) -> bool | None:
+    """Whether the scale goes through an exponential, seen from what changes when fn is given a logarithm and then the
+    scale itself; None where nothing does, or fn was not called with both."""
+    if log is None or linear is None:
+        return None
+    pairs = [(log.loss, linear.loss)]
+    for name, one in log.gradients.items():
+        other = linear.gradients[name]
+        if one is not None and other is not None and np.any(one):
+            pairs.append((np.abs(one).max(), np.abs(other).max()))
+    with np.errstate(all="ignore"):
+        changes = np.array([np.abs(np.log(np.abs(other / one))) for one, other in pairs])
+    if not changes.any():
+        return None
+    return not (changes <= np.log(_EXPONENTIAL)).all()  # NaN and infinity come of exponentials
 
 
 def _misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe) -> tuple[int, bool, float]:

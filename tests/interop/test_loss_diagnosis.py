@@ -50,6 +50,34 @@ def test_rows_that_are_left_as_they_are_follow_another_convention():
     assert report.verdict == "OTHER CONVENTION"
 
 
+def mean_without_bias(x, y, factor):
+    """Divided by the temperature or times the scale, no bias, mean over all pairs."""
+    return functional.binary_cross_entropy_with_logits(factor * x @ y.T, torch.eye(len(x)).to(x))
+
+
+def unit(x):
+    return functional.normalize(x, dim=-1)
+
+
+THREE = {"temperature-inverted", "logit-bias-dropped", "sum-vs-mean-vs-b2"}
+OF_BOTH_SCALES = {
+    "log, divided": (lambda x, y, t, b: mean_without_bias(x, y, 1 / t.exp()), "log", "unit", THREE),
+    "log, divided, raw": (lambda x, y, t, b: mean_without_bias(unit(x), unit(y), 1 / t.exp()), "log", "raw", THREE),
+    "linear, divided": (lambda x, y, t, b: mean_without_bias(x, y, 1 / t), "linear", "unit", THREE),
+    "linear, divided, raw": (lambda x, y, t, b: mean_without_bias(unit(x), unit(y), 1 / t), "linear", "raw", THREE),
+    "linear": (lambda x, y, t, b: mean_without_bias(x, y, t), "linear", "unit", THREE - {"temperature-inverted"}),
+    "constant": (lambda x, y, t, b: block(x, y, 1 / 0.07, b), "log", "unit", {"logit-scale-init"}),
+}
+
+
+@pytest.mark.parametrize("name", OF_BOTH_SCALES)
+def test_a_convention_is_not_chosen_for_being_less_wrong(name):
+    fn, scale, rows, wanted = OF_BOTH_SCALES[name]
+    report = sr.check_loss(fn, "torch")
+    assert {f'scale="{scale}"', f'embeddings="{rows}"'} <= set(report.conventions), report
+    assert {finding.id for finding in report.findings} == wanted, report
+
+
 def test_what_has_no_name_is_described():
     report = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp(), b) / math.log(2), "torch", scale="log")
     assert [finding.id for finding in report.findings] == ["unknown"]
