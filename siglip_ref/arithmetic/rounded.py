@@ -48,6 +48,8 @@ FORMATS = {
     "float16": Format("float16", 11, -14, 65504.0),
 }
 ACCUMULATOR = FORMATS["float32"]
+_EXPONENT = np.int64(0x7FF0000000000000)  # the bits of a float64 that hold its exponent
+_HUGE = 2.0**1000  # far beyond every format, and finite
 ELEMENTARY = {"exp", "log", "log1p", "tanh", "erf"}
 STEP_BY_STEP = 4096  # multiplications of a product that is emulated term by term; larger ones are left to BLAS
 
@@ -136,12 +138,13 @@ def round_to(x: Array, form: Format, random: np.random.Generator | None = None) 
     with np.errstate(all="ignore"):
         if random is None and form is ACCUMULATOR:
             return x.astype(np.float32).astype(np.float64)
-        _, exponent = np.frexp(x)
-        step = np.ldexp(1.0, np.maximum(exponent, form.lowest + 1) - form.bits)
+        below = (x.view(np.int64) & _EXPONENT).view(np.float64)  # the power of two below |x|; infinity for what is none
+        step = np.minimum(np.maximum(below, 2.0**form.lowest), _HUGE) * 2.0 ** (1 - form.bits)
         steps = x / step
         steps = np.rint(steps) if random is None else np.floor(steps + random.random(x.shape))
         out = steps * step
-        return np.where(np.abs(out) > form.largest, np.copysign(np.inf, out), out)
+        beyond = np.abs(out) > form.largest
+        return np.where(beyond, np.copysign(np.inf, out), out) if beyond.any() else np.asarray(out)
 
 
 def _product(x: Array, y: Array, rounding: Rounding) -> Rounded:
