@@ -11,6 +11,7 @@ from scipy.stats import chi2
 
 from siglip_ref.check.compare import Row
 from siglip_ref.check.noise import TIMES
+from siglip_ref.check.verdict import verdict_of
 from siglip_ref.vectors.power import measured
 
 PACKAGE = Path(__file__).parents[1] / "siglip_ref"
@@ -42,6 +43,11 @@ class Trial:
     def judged(self) -> bool:
         """Whether anything could be judged: else it is no run."""
         return any(row.verdict not in ("out of range", "not checked") for row in self.rows)
+
+
+def verdict_on(rows: Sequence[Row]) -> str:
+    """Of one draw: of what could be judged there. A check has many probes, and must judge every tensor at one."""
+    return verdict_of(row for row in rows if row.verdict not in ("out of range", "not checked"))
 
 
 @dataclass

@@ -8,14 +8,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from false_alarms_count import Trial
+from false_alarms_count import Trial, verdict_on
 from false_alarms_seeds import HELD_OUT, drawn_probe, loss_order
 
 from siglip_ref.check.compare import Row
 from siglip_ref.check.dump import judge as judge_dump
 from siglip_ref.check.frameworks import Framework, Inputs, Setting, load_framework
 from siglip_ref.check.loss import check_loss
-from siglip_ref.check.report import verdict_of
 from siglip_ref.check.truth import Convention, Truth, truth
 from siglip_ref.check.truth import judge as judge_probe
 from siglip_ref.loss import sigmoid_loss
@@ -190,7 +189,7 @@ def _drawn_run(form: Form, framework: Framework, setting: Setting, drawn: int, r
     scale = probe.scale if form.convention.scale == "linear" else probe.log_scale
     given = order.inputs(Inputs(probe.image_embed, probe.text_embed, scale, probe.bias))
     rows = judge_probe(order.outcome(framework.call(form.fn, given, setting, "plain")), right, probe.label)
-    return rows, verdict_of(rows)
+    return rows, verdict_on(rows)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from false_alarms_count import Trial
+from false_alarms_count import Trial, verdict_on
 from false_alarms_seeds import HELD_OUT, model_order
 
 from siglip_ref.check.adapters import Adapter, Dtype, Run
@@ -21,7 +21,6 @@ from siglip_ref.check.model import _coarsest
 from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import reference
-from siglip_ref.check.report import verdict_of
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import subtree
 from siglip_ref.sizes import Config
@@ -197,7 +196,7 @@ def _golden(adapter: Adapter, vector: Vector, dtype: Dtype, seed: int) -> Any:
 def _probe(adapter: Adapter, drawn: int, pairs: int, dtype: Dtype, coarsest: Dtype, seed: int) -> Any:
     probe, judge = _judge(adapter.config, drawn, pairs, dtype, coarsest)
     rows = judged_rows(_ordered(adapter, adapter.config, probe, dtype, seed), judge)
-    return rows, verdict_of(rows)
+    return rows, verdict_on(rows)
 
 
 def _ordered(adapter: Adapter, cfg: Config, probe: Probe, dtype: Dtype, seed: int) -> Run:

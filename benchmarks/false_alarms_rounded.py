@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from false_alarms_count import Trial
+from false_alarms_count import Trial, verdict_on
 from false_alarms_losses import PLAIN, _truth
 from false_alarms_seeds import HELD_OUT, loss_order
 
@@ -16,7 +16,6 @@ from siglip_ref.check.dump import judge as judge_dump
 from siglip_ref.check.frameworks import Inputs, Outcome, Setting
 from siglip_ref.check.mistakes import reference
 from siglip_ref.check.noise import LIBRARY, REGIMES
-from siglip_ref.check.report import verdict_of
 from siglip_ref.check.truth import judge as judge_probe
 from siglip_ref.loss import sigmoid_loss
 from siglip_ref.ops.elementary import Array
@@ -112,4 +111,4 @@ def _drawn(drawn: int, setting: Rounds, seed: int, chance: bool) -> Any:
         zip(("image_embed", "text_embed", "log_scale", "bias"), gradients, strict=True)
     )
     rows = judge_probe(order.outcome(Outcome(loss, named)), right, probe.label)
-    return rows, verdict_of(rows)
+    return rows, verdict_on(rows)

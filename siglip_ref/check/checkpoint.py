@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.compare import Row, compare, not_checked
-from siglip_ref.check.report import Report, verdict_of
+from siglip_ref.check.report import Report
+from siglip_ref.check.verdict import did_not_finish, judgement
 from siglip_ref.errors import UsageError
 from siglip_ref.loading import load
 from siglip_ref.params import count
@@ -57,7 +58,12 @@ def check_checkpoint(
         compare("numbers not finite", _number(lost), _number(0), 0.0, kind="value"),
         _logits(model, photos),
     ]
-    report = Report(f"checkpoint {path}", verdict_of(rows), rows, notes=[*model.notes])
+    unread = rows[-1].note if photos and rows[-1].verdict == "not checked" else ""
+    cut = did_not_finish(
+        f"logits: {unread}", "leave the photographs out, or give those of a size on record", ["logits"]
+    )
+    found_so = judgement(rows, unfinished=cut if unread else None)
+    report = Report(f"checkpoint {path}", found_so.verdict, rows, notes=[*model.notes], unjudged=found_so.unjudged)
     report.not_checked += [f"logits: {row.note}" for row in rows if row.verdict == "not checked"]
     report.conventions = {"preprocessing": model.preprocess.name, "computed with": model.computes_with}
     return report

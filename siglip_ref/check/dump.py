@@ -9,7 +9,8 @@ from siglip_ref.check.compare import Kind, compare, not_checked, out_of_range
 from siglip_ref.check.diagnose import Seen, explain, share_explained
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.check.noise import TIMES
-from siglip_ref.check.report import Case, Finding, Report, Sight, verdict_of
+from siglip_ref.check.report import Case, Finding, Report, Sight
+from siglip_ref.check.verdict import Judgement, judgement
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.files import read_npz, read_safetensors
@@ -82,11 +83,14 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
             allowed = np.asarray(TIMES * level * vector.unit(name))
             if got[name].shape == expected.shape:
                 seen.append(Seen(vector.id, name, got[name], expected, allowed))
+    # with partial, what is not in the file was not asked for
+    judged = judgement(rows, asked=lambda row: not partial or row.verdict != "not checked")
+    judged = Judgement("FAIL") if missing and not partial else judged
     blind, concerned = measured().blind(dtype, {vector.id})
     notes = [f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}"] if missing else []
     return Report(
         title=f"{title}, {dtype}",
-        verdict="FAIL" if missing and not partial else verdict_of(rows),
+        verdict=judged.verdict,
         rows=rows,
         findings=_findings(vector, seen, dtype) if any(row.verdict == "FAIL" for row in rows) else [],
         conventions={name: str(value) for name, value in vector.conventions.items()},
@@ -94,6 +98,7 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
         blind=[f"{name}: {CATALOGUE[name].text}" for name in blind],
         notes=notes,
         details=rows,
+        unjudged=judged.unjudged,
         case=Case(dict(got), PROGRAM.format(vector=vector.id, dtype=dtype)),
         sight=Sight(concerned - len(blind), concerned, tuple(blind), dtype, (f"everything but {vector.id}",)),
     )

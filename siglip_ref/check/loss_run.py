@@ -16,9 +16,10 @@ from siglip_ref.check.mistakes import Mistake
 from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, suspects
 from siglip_ref.check.probes import POINTS, RAW_POINTS, Dims, Probe, loss_probes
-from siglip_ref.check.report import Finding, Report, verdict_of, worst_rows
+from siglip_ref.check.report import Finding, Report, worst_rows
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
+from siglip_ref.check.verdict import judgement
 from siglip_ref.errors import UsageError
 
 UNSTABLE = {"log-of-sigmoid", "log-one-plus-exp"}  # of which a hint knows one, and the reference both
@@ -150,10 +151,11 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     notes: list[str] = []
     findings = _contract(run, convention, details, notes)
     findings += _explained(run, convention, hints(details, run.setting))
+    judged = judgement(details)
     seen = loss_sight(run.outcomes, details, convention, run.setting)
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
-        verdict=verdict_of(details),
+        verdict=judged.verdict,
         rows=worst_rows(details),
         findings=findings,
         conventions=conventions_in_words(convention, declared),
@@ -161,6 +163,7 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
         blind=in_the_catalogue(seen) + blind_spots(details, run.setting),
         details=details,
         sight=seen,
+        unjudged=judged.unjudged,
     )
     report.case = case_of(report, run.fn, run.framework.name, run.setting, convention, run.outcomes)
     report.notes = notes + next_steps(report, len(run.outcomes), convention)

@@ -30,8 +30,9 @@ from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
 from siglip_ref.check.model_sight import model_sight
-from siglip_ref.check.report import Case, Report, verdict_of
+from siglip_ref.check.report import Case, Report
 from siglip_ref.check.sight import in_the_catalogue
+from siglip_ref.check.verdict import judgement
 from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
 
@@ -86,7 +87,8 @@ def check_model(
     rows = judged_rows(run, judge)
     say("other conventions")
     others = list(other_conventions(run, judge, probe, cfg, chosen))
-    verdict, findings = verdict_of(rows), hints(adapter) + not_finite(probe.params, run)
+    judged = judgement(rows)
+    verdict, findings = judged.verdict, hints(adapter) + not_finite(probe.params, run)
     if verdict == "FAIL":
         say("what explains it")
         with other_random_numbers():
@@ -94,7 +96,7 @@ def check_model(
         if not found:
             verdict, found = explain(run, judge, rows, others, probe, cfg, chosen)
         findings += found
-    elif conventions is None and (strange := unusual(chosen)):
+    elif verdict == "PASS" and conventions is None and (strange := unusual(chosen)):
         verdict = "OTHER CONVENTION"
         findings.append(declare(chosen, strange, "the model's configuration says so, and it computes what it says"))
     say("what this check would have seen")
@@ -111,6 +113,7 @@ def check_model(
         details=rows,
         case=_case(run, judge, rows, probe, adapter.name, kind, weights, batch),
         sight=seen,
+        unjudged=judged.unjudged,
     )
 
 

@@ -14,7 +14,8 @@ from siglip_ref.check.model_judge import Judge, judged_rows
 from siglip_ref.check.model_mistakes import Found, find_mistakes
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import reference
-from siglip_ref.check.report import Finding, Verdict, verdict_of
+from siglip_ref.check.report import Finding
+from siglip_ref.check.verdict import Verdict, verdict_of
 from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree

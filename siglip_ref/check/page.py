@@ -14,7 +14,8 @@ from siglip_ref.ops.elementary import Array
 if TYPE_CHECKING:
     from siglip_ref.check.report import Finding, Report
 
-_CLASSES = {"pass": "good", "zero by structure": "good", "FAIL": "bad", "PASS": "good", "OTHER CONVENTION": "other"}
+_CLASSES = {"pass": "good", "zero by structure": "good", "FAIL": "bad", "PASS": "good"}
+_CLASSES |= {"OTHER CONVENTION": "other", "NOT JUDGED": "other"}
 _BAR = (-3, 6)  # powers of ten of what is allowed, from the left end of a bar to the right
 _MOST_CELLS = (48, 96)  # rows and columns of the heat map
 _LEVELS = ((1, "right"), (10, "up to 10 times what is allowed"), (1e3, "up to 1000 times"), (math.inf, "more"))
@@ -67,8 +68,10 @@ def to_html(report: "Report") -> str:
     first = report.first_divergent
     begins = f"<p>begins at <b>{escape(name_of(first))}</b></p>" if first else ""
     worth = f"<p>{escape(str(report.sight))}</p>" if report.passed and report.sight else ""
+    missing = report.unjudged
+    why = f"<p>{escape(missing.evidence)}</p><p><b>repair:</b> {escape(missing.repair)}</p>" if missing else ""
     parts = [
-        f"<header>{verdict}<h1>{escape(report.title)}</h1>{begins}{worth}</header>",
+        f"<header>{verdict}<h1>{escape(report.title)}</h1>{begins}{why}{worth}</header>",
         *(_finding(finding) for finding in report.findings),
         _heat_map(report),
         _section("every tensor", _table(report) if report.rows else ""),

@@ -17,8 +17,9 @@ from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, odd_one, suspects
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.ranks import WAITING, RankFailure, RankOutcome, Split
-from siglip_ref.check.report import Case, Finding, Hop, Report, verdict_of, worst_rows
+from siglip_ref.check.report import Case, Finding, Hop, Report, worst_rows
 from siglip_ref.check.truth import Convention, Truth, judge, truth
+from siglip_ref.check.verdict import judgement
 from siglip_ref.ops.elementary import Array
 
 Reduce = Literal["mean", "sum", "none"]
@@ -77,15 +78,16 @@ def judge_ranks(
     # the declared way, unless only another one explains everything
     right = next((entry for entry in chain(first, tried) if _wrong(entry[0]) == 0), None)
     details, convention, used = right or min(first, key=lambda entry: (_wrong(entry[0]), _gap(entry[0])))
-    calls = observed[convention.scale]
+    calls, judged = observed[convention.scale], judgement(details)
     report = Report(
         title=f"{describe(fn)} ({name}, {setting.words}, {_worlds(observed)})",
-        verdict=verdict_of(details),
+        verdict=judged.verdict,
         rows=worst_rows(details),
         conventions=conventions_in_words(convention, candidates)
         | {f'reduce="{used[0]}"': _REDUCE[used[0]], f'value="{used[1]}"': _VALUE[used[1]]},
         details=details,
         hops=_hops(calls, convention, setting),
+        unjudged=judged.unjudged,
     )
     if report.passed and used != ways[0]:
         report.verdict = "OTHER CONVENTION"
@@ -93,7 +95,7 @@ def judge_ranks(
         evidence = f"declared was {said}, but everything is right under {fits}"
         repair = f"if that is meant, declare it: check_distributed_loss(fn, {fits})"
         report.findings.append(Finding("convention", "", "", evidence, repair))
-    if not report.passed:
+    if not report.passed and report.unjudged is None:
         report.findings += _diagnosis(calls, truths[convention], convention, setting, used)
         report.case = _case(report, calls, truths[convention], used)
     report.notes.append(

@@ -16,7 +16,7 @@ from siglip_ref.check.compare import Row
 if TYPE_CHECKING:
     from siglip_ref.check.report import Finding, Report
 
-_COLOURS = {"PASS": "bold green", "OTHER CONVENTION": "bold yellow", "FAIL": "bold red"}
+_COLOURS = {"PASS": "bold green", "OTHER CONVENTION": "bold yellow", "NOT JUDGED": "bold yellow", "FAIL": "bold red"}
 _ROW_COLOURS = {"pass": "green", "FAIL": "bold red", "zero by structure": "green"}
 _SHORT = {"zero by structure": "zero", "out of range": "range", "not checked": "-"}
 _TITLES = {"unknown": "what it looks like", "convention": "another convention"}
@@ -28,6 +28,8 @@ def renderable(report: "Report") -> RenderableType:
     parts: list[RenderableType] = [_headline(report)]
     if report.passed and report.sight:
         parts.append(Text(f"PASS: {report.sight}"))
+    if report.unjudged:
+        parts += [Text(f"NOT JUDGED: {report.unjudged.evidence}"), Text(f"repair: {report.unjudged.repair}")]
     if report.rows:
         parts += ["", _table(report.rows)]
     if report.closest:

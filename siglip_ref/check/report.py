@@ -5,15 +5,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from siglip_ref.check.compare import Row
+from siglip_ref.check.verdict import Unjudged, Verdict
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
-Verdict = Literal["PASS", "OTHER CONVENTION", "FAIL"]
 FORMAT = "siglip-ref report 1"
 _NAMED = 6  # mistakes in the line that says what was not seen; the list has them all
 _JUDGED = ("pass", "zero by structure", "FAIL")
@@ -80,6 +80,7 @@ class Report:
     conventions : what the implementation was judged by; blind : mistakes this run could not have seen
     hops : what the ranks of a ring told hop by hop
     sight : how much of the catalogue it would have seen
+    unjudged : why the verdict is NOT JUDGED; None for every other verdict
     """
 
     title: str
@@ -94,6 +95,7 @@ class Report:
     case: Case | None = None
     hops: list[Hop] = field(default_factory=list)
     sight: Sight | None = None
+    unjudged: Unjudged | None = None
 
     @property
     def passed(self) -> bool:
@@ -194,12 +196,6 @@ def worst_rows(details: Iterable[Row]) -> list[Row]:
     return list(chosen.values())
 
 
-def verdict_of(rows: Iterable[Row]) -> Verdict:
-    """PASS if something was judged and nothing judged was wrong."""
-    judged = [row for row in rows if row.verdict not in ("out of range", "not checked")]
-    return "PASS" if judged and all(row.right for row in judged) else "FAIL"
-
-
 def _severity(row: Row) -> tuple[int, float]:
     rank = {"not checked": 0, "out of range": 1, "zero by structure": 2, "pass": 2, "FAIL": 3}[row.verdict]
     return rank, row.excess if rank >= 2 else 0.0
@@ -208,8 +204,8 @@ def _severity(row: Row) -> tuple[int, float]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Report):
         names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
-        return {name: _plain(getattr(value, name)) for name in (*names, "sight", "hops")}
-    if isinstance(value, Row | Finding | Sight | Hop):
+        return {name: _plain(getattr(value, name)) for name in (*names, "unjudged", "sight", "hops")}
+    if isinstance(value, Row | Finding | Sight | Hop | Unjudged):
         return _plain(asdict(value))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -14,11 +14,12 @@ from siglip_ref.check.frameworks import Setting, describe, framework_of, load_fr
 from siglip_ref.check.in_numpy import random_states
 from siglip_ref.check.model_probe import probe_params
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF
-from siglip_ref.check.report import Case, Finding, Report, Verdict, verdict_of, worst_rows
+from siglip_ref.check.report import Case, Finding, Report, worst_rows
 from siglip_ref.check.step_diagnosis import diagnose, unseen
 from siglip_ref.check.step_gradients import PAIRS, OfModel, drawn
 from siglip_ref.check.step_judge import Judged, Plan, Rule, Schedule, judge
 from siglip_ref.check.step_run import Model, Taken, Update, borrowed, take_steps
+from siglip_ref.check.verdict import Verdict, judgement
 from siglip_ref.errors import UsageError
 from siglip_ref.optim import AdamW, BigVision
 from siglip_ref.params import Params
@@ -93,7 +94,8 @@ def check_step(
     loaded = [compare(n, move, 0 * move, 0.0, kind="value", probe="save and load") for n, move in reloaded.items()]
     changed = [row for row in loaded if not row.right]
     rows = judged.rows + changed
-    verdict, findings = verdict_of(rows), list[Finding]()
+    judged_so = judgement(rows)
+    verdict, findings = judged_so.verdict, list[Finding]()
     if verdict == "FAIL":
         say("what explains it")
         verdict, findings = _explained(taken, plan, judged, changed)
@@ -108,6 +110,7 @@ def check_step(
         blind=unseen(taken, plan, judged),
         details=rows,
         case=_case(judged, taken, plan),
+        unjudged=judged_so.unjudged,
     )
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from siglip_ref.check.diagnose import FINDING, distance, explain, share_explained
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
-from siglip_ref.check.report import Finding, Verdict
+from siglip_ref.check.report import Finding
 from siglip_ref.check.step_judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step_run import Taken
+from siglip_ref.check.verdict import Verdict
 from siglip_ref.optim import AdamW, kernels, matrices
 from siglip_ref.params import Params
 

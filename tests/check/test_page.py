@@ -14,7 +14,8 @@ import pytest
 import siglip_ref as sr
 from siglip_ref.check.compare import compare, not_checked
 from siglip_ref.check.page import to_html
-from siglip_ref.check.report import Case, Finding, Report, verdict_of
+from siglip_ref.check.report import Case, Finding, Report
+from siglip_ref.check.verdict import verdict_of
 
 SCHEMA = json.loads((files("siglip_ref.check") / "report.schema.json").read_text())
 VOID = {"meta", "rect"}

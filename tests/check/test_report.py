@@ -9,7 +9,8 @@ import pytest
 from siglip_ref.check.compare import Row, compare, not_checked, out_of_range
 from siglip_ref.check.page import to_html
 from siglip_ref.check.render import to_text
-from siglip_ref.check.report import Case, CheckFailed, Finding, Report, Sight, verdict_of, worst_rows
+from siglip_ref.check.report import Case, CheckFailed, Finding, Report, Sight, worst_rows
+from siglip_ref.check.verdict import did_not_finish, judgement, verdict_of
 from siglip_ref.errors import UsageError
 
 RIGHT = compare("image/stem", np.ones(3), np.ones(3), 1e-6, kind="activation")
@@ -27,8 +28,56 @@ def report(*rows: Row) -> Report:
 def test_a_verdict_needs_something_that_was_judged() -> None:
     assert verdict_of([RIGHT, not_checked("x", "value", "refused")]) == "PASS"
     assert verdict_of([RIGHT, WRONG]) == verdict_of([RIGHT, NAN]) == "FAIL"
-    assert verdict_of([not_checked("x", "value", "refused")]) == verdict_of([]) == "FAIL"
-    assert verdict_of([out_of_range("x", "value", "too large")]) == "FAIL"
+    assert verdict_of([not_checked("x", "value", "refused")]) == verdict_of([]) == "NOT JUDGED"
+    assert verdict_of([out_of_range("x", "value", "too large")]) == "NOT JUDGED"
+
+
+def cell(name: str, verdict: str, probe: str, kind: str = "value") -> Row:
+    makers = {"range": out_of_range, "-": not_checked}
+    if verdict in makers:
+        return makers[verdict](name, kind, "overflows", probe)  # type: ignore[arg-type]
+    return compare(name, np.ones(1), np.full(1, float(verdict)), 1e-6, kind=kind, probe=probe)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["loss", "logits", "image/embed", "text/embed", "image_embed", "rank0/loss"])
+def test_an_output_that_is_out_of_range_everywhere_is_not_judged(name: str) -> None:
+    """(a) of the rules: at every probe; one probe at which it fits is enough, except where one probe is the point."""
+    beyond = [cell(name, "range", probe) for probe in ("own", "other")]
+    found = judgement([RIGHT, *beyond]).unjudged
+    assert found and found.why == "out of range" and found.tensors == (name,) and "overflows" in found.evidence
+    assert judgement([RIGHT, beyond[0], cell(name, "1", "other")]).verdict == "PASS"
+    assert judgement([RIGHT, beyond[0], cell(name, "1", "other")], at="own").verdict == "NOT JUDGED"
+    assert judgement([*beyond, WRONG]).verdict == "FAIL"
+
+
+def test_a_loss_or_a_gradient_that_no_probe_judged_is_not_judged() -> None:
+    """(b) of the rules; an activation may stay unjudged, and so may what nobody asked for."""
+    for row in (cell("bias", "range", "p", "gradient"), cell("bias", "-", "p", "gradient"), cell("loss", "-", "p")):
+        found = judgement([RIGHT, row]).unjudged
+        assert found and found.why == "judged nowhere" and found.tensors[0] in ("d bias", "loss")
+        assert judgement([RIGHT, row, cell(row.name, "1", "q", row.kind)]).verdict == "PASS"
+        assert judgement([RIGHT, row], asked=lambda row: row.name == RIGHT.name).verdict == "PASS"
+    assert judgement([RIGHT, cell("image/stem", "range", "p", "activation")]).verdict == "PASS"
+    assert judgement([cell("image/stem", "range", "p", "activation")]).verdict == "NOT JUDGED"
+
+
+def test_a_run_that_did_not_finish_is_not_judged_unless_it_is_wrong() -> None:
+    """(c) of the rules."""
+    cut = did_not_finish("ranks 0 and 1 were still importing after 120 s", "limit=600")
+    assert judgement([RIGHT], unfinished=cut) == judgement([], unfinished=cut)
+    assert judgement([RIGHT], unfinished=cut).unjudged == cut and cut.why == "did not finish"
+    assert judgement([RIGHT, WRONG], unfinished=cut).verdict == "FAIL"
+
+
+def test_not_judged_does_not_pass_and_says_why_in_every_form() -> None:
+    """In the text, on the page and as data; it raises as a failure does."""
+    cut = did_not_finish("rank 1 <was> still importing [120 s]", "limit=600")
+    one = Report("ranks", "NOT JUDGED", [], unjudged=cut)
+    assert not one.passed and to_text(one).startswith("NOT JUDGED  ranks\nNOT JUDGED: rank 1 <was> still")
+    assert "repair: limit=600" in to_text(one) and "rank 1 &lt;was&gt; still" in to_html(one)
+    assert one.to_dict()["unjudged"] == {"why": "did not finish", "tensors": [], **vars(cut)} | {"tensors": []}
+    with pytest.raises(CheckFailed, match="still importing"):
+        one.raise_if_failed()
 
 
 def test_the_deviation_begins_forward_then_at_the_loss_end_of_the_way_back() -> None:

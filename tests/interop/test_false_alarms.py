@@ -12,14 +12,13 @@ import false_alarms_losses as losses
 import false_alarms_models as models
 import false_alarms_rounded as of_reference
 import torch_losses
-from false_alarms_count import Stratum, Trial, count
+from false_alarms_count import Stratum, Trial, count, verdict_on
 from false_alarms_page import page
 from false_alarms_seeds import loss_order, model_order
 
 import siglip_ref as sr
 from siglip_ref.check.compare import compare, out_of_range
 from siglip_ref.check.frameworks import load_framework
-from siglip_ref.check.report import verdict_of
 
 
 def require_silence(strata: list[Stratum], runs: int) -> None:
@@ -93,7 +92,7 @@ def test_runs_are_counted_honestly() -> None:
     nan = compare("bias", np.array(np.nan), np.array(1.0), 1e-3)
     outside = out_of_range("scale", "gradient", "")
     trials = [
-        Trial("a: b", "float32", "v", seed, False, rows, verdict_of(rows))
+        Trial("a: b", "float32", "v", seed, False, rows, verdict_on(rows))
         for seed, rows in enumerate(([right, outside], [right, edge], [right, nan], [outside]))
     ]
     [stratum] = count(trials)
