@@ -72,7 +72,7 @@ BREAKS = (
     Break(
         "average",
         "Divide by W",
-        "The embeddings' gradients are averaged over ranks, although each is complete at its owner. The numbers are "
+        "The embeddings' gradients are divided by W, although each is complete at its owner. The numbers are "
         "those of a gather without gradient, and by that name the checker knows them.",
         "loss.py",
         "    return LossAndGrads(loss, home.d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, "

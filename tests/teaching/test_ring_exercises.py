@@ -1,4 +1,4 @@
-"""The twelve answers of docs/exercises/ring.md, from runs and counts."""
+"""The thirteen answers of docs/exercises/ring.md, from runs and counts."""
 
 import math
 import re
@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import siglip_ref as sr
 from mpi import loss
 from mpi.comm import ThreadComm
 from mpi.cost import traffic
 from mpi.job import Job, run
+from mpi.loss import ring_sigmoid_loss
 from mpi.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +112,25 @@ def averaged():
     return [str(Fraction(factors[name]).limit_denominator(100)) for name in ("d_text_embed", "loss")]
 
 
+def handed():
+    """A linear tower on four ranks: by what the ring's gradients must be multiplied, so that the mean, or the sum, over
+    ranks of the tower's gradients is one process's."""
+    rng = np.random.default_rng(0)
+    inputs, kernel, texts = rng.normal(size=(8, 5)), rng.normal(size=(5, 3)), rng.normal(size=(8, 3))
+    whole = inputs.T @ sr.sigmoid_loss(inputs @ kernel, texts, 0.3, -1.0).d_image_embed
+
+    def work(comm):
+        mine = slice(2 * comm.rank, 2 * comm.rank + 2)
+        embedded = ring_sigmoid_loss(comm, inputs[mine] @ kernel, texts[mine], 0.3, -1.0).d_image_embed
+        return inputs[mine].T @ embedded
+
+    parts = np.array(ThreadComm.run(4, work))
+    factors = [float(np.sum(whole * found) / np.sum(found * found)) for found in (parts.mean(0), parts.sum(0))]
+    for factor, found in zip(factors, (parts.mean(0), parts.sum(0)), strict=True):
+        assert np.abs(factor * found - whole).max() <= 1e-13 * np.abs(whole).max()
+    return [" and ".join(f"{factor:.0f}" for factor in factors)]
+
+
 ANSWERS = {
     1: holds,
     2: born,
@@ -123,12 +144,13 @@ ANSWERS = {
     10: missing,
     11: zeros,
     12: averaged,
+    13: handed,
 }
 
 
-def test_there_are_twelve_questions_and_each_has_an_answer():
+def test_there_are_thirteen_questions_and_each_has_an_answer():
     assert [int(number) for number in re.findall(r"^\*\*(\d+)\.\*\* ", PAGE, re.MULTILINE)] == list(ANSWERS)
-    assert PAGE.count("<summary>Answer</summary>") == len(ANSWERS) == 12
+    assert PAGE.count("<summary>Answer</summary>") == len(ANSWERS) == 13
 
 
 @pytest.mark.parametrize("number", ANSWERS)
