@@ -1,0 +1,32 @@
+"""What the README says that its first command prints is what it prints."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from readme_sample import differences, of_readme, output, shortened
+
+
+def test_the_sample_is_what_the_command_prints():
+    real = output()
+    assert differences(of_readme(), shortened(real)) == [], "python tools/readme_sample.py writes it anew"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("1.3e-06", "7.0e-06"), ("image/stem", "image/stems"), ("1.0000", "0.9990"), ("PASS", "FAIL")]
+)
+def test_another_tolerance_name_or_verdict_would_be_seen(old, new):
+    printed = of_readme()
+    assert old in printed
+    assert differences(printed.replace(old, new, 1), printed)
+
+
+def test_the_last_digits_of_errors_are_each_processors_own():
+    printed = of_readme()
+    row = next(line for line in printed.splitlines() if line.startswith("d bias"))
+    words = row.split()
+    other = row.replace(words[2], "2.2e-07", 1).replace(words[3], "2.00", 1)
+    assert other != row and not differences(printed.replace(row, other), printed)
