@@ -1,7 +1,7 @@
 """How much rounding shows in each tensor of a correct model: measured on a small one, by a law on a large one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -59,7 +59,10 @@ def model_noise(probe: Probe, cfg: Config, conventions: Conventions, exact: Refe
 
 
 def measured_noise(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) -> ModelNoise:
-    """The same, measured whatever the size."""
+    """The same, measured whatever the size; for float64 at the probe rounded to float32, where it is measured."""
+    if dtype == "float64":
+        rounded = {name: np.asarray(value, np.float32) for name, value in probe.params.items()}
+        probe = replace(probe, params=rounded, images=np.asarray(probe.images, np.float32))
     weights = tuple(
         (name, np.shape(value), np.asarray(value, np.float64).tobytes()) for name, value in probe.params.items()
     )

@@ -1,7 +1,8 @@
-"""Weights, images and captions on which a model is checked: deterministic, exact in every dtype, blind to nothing.
+"""Weights, images and captions on which a model is checked: deterministic, exact in its dtype, blind to nothing.
 
-Every number is an odd integer of at most eight bits times a power of two, so bfloat16, float16, float32 and float64
-hold it exactly and none is zero. The sizes are chosen so that mistakes show:
+Every number is an odd integer times a power of two, so none is zero. For float64 and float32 it fills the mantissa: one
+product whose factors are rounded to fewer bits shows. For bfloat16 and float16 it has at most eight bits, which both
+hold exactly. The sizes are chosen so that mistakes show:
 
 - For float64 and float32 the stream between the blocks has a variance of about 1e-3: a layer norm's eps of 1e-6 is
   then a thousandth part of it, and 1e-5 instead moves the result by half a percent. In 16 bits eps is not to be seen,
@@ -28,6 +29,8 @@ from siglip_ref.sizes import Config
 
 # standard deviation of the stream
 STREAM = {"float64": 2.0**-5, "float32": 2.0**-5, "bfloat16": 0.5, "float16": 0.5}
+SHORT = 7  # bits of odd integers that every format holds, with one to spare
+BITS = {"float64": 53, "float32": 24, "bfloat16": SHORT, "float16": SHORT}
 PAD = 1  # SigLIP's padding, which is its end of text
 
 
@@ -40,42 +43,48 @@ class Probe:
     tokens: np.ndarray[Any, Any]
 
 
-def odd_integers(shape: tuple[int, ...], spread: float, seed: list[int], bits: int = 7) -> np.ndarray[Any, Any]:
-    """Odd integers of at most `bits` bits times a power of two, uniform in about -spread to spread, as float32."""
+def odd_integers(shape: tuple[int, ...], spread: float, seed: list[int], bits: int = SHORT) -> np.ndarray[Any, Any]:
+    """Odd integers of at most `bits` bits times a power of two, uniform in about -spread to spread, as float32; as
+    float64 where they have more than 24 bits."""
     power = bits - math.ceil(math.log2(spread))  # spread * 2^power is at most 2^bits
     half = max(1, round(spread * 2.0**power / 2))
-    drawn = np.random.default_rng(seed).integers(-half, half, shape, dtype=np.int8)
-    return np.ldexp(2 * drawn.astype(np.float32) + 1, -power)
+    drawn = np.random.default_rng(seed).integers(-half, half, shape, dtype=np.int8 if bits < 8 else np.int64)
+    return np.asarray(np.ldexp(2.0 * drawn + 1, -power), np.float32 if bits <= 24 else np.float64)
 
 
-def probe_params(cfg: Config, batch: int, dtype: Dtype) -> Params:
-    """The probe weights of a model: name -> float32 array, in the shapes of `siglip_ref.params.shapes`.
+def probe_params(cfg: Config, batch: int, dtype: Dtype, bits: int | None = None) -> Params:
+    """The probe weights of a model: name -> array, in the shapes of `siglip_ref.params.shapes`; float32, or float64
+    where they have more than 24 bits.
 
     Parameters
     ----------
     cfg : the model
     batch : B, which sets the bias
     dtype : what the model computes in, which sets the size of the stream
+    bits : of the odd integers; None: those of dtype, see BITS
     """
+    bits = bits or BITS[dtype]
     params: Params = {}
     for name, shape in shapes(cfg).items():
         centre, deviation = _scale(name, shape, cfg, STREAM[dtype])
-        bits = 5 if centre else 7  # the sum must fit in 8
-        drawn = odd_integers(shape, math.sqrt(3) * deviation, [zlib.crc32(name.encode())], bits)
-        params[name] = np.float32(centre) + drawn
+        of_sum = bits - 2 if centre else bits  # the sum must fit, too
+        drawn = odd_integers(shape, math.sqrt(3) * deviation, [zlib.crc32(name.encode())], of_sum)
+        params[name] = drawn.dtype.type(centre) + drawn
     # cosines of unrelated unit vectors are about 1 / sqrt(D): times this scale, the logits spread by one
-    params["log_scale"] = np.asarray(round(math.log(cfg.embed) * 4) / 8, np.float32)
-    params["bias"] = np.asarray(-round(math.log(batch - 1) * 16) / 16 - 1, np.float32)
+    scalars = {"log_scale": round(math.log(cfg.embed) * 4) / 8, "bias": -round(math.log(batch - 1) * 16) / 16 - 1}
+    for name, value in scalars.items():
+        finer = odd_integers((), 1 / 16, [zlib.crc32(name.encode())], bits - 8) if bits > 8 else np.float32(0)
+        params[name] = np.asarray(finer.dtype.type(value) + finer)
     return params
 
 
-def probe_images(cfg: Config, batch: int) -> np.ndarray[Any, Any]:
+def probe_images(cfg: Config, batch: int, bits: int = SHORT) -> np.ndarray[Any, Any]:
     """Images (B, height, width, 3) in -1 to 1, each with a colour of its own under its own noise."""
     height, width = cfg.image_size
-    noise = odd_integers((batch, height, width, 3), 0.25, [1], bits=4)
+    noise = odd_integers((batch, height, width, 3), 0.25, [1], bits - 3)
     corner = np.arange(batch)[:, None] >> np.arange(3) & 1  # (B, 3): the corners of the colour cube, one after another
     colour = (2 * corner - 1) * odd_integers((batch, 3), 0.25, [2], bits=4) + (corner - 0.5)
-    return np.asarray(noise + colour[:, None, None] / 2, np.float32)
+    return np.asarray(noise + colour[:, None, None] / 2, noise.dtype)
 
 
 def probe_tokens(cfg: Config, batch: int) -> np.ndarray[Any, Any]:
@@ -91,7 +100,7 @@ def probe_tokens(cfg: Config, batch: int) -> np.ndarray[Any, Any]:
 def model_probe(cfg: Config, batch: int, dtype: Dtype, params: Params | None = None) -> Probe:
     """Everything a model is run on; `params` given (the model's own): only images and captions are drawn."""
     params = probe_params(cfg, batch, dtype) if params is None else params
-    return Probe(params, probe_images(cfg, batch), probe_tokens(cfg, batch))
+    return Probe(params, probe_images(cfg, batch, BITS[dtype]), probe_tokens(cfg, batch))
 
 
 def _scale(name: str, shape: tuple[int, ...], cfg: Config, stream: float) -> tuple[float, float]:

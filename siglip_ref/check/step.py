@@ -12,7 +12,7 @@ from siglip_ref.check.adapters.find import adapter_for
 from siglip_ref.check.compare import Row, compare
 from siglip_ref.check.frameworks import Setting, describe, framework_of, load_framework
 from siglip_ref.check.in_numpy import random_states
-from siglip_ref.check.model_probe import probe_params
+from siglip_ref.check.model_probe import SHORT, probe_params
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF
 from siglip_ref.check.report import Case, Finding, Report, worst_rows
 from siglip_ref.check.step_diagnosis import diagnose, unseen
@@ -128,7 +128,7 @@ def _of_update(
     """Steps with gradients of ours, on the parameters of the smallest model."""
     name = framework or framework_of(step_fn)
     loaded = load_framework(name)
-    drawn_params = probe_params(config("tiny"), PAIRS, "float32").items()
+    drawn_params = probe_params(config("tiny"), PAIRS, "float32", SHORT).items()
     start = {n: np.asarray(p, np.float64) for n, p in drawn_params if not any(part in n for part in _MORE_OF_THE_SAME)}
     with loaded.environment(step_fn, Setting(dtype, dtype, "cpu", False)):
         trainer = Update(step_fn, restart, name, dtype, start)

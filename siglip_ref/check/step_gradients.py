@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.model_probe import Probe, odd_integers, probe_images, probe_params, probe_tokens
+from siglip_ref.check.model_probe import SHORT, Probe, odd_integers, probe_images, probe_params, probe_tokens
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
@@ -42,7 +42,7 @@ class OfModel:
 
     def start(self) -> Params:
         """Weights at which the gradients have about the length of max_norm, or of 1."""
-        params = probe_params(self.cfg, PAIRS // self.parts, "float32")
+        params = probe_params(self.cfg, PAIRS // self.parts, "float32", SHORT)
         params["bias"] = np.asarray(-np.log(max(PAIRS // self.parts - 1, 2)), np.float32)
         for _ in range(3):  # the length grows about as the scale does
             lengths = [self._length(params, batch) for batch in self._batches()[-4:]]
