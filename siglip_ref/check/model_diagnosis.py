@@ -10,7 +10,7 @@ from siglip_ref import ops
 from siglip_ref.check.adapters import Adapter, Hint, Run
 from siglip_ref.check.compare import Row, compare
 from siglip_ref.check.mistakes import find
-from siglip_ref.check.model_judge import Judge, judged_rows
+from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model_mistakes import Found, find_mistakes
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import reference
@@ -121,7 +121,8 @@ def explain(
     if not changes:
         return "FAIL", _mistakes(find_mistakes(run, judge, probe, cfg, chosen), rows, run)
     other = replace(chosen, **changes)
-    judge_of_other = replace(judge, exact=reference(probe, cfg, other, np.float64))
+    exact = reference(probe, cfg, other, np.float64)
+    judge_of_other = make_judge(exact, probe, cfg, other, judge.dtype, judge.coarsest)  # with noise of its own
     again = judged_rows(run, judge_of_other)
     if verdict_of(again) == "PASS":
         return "OTHER CONVENTION", [declare(other, changes, "every value and every gradient is right then")]

@@ -1,7 +1,7 @@
 """Which run of a model is right: the allowed error of every value and gradient, and one row for each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from siglip_ref.sizes import Config
 @dataclass(frozen=True)
 class Judge:
     """What a run is compared with: the reference, the noise of each value and gradient and the error allowed in it (in
-    the tensor's unit), what leaves the range of `dtype`; measured: on this very model, or by the law of large ones."""
+    the tensor's unit), what leaves the range of `dtype`; coarsest: what some step inside is forced to; measured: on
+    this very model, or by the law of large ones."""
 
     exact: Reference
     noise: Mapping[str, float]
@@ -28,6 +29,7 @@ class Judge:
     of_grad: Mapping[str, float]
     overflows: frozenset[str]
     dtype: Dtype
+    coarsest: Dtype
     measured: bool
 
 
@@ -42,13 +44,18 @@ def make_judge(
         noise |= {name: level for name, level in fine.items() if name.endswith("/stem")}
     of_value = {name: allowed(noise[name]) for name in (*exact.activations, "loss")}
     of_grad = {name: allowed(noise[name]) for name in exact.grads}
-    return Judge(exact, noise, of_value, of_grad, found.overflows, dtype, found.measured)
+    return Judge(exact, noise, of_value, of_grad, found.overflows, dtype, coarsest, found.measured)
 
 
 def judged_rows(run: Run, judge: Judge) -> list[Row]:
     """One row for each activation in forward order, the loss, and each gradient in network order."""
+    require_names(run, judge.exact)
+    return rows_of(run, judge)
+
+
+def rows_of(run: Run, judge: Judge, probe: str = "") -> list[Row]:
+    """The same for what the judge knows of, whatever else the run holds; probe: the inputs, if not the usual ones."""
     exact, rows = judge.exact, []
-    require_names(run, exact)
     values = run.activations | {"loss": np.reshape(run.loss, ()) if np.size(run.loss) == 1 else run.loss}
     for name, expected in (exact.activations | {"loss": exact.loss}).items():
         kind: Kind = "value" if name == "loss" else "activation"
@@ -57,7 +64,7 @@ def judged_rows(run: Run, judge: Judge) -> list[Row]:
         else:
             rows.append(not_checked(name, kind, "the model does not show it"))
     rows += [_row(name, run.grads[name], expected, "gradient", judge, run) for name, expected in exact.grads.items()]
-    return rows
+    return [replace(row, probe=probe) for row in rows]
 
 
 def _row(name: str, got: Array, expected: Array, kind: Kind, judge: Judge, run: Run) -> Row:

@@ -78,9 +78,10 @@ def sizes_of(name: str, cfg: Config, batch: int) -> tuple[float, ...]:
     depth = max(tower.depth for tower, _ in known)
     if own and (block := re.search(r"block(\d+)", name)):
         depth = int(block[1]) + 1
-    if name.endswith("/stem"):
-        depth = 1
-    return max(tower.width for tower, _ in known), max(depth, 1), max(tokens for _, tokens in known), batch
+    width = max(tower.width for tower, _ in known)
+    if name.endswith("/stem"):  # of one product, with as many terms as a patch has numbers; a token is looked up
+        depth, width = 1, 3 * cfg.patch**2 if name.startswith("image") else width
+    return width, max(depth, 1), max(tokens for _, tokens in known), batch
 
 
 @lru_cache(maxsize=1)
