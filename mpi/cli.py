@@ -13,6 +13,8 @@ import typer
 from mpi.progress import Progress
 from mpi.watch import supervise
 from siglip_ref.errors import UsageError
+from siglip_ref.options import Force
+from siglip_ref.outputs import require_free
 from siglip_ref.training.command import run as run_training
 from siglip_ref.training.command import with_options
 
@@ -67,6 +69,7 @@ def loss(
     stall_limit: Limit = 60.0,
     spin: Spin = False,
     fault: Fault = "",
+    force: Force = False,
 ) -> None:
     """Compute the loss and all gradients of a batch; show what every rank held, sent and received, hop by hop."""
     from mpi.job import Job, run
@@ -79,7 +82,8 @@ def loss(
         from mpi.cost import report
 
         _run(lambda comm, progress, slot: report(comm, pairs, dim, dtype, tile), threads, stall_limit, spin, _print)
-    _run(partial(run, job), threads, stall_limit, spin, lambda outcome: show(outcome, job, svg))
+    work = _where_free(partial(run, job), svg, force)
+    _run(work, threads, stall_limit, spin, lambda outcome: show(outcome, job, svg))
 
 
 @app.command()
@@ -93,13 +97,15 @@ def trace(
     unequal: Unequal = False,
     seed: Seed = 0,
     stall_limit: Limit = 60.0,
+    force: Force = False,
 ) -> None:
     """Write what every rank did: a compact JSON with its schema, and a file for ui.perfetto.dev."""
     from mpi.job import Job, run
     from mpi.trace import write
 
     job = Job(pairs, dim, scheme, tile=tile, unequal=unequal, seed=seed, check=False)
-    _run(partial(run, job), threads, stall_limit, False, lambda outcome: write(out, job, outcome))
+    work = _where_free(partial(run, job), out, force)
+    _run(work, threads, stall_limit, False, lambda outcome: write(out, job, outcome))
 
 
 @app.command()
@@ -145,6 +151,19 @@ def _run(
         return show(outcome) if comm.rank == 0 else 0
 
     sys.exit(supervise(on_threads if threads else on_mpi, progress, stall_limit))
+
+
+def _where_free(
+    work: Callable[["Communicator", Progress, int], T], folder: Path | None, force: bool
+) -> Callable[["Communicator", Progress, int], T]:
+    """The same work, before which rank 0, who will write, looks whether the folder is free."""
+
+    def checked(comm: "Communicator", progress: Progress, slot: int) -> T:
+        if comm.rank == 0 and folder is not None:
+            require_free(folders=[folder], force=force)
+        return work(comm, progress, slot)
+
+    return checked
 
 
 def _print(text: str) -> int:

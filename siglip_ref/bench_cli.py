@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from siglip_ref.options import no_overwriting
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("bench")(bench)
+    app.command("bench")(no_overwriting(files="json")(bench))
 
 
 def bench(

@@ -14,6 +14,7 @@ import typer
 import siglip_ref
 from siglip_ref import bench_cli, zeroshot_cli
 from siglip_ref.errors import UsageError
+from siglip_ref.options import no_overwriting
 from siglip_ref.training import command as training
 from siglip_ref.vectors import cli as vectors_cli
 
@@ -58,6 +59,7 @@ def about(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 
 @check.command("loss")
+@no_overwriting(files="json", folders="save_case")
 def check_loss_command(
     target: Annotated[str, typer.Argument(help='"module:name" or "file.py:name"')],
     dtype: Dtype = "float32",
@@ -89,6 +91,7 @@ def check_loss_command(
 
 
 @check.command("model")
+@no_overwriting(files="json", folders="save_case")
 def check_model_command(
     target: Annotated[
         str,
@@ -110,6 +113,7 @@ def check_model_command(
 
 
 @check.command("step")
+@no_overwriting(files="json", folders="save_case")
 def check_step_command(
     target: Annotated[str, typer.Argument(help='"module:name" or "file.py:name", a function that makes the step')],
     json: Json = None,

@@ -14,12 +14,19 @@ from siglip_ref.towers.naflex import naflex_stem
 
 
 def best_ops() -> ModuleType:
-    """`siglip_ref.fast` where it can be imported and has every operation, else the specification."""
+    """`siglip_ref.fast` where it is compiled and has every operation, else the specification."""
     try:
         from siglip_ref import fast
     except ImportError:
         return specification
-    return fast if all(hasattr(fast, name) for name in specification.__all__) else specification
+    whole = all(hasattr(fast, name) for name in specification.__all__)
+    return fast if whole and fast.COMPILED else specification
+
+
+def computes_with(ops: ModuleType) -> str:
+    """In words, for reports: what really computes, not what was asked for."""
+    compiled = getattr(ops, "COMPILED", False)
+    return "Numba twins (siglip_ref.fast)" if compiled else "the specification, plain NumPy"
 
 
 def image_embeddings(params: Mapping[str, Array], images: Array, cfg: Config, ops: ModuleType) -> Array:

@@ -19,6 +19,8 @@ class UsageError(Exception):
     repair:   check the path
     """
 
+    on_every_rank = False  # whether all ranks of a job raise the same one, so that one of them is enough to say it
+
     def __init__(self, expected: str, got: str, cause: str, repair: str) -> None:
         super().__init__(expected, got, cause, repair)
         self.expected, self.got, self.cause, self.repair = expected, got, cause, repair

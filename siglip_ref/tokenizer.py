@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.errors import UsageError
+from siglip_ref.typed import tidy, visible
 from siglip_ref.wording import CLEAN, TextConvention, named_convention
 
 SPACE = "\u2581"  # SentencePiece's sign for a space
@@ -52,10 +53,37 @@ class Tokenizer:
         """The texts that do not fit whole."""
         return [text for text in texts if len(self._ids(text)) >= self.length]
 
+    def is_nothing(self, text: str) -> bool:
+        """Whether cleaning leaves no id of a text."""
+        cleaned = tidy(CLEAN[self.convention.clean](text))
+        return not cleaned or not self.pieces(cleaned)
+
     def _ids(self, text: str) -> list[int]:
         if self.convention.marked:
             text = SPACE + text.replace(SPACE, " ")
         return self.pieces(CLEAN[self.convention.clean](text))
+
+
+def cut_note(tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[str]:
+    """A sentence on texts that are too long for the model and were cut, if there are any.
+
+    >>> cut_note(byte_tokenizer(4), ["cat", "catalogue", "catamaran"], "texts")[0][:65]
+    '2 of 3 texts are longer than the 3 bytes this model reads and are'
+    """
+    different = list(dict.fromkeys(texts))
+    cut = set(tokenizer.truncated(different))
+    if not cut:
+        return []
+    count = sum(text in cut for text in texts)
+    alike = len(different) - len(np.unique(tokenizer(different), axis=0))
+    first = visible(next(text for text in texts if text in cut))
+    return [
+        f"{count} of {len(texts)} {what} are longer than the {tokenizer.length - 1} "
+        f"{'bytes' if tokenizer.name == 'bytes' else 'tokens'} this model reads and are cut there, "
+        f"the first: '{first[:60]}{'...' * (len(first) > 60)}'"
+        + f"; {alike} can no longer be told from others"
+        * (alike > 0)
+    ]
 
 
 def byte_tokenizer(length: int) -> Tokenizer:

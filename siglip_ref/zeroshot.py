@@ -1,5 +1,6 @@
 """A loaded model: embeddings of images and texts, zero-shot classification."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from siglip_ref import ops as specification
-from siglip_ref.embed import image_embeddings, text_embeddings
+from siglip_ref.data.walk import images_below
+from siglip_ref.embed import computes_with, image_embeddings, text_embeddings
 from siglip_ref.errors import UsageError
+from siglip_ref.labels import fill, require_words, same_to_the_model
 from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.preprocess import SUFFIXES, Preprocess, patches, pixels
 from siglip_ref.sizes import Config
-from siglip_ref.tokenizer import Tokenizer
+from siglip_ref.tokenizer import Tokenizer, cut_note
 from siglip_ref.towers.naflex import Patches
-from siglip_ref.wording import canonical_prompt
+from siglip_ref.typed import visible
 
 TEMPLATE = "This is a photo of {}."
 
@@ -48,6 +50,7 @@ class ZeroShot:
     labels: list[str]
     names: list[str]
     skipped: list[tuple[str, str]]
+    notes: tuple[str, ...] = ()  # what is to be known of the labels: cut, or the same to the model
 
     def sorted(self, image: int) -> list[tuple[str, float]]:
         """(label, score) of one image, best first."""
@@ -72,7 +75,7 @@ class Model:
     @property
     def computes_with(self) -> str:
         """In words, for reports."""
-        return "the specification, plain NumPy" if self.ops is specification else "Numba twins (siglip_ref.fast)"
+        return computes_with(self.ops)
 
     def embed_images(
         self,
@@ -109,10 +112,17 @@ class Model:
                 read += len(group)
                 if progress:
                     progress(read, len(sources))
-        return Images(np.concatenate(done), names, skipped)
+        embeddings = np.concatenate(done)
+        require_finite(embeddings, names, self)
+        return Images(embeddings, names, skipped)
 
     def embed_texts(self, texts: Sequence[str], *, batch: int = 32, progress: Progress | None = None) -> Array:
-        """Unit vectors (n, D) of texts, padded as the model was trained."""
+        """Unit vectors (n, D) of texts, padded as the model was trained; a warning counts those that are cut."""
+        for note in cut_note(self.tokenizer(), texts, "texts"):
+            warnings.warn(note, stacklevel=2)
+        return self._embed_texts(texts, batch, progress)
+
+    def _embed_texts(self, texts: Sequence[str], batch: int = 32, progress: Progress | None = None) -> Array:
         tokenizer = self.tokenizer()
         done = [np.zeros((0, self.config.embed), self.params["bias"].dtype)]
         for start in range(0, len(texts), batch):
@@ -120,7 +130,9 @@ class Model:
             done.append(text_embeddings(self.params, tokens, self.config, self.ops))
             if progress:
                 progress(min(start + batch, len(texts)), len(texts))
-        return np.concatenate(done)
+        embeddings = np.concatenate(done)
+        require_finite(embeddings, [repr(text) for text in texts], self)
+        return embeddings
 
     def zero_shot(
         self,
@@ -140,11 +152,15 @@ class Model:
         template : "{}" gives the labels as they are
         images, batch, threads, progress : as in `embed_images`
         """
-        texts = fill(template, labels, canonicalise=self.tokenizer().convention.prompts)
-        text_embed = self.embed_texts(texts)
+        tokenizer = self.tokenizer()
+        texts = fill(template, require_words(labels, tokenizer), canonicalise=tokenizer.convention.prompts)
+        notes = (*cut_note(tokenizer, texts, "labels in their template"), *same_to_the_model(texts, labels, tokenizer))
+        text_embed = self._embed_texts(texts)
         found = self.embed_images(images, batch=batch, threads=threads, progress=progress)
-        logits = np.exp(self.params["log_scale"]) * (found.embeddings @ text_embed.T) + self.params["bias"]
-        return ZeroShot(sigmoid(logits), logits, list(labels), found.names, found.skipped)
+        with np.errstate(over="ignore"):
+            logits = np.exp(self.params["log_scale"]) * (found.embeddings @ text_embed.T) + self.params["bias"]
+        require_finite(logits, found.names, self)
+        return ZeroShot(sigmoid(logits), logits, list(labels), found.names, found.skipped, notes)
 
     def _pixels(self, source: Any) -> Any:
         try:
@@ -161,32 +177,43 @@ class Model:
         return np.stack(images).astype(dtype, copy=False)
 
 
-def fill(template: str, labels: Sequence[str], *, canonicalise: bool = False) -> list[str]:
-    """The template once for each label; canonicalised as big_vision does it, or as given."""
-    empty = [i for i, label in enumerate(labels) if not label.strip()]
-    if "{}" not in template or not labels or empty:
-        raise UsageError(
-            expected='a template with {} in it, and labels that are not empty: --labels "cat,dog"',
-            got=f"template {template!r}, {len(labels)} labels" + (f", number {empty[0] + 1} empty" if empty else ""),
-            cause="a stray comma" if empty else "a template without a place for the label, or no label",
-            repair='--template "This is a photo of {}." --labels "cat,dog"',
-        )
-    if canonicalise:
-        template, labels = canonical_prompt(template, "{}"), [canonical_prompt(label, ",") for label in labels]
-    return [template.replace("{}", label.strip()) for label in labels]
+def require_finite(values: Array, names: Sequence[str], model: Model) -> None:
+    """Refuse rows that are no numbers: NaN has no place among scores."""
+    wrong = np.flatnonzero(~np.isfinite(values).all(1))
+    if not len(wrong):
+        return
+    bad = [name for name, value in model.params.items() if not np.isfinite(value).all()]
+    how = (*model.preprocess.mean, *model.preprocess.std)
+    if bad:
+        cause = f"the weights hold NaN or infinity in {len(bad)} of {len(model.params)} tensors: {', '.join(bad[:3])}"
+        repair = "take another checkpoint: this one's training diverged, or the file was damaged"
+    elif not np.isfinite(how).all() or 0 in model.preprocess.std:
+        cause = f"images are prepared with mean {model.preprocess.mean} and std {model.preprocess.std}"
+        repair = "repair the settings of images beside the weights, or give preprocess= (--preprocess)"
+    else:
+        cause = f"the weights are finite, but so large that {values.dtype} overflows: look at log_scale and norms"
+        repair = "take another checkpoint; or load it with dtype=numpy.float64"
+    raise UsageError(
+        "results that are numbers",
+        f"NaN or infinity for {len(wrong)} of {len(values)}, the first: {visible(names[int(wrong[0])])}",
+        cause,
+        repair,
+    )
 
 
 def image_files(images: Sequence[Any] | str | Path) -> list[Any]:
-    """The images of a folder (not below it) in the order of their names; a list is returned as it is."""
+    """The images of a folder and of all folders in it, in the order of their names; a list is returned as it is."""
     if not isinstance(images, str | Path):
         return list(images)
     place = Path(images)
-    found = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
+    found = images_below(place) if place.is_dir() else [place]
     if not found or not place.exists():
         raise UsageError(
             expected="an image, or a folder of images",
-            got=f"nothing at {place}" if not place.exists() else f"no file of {', '.join(SUFFIXES)} in {place}",
-            cause="a spelling mistake, or images of another format",
+            got=f"nothing at {place}"
+            if not place.exists()
+            else f"no file of {', '.join(SUFFIXES)} in or below {place}",
+            cause="images of another format, or elsewhere" if place.exists() else "a spelling mistake",
             repair="check the path",
         )
     return found

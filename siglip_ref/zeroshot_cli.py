@@ -1,7 +1,8 @@
 """The commands `siglip-ref zeroshot`, `siglip-ref embed` and `siglip-ref check checkpoint`."""
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siglip_ref.errors import UsageError
+from siglip_ref.options import Force
+from siglip_ref.outputs import require_free
+from siglip_ref.typed import read_lines, tidy, visible
 
 if TYPE_CHECKING:
+    from siglip_ref.ops.elementary import Array
     from siglip_ref.zeroshot import Model, Progress, ZeroShot
 
 ModelPath = Annotated[str, typer.Option("--model", help="a directory, a file of weights, or a hub name")]
@@ -31,7 +36,7 @@ def register(app: typer.Typer, check: typer.Typer) -> None:
 
 def zeroshot(
     model: ModelPath,
-    image: Annotated[list[Path], typer.Option(help="an image or a folder; may be repeated")],
+    image: Annotated[list[Path], typer.Option(help="an image, or a folder with all below it; may be repeated")],
     labels: Annotated[str, typer.Option(help='"cat,dog", or @FILE with one label a line')],
     template: Annotated[str, typer.Option(help="what the labels are put into")] = "This is a photo of {}.",
     tokenizer: Tokens = None,
@@ -42,10 +47,11 @@ def zeroshot(
     top: Annotated[int, typer.Option(min=1, help="labels shown per image; JSON has all")] = 5,
 ) -> None:
     """How well does each label fit each image?"""
-    words = read_lines(Path(labels[1:])) if labels.startswith("@") else labels.split(",")
+    words = _once(read_lines(Path(labels[1:])) if labels.startswith("@") else list(map(tidy, labels.split(","))))
     loaded = _load(model, tokenizer, preprocess)
     with progress("images") as report:
         found = loaded.zero_shot(_files(image), words, template, batch=batch, threads=threads, progress=report)
+    _notes(found.notes)
     if json:
         typer.echo(_as_json(found, loaded))
     else:
@@ -55,16 +61,19 @@ def zeroshot(
 
 def embed(
     model: ModelPath,
-    out: Annotated[Path, typer.Option(help="the .npy file to write; names go into the .txt beside it")],
-    images: Annotated[list[Path] | None, typer.Option(help="an image or a folder; may be repeated")] = None,
+    out: Annotated[Path, typer.Option(help="NAME.npy, the file to write; beside it NAME.names.csv")],
+    images: Annotated[
+        list[Path] | None, typer.Option(help="an image, or a folder with all below it; may be repeated")
+    ] = None,
     text: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
     tokenizer: Tokens = None,
     preprocess: How = None,
     batch: Batch = 8,
     threads: Threads = 2,
+    force: Force = False,
 ) -> None:
-    """Unit vectors of images or texts, one row each."""
-    import numpy as np
+    """Unit vectors of images or texts, one row each; which row is whose stands in NAME.names.csv."""
+    from siglip_ref.tokenizer import cut_note
 
     if (images is None) == (text is None):
         raise UsageError(
@@ -80,6 +89,8 @@ def embed(
             cause="vectors are written as one NumPy array",
             repair="--out vectors.npy",
         )
+    names_file = out.with_suffix(".names.csv")
+    require_free(files=(out, names_file), force=force)
     loaded = _load(model, tokenizer, preprocess)
     skipped: list[tuple[str, str]] = []
     if images:
@@ -89,12 +100,13 @@ def embed(
     else:
         assert text is not None
         names = read_lines(text)
-        with progress("texts") as report:
+        _notes(cut_note(loaded.tokenizer(), names, "texts"))
+        with progress("texts") as report, warnings.catch_warnings(action="ignore", category=UserWarning):
             vectors = loaded.embed_texts(names, progress=report)
-    np.save(out, vectors)
-    out.with_suffix(".txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    rows, width = vectors.shape
-    typer.echo(f"{out}: {rows} vectors of {width} numbers, {vectors.dtype}; computed with {loaded.computes_with}")
+    if names:
+        _write(out, vectors, names_file, names)
+        rows, width = vectors.shape
+        typer.echo(f"{out}: {rows} vectors of {width} numbers, {vectors.dtype}; computed with {loaded.computes_with}")
     _end(skipped, len(names))
 
 
@@ -112,20 +124,6 @@ def checkpoint(
     report = check_checkpoint(model, images, tokenizer=tokenizer, preprocess=preprocess)
     typer.echo(str(report))
     raise typer.Exit(0 if report.passed else 1)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            expected=f"a UTF-8 text file at {path}",
-            got=str(error),
-            cause="no such file, or another encoding",
-            repair="one text a line, saved as UTF-8",
-        ) from error
-    return [line for line in lines if line]
 
 
 @contextmanager
@@ -149,9 +147,45 @@ def _load(model: str, tokenizer: str | None, preprocess: str | None) -> "Model":
 
     keep_freed_memory()
     loaded = load(model, tokenizer=tokenizer, preprocess=preprocess)
-    for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
+    _notes(loaded.notes)
     return loaded
+
+
+def _notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _once(labels: list[str]) -> list[str]:
+    """The labels without those that stand there twice, which are said."""
+    kept = list(dict.fromkeys(labels))
+    twice = [label for label in kept if labels.count(label) > 1] if len(kept) < len(labels) else []
+    if twice and "" not in kept:
+        _notes([f"given more than once, and kept once: {', '.join(map(visible, twice[:10]))}"])
+    return kept
+
+
+def _write(out: Path, vectors: "Array", names_file: Path, names: list[str]) -> None:
+    """Both files, each whole or not there."""
+    import csv
+    import io
+
+    import numpy as np
+
+    from siglip_ref.atomic import write_atomically
+
+    array, table = io.BytesIO(), io.StringIO()
+    np.save(array, vectors)
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["row", "name"])
+    rows.writerows(enumerate(names))
+    try:
+        write_atomically(names_file, table.getvalue().encode("utf-8", "surrogateescape"))
+        write_atomically(out, array.getvalue())
+    except OSError as error:
+        raise UsageError(
+            "a disk with room for the vectors", str(error), "the disk is full, or broken", "make room, then start again"
+        ) from error
 
 
 def _files(places: list[Path]) -> list[Path]:
@@ -168,16 +202,16 @@ def _as_json(found: "ZeroShot", model: "Model") -> str:
         for i, name in enumerate(found.names)
     ]
     skipped = [{"image": name, "reason": reason} for name, reason in found.skipped]
-    return json.dumps(
-        {"model": model.config.name, "ops": model.ops.__name__, "images": images, "skipped": skipped}, indent=1
-    )
+    about = {"model": model.config.name, "ops": model.ops.__name__, "computed with": model.computes_with}
+    content = about | {"notes": [*model.notes, *found.notes], "images": images, "skipped": skipped}
+    return json.dumps(content, indent=1, allow_nan=False)
 
 
 def _show(found: "ZeroShot", model: "Model", top: int) -> None:
     for i, name in enumerate(found.names):
-        typer.echo(name)
+        typer.echo(visible(name))
         for label, score in found.sorted(i)[:top]:
-            typer.echo(f"  {score:8.4f}  {label}")
+            typer.echo(f"  {score:8.4f}  {visible(label)}")
     typer.echo(
         f"\n{model.config.name}; images as {model.preprocess.name}; computed with {model.computes_with}.\n"
         "Each score is a sigmoid and stands for itself: they need not sum to 1, and may all be small."
@@ -189,6 +223,6 @@ def _end(skipped: list[tuple[str, str]], done: int) -> None:
     if skipped:
         typer.echo(f"\nskipped {len(skipped)} of {len(skipped) + done} images:", err=True)
         for name, reason in skipped:
-            typer.echo(f"  {name}: {reason}", err=True)
+            typer.echo(f"  {visible(name)}: {visible(reason)}", err=True)
     if not done:
         raise typer.Exit(2)

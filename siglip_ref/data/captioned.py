@@ -1,7 +1,9 @@
 """What a training reads: numbered pictures with captions, a part for training and a part that is held out."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -15,6 +17,19 @@ class Unreadable(Exception):  # noqa: N818  # the picture is at fault, not the p
     """A picture that cannot be read; it is skipped and counted."""
 
 
+class Item(NamedTuple):
+    """One picture with its captions, as far as a training remembers it: name, bytes of its file, digest of captions."""
+
+    name: str
+    bytes: int
+    captions: str
+
+    @staticmethod
+    def of(name: str, size: int, captions: Sequence[str]) -> "Item":
+        """Of captions as they are."""
+        return Item(name, size, hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16] if captions else "")
+
+
 @dataclass(frozen=True)
 class Captioned:
     """Pictures 0 to count - 1.
@@ -23,6 +38,7 @@ class Captioned:
     caption : of a number and its noise
     names : of the pictures, for messages
     labels : the class of each picture, where there are classes
+    captions : of a number: all that it may be given
     """
 
     count: int
@@ -30,6 +46,7 @@ class Captioned:
     caption: Callable[[int, Array], str]
     names: Callable[[int], str] = str
     labels: Sequence[int] | None = None
+    captions: Callable[[int], Sequence[str]] = lambda number: ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,8 @@ class Data:
     prompt : what a class name is put into; "" tells that captions are searched instead
     config : a model that suits, for training from nothing
     defaults : settings that suit, see `siglip_ref.training.settings`
+    items : of your own pictures: what a training must find again when it goes on
+    notes : what was left out
     """
 
     name: str
@@ -49,6 +68,13 @@ class Data:
     classes: Sequence[str] = ()
     prompt: str = ""
     defaults: dict[str, float] = field(default_factory=dict)
+    items: tuple[Item, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Of all items, in their order."""
+        return hashlib.sha256(repr(self.items).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def open_data(name: str) -> Data:

@@ -58,7 +58,10 @@ def _part(pictures: Array, labels: Array) -> Captioned:
     def picture(number: int, noise: Array) -> Array:
         return varied(images[number], *(2 * np.asarray(noise[1:6]) - 1))
 
-    return Captioned(len(labels), picture, caption, "digit {}".format, [int(label) for label in labels])
+    def captions(number: int) -> list[str]:
+        return [prompt.format(WORDS[labels[number]]) for prompt in PROMPTS]
+
+    return Captioned(len(labels), picture, caption, "digit {}".format, [int(label) for label in labels], captions)
 
 
 def varied(picture: Image.Image, turn: float, shear: float, size: float, right: float, down: float) -> Array:

@@ -1,19 +1,26 @@
 """Your own images: a folder with captions beside them or class folders in it, or a list of files and captions."""
 
 import csv
+import io
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from siglip_ref.data.captioned import Captioned, Data, Unreadable
+from siglip_ref.data.captioned import Captioned, Data, Item, Unreadable
+from siglip_ref.data.walk import images_below
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.preprocess import SUFFIXES, open_image
+from siglip_ref.preprocess import open_image
 from siglip_ref.sizes import config
+from siglip_ref.typed import read_lines, read_text, tidy, visible
 
+COLUMNS = ("image", "caption")
 PROMPT = "a photo of {}"
 LARGEST = 512  # pixels; larger images are halved until they fit: they are kept in memory
 MEMORY = 1 << 30  # bytes of decoded images that are kept
+MODEL = replace(config("mu/16"), text_length=64)  # own captions are sentences: 63 bytes and the end
 
 
 def from_files(place: Path) -> Data:
@@ -26,13 +33,14 @@ def from_files(place: Path) -> Data:
 
     Every tenth image is held out.
     """
-    pairs = _from_csv(place) if place.is_file() else _from_folder(place)
+    pairs, notes = _from_csv(place) if place.is_file() else _from_folder(place)
     captioned = any(captions for _, captions in pairs)  # then a class folder's name is a caption like any other
     classes = [] if captioned else sorted({file.parent.name for file, _ in pairs})
     if len(pairs) < 10 or len(classes) == 1:
         raise UsageError(
             expected="at least ten images with captions, or class folders with at least ten images in all",
-            got=f"{len(pairs)} images with captions, {len(classes)} class folders in {place}",
+            got=f"{len(pairs)} images with captions, {len(classes)} class folders in {place}"
+            + "".join(f"; {note}" for note in notes),
             cause="captions are missing, or the images lie elsewhere",
             repair="cat.jpg needs a cat.txt beside it; or one folder for each class; or a CSV with image,caption",
         )
@@ -41,39 +49,82 @@ def from_files(place: Path) -> Data:
     train, test = ([pairs[i] for i in part] for part in (order[held_out:], order[:held_out]))
     settings = {"steps": 1000, "batch": 64, "lr": 1e-3}
     prompt = PROMPT if classes else ""
-    return Data(str(place), _part(train, classes), _part(test, classes), config("mu/16"), classes, prompt, settings)
+    items = _items(place if place.is_dir() else place.parent, pairs)
+    parts = (_part(train, classes), _part(test, classes))
+    return Data(str(place), *parts, MODEL, classes, prompt, settings, items, tuple(notes))
 
 
 Pairs = list[tuple[Path, list[str]]]
 
 
-def _from_csv(file: Path) -> Pairs:
+def _from_csv(file: Path) -> tuple[Pairs, list[str]]:
+    """Pairs, and a note on rows that hold none."""
+    text = read_text(file)
+    tables = {sign: _table(file, text, sign) for sign in ",;\t"}  # semicolons, where the comma is the decimal point
+    rows = next((rows for rows in tables.values() if set(COLUMNS) <= {cell.lower() for cell in rows[0]}), tables[","])
+    columns = [cell.lower() for cell in rows[0]]
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        got = f"the first line {visible(', '.join(rows[0]))[:80]}" if columns else "an empty file"
+        raise _no_table(file, got, f"no column {' and no column '.join(missing)}")
+    image, caption = map(columns.index, COLUMNS)
+    full = [row for row in rows[1:] if len(row) > max(image, caption) and row[image] and row[caption]]
+    empty = len(rows) - 1 - len(full)
+    notes = [f"{empty} of {len(rows) - 1} rows of {file.name} have no image or no caption, and are left out"]
+    return [(file.parent / row[image], [row[caption]]) for row in full], notes[: bool(empty)]
+
+
+def _table(file: Path, text: str, separator: str) -> list[list[str]]:
+    """The rows that hold something, or one that is empty."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        return [(file.parent / row["image"], [row["caption"]]) for row in rows]
-    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            expected=f"a CSV in {file}, in UTF-8, its first line naming the columns image and caption",
-            got=f"{type(error).__name__}: {error}",
-            cause="another list, or columns of other names",
-            repair="make the first line: image,caption",
-        ) from error
+        return [row for row in ([tidy(cell) for cell in row] for row in reader) if any(row)] or [[]]
+    except csv.Error as error:
+        raise _no_table(file, str(error), "a quotation mark that is never closed, or not a CSV") from error
 
 
-def _from_folder(folder: Path) -> Pairs:
+def _no_table(file: Path, got: str, cause: str) -> UsageError:
+    return UsageError(
+        f"a CSV in {file}, its first line naming the columns image and caption",
+        got,
+        cause,
+        "make the first line: image,caption",
+    )
+
+
+def _from_folder(folder: Path) -> tuple[Pairs, list[str]]:
+    """Pairs, and a note on images that have no caption and lie in no class folder."""
     pairs: Pairs = []
-    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+    bare: list[str] = []
+    for file in images_below(folder):
         words = file.with_suffix(".txt")
-        if words.is_file():
-            captions = [line.strip() for line in words.read_text(encoding="utf-8").splitlines() if line.strip()]
-            pairs += [(file, captions)] if captions else []
-        elif file.parent != folder:
-            pairs.append((file, []))
-    return pairs
+        captions = read_lines(words) if words.is_file() else []
+        if captions or (file.parent != folder and not words.is_file()):
+            pairs.append((file, captions))
+        else:
+            bare.append(file.name)
+    some = ", ".join(map(visible, bare[:3]))
+    return pairs, [f"{len(bare)} images have no caption, and are left out: {some}{' ...' * (len(bare) > 3)}"] * bool(
+        bare
+    )
 
 
-def _part(pairs: Pairs, classes: list[str]) -> Captioned:
+def _items(root: Path, pairs: Pairs) -> tuple[Item, ...]:
+    """What a training is begun with, so that it can tell whether it goes on with the same."""
+
+    def size(file: Path) -> int:
+        try:
+            return file.stat().st_size
+        except OSError:
+            return -1
+
+    def name(file: Path) -> str:
+        return str(file.relative_to(root) if file.is_relative_to(root) else file)
+
+    return tuple(Item.of(name(file), size(file), captions) for file, captions in pairs)
+
+
+def _part(pairs: Pairs, classes: Sequence[str]) -> Captioned:
     kept: dict[int, Array] = {}
     room = MEMORY
 
@@ -95,5 +146,8 @@ def _part(pairs: Pairs, classes: list[str]) -> Captioned:
         file, captions = pairs[number]
         return captions[int(noise[0] * len(captions))] if captions else PROMPT.format(file.parent.name)
 
+    def captions(number: int) -> list[str]:
+        return pairs[number][1] or [PROMPT.format(pairs[number][0].parent.name)]
+
     labels = [classes.index(file.parent.name) for file, _ in pairs] if classes else None
-    return Captioned(len(pairs), picture, caption, lambda number: str(pairs[number][0]), labels)
+    return Captioned(len(pairs), picture, caption, lambda number: str(pairs[number][0]), labels, captions)

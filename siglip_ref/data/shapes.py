@@ -50,7 +50,10 @@ def _part(numbers: Array) -> Captioned:
         colour, shape, size, row, column = chosen[number]
         return draw(colour, shape, size, row, column, 2 * np.asarray(noise) - 1)
 
-    return Captioned(len(chosen), picture, caption, lambda number: " ".join(chosen[number]))
+    def captions(number: int) -> list[str]:
+        return [template.format(chosen[number], chosen[number][2]) for template in TEMPLATES]
+
+    return Captioned(len(chosen), picture, caption, lambda number: " ".join(chosen[number]), None, captions)
 
 
 def draw(colour: str, shape: str, size: str, row: str, column: str, vary: Array) -> Array:

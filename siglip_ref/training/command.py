@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from siglip_ref.options import Force
 from siglip_ref.training.settings import Settings, TrainingStopped
 
 if TYPE_CHECKING:
+    from siglip_ref.training.loop import Run
     from siglip_ref.training.parallel import Parallel
 
 
@@ -36,6 +38,7 @@ def options(
     seed: Annotated[int, typer.Option(min=0, help="of weights, order and variation")] = 0,
     save_every: Annotated[int, typer.Option(min=0, help="steps between checkpoints; 0: a twentieth of all")] = 0,
     judge_every: Annotated[int, typer.Option(min=0, help="steps between evaluations; 0: a quarter of all")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="train in a folder that holds other things, too")] = False,
 ) -> None:
     """Train on a plain CPU. Interrupted, it goes on where it was: give the same command again."""
 
@@ -62,14 +65,18 @@ def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
 
     keep_freed_memory()
     chosen = dict(chosen)
-    out, every, judge_every = chosen.pop("out"), chosen.pop("save_every"), chosen.pop("judge_every")
+    out, force = chosen.pop("out"), chosen.pop("force")
+    every, judge_every = chosen.pop("save_every"), chosen.pop("judge_every")
     if chosen.pop("labels"):
         chosen["loss"] = "labels"
     settings = Settings(**chosen)
     out = out or Path("runs") / (Path(settings.data).stem or "data")
     show = watcher(parallel)
-    done = train(settings, out, parallel, show, every, judge_every)
-    finish(settings, out, done, parallel, show)
+
+    def end(done: "Run") -> None:
+        finish(settings, out, done, parallel, show)
+
+    train(settings, out, parallel, show, every, judge_every, force=force, finish=end)
 
 
 def register(app: typer.Typer) -> None:
@@ -97,6 +104,7 @@ def study(
     name: Annotated[str, typer.Argument(help="initialisation, batch or noise")],
     seeds: Annotated[int, typer.Option(min=2, help="trainings of each variant")] = 5,
     out: Annotated[Path, typer.Option(help="folder for NAME.json and NAME.svg")] = Path("studies"),
+    force: Force = False,
 ) -> None:
     """Repeat one of the paper's studies at toy scale, with spread, beside the paper's own table."""
     from siglip_ref.errors import UsageError
@@ -104,5 +112,5 @@ def study(
 
     if name not in STUDIES:
         raise UsageError(", ".join(STUDIES), repr(name), "there is no study by this name", "siglip-ref study batch")
-    typer.echo(run(STUDIES[name], seeds, out, typer.echo))
+    typer.echo(run(STUDIES[name], seeds, out, typer.echo, force))
     typer.echo(f"{out / name}.svg")

@@ -26,14 +26,7 @@ def finish(settings: Settings, out: Path, run: Run, parallel: Parallel, show: Qu
         return
     parallel.at(run.step, "writing the model")
     try:
-        (out / "model").mkdir(exist_ok=True)
-        place = out / "model" / "model.npz" if run.task.format == "big_vision" else out / "model"
-        save_checkpoint(place, run.params, run.task.cfg, run.task.format)
-        if "head/kernel" in run.params:
-            layer = {name: run.params[name] for name in ("head/kernel", "head/bias")}
-            save_file(layer, out / "model" / "classifier.safetensors", {"classes": json.dumps(run.task.classes)})
-        if settings.init:
-            copy_companions(resolve(settings.init), out / "model")
+        write_model(settings, out / "model", run)
         write_history(out, run)
     except OSError as error:
         raise TrainingStopped(
@@ -43,6 +36,24 @@ def finish(settings: Settings, out: Path, run: Run, parallel: Parallel, show: Qu
         some = "; ".join(f"{name}: {reason}" for name, reason in list(run.skipped.items())[:3])
         show.say(f"{run.broken} images could not be read and were skipped" + f": {some}" * bool(some))
     show.say(f"{out / 'model'}: " + (in_words(run.judged[-1]) if run.judged else "not judged"))
+
+
+def write_model(settings: Settings, place: Path, run: Run) -> None:
+    """All files of the model, each whole: written beside, then put in place."""
+    beside = place.with_name(f"{place.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    beside.mkdir()
+    whole = beside / "model.npz" if run.task.format == "big_vision" else beside
+    save_checkpoint(whole, run.params, run.task.cfg, run.task.format)
+    if "head/kernel" in run.params:
+        layer = {name: run.params[name] for name in ("head/kernel", "head/bias")}
+        save_file(layer, beside / "classifier.safetensors", {"classes": json.dumps(run.task.classes)})
+    if settings.init:
+        copy_companions(resolve(settings.init), beside)
+    place.mkdir(exist_ok=True)
+    for file in beside.iterdir():
+        file.replace(place / file.name)
+    beside.rmdir()
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -25,14 +25,21 @@ def locked(
     ops: ModuleType,
     parallel: Parallel,
     folder: Path,
+    data: str,
     say: Callable[[str], None],
 ) -> Seen:
     """What stands in for a picture: its embedding (D,), computed by all ranks together, or read from the folder.
 
+    data : digest of all pictures, by which kept embeddings are known to be theirs
+
     Source: Zhai et al. 2022 (LiT), arXiv 2111.07991; arXiv 2303.15343, section 4.1.
     """
     weights = {name: value for name, value in params.items() if name.startswith("image/")}
-    about = {"weights": digest(0, weights, ""), "pictures": [part.names(number) for number in range(part.count)]}
+    about = {
+        "weights": digest(0, weights, ""),
+        "data": data,
+        "pictures": [part.names(number) for number in range(part.count)],
+    }
     saved, _ = newest(folder)
     table = saved.tensors["embeddings"] if saved and saved.about == about else None
     if table is None:

@@ -2,19 +2,24 @@
 
 import math
 import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from siglip_ref.errors import UsageError
 from siglip_ref.one_thread import one_pool_for
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import State
 from siglip_ref.params import Params
+from siglip_ref.training.folder import one_training, require_own
+from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.parallel import Parallel
+from siglip_ref.training.resume import find, origin
 from siglip_ref.training.settings import Settings, TrainingStopped
-from siglip_ref.training.store import Saved, newest, save
+from siglip_ref.training.store import Saved, save
 from siglip_ref.training.task import Task, prepare
 
 HISTORY = ("loss", "log_scale", "bias")  # columns of the record: one row a step
@@ -67,6 +72,8 @@ def train(
     every: int = 0,
     judge_every: int = 0,
     stop_after: int = 0,
+    force: bool = False,
+    finish: Callable[[Run], None] = lambda run: None,
 ) -> Run:
     """Train, or go on with a training that was interrupted.
 
@@ -79,47 +86,55 @@ def train(
     every : steps between checkpoints (0: a twentieth of all)
     judge_every : steps between evaluations (0: a quarter of all); there is one at the end
     stop_after : steps after which to stop, as if interrupted (0: never)
+    force : take a folder that holds other things, too
+    finish : is given the run at its end, while the folder is still this training's alone
     """
     parallel.at(0, "preparing the data and the model")
-    require_folder(out)
-    task = prepare(settings, parallel, out, show.say)
-    run = resume(settings, out, parallel, show, task)
-    every, judge_every = every or max(1, task.total // 20), judge_every or max(1, task.total // 4)
-    show.begin(task, run.step)
-    try:
-        while run.step < task.total:
-            with one_pool_for(task.ops):  # once a step, not once a kernel
-                one_step(run, parallel)
-            show.step(run.step, run.history[-1])
-            last = run.step == task.total
-            if parallel.rank == 0 and (last or run.step % judge_every == 0):
-                parallel.at(run.step, "judging the model")
-                run.judged.append({"step": run.step} | task.judge(run.params))
-                show.judged(run.step, run.judged[-1])
-            if last or run.step % every == 0:
-                require_same_bits(run, parallel)
-                if parallel.rank == 0:
-                    parallel.at(run.step, "writing a checkpoint")
-                    keep(run, out, parallel.size)
-            if run.step == stop_after:
-                break
-    finally:
-        show.end()
-    run.broken = count_broken(run, parallel)
+    if parallel.rank == 0:
+        require_own(out, force)
+    inputs = read_inputs(settings, parallel.size)
+    with one_training(out, show.say) if parallel.rank == 0 else nullcontext():
+        saved = find(settings, inputs, out, parallel, show.say)
+        run = begin(settings, saved, prepare(settings, inputs, parallel, out, show.say))
+        every, judge_every = every or max(1, run.task.total // 20), judge_every or max(1, run.task.total // 4)
+        show.begin(run.task, run.step)
+        try:
+            while run.step < run.task.total and not run.step == stop_after > 0:
+                step_and_keep(run, out, parallel, show, every, judge_every, origin(settings, inputs))
+        finally:
+            show.end()
+        run.broken = count_broken(run, parallel)
+        finish(run)
     return run
 
 
-def require_folder(out: Path) -> None:
-    """A place for the checkpoints, before anything long begins."""
-    try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            expected="--out FOLDER that can be written to",
-            got=str(error),
-            cause="no right to write there, or a file of this name",
-            repair="choose another folder",
-        ) from error
+def begin(settings: Settings, saved: Saved | None, task: Task) -> Run:
+    """The run where it was, or at its beginning."""
+    if saved is None:
+        return Run(task, settings, 0, task.params, State())
+    params = {name: saved.tensors[f"params/{name}"] for name in task.params}
+    slots = {name[6:]: value for name, value in saved.tensors.items() if name.startswith("slots/")}
+    state, history = State(saved.step, slots), list(saved.tensors["history"])
+    return Run(task, settings, saved.step, params, state, history, list(saved.about["judged"]))
+
+
+def step_and_keep(
+    run: Run, out: Path, parallel: Parallel, show: Quiet, every: int, judge_every: int, about: dict[str, Any]
+) -> None:
+    """One step, and what is due after it: a judgement, a checkpoint."""
+    with one_pool_for(run.task.ops):  # once a step, not once a kernel
+        one_step(run, parallel)
+    show.step(run.step, run.history[-1])
+    last = run.step == run.task.total
+    if parallel.rank == 0 and (last or run.step % judge_every == 0):
+        parallel.at(run.step, "judging the model")
+        run.judged.append({"step": run.step} | run.task.judge(run.params))
+        show.judged(run.step, run.judged[-1])
+    if last or run.step % every == 0:
+        require_same_bits(run, parallel)
+        if parallel.rank == 0:
+            parallel.at(run.step, "writing a checkpoint")
+            keep(run, out, about | {"ranks": parallel.size, "judged": run.judged})
 
 
 def one_step(run: Run, parallel: Parallel) -> None:
@@ -197,42 +212,9 @@ def require_same_bits(run: Run, parallel: Parallel) -> None:
         )
 
 
-def keep(run: Run, out: Path, ranks: int) -> None:
+def keep(run: Run, out: Path, about: dict[str, Any]) -> None:
     """Write a checkpoint."""
     tensors = {f"params/{name}": value for name, value in run.params.items()}
     tensors |= {f"slots/{name}": run.state.slots[name] for name in run.state.slots}
     tensors["history"] = np.array(run.history)
-    about = {"settings": run.settings.as_dict(), "ranks": ranks, "judged": run.judged}
     save(out / "checkpoints", run.step, tensors, about)
-
-
-def resume(settings: Settings, out: Path, parallel: Parallel, show: Quiet, task: Task) -> Run:
-    """From the newest whole checkpoint in `out`, if there is one, else from the beginning."""
-    saved, broken = newest(out / "checkpoints")
-    for words in broken:
-        show.say(f"passed over {words}")
-    if saved is None:
-        return Run(task, settings, 0, task.params, State())
-    _require_same(settings, saved, out)
-    if saved.about["ranks"] != parallel.size:
-        show.say(
-            f"trained on {saved.about['ranks']} ranks until here, now on {parallel.size}: "
-            "the same up to rounding, not bit for bit"
-        )
-    show.say(f"going on from step {saved.step}")
-    params = {name: saved.tensors[f"params/{name}"] for name in task.params}
-    slots = {name[6:]: value for name, value in saved.tensors.items() if name.startswith("slots/")}
-    state, history = State(saved.step, slots), list(saved.tensors["history"])
-    return Run(task, settings, saved.step, params, state, history, list(saved.about["judged"]))
-
-
-def _require_same(settings: Settings, saved: Saved, out: Path) -> None:
-    then, now = saved.about["settings"], settings.as_dict()
-    different = [f"{name} {then.get(name)!r}, not {now[name]!r}" for name in now if then.get(name) != now[name]]
-    if different:
-        raise UsageError(
-            expected=f"the settings of the training in {out}, which goes on from step {saved.step}",
-            got="; it has " + ", ".join(different),
-            cause="this folder belongs to another training",
-            repair="give another --out, or the same settings",
-        )

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref import ops as specification
+from siglip_ref.atomic import write_atomically
+from siglip_ref.embed import computes_with
 from siglip_ref.ops.elementary import Array
 from siglip_ref.training.loop import HISTORY, Quiet, Run
-from siglip_ref.training.store import write_atomically
 from siglip_ref.training.task import Task
 
 LINES = 10  # printed in all where there is no terminal
@@ -36,9 +36,11 @@ class Terminal(Quiet):
 
     def begin(self, task: Task, step: int) -> None:
         self.total, self.images = task.total, task.batches.size
-        how = "the specification, plain NumPy" if task.ops is specification else "Numba twins (siglip_ref.fast)"
         learnt = sum(task.params[name].size for name in task.learnt)
-        self.say(f"{task.cfg.name}: {learnt:,} numbers to learn, batches of {self.images}; computed with {how}")
+        self.say(
+            f"{task.cfg.name}: {learnt:,} numbers to learn, batches of {self.images}; "
+            f"computed with {computes_with(task.ops)}"
+        )
         self.line = self.bar.add_task("", total=task.total, completed=step)
         if self.console.is_terminal:
             self.bar.start()

@@ -1,14 +1,13 @@
 """Checkpoints: whole or not there at all, and checked before they are believed."""
 
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from siglip_ref.atomic import sweep, write_atomically
 from siglip_ref.ops.elementary import Array
 from siglip_ref.training.settings import TrainingStopped
 
@@ -22,29 +21,6 @@ class Saved(NamedTuple):
     step: int
     tensors: dict[str, Array]
     about: dict[str, Any]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A file that holds either what it held before or all of the content, whatever happens meanwhile."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        for left in path.parent.glob(f"{path.name}.*.part"):  # of a run that was killed
-            left.unlink()
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-    with contextlib.suppress(OSError):  # the folder's own entry; not every system can
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save(folder: Path, step: int, tensors: dict[str, Array], about: dict[str, Any]) -> Path:
@@ -61,8 +37,7 @@ def save(folder: Path, step: int, tensors: dict[str, Array], about: dict[str, An
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.part"):  # of runs that were killed
-            left.unlink()
+        sweep(folder)
         note = json.dumps({"step": step, "about": words, "sha256": digest(step, tensors, words)})
         content = to_bytes(tensors, {NOTE: note})  # one entry: the library writes several in random order
         write_atomically(path, content)

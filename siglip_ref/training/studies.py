@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.atomic import write_atomically
+from siglip_ref.outputs import require_free
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
 from siglip_ref.training.settings import Settings
-from siglip_ref.training.store import write_atomically
 
 SEEN = 32_000  # pictures that every training sees, whatever its batch
 TOY: dict[str, Any] = {"data": "digits", "model": "small", "batch": 64, "steps": SEEN // 64, "lr": 3e-3}
@@ -122,18 +123,17 @@ class Result:
     found: dict[str, list[float]] = field(default_factory=dict)
 
 
-def run(study: Study, seeds: int, out: Path, say: Callable[[str], None]) -> str:
+def run(study: Study, seeds: int, out: Path, say: Callable[[str], None], force: bool = False) -> str:
     """Train every variant with every seed; write NAME.json and NAME.svg, return the page.
 
-    What NAME.json holds already is not repeated.
+    What NAME.json holds already, if it is of this very study, is not repeated; other files are replaced by force only.
     """
     path = out / f"{study.name}.json"
-    out.mkdir(parents=True, exist_ok=True)
     result = Result({**TOY, "seeds": seeds})
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["settings"] == result.settings:
-            result.found.update(before["found"])
+    result.found.update(before := _begun(path, result.settings))
+    require_free(folders=[] if out.is_dir() else [out])
+    require_free([path, out / f"{study.name}.svg"] if out.is_dir() and not before else [], force=force)
+    out.mkdir(parents=True, exist_ok=True)
     for line, place, changes in study.variants:
         found = result.found.setdefault(f"{line}: {place}", [])
         for seed in range(len(found), seeds):
@@ -142,6 +142,15 @@ def run(study: Study, seeds: int, out: Path, say: Callable[[str], None]) -> str:
             write_atomically(path, (json.dumps(asdict(result), indent=1) + "\n").encode())
     draw(study, result.found, out / f"{study.name}.svg")
     return page(study, result.found, seeds)
+
+
+def _begun(path: Path, settings: dict[str, Any]) -> dict[str, list[float]]:
+    """What an interrupted study of these settings has found so far."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return dict(before["found"]) if before["settings"] == settings else {}
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or another file
+        return {}
 
 
 def accuracy(settings: Settings) -> float:

@@ -1,30 +1,26 @@
 """What is learnt: pairs of images and texts, or classes; prepared from the settings into a gradient and a judgement."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from siglip_ref import optim
-from siglip_ref.checkpoint.load import Format, load_checkpoint
-from siglip_ref.data.captioned import Data, open_data
+from siglip_ref.checkpoint.load import Format
+from siglip_ref.data.captioned import Data
 from siglip_ref.embed import best_ops
-from siglip_ref.errors import UsageError
-from siglip_ref.loading import from_checkpoint
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import Params, init
-from siglip_ref.preprocess import PREPROCESS, Preprocess
-from siglip_ref.sizes import TOWERS, Config, config
-from siglip_ref.tokenizer import Tokenizer, byte_tokenizer
+from siglip_ref.params import Params
+from siglip_ref.sizes import Config
 from siglip_ref.training.batches import Batches, pixels_of
 from siglip_ref.training.classify import classifier_gradient, head
 from siglip_ref.training.evaluate import evaluate
 from siglip_ref.training.gradient import gradient
+from siglip_ref.training.inputs import Inputs
 from siglip_ref.training.locked import locked
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.settings import Settings
@@ -56,21 +52,18 @@ class Task:
     shared: tuple[str, ...] = ("log_scale", "bias")
 
 
-def prepare(settings: Settings, parallel: Parallel, out: Path, say: Callable[[str], None]) -> Task:
+def prepare(settings: Settings, inputs: Inputs, parallel: Parallel, out: Path, say: Callable[[str], None]) -> Task:
     """Data, model, loss and optimiser."""
-    data, ops = open_data(settings.data), best_ops()
-    cfg, params, tokenizer, how, kind = model_of(settings, data)
-    batch = settings.batch or int(data.defaults["batch"])
-    _require(settings, data, cfg, batch, parallel.size)
-    see, see_test = (pixels_of(part, cfg.image_size, how) for part in (data.train, data.test))
+    data, cfg, params, tokenizer, ops = inputs.data, inputs.cfg, inputs.params, inputs.tokenizer, best_ops()
+    see, see_test = (pixels_of(part, cfg.image_size, inputs.how) for part in (data.train, data.test))
     side = "image"
     if settings.freeze:
         side = "locked"
         see, see_test = (
-            locked(part, see, params, cfg, ops, parallel, out / f"locked-{name}", say)
+            locked(part, see, params, cfg, ops, parallel, out / f"locked-{name}", data.digest, say)
             for name, part, see in (("train", data.train, see), ("test", data.test, see_test))
         )
-    batches = Batches(data.train, see, tokenizer, batch, settings.seed, settings.shuffled)
+    batches = Batches(data.train, see, tokenizer, inputs.batch, settings.seed, settings.shuffled)
     if settings.loss == "labels":
         params |= head(len(data.classes), cfg, params["bias"].dtype)
     total = settings.steps or int(data.defaults["steps"])
@@ -86,7 +79,7 @@ def prepare(settings: Settings, parallel: Parallel, out: Path, say: Callable[[st
         ops,
         total,
         tuple(data.classes),
-        kind,
+        inputs.format,
     )
 
 
@@ -146,46 +139,6 @@ def classes_gradient(
         return float(parallel.sum(np.array([loss]))[0]), grads
 
     return of_batch
-
-
-def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int) -> None:
-    """Settings that fit together."""
-    problems = [
-        (batch < ranks, f"--batch of at least {ranks}, a pair for each rank", f"--batch {batch}", "enlarge the batch"),
-        (
-            bool(settings.freeze) and not settings.init,
-            "--init DIR with --freeze image",
-            "--freeze image alone",
-            "a tower that knows nothing is not worth keeping: name a checkpoint",
-        ),
-        (
-            settings.loss == "labels" and not data.classes,
-            "data with classes for --labels: digits, or a folder of class folders",
-            f"--data {settings.data}",
-            "sort the images into one folder a class",
-        ),
-        (cfg.naflex, "a model of fixed resolution", cfg.name, "take another checkpoint"),
-    ]
-    for wrong, expected, got, repair in problems:
-        if wrong:
-            raise UsageError(expected, got, "these settings do not fit together", repair)
-
-
-def model_of(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, Preprocess, Format]:
-    """From a checkpoint, or fresh; the format is whose layout it has, and is to be written in again."""
-    dtype = np.dtype(settings.dtype)
-    if settings.init:
-        checkpoint = load_checkpoint(settings.init, dtype)
-        model = from_checkpoint(checkpoint)
-        params = {name: np.array(value) for name, value in model.params.items()}
-        return model.config, params, model.tokenizer(), model.preprocess, checkpoint.format
-    cfg = config(settings.model) if settings.model not in ("", "small") else data.config
-    if settings.model == "small":
-        cfg = replace(cfg, name=f"{cfg.name}, small", image=TOWERS["mu"], text=TOWERS["mu"])
-    params = init(cfg, settings.seed, dtype)
-    changed: dict[str, Any] = {"log_scale": settings.log_scale, "bias": 0.0 if settings.without_bias else settings.bias}
-    params |= {name: np.asarray(value, dtype) for name, value in changed.items() if value is not None}
-    return cfg, params, byte_tokenizer(cfg.text_length), PREPROCESS["huggingface"], "huggingface"
 
 
 def stepper(settings: Settings, data: Data, cfg: Config, ops: ModuleType, total: int) -> Stepper:

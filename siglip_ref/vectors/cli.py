@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from siglip_ref.options import Force, no_overwriting
+from siglip_ref.outputs import require_free
+
 vectors = typer.Typer(no_args_is_help=True, help="Golden vectors: inputs and certified answers for any language.")
 
 Only = Annotated[str | None, typer.Option("--only", help="ids that begin so: a group, or one vector")]
@@ -13,7 +16,7 @@ Only = Annotated[str | None, typer.Option("--only", help="ids that begin so: a g
 def register(app: typer.Typer, check: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(vectors, name="vectors")
-    check.command("dump")(dump)
+    check.command("dump")(no_overwriting(files="json")(dump))
     app.command("demo")(demo)
     app.command("explain")(explain)
 
@@ -34,10 +37,12 @@ def list_(only: Only = None) -> None:
 
 
 @vectors.command()
-def export(folder: Path, only: Only = None) -> None:
+def export(folder: Path, only: Only = None, force: Force = False) -> None:
     """Write each vector's inputs (safetensors and npz) and its question (JSON), for any language."""
+    from siglip_ref.vectors.export import chosen
     from siglip_ref.vectors.export import export as write
 
+    require_free(folders=[folder / vector.id for vector in chosen(only or "")], force=force)
     names = write(folder, only or "")
     typer.echo(f"wrote {len(names)} vectors to {folder}; answer one, then: siglip-ref check dump FILE --vector ID")
 
@@ -63,13 +68,14 @@ def verify(
 
 
 @vectors.command()
-def regenerate(folder: Annotated[Path, typer.Argument(help="where to write")]) -> None:
+def regenerate(folder: Annotated[Path, typer.Argument(help="where to write")], force: Force = False) -> None:
     """Compute the certified files anew, and say whether they are the packaged ones, byte for byte."""
     from siglip_ref.vectors.generate import write
     from siglip_ref.vectors.store import FOLDER
 
-    write(folder, progress=lambda name: typer.echo(f"proving {name}", err=True))
     names = ("golden.json", "golden.safetensors")
+    require_free([folder / name for name in names] if folder.is_dir() else [], force=force)
+    write(folder, progress=lambda name: typer.echo(f"proving {name}", err=True))
     other = [name for name in names if (folder / name).read_bytes() != (FOLDER / name).read_bytes()]
     typer.echo(
         f"{', '.join(other)} differ from the packaged files" if other else "the same bytes as the packaged files"
@@ -78,10 +84,11 @@ def regenerate(folder: Annotated[Path, typer.Argument(help="where to write")]) -
 
 
 @vectors.command()
-def measure(folder: Annotated[Path, typer.Argument(help="where to write measured.json")]) -> None:
+def measure(folder: Annotated[Path, typer.Argument(help="where to write measured.json")], force: Force = False) -> None:
     """Measure noise and power anew: after a change of noise, vectors or mistakes. Ten minutes."""
     from siglip_ref.vectors.power import write_measured
 
+    require_free([folder / "measured.json"], force=force)
     write_measured(folder, progress=lambda name: typer.echo(f"measuring {name}", err=True))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from siglip_ref.errors import UsageError
 from siglip_ref.vectors.files import write_safetensors
-from siglip_ref.vectors.store import packaged
+from siglip_ref.vectors.store import Vector, packaged
 
 
 def export(folder: str | Path, beginning: str = "") -> list[str]:
@@ -23,10 +23,8 @@ def export(folder: str | Path, beginning: str = "") -> list[str]:
     -------
     ids of the vectors written
     """
-    chosen = [vector for vector in packaged().vectors.values() if vector.id.startswith(beginning)]
-    if not chosen:
-        packaged().find(beginning)
-    for vector in chosen:
+    vectors = chosen(beginning)
+    for vector in vectors:
         place = Path(folder) / vector.id
         # every input is exact in float32
         inputs = {n: v.astype(np.float32) if v.dtype.kind == "f" else v for n, v in vector.inputs.items()}
@@ -50,4 +48,10 @@ def export(folder: str | Path, beginning: str = "") -> list[str]:
         except OSError as error:
             cause = "no right to write there, or a file in the way"
             raise UsageError("a folder that can be written to", str(error), cause, "choose another") from error
-    return [vector.id for vector in chosen]
+    return [vector.id for vector in vectors]
+
+
+def chosen(beginning: str) -> list[Vector]:
+    """The packaged vectors whose id begins so; there must be one."""
+    golden = packaged()
+    return [v for v in golden.vectors.values() if v.id.startswith(beginning)] or [golden.find(beginning)]

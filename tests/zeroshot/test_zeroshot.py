@@ -171,7 +171,7 @@ def test_the_command_as_json(capsys, place, folder, tmp_path):
 
 def test_the_command_embed(capsys, place, folder, tmp_path, model):
     code, _, _ = run(capsys, "embed", "--model", place, "--images", folder, "--out", tmp_path / "x.npy")
-    vectors, names = np.load(tmp_path / "x.npy"), (tmp_path / "x.txt").read_text().split()
+    vectors, names = np.load(tmp_path / "x.npy"), (tmp_path / "x.names.csv").read_text().splitlines()[1:]
     assert code == 0 and vectors.shape == (5, 32) and len(names) == 5
     assert np.abs(vectors - model.embed_images(folder).embeddings).max() <= 1e-5
     (tmp_path / "t.txt").write_text("a cat\nein Hund\n")

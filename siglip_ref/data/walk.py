@@ -1,0 +1,19 @@
+"""Which images a folder holds: the same answer for training, embedding and zero-shot."""
+
+import os
+from pathlib import Path
+
+from siglip_ref.preprocess import SUFFIXES
+from siglip_ref.training.folder import is_training
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files of a folder and of all folders in it, in the order of their names.
+
+    What a training wrote into a folder of its own (curves.png) is none of them.
+    """
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_training(Path(place, name))]
+        found += [Path(place, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found)

@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from siglip_ref.outputs import require_free
+
+Force = Annotated[bool, typer.Option("--force", help="replace files of the same names")]
+
+
+def no_overwriting(files: str = "", folders: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the option --force; without it the outputs that these options name must not be there.
+
+    files, folders : names of options, separated by blanks; "-" as a value is standard output
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        parameter = inspect.Parameter("force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Force)
+
+        def guarded(*, force: bool = False, **given: Any) -> None:
+            named = (
+                [Path(given[n]) for n in names.split() if given[n] not in (None, "-")] for names in (files, folders)
+            )
+            require_free(*named, force=force)
+            command(**given)
+
+        guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), parameter]
+        )
+        guarded.__annotations__ = command.__annotations__ | {"force": Force}
+        guarded.__name__, guarded.__doc__ = command.__name__, command.__doc__
+        return guarded
+
+    return decorate

@@ -1,0 +1,129 @@
+"""The folder of a training: it says so, has one training at a time, and knows the data it was begun with."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from siglip_ref.atomic import lock, write_atomically
+from siglip_ref.data.captioned import Item
+from siglip_ref.errors import UsageError
+from siglip_ref.outputs import require_free
+
+MANIFEST, LOCK, PICTURES = "training.json", "training.lock", "pictures.csv"
+FORMAT = "siglip-ref-training/1"
+PATIENCE = 5.0  # seconds in which a training that was just killed may end, and give the folder back
+_held: set[Path] = set()  # folders that this process has locked: its own calls may nest
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a training wrote its manifest there."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def require_own(out: Path, force: bool = False) -> None:
+    """A folder that is new, empty, or of a training; others are refused, unless by force."""
+    begun = out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK}  # killed before it wrote more
+    require_free(folders=[] if begun or is_training(out) else [out], force=force)
+
+
+@contextlib.contextmanager
+def one_training(out: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep the folder to this process for as long as the context lasts, or the process lives.
+
+    Raises
+    ------
+    UsageError : another training has it, and still has it after some patience
+    """
+    place = out.resolve()
+    if place in _held:
+        yield
+        return
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(
+            expected="--out FOLDER that can be written to",
+            got=str(error),
+            cause="no right to write there, or a file of this name",
+            repair="choose another folder",
+        ) from error
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while (got := lock(descriptor)) is False:
+            if time.monotonic() > deadline:
+                raise _in_use(out, os.pread(descriptor, 1000, 0).decode(errors="replace"))
+            time.sleep(0.05)
+        if got is None:
+            say(f"note: {out} cannot be locked on this system: start no second training there")
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{platform.node()} {os.getpid()}\n".encode(), 0)
+        _held.add(place)
+        yield
+    finally:
+        if place in _held:
+            _held.discard(place)
+            os.truncate(descriptor, 0)
+        os.close(descriptor)
+
+
+def _in_use(out: Path, holder: str) -> UsageError:
+    host, _, process = holder.strip().partition(" ")
+    where = f"process {process} on {host}" if process.isdigit() else "another process"
+    return UsageError(
+        expected="a folder that no other training is using",
+        got=f"{out} is in use by {where}",
+        cause="two trainings in one folder would destroy each other's checkpoints",
+        repair="wait until that one has ended, or end it; or give another --out",
+    )
+
+
+def write_manifest(out: Path, about: dict[str, Any], items: Sequence[Item]) -> None:
+    """Say whose folder it is, and which pictures its training was begun with."""
+    write_atomically(out / MANIFEST, (json.dumps({"format": FORMAT} | about, indent=1, sort_keys=True) + "\n").encode())
+    if items:
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(Item._fields)
+        rows.writerows(items)
+        write_atomically(out / PICTURES, table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def changes(out: Path, now: Sequence[Item]) -> str:
+    """In words: how the data differ from those that `write_manifest` recorded."""
+    try:
+        with (out / PICTURES).open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            rows = list(csv.reader(lines))[1:]
+        then = [Item(name, int(size), captions) for name, size, captions in rows]
+    except (OSError, ValueError):
+        return f"other data: what they were, {PICTURES}, cannot be read"
+    before, after = Counter(item.name for item in then), Counter(item.name for item in now)
+    both = before.keys() & after.keys()
+    sizes = ({item.name: item.bytes for item in items if item.name in both} for items in (then, now))
+    texts = (Counter((item.name, item.captions) for item in items if item.name in both) for items in (then, now))
+    (size_then, size_now), (text_then, text_now) = sizes, texts
+    found = {
+        "new": list((after - before).elements()),
+        "gone": list((before - after).elements()),
+        "of another size": [name for name in size_then if size_then[name] != size_now[name]],
+        "captioned differently": [name for name, _ in (text_then - text_now).elements()],
+    }
+    words = [_some(names, what) for what, names in found.items() if names]
+    return "; ".join(words) or "the same pictures in another order"
+
+
+def _some(names: list[str], what: str) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - 3} more" * (len(names) > 3)
+    return f"{len(names)} {'picture' if len(names) == 1 else 'pictures'} {what}: {', '.join(names[:3])}{more}"

@@ -1,0 +1,109 @@
+"""What a training starts from, read and found to fit together before anything is written."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.checkpoint.load import Format, load_checkpoint
+from siglip_ref.data.captioned import Captioned, Data, open_data
+from siglip_ref.errors import UsageError
+from siglip_ref.loading import from_checkpoint
+from siglip_ref.params import Params, init
+from siglip_ref.preprocess import PREPROCESS, Preprocess
+from siglip_ref.sizes import TOWERS, Config, config
+from siglip_ref.tokenizer import Tokenizer, byte_tokenizer, cut_note
+from siglip_ref.training.settings import Settings
+from siglip_ref.training.store import digest
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data and a model for them.
+
+    params : at the beginning; weights : their digest, if they came from a checkpoint
+    how : images are prepared; format : whose layout the model has, and is to be written in again
+    batch : pairs of all ranks together; notes : what the user should know of them
+    """
+
+    data: Data
+    cfg: Config
+    params: Params
+    tokenizer: Tokenizer
+    how: Preprocess
+    format: Format
+    batch: int
+    weights: str
+    notes: tuple[str, ...]
+
+
+def read_inputs(settings: Settings, ranks: int) -> Inputs:
+    """Read them; UsageError if they do not fit together."""
+    data = open_data(settings.data)
+    cfg, params, tokenizer, how, kind = _model(settings, data)
+    batch = settings.batch or int(data.defaults["batch"])
+    _require(settings, data, cfg, batch, ranks)
+    weights = digest(0, params, "") if settings.init else ""
+    notes = (*data.notes, *_notes_on_texts(data, tokenizer))
+    return Inputs(data, cfg, params, tokenizer, how, kind, batch, weights, notes)
+
+
+def _model(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, Preprocess, Format]:
+    """From a checkpoint, or fresh, with bytes for a vocabulary."""
+    dtype = np.dtype(settings.dtype)
+    if settings.init:
+        checkpoint = load_checkpoint(settings.init, dtype)
+        model = from_checkpoint(checkpoint)
+        params = {name: np.array(value) for name, value in model.params.items()}
+        return model.config, params, model.tokenizer(), model.preprocess, checkpoint.format
+    cfg = config(settings.model) if settings.model not in ("", "small") else data.config
+    if settings.model == "small":
+        cfg = replace(cfg, name=f"{cfg.name}, small", image=TOWERS["mu"], text=TOWERS["mu"])
+    tokenizer = byte_tokenizer(cfg.text_length)
+    if cfg.vocabulary < tokenizer.vocabulary:
+        raise UsageError(
+            expected=f"a size with room for the {tokenizer.vocabulary} pieces that bytes need",
+            got=f"--model {cfg.name} with {cfg.vocabulary}",
+            cause="a model trained from nothing reads texts as bytes, and this size is one for tests",
+            repair="leave --model out to take one that suits the data, or --model mu/16",
+        )
+    cfg = replace(cfg, vocabulary=tokenizer.vocabulary)  # of a released size, whose tokeniser is not here
+    params = init(cfg, settings.seed, dtype)
+    changed: dict[str, Any] = {"log_scale": settings.log_scale, "bias": 0.0 if settings.without_bias else settings.bias}
+    params |= {name: np.asarray(value, dtype) for name, value in changed.items() if value is not None}
+    return cfg, params, tokenizer, PREPROCESS["huggingface"], "huggingface"
+
+
+def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int) -> None:
+    """Settings that fit together."""
+    problems = [
+        (batch < ranks, f"--batch of at least {ranks}, a pair for each rank", f"--batch {batch}", "enlarge the batch"),
+        (
+            bool(settings.freeze) and not settings.init,
+            "--init DIR with --freeze image",
+            "--freeze image alone",
+            "a tower that knows nothing is not worth keeping: name a checkpoint",
+        ),
+        (
+            settings.loss == "labels" and not data.classes,
+            "data with classes for --labels: digits, or a folder of class folders",
+            f"--data {settings.data}",
+            "sort the images into one folder a class",
+        ),
+        (cfg.naflex, "a model of fixed resolution", cfg.name, "take another checkpoint"),
+    ]
+    for wrong, expected, got, repair in problems:
+        if wrong:
+            raise UsageError(expected, got, "these settings do not fit together", repair)
+
+
+def _notes_on_texts(data: Data, tokenizer: Tokenizer) -> list[str]:
+    """On captions, of training and of the judgement, that are cut, and on those of which cleaning leaves nothing."""
+
+    def all_of(part: Captioned) -> list[str]:
+        return [caption for number in range(part.count) for caption in part.captions(number)]
+
+    captions = all_of(data.train) + all_of(data.test) + [data.prompt.format(name) for name in data.classes]
+    empty = sum(tokenizer.is_nothing(caption) for caption in dict.fromkeys(captions))
+    nothing = [f"of {empty} captions nothing is left when they are cleaned as this model was trained"]
+    return cut_note(tokenizer, captions, "captions") + nothing[: bool(empty)]
