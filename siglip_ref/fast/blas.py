@@ -13,6 +13,9 @@ from numba.extending import intrinsic
 from siglip_ref.fast.compile import kernel
 
 NO, YES = ord("N"), ord("T")  # transpose the operand?
+# OpenBLAS does up to so many multiplications with the numbers as they lie, without packing them first (its
+# interface/gemm.c); it has other kernels for that.
+SMALL = 10**6
 
 # What the Fortran routine takes, as SciPy states it: 32-bit integers and everything by address.
 _SIGNATURE = "void (char *, char *, int *, int *, int *, {0} *, {0} *, int *, {0} *, int *, {0} *, {0} *, int *)"

@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from siglip_ref import ops as specification
 from siglip_ref.errors import UsageError
 from siglip_ref.fast.attention import root_of, seen_by_head
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.block_kernels import Kept, Room, backward, forward
-from siglip_ref.fast.fit import NOTHING, empty, gradient_of, layer_shapes, same_precision
+from siglip_ref.fast.fit import NOTHING, as_rows, as_stored, empty, gradient_of, layer_shapes, same_precision, shapes_of
 from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
@@ -32,7 +30,7 @@ ORDER = (
 
 
 class BlockCache:
-    """What the backward needs: x, weights, mask, heads, GELU's form, eps, and what is `Kept`. It can be taken once."""
+    """What the backward needs: x, weights as stored, mask, heads, GELU's form, eps, and `Kept`. It is taken once."""
 
     __slots__ = ("_all",)
 
@@ -68,36 +66,39 @@ def block_forward(
     split, wanted = x.ndim == 3 and width % heads == 0, [(width,), (width,), *layer_shapes(width, mlp)]
     if not split or [weight.shape for weight in w] != wanted or not same_precision(x, *w):
         return plain.block_forward(x, weights, heads, gelu, eps, mask, specification)
-    w = tuple([np.ascontiguousarray(weight) for weight in w])
     batch, tokens, _ = x.shape
+    turned, w = as_stored(w, [batch * tokens] * len(w))
     rows, seen = batch * tokens, seen_by_head(mask, batch, heads, tokens, tokens)
     flat, inside, two = (rows, width), (batch, tokens, width), (rows, 2)
     shapes = (two, inside, inside, inside, (batch * heads, tokens, 2), inside, flat, two, (rows, mlp))
     kept = Kept(*[empty(shape, x) for shape in shapes])
-    x_rows, active = np.ascontiguousarray(x).reshape(flat), empty((rows, mlp), x)
+    x_rows, active = as_rows(x), empty((rows, mlp), x)
     normed, out = empty(flat, x), empty(flat, x)
     with parts_for(rows * width * mlp) as parts:
         forward(
-            gemm_address(x.dtype), x_rows, w, seen, heads, root_of(x, heads), eps, FORMS[gelu], NOTHING[x.dtype],
-            tuple(kept), empty((parts, 1, tokens, tokens), x), normed, active, out, parts,
+            gemm_address(x.dtype), turned, x_rows, w, seen, heads, root_of(x, heads), eps, FORMS[gelu],
+            NOTHING[x.dtype], tuple(kept), empty((parts, 1, tokens, tokens), x), normed, active, out, parts,
         )  # fmt: skip
-    return out.reshape(inside), kept.after.reshape(inside), BlockCache(x_rows, w, seen, heads, FORMS[gelu], eps, kept)
+    cache = BlockCache(x_rows, turned, w, seen, heads, FORMS[gelu], eps, kept)
+    return out.reshape(inside), kept.after.reshape(inside), cache
 
 
 def block_backward(d_out: Array, cache: Any, ops: ModuleType) -> tuple[Array, Array, dict[str, Array]]:
     """Twin of `siglip_ref.towers.encoder.block_backward`."""
     if not isinstance(cache, BlockCache):
         return plain.block_backward(d_out, cache, specification)
-    x, w, mask, heads, form, eps, kept = cache.take(d_out)
+    x, turned, w, mask, heads, form, eps, kept = cache.take(d_out)
     inside, flat, hidden = kept.query.shape, x.shape, kept.hidden.shape
+    of_w = shapes_of(turned, w)
     d_after, d_x = empty(flat, x), empty(flat, x)
     with parts_for(x.size * hidden[1]) as parts:
         scores, norm1, norm2 = (empty((parts, 2, *last), x) for last in ((inside[1], inside[1]), flat[1:], flat[1:]))
         room = Room(scores, *[empty(shape, x) for shape in (hidden, hidden, (4, *inside), flat, flat)])
-        attn, mlp = ([empty(weight.shape, x) for weight in some] for some in (w[2:10], w[12:]))
+        attn, mlp = ([empty(shape, x) for shape in shapes] for shapes in (of_w[2:10], of_w[12:]))
         backward(
-            gemm_address(x.dtype), np.ascontiguousarray(d_out).reshape(flat), x, w, mask, heads, root_of(x, heads),
-            form, eps, tuple(kept), x.dtype.type(0), (norm1, *attn, norm2, *mlp), tuple(room), d_after, d_x, parts,
+            gemm_address(x.dtype), turned, as_rows(d_out), x, w, mask, heads,
+            root_of(x, heads), form, eps, tuple(kept), x.dtype.type(0), (norm1, *attn, norm2, *mlp), tuple(room),
+            d_after, d_x, parts,
         )  # fmt: skip
     grads = dict(zip(ORDER, (*norm1.sum(0), *attn, *norm2.sum(0), *mlp), strict=True))
     return d_x.reshape(inside), d_after.reshape(inside), grads

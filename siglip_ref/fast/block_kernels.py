@@ -38,27 +38,27 @@ class Room(NamedTuple):
 
 @kernel()
 def add_mlp(
-    routine: int, x: Any, w: Any, eps: float, form: int, nothing: Any, stats: Any, hidden: Any, normed: Any,
-    active: Any, out: Any, parts: int,
+    routine: int, turned: Any, x: Any, w: Any, eps: float, form: int, nothing: Any, stats: Any, hidden: Any,
+    normed: Any, active: Any, out: Any, parts: int,
 ) -> None:  # fmt: skip
-    """out = x + mlp(norm(x)); w : gamma, beta, and kernel and bias of both layers."""
+    """out = x + mlp(norm(x)); turned as in `fit.as_stored`; w : gamma, beta, and kernel and bias of both layers."""
     norm(x, w[0], w[1], eps, normed, stats, parts)
-    affine(routine, normed, w[2], w[3], nothing, hidden, parts)
+    affine(routine, turned[2], normed, w[2], w[3], nothing, hidden, parts)
     gelu_all(hidden.reshape(hidden.size), form, active.reshape(active.size), parts)
-    affine(routine, active, w[4], w[5], x, out, parts)
+    affine(routine, turned[4], active, w[4], w[5], x, out, parts)
 
 
 @kernel()
 def d_add_mlp(
-    routine: int, d_out: Any, x: Any, w: Any, eps: float, form: int, stats: Any, hidden: Any, keep: Any, d: Any,
-    active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_x: Any, parts: int,
+    routine: int, turned: Any, d_out: Any, x: Any, w: Any, eps: float, form: int, stats: Any, hidden: Any, keep: Any,
+    d: Any, active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_x: Any, parts: int,
 ) -> None:  # fmt: skip
     """Gradients of `add_mlp`; keep and d as in `backward`."""
     size = hidden.size
-    d_affine_inputs(routine, d_out, w[4], number(0, keep), d_hidden, parts)
+    d_affine_inputs(routine, turned[4], d_out, w[4], number(0, keep), d_hidden, parts)
     d_gelu_all(d_hidden.reshape(size), hidden.reshape(size), form, active.reshape(size), parts)
     d_affine_weights(routine, d_out, active, keep, d[3], d[4], parts)
-    d_affine_inputs(routine, d_hidden, w[2], number(0, keep), d_normed, parts)
+    d_affine_inputs(routine, turned[2], d_hidden, w[2], number(0, keep), d_normed, parts)
     norm(x, w[0], w[1], eps, normed, stats, parts)
     d_affine_weights(routine, d_hidden, normed, keep, d[1], d[2], parts)
     d_norm(d_normed, x, stats, w[0], d_out, keep, d_x, d[0])
@@ -66,25 +66,25 @@ def d_add_mlp(
 
 @kernel()
 def forward(
-    routine: int, x: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any, kept: Any,
-    scores: Any, normed: Any, active: Any, out: Any, parts: int,
+    routine: int, turned: Any, x: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any,
+    kept: Any, scores: Any, normed: Any, active: Any, out: Any, parts: int,
 ) -> None:  # fmt: skip
     """out = after + mlp(norm2(after)), after = x + attention(norm1(x)): each step on `parts` threads."""
     stats1, query, key, value, head_stats, mixed, after, stats2, hidden = kept
     shape = x.shape
     norm(x, w[0], w[1], eps, normed, stats1, parts)
-    affine(routine, normed, w[2], w[3], nothing, query.reshape(shape), parts)
-    affine(routine, normed, w[4], w[5], nothing, key.reshape(shape), parts)
-    affine(routine, normed, w[6], w[7], nothing, value.reshape(shape), parts)
+    affine(routine, turned[2], normed, w[2], w[3], nothing, query.reshape(shape), parts)
+    affine(routine, turned[4], normed, w[4], w[5], nothing, key.reshape(shape), parts)
+    affine(routine, turned[6], normed, w[6], w[7], nothing, value.reshape(shape), parts)
     mix(routine, query, key, value, mask, heads, root, scores, mixed, head_stats)
-    affine(routine, mixed.reshape(shape), w[8], w[9], x, after, parts)
-    add_mlp(routine, after, w[10:], eps, form, nothing, stats2, hidden, normed, active, out, parts)
+    affine(routine, turned[8], mixed.reshape(shape), w[8], w[9], x, after, parts)
+    add_mlp(routine, turned[10:], after, w[10:], eps, form, nothing, stats2, hidden, normed, active, out, parts)
 
 
 @kernel()
 def backward(
-    routine: int, d_out: Any, x: Any, w: Any, mask: Any, heads: int, root: Any, form: int, eps: float, kept: Any,
-    keep: Any, d: Any, room: Any, d_after: Any, d_x: Any, parts: int,
+    routine: int, turned: Any, d_out: Any, x: Any, w: Any, mask: Any, heads: int, root: Any, form: int, eps: float,
+    kept: Any, keep: Any, d: Any, room: Any, d_after: Any, d_x: Any, parts: int,
 ) -> None:  # fmt: skip
     """Gradients of `forward`; with keep = 1 those of the weights are added to `d`, with keep = 0 only written.
 
@@ -94,19 +94,19 @@ def backward(
     scores, active, d_hidden, d_heads, normed, d_normed = room
     shape, one, zero = x.shape, root / root, root - root
     # out = after + mlp(norm2(after))
-    d_add_mlp(routine, d_out, after, w[10:], eps, form, stats2, hidden, keep, d[9:], active, d_hidden, normed, d_normed,
-              d_after, parts)  # fmt: skip
+    d_add_mlp(routine, turned[10:], d_out, after, w[10:], eps, form, stats2, hidden, keep, d[9:], active, d_hidden,
+              normed, d_normed, d_after, parts)  # fmt: skip
     # after = x + attention(norm1(x)): queries, keys and values are of the same tokens
     few = len(query)
     d_mixed, d_query, d_key, d_value = d_heads[0][:few], d_heads[1][:few], d_heads[2][:few], d_heads[3][:few]
-    d_affine_inputs(routine, d_after, w[8], zero, d_mixed.reshape(shape), parts)
+    d_affine_inputs(routine, turned[8], d_after, w[8], zero, d_mixed.reshape(shape), parts)
     d_affine_weights(routine, d_after, mixed.reshape(shape), keep, d[7], d[8], parts)
     d_mix(routine, d_mixed, query, key, value, mask, heads, root, scores, head_stats, d_query, d_key, d_value)
     norm(x, w[0], w[1], eps, normed, stats1, parts)
-    d_affine_inputs(routine, d_query.reshape(shape), w[2], zero, d_normed, parts)
+    d_affine_inputs(routine, turned[2], d_query.reshape(shape), w[2], zero, d_normed, parts)
     d_affine_weights(routine, d_query.reshape(shape), normed, keep, d[1], d[2], parts)
-    d_affine_inputs(routine, d_key.reshape(shape), w[4], one, d_normed, parts)
+    d_affine_inputs(routine, turned[4], d_key.reshape(shape), w[4], one, d_normed, parts)
     d_affine_weights(routine, d_key.reshape(shape), normed, keep, d[3], d[4], parts)
-    d_affine_inputs(routine, d_value.reshape(shape), w[6], one, d_normed, parts)
+    d_affine_inputs(routine, turned[6], d_value.reshape(shape), w[6], one, d_normed, parts)
     d_affine_weights(routine, d_value.reshape(shape), normed, keep, d[5], d[6], parts)
     d_norm(d_normed, x, stats1, w[0], d_after, keep, d_x, d[0])

@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import kernel
-from siglip_ref.fast.fit import as_rows, empty, same_precision
+from siglip_ref.fast.fit import as_rows, empty, rows_in_memory, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -61,7 +61,7 @@ def position_forward(x: Array, table: Array) -> tuple[Array, None]:
         return specification.position_forward(x, table)
     out = empty(x.shape, x)
     with parts_for_elements(x.size) as parts:
-        _add_table(np.ascontiguousarray(x), np.ascontiguousarray(table), out, parts)
+        _add_table(rows_in_memory(x), rows_in_memory(table), out, parts)
     return out, None
 
 
@@ -79,5 +79,5 @@ def position_backward(d_out: Array, table: Array) -> tuple[Array, Array]:
     if not same_precision(d_out, table) or not _has_places(table, d_out):
         return specification.position_backward(d_out, table)
     d_table = np.zeros_like(table)
-    sum_images(np.ascontiguousarray(d_out), d_table)
+    sum_images(rows_in_memory(d_out), d_table)
     return d_out, d_table

@@ -11,6 +11,7 @@ import numpy as np
 from siglip_ref.fast.block_kernels import backward, forward
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.layer_norm import d_norm, norm
+from siglip_ref.fast.linear import NONE_TURNED
 
 
 @kernel()
@@ -81,7 +82,7 @@ def encode(
         for layer in range(depth):
             w, _ = block(flat, layer * block_size(width, mlp), width, mlp)
             forward(
-                routine, rows, w, mask[a * heads : b * heads], heads, root, eps, form, nothing,
+                routine, NONE_TURNED, rows, w, mask[a * heads : b * heads], heads, root, eps, form, nothing,
                 _kept(kept, layer, heads, a, b), scores, normed[:some], active[:some], stream[layer, 1, top:bottom], 1,
             )  # fmt: skip
             rows = stream[layer, 1, top:bottom]
@@ -115,7 +116,8 @@ def d_encode(
             if layer > 0:
                 given, d_given = stream[layer - 1, 1, top:bottom], d_stream[layer - 1, 1, top:bottom]
             backward(
-                routine, d_stream[layer, 1, top:bottom], given, w, mask[a * heads : b * heads], heads, root, form, eps,
-                _kept(kept, layer, heads, a, b), keep, d, room, d_stream[layer, 0, top:bottom], d_given, 1,
+                routine, NONE_TURNED, d_stream[layer, 1, top:bottom], given, w, mask[a * heads : b * heads], heads,
+                root, form, eps, _kept(kept, layer, heads, a, b), keep, d, room, d_stream[layer, 0, top:bottom],
+                d_given, 1,
             )  # fmt: skip
         keep = root / root

@@ -9,7 +9,7 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.elementary import exp_nonpositive, normal_cdf, number, sigmoid
-from siglip_ref.fast.fit import empty, gradient_of, same_precision
+from siglip_ref.fast.fit import empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -117,7 +117,7 @@ def gelu_forward(x: Array, form: GeluForm) -> tuple[Array, Any]:
     """Twin of `siglip_ref.ops.gelu_forward`."""
     if not same_precision(x):
         return specification.gelu_forward(x, form)
-    x = np.ascontiguousarray(x)
+    x = rows_in_memory(x)
     out = empty(x.shape, x)
     with parts_for_elements(x.size) as parts:
         gelu_all(x.reshape(-1), FORMS[form], out.reshape(-1), parts)

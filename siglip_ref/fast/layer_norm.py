@@ -8,7 +8,7 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, same_precision
+from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -125,6 +125,7 @@ def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple
     if not same_precision(x, gamma, beta) or not gamma.shape == beta.shape == x.shape[-1:]:
         return specification.layer_norm_forward(x, gamma, beta, eps)
     rows, out = as_rows(x), empty(x.shape, x)
+    gamma, beta = rows_in_memory(gamma), rows_in_memory(beta)
     stats = np.empty((len(rows), 2), x.dtype)
     with parts_for_elements(x.size) as parts:
         norm(rows, gamma, beta, eps, as_rows(out), stats, parts)

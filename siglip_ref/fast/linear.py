@@ -6,17 +6,17 @@ import numpy as np
 from numba import prange
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.blas import NO, YES, gemm, gemm_address
+from siglip_ref.fast.blas import NO, SMALL, YES, gemm, gemm_address
 from siglip_ref.fast.compile import SUMS, kernel
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, linear_fits, same_precision
+from siglip_ref.fast.fit import NOTHING, as_rows, as_stored, empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
+NOT_TURNED: Any = np.int64(NO)  # not a Python constant, for which Numba would compile what it is given to anew
+NONE_TURNED = (NOT_TURNED,) * 16  # of a block; a MAP head has two weights fewer
 ALIGN = 16  # parts begin at multiples of a vector's length
-# OpenBLAS does up to SMALL multiplications with the numbers as they lie, without packing them first (its
-# interface/gemm.c). Narrow layers go through in such pieces, of FEWEST rows at least: up to twice as fast.
-SMALL, FEWEST = 10**6, 128
+FEWEST = 128  # narrow layers go through BLAS in SMALL pieces, but of so many rows at least: up to twice as fast
 
 
 @kernel()
@@ -53,10 +53,13 @@ def _begin(bias: Any, add: Any, out: Any, top: int, bottom: int, left: int, righ
 
 @kernel()
 def affine_part(
-    routine: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, thread: int, parts: int
+    routine: int, turned: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, thread: int, parts: int
 ) -> Any:  # fmt: skip
-    """One thread's part of out = x @ weights + bias (+ add, unless it is empty); returns its rows and columns."""
-    one, rows, columns = number(1, out[0, 0]), x.shape[0], weights.shape[1]
+    """One thread's part of out = x @ weights + bias (+ add, unless it is empty); returns its rows and columns.
+
+    turned : YES if `weights` holds the transposed matrix (F, C), as Torch stores it; NO for (C, F)
+    """
+    one, rows, columns = number(1, out[0, 0]), x.shape[0], out.shape[1]
     top, bottom, left, right = 0, rows, 0, columns
     if rows >= columns:
         top, bottom = part(rows, thread, parts)
@@ -66,20 +69,21 @@ def affine_part(
         return top, top, left, left
     _begin(bias, add, out, top, bottom, left, right)
     few = at_once(bottom - top, x.shape[1], right - left)
+    first = _address(weights, left, 0) if turned == YES else _address(weights, 0, left)
     for a in range(top, bottom, few):
-        gemm(routine, NO, NO, min(few, bottom - a), right - left, x.shape[1], one, _address(x, a, 0), x.shape[1],
-             _address(weights, 0, left), columns, one, _address(out, a, left), columns)  # fmt: skip
+        gemm(routine, NO, turned, min(few, bottom - a), right - left, x.shape[1], one, _address(x, a, 0), x.shape[1],
+             first, weights.shape[1], one, _address(out, a, left), columns)  # fmt: skip
     return top, bottom, left, right
 
 
 @kernel(parallel=True)
-def affine(routine: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, parts: int) -> None:
-    """out = x @ weights + bias + add: x (R, C), weights (C, F), add (R, F) or (0, 0)."""
+def affine(routine: int, turned: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, parts: int) -> None:
+    """out = x @ weights + bias + add: x (R, C), weights (C, F) or turned, add (R, F) or (0, 0)."""
     if parts == 1:
-        affine_part(routine, x, weights, bias, add, out, 0, 1)
+        affine_part(routine, turned, x, weights, bias, add, out, 0, 1)
     else:
         for thread in prange(parts):
-            affine_part(routine, x, weights, bias, add, out, thread, parts)
+            affine_part(routine, turned, x, weights, bias, add, out, thread, parts)
 
 
 @kernel(fastmath=SUMS)
@@ -116,7 +120,9 @@ def d_weights_part(
 
 
 @kernel()
-def _d_inputs_part(routine: int, d_out: Any, weights: Any, keep: Any, d_x: Any, thread: int, parts: int) -> None:
+def _d_inputs_part(
+    routine: int, turned: int, d_out: Any, weights: Any, keep: Any, d_x: Any, thread: int, parts: int
+) -> None:  # fmt: skip
     one, rows, width, columns = number(1, keep), d_x.shape[0], d_x.shape[1], d_out.shape[1]
     # d_x = keep * d_x + d_out @ weights.T
     top, bottom, left, right = 0, rows, 0, width
@@ -126,9 +132,11 @@ def _d_inputs_part(routine: int, d_out: Any, weights: Any, keep: Any, d_x: Any, 
         left, right = part(width, thread, parts)
     if top < bottom and left < right:
         few = at_once(bottom - top, columns, right - left)
+        first = _address(weights, 0, left) if turned == YES else _address(weights, left, 0)
         for a in range(top, bottom, few):
-            gemm(routine, NO, YES, min(few, bottom - a), right - left, columns, one, _address(d_out, a, 0), columns,
-                 _address(weights, left, 0), columns, keep, _address(d_x, a, left), width)  # fmt: skip
+            gemm(routine, NO, NO if turned == YES else YES, min(few, bottom - a), right - left, columns, one,
+                 _address(d_out, a, 0), columns, first, weights.shape[1], keep, _address(d_x, a, left),
+                 width)  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -142,13 +150,13 @@ def d_affine_weights(routine: int, d_out: Any, x: Any, keep: Any, d_weights: Any
 
 
 @kernel(parallel=True)
-def d_affine_inputs(routine: int, d_out: Any, weights: Any, keep: Any, d_x: Any, parts: int) -> None:
+def d_affine_inputs(routine: int, turned: int, d_out: Any, weights: Any, keep: Any, d_x: Any, parts: int) -> None:
     """Gradient of `affine` by x; with keep = 1 d_x is added to, with keep = 0 only written."""
     if parts == 1:
-        _d_inputs_part(routine, d_out, weights, keep, d_x, 0, 1)
+        _d_inputs_part(routine, turned, d_out, weights, keep, d_x, 0, 1)
     else:
         for thread in prange(parts):
-            _d_inputs_part(routine, d_out, weights, keep, d_x, thread, parts)
+            _d_inputs_part(routine, turned, d_out, weights, keep, d_x, thread, parts)
 
 
 class LinearCache(NamedTuple):
@@ -162,11 +170,12 @@ def linear_forward(x: Array, kernel: Array, bias: Array, add: Array | None = Non
     """Twin of `siglip_ref.ops.linear_forward`; `add`, if given, is added to the result."""
     if not same_precision(x, kernel, bias) or not linear_fits(x.shape[-1], kernel, bias):
         return specification.linear_forward(x, kernel, bias)
-    rows, kernel = as_rows(x), np.ascontiguousarray(kernel)
+    rows = as_rows(x)
+    (turned, _), (stored, bias) = as_stored((kernel, bias), (len(rows), 1))
     out = empty((*x.shape[:-1], kernel.shape[1]), x)
     plus = NOTHING[x.dtype] if add is None else as_rows(add)
     with parts_for(rows.size * kernel.shape[1]) as parts:
-        affine(gemm_address(x.dtype), rows, kernel, bias, plus, as_rows(out), parts)
+        affine(gemm_address(x.dtype), turned, rows, stored, bias, plus, as_rows(out), parts)
     return out, LinearCache(x, kernel)
 
 
@@ -181,9 +190,10 @@ def linear_backward(d_out: Array, cache: Any, into: Array | None = None) -> tupl
 def inputs_backward(d_out: Array, x: Array, kernel: Array, into: Array | None = None) -> Array:
     """d_x = d_out @ kernel.T, added to `into`, if given."""
     d_x = empty(x.shape, x) if into is None else into
+    (turned,), (stored,) = as_stored((kernel,), (x.size // x.shape[-1],))
     keep = x.dtype.type(into is not None)
     with parts_for(x.size * kernel.shape[1]) as parts:
-        d_affine_inputs(gemm_address(x.dtype), as_rows(d_out), kernel, keep, as_rows(d_x), parts)
+        d_affine_inputs(gemm_address(x.dtype), turned, as_rows(d_out), stored, keep, as_rows(d_x), parts)
     return d_x
 
 

@@ -12,7 +12,16 @@ from siglip_ref import ops as specification
 from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.compile import kernel as compiled
 from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, linear_fits, same_precision
+from siglip_ref.fast.fit import (
+    NOTHING,
+    as_rows,
+    as_stored,
+    empty,
+    gradient_of,
+    linear_fits,
+    rows_in_memory,
+    same_precision,
+)
 from siglip_ref.fast.linear import affine_part, d_weights_part, inputs_backward, part
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
@@ -44,28 +53,29 @@ def _cut(lines: Any, patch: int, columns: int, first: int, patches: Any) -> None
 
 @compiled()
 def embed_some(
-    routine: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any, patches: Any, out: Any,
-    begin: int, end: int,
+    routine: int, turned: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any,
+    patches: Any, out: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     """Those from number `begin` to `end`; patches (a few, P) is room for what is cut out."""
     for a in range(begin, end, len(patches)):
         b = min(a + len(patches), end)
         _cut(lines, patch, columns, a, patches[: b - a])
-        affine_part(routine, patches[: b - a], weights, bias, nothing, out[a:b], 0, 1)
+        affine_part(routine, turned, patches[: b - a], weights, bias, nothing, out[a:b], 0, 1)
 
 
 @compiled(parallel=True)
 def _embed(
-    routine: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any, patches: Any, out: Any
-) -> None:
+    routine: int, turned: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any,
+    patches: Any, out: Any,
+) -> None:  # fmt: skip
     """out = patches @ weights + bias; patches (threads, a few, P) is room for what is cut out."""
     threads = len(patches)
     if threads == 1:
-        embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[0], out, 0, len(out))
+        embed_some(routine, turned, lines, patch, columns, weights, bias, nothing, patches[0], out, 0, len(out))
     else:
         for t in prange(threads):
             begin, end = part(len(out), t, threads)
-            embed_some(routine, lines, patch, columns, weights, bias, nothing, patches[t], out, begin, end)
+            embed_some(routine, turned, lines, patch, columns, weights, bias, nothing, patches[t], out, begin, end)
 
 
 @compiled()
@@ -112,14 +122,16 @@ def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -
     fits = images.ndim == 4 and min(images.shape[1:3]) >= patch and linear_fits(width, kernel, bias)
     if not fits or not same_precision(images, kernel, bias):
         return specification.patch_embed_forward(images, kernel, bias, patch)
-    images, kernel = np.ascontiguousarray(images), np.ascontiguousarray(kernel)
+    images = rows_in_memory(images)
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
+    at_once = patches_at_once(batch * rows * columns, kernel.shape[1])
+    (turned, _), (stored, bias) = as_stored((kernel, bias), (at_once, 1))
     out = empty((batch, rows * columns, kernel.shape[1]), images)
     lines = images.reshape(batch, height, width * channels)
     with parts_for(out.size * len(kernel)) as threads:
         _embed(
-            gemm_address(images.dtype), lines, patch, columns, kernel, bias, NOTHING[images.dtype],
+            gemm_address(images.dtype), turned, lines, patch, columns, stored, bias, NOTHING[images.dtype],
             _room(threads, batch * rows * columns, kernel), as_rows(out),
         )  # fmt: skip
     return out, PatchCache(images, kernel, patch)

@@ -41,6 +41,11 @@ def threads() -> AbstractContextManager[int]:
     return _ALL
 
 
+def threads_at_most() -> int:
+    """Into how many parts a kernel may be cut."""
+    return int(numba.get_num_threads())
+
+
 # In multiplications. Up to LONE BLAS stays on the calling thread by itself; below SHARED a task is over before a second
 # thread has started, or, on a busy machine, has been given a core at all.
 LONE, SHARED = 1 << 18, 1 << 19

@@ -12,7 +12,7 @@ from numba import prange
 from siglip_ref.fast.compile import kernel
 from siglip_ref.fast.embedding import sum_images
 from siglip_ref.fast.encoder_kernels import block, block_size, d_encode, encode, linear
-from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
+from siglip_ref.fast.linear import NONE_TURNED, NOT_TURNED, affine, d_affine_inputs, d_affine_weights
 from siglip_ref.fast.map_head import d_pool, pool
 from siglip_ref.fast.patches import d_embed_some, embed_some, patches_at_once
 
@@ -90,13 +90,13 @@ def some_images(
     kernel, bias, position, encoder, probe, w, _ = _image_pieces(flat, patches, patch, width, mlp)
     flat_stem, flat_tokens = stem.reshape(rows, width), tokens.reshape(rows, width)
     cut = np.empty((patches_at_once(bottom - top, width), len(kernel)), flat.dtype)
-    embed_some(routine, lines, patch, columns, kernel, bias, nothing, cut, flat_stem, top, bottom)
+    embed_some(routine, NOT_TURNED, lines, patch, columns, kernel, bias, nothing, cut, flat_stem, top, bottom)
     _add_position(stem, position, begin, end)
     encode(routine, flat_stem, encoder, settings, inner, few, flat_tokens, begin, end)
     scores, active = np.empty((1, 1, 1, patches), flat.dtype), np.empty((end - begin, mlp), flat.dtype)
     normed, mine = np.empty((end - begin, width), flat.dtype), _of_sequences(head, heads, begin, end)
-    pool(routine, flat_tokens[top:bottom], probe, w, mask, heads, root, eps, form, nothing, mine, scores, normed,
-         active, out[begin:end], 1)  # fmt: skip
+    pool(routine, NONE_TURNED[2:], flat_tokens[top:bottom], probe, w, mask, heads, root, eps, form, nothing, mine,
+         scores, normed, active, out[begin:end], 1)  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -133,7 +133,7 @@ def d_some_images(
     scores, active = np.empty((1, 2, 1, patches), flat.dtype), np.empty((images, mlp), flat.dtype)
     d_hidden, normed = np.empty((images, mlp), flat.dtype), np.empty(vectors, flat.dtype)
     d_normed, d_read = np.empty(vectors, flat.dtype), np.empty(vectors, flat.dtype)
-    d_pool(routine, d_out[begin:end], flat_tokens[top:bottom], probe, w, mask, heads, root, form, eps,
+    d_pool(routine, NONE_TURNED[2:], d_out[begin:end], flat_tokens[top:bottom], probe, w, mask, heads, root, form, eps,
            _of_sequences(head, heads, begin, end), scores, active, d_hidden, normed, d_normed, d_heads, d, d_read,
            d_probe, flat_d_tokens[top:bottom], 1)  # fmt: skip
     # tokens = encoder of the stem
@@ -190,7 +190,7 @@ def some_texts(
     encode(routine, stem.reshape(rows, width), encoder, settings, inner, few, states.reshape(rows, width), begin, end)
     for b in range(begin, end):
         taken[b] = states[b, speaker[b]]
-    affine(routine, taken[begin:end], kernel, bias, settings[5], out[begin:end], 1)
+    affine(routine, NOT_TURNED, taken[begin:end], kernel, bias, settings[5], out[begin:end], 1)
 
 
 @kernel(parallel=True)
@@ -214,7 +214,7 @@ def d_some_texts(
     _, encoder, kernel, _ = _text_pieces(flat, places, width, d_out.shape[1])
     d_position, d_encoder, d_kernel, d_bias = _text_pieces(d_flat, places, width, d_out.shape[1])
     # out = taken @ kernel + bias
-    d_affine_inputs(routine, d_out[begin:end], kernel, zero, d_taken[begin:end], 1)
+    d_affine_inputs(routine, NOT_TURNED, d_out[begin:end], kernel, zero, d_taken[begin:end], 1)
     d_affine_weights(routine, d_out[begin:end], taken[begin:end], zero, d_kernel, d_bias, 1)
     # taken[b] = states[b, speaker[b]]
     d_states[begin:end] = 0
