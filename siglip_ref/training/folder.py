@@ -33,8 +33,14 @@ def is_training(folder: Path) -> bool:
 
 def require_own(out: Path, force: bool = False) -> None:
     """A folder that is new, empty, or of a training; others are refused, unless by force."""
-    begun = out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK}  # killed before it wrote more
-    require_free(folders=[] if begun or is_training(out) else [out], force=force)
+    require_free(folders=[] if is_training(out) or _is_begun(out) else [out], force=force)
+
+
+def _is_begun(out: Path) -> bool:
+    """Whether nothing is there but what a training makes before its manifest."""
+    if not out.is_dir() or not (out / LOCK).is_file():
+        return False
+    return {path.name for path in out.iterdir()} <= {LOCK, "checkpoints"} and not any((out / "checkpoints").glob("*"))
 
 
 @contextlib.contextmanager

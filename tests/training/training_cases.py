@@ -27,9 +27,9 @@ def settings(**changes):
     return dataclasses.replace(Settings(), **small | changes)
 
 
-def alone(out, show=None, **changes):
+def alone(out, show=None, force=False, **changes):
     """One process; never judged before the end."""
-    return train(settings(**changes), out, Alone(), show or Quiet(), judge_every=10**6)
+    return train(settings(**changes), out, Alone(), show or Quiet(), judge_every=10**6, force=force)
 
 
 def on_ranks(world, out, sums="allreduce", **changes):
