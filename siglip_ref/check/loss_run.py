@@ -15,7 +15,7 @@ from siglip_ref.check.loss_words import blind_spots, convention_finding, convent
 from siglip_ref.check.mistakes import Mistake
 from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, suspects
-from siglip_ref.check.probes import POINTS, RAW_POINTS, Dims, Probe, loss_probes
+from siglip_ref.check.probes import POINTS, Dims, Probe, loss_probes, points_of
 from siglip_ref.check.report import Finding, Report, worst_rows
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
@@ -62,7 +62,7 @@ class Run:
 
 
 def run_check(run: Run, declared: Sequence[Convention]) -> Report:
-    probes, left_out = loss_probes(POINTS, run.dims)
+    probes, left_out = loss_probes(POINTS, run.dims, run.setting.dtype, run.setting.scalar_dtype)
     best = _observed(run, probes, CONVENTIONS)
     if best in declared:
         return _full(run, best, declared, left_out)
@@ -139,8 +139,8 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     """Every probe, then every clause of the contract, under one convention."""
     run.refused.clear()
     run.outcomes.clear()
-    points = POINTS + RAW_POINTS if convention.embeddings == "raw" else POINTS
-    probes, _ = loss_probes(points, run.dims)
+    points = points_of(convention.embeddings, run.setting.dtype)
+    probes, _ = loss_probes(points, run.dims, run.setting.dtype, run.setting.scalar_dtype)
     details: list[Row] = []
     for probe in probes:
         outcome = run.call(probe, convention, "plain", probe.label)

@@ -1,33 +1,36 @@
 """The inputs at which a loss is judged: chosen so that every term of it is visible somewhere.
 
 At initialisation (scale 10, bias -10) the negatives carry under 1 % of the gradient, and a loss without them passes
-common checkers; so there are other points. All numbers are exact in bfloat16 and float16: the embeddings are rows of
-integers n/256 with sum n^2 = 65536, hence exactly unit; the scalars have at most eight significant bits.
+common checkers; so there are other points. In bfloat16 and float16 all numbers are exact: the embeddings are rows of
+integers n/256 with sum n^2 = 65536, hence exactly unit; the scalars have at most eight significant bits. In float32 and
+float64 half of the probes have full mantissas, so that a loss that rounds anything to fewer bits shows it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.check.rows import Texts, rows_of
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
-Texts = Literal["near", "far", "own", "crossed", "duplicates"]
 Shape = tuple[int, int]
 Dims = Mapping[str, int] | Sequence[Shape] | None
 
-UNIT = 256  # rows hold integers, in units of 1/256
+WIDE_FORMATS = ("float64", "float32")  # whose mantissas are longer than 16 bits
+_NOTHING = -math.inf  # 2 ** this is 0
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where to probe. shape (B, D) is a wish: `dims` may round it up. texts: how they lie to the images, see `_texts`.
+    """Where to probe. shape (B, D) is a wish: `dims` may round it up. texts: how they lie to the images, see `rows_of`.
 
-    bias None: the balanced bias -log(B - 1), at which positives and negatives weigh the same.
+    bias None: the balanced bias -log(B - 1), at which positives and negatives weigh the same. full: full mantissas,
+    where the format has more than 16 bits.
     """
 
     name: str
@@ -35,13 +38,14 @@ class Point:
     log_scale: float
     bias: float | None
     texts: Texts = "near"
-    lengths: Sequence[int] = (0,)  # rows are multiplied by 2 ** these, in turn; only for a loss that normalises
+    lengths: Sequence[float] = (0,)  # rows are multiplied by 2 ** these, in turn
+    full: bool = False
     hunts: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
-    """The inputs of one call, in float64. scale: a number with eight significant bits next to exp(log_scale)."""
+    """The inputs of one call, in float64. scale: exp(log_scale), rounded to eight bits or to a full mantissa."""
 
     name: str
     image_embed: Array
@@ -61,37 +65,62 @@ class Probe:
         return f"{self.name} (B={self.shape[0]}, D={self.shape[1]})"
 
 
-WIDE, TALL, ONE, MANY = (9, 20), (22, 7), (1, 20), (131, 10)
+WIDE, TALL, ONE, MANY, LONG = (9, 20), (22, 7), (1, 20), (131, 10), (6, 1031)
 COLD, WARM, HOT, BEYOND = 2.3125, 4.6875, 4.8125, 6.9375  # scales of about 10, 109, 123, 1030
 
 POINTS = (
-    Point("balanced", WIDE, COLD, None, hunts="negatives that are missing, or counted twice"),
+    Point("balanced", WIDE, COLD, None, full=True, hunts="negatives that are missing, or counted twice"),
     Point("balanced, B > D", TALL, COLD, None, hunts="B and D mixed up"),
-    Point("init", TALL, COLD, -10.0, hunts="the positives' part, as a fresh model has it"),
-    Point("trained", WIDE, WARM, -16.0, "far", hunts="wrong scale, at the values of released models"),
+    Point("init", TALL, COLD, -10.0, full=True, hunts="the positives' part, as a fresh model has it"),
+    Point("trained", WIDE, WARM, -16.0, "far", full=True, hunts="wrong scale, at the values of released models"),
     Point("trained, B > D", TALL, WARM, -16.0, "far", hunts="wrong scale, at the values of released models"),
     Point("saturated, right", WIDE, WARM, -50.0, "own", hunts="NaN where every pair is sure and right"),
     Point("saturated, wrong", WIDE, WARM, 50.0, "crossed", hunts="NaN where most pairs are sure and wrong"),
-    Point("logits to +-120", TALL, HOT, -3.0, "crossed", hunts="log-sigmoid that is not stable in float32"),
+    Point("logits to +-120", TALL, HOT, -3.0, "crossed", full=True, hunts="log-sigmoid not stable in float32"),
     Point("logits to +-1000", WIDE, BEYOND, -3.0, "crossed", hunts="log-sigmoid that is not stable in float64"),
-    Point("one pair", ONE, COLD, -2.0, hunts="B = 1"),
+    Point("one pair", ONE, COLD, -2.0, full=True, hunts="B = 1"),
     Point("duplicate captions", TALL, COLD, None, "duplicates", hunts="equal texts taken for one"),
-    Point("many pairs", MANY, COLD, None, hunts="tiles and chunks that do not divide B"),
+    Point("many pairs", MANY, COLD, None, full=True, hunts="tiles and chunks that do not divide B"),
+    Point("zero logits", WIDE, COLD, 0.0, "axes", hunts="a softplus whose two branches meet wrongly"),
+    Point("long rows", LONG, COLD, -8.0, full=True, hunts="tiles of D that drop what lies beyond"),
+)
+
+# Where the format has more than 16 bits.
+FINE_POINTS = (
+    Point("numbers below 2^-14", WIDE, BEYOND, -1.0, "tiny", full=True, hunts="which of two formats of 11 bits it is"),
+)
+
+# For a loss that is given unit rows: one that normalises has no gradient at a row of zeros.
+UNIT_POINTS = (
+    Point("rows of zeros", WIDE, COLD, 0.0, lengths=(0, 0, _NOTHING), hunts="padding, and logits that are exactly 0"),
 )
 
 # For a loss that normalises its inputs: rows that are not unit.
 RAW_POINTS = (
-    Point("rows of many lengths", WIDE, COLD, None, lengths=(-3, 0, 1, -1, 2), hunts="normalising over a wrong axis"),
+    Point("rows of many lengths", WIDE, COLD, None, lengths=(-3, 0, 1, -1, 2), full=True, hunts="a wrong axis"),
     Point("one huge row", TALL, COLD, None, lengths=(10, *(0,) * 21), hunts="lengths that leak into other rows"),
 )
 
 
-def loss_probes(points: Sequence[Point], dims: Dims = None) -> tuple[list[Probe], list[str]]:
+def points_of(embeddings: str, dtype: str) -> tuple[Point, ...]:
+    """The standard points of a loss that is given "unit" or "raw" rows, in this dtype.
+
+    >>> [len(points_of("unit", dtype)) for dtype in ("bfloat16", "float32")]
+    [15, 16]
+    """
+    fine = FINE_POINTS if dtype in WIDE_FORMATS else ()
+    return POINTS + fine + (RAW_POINTS if embeddings == "raw" else UNIT_POINTS)
+
+
+def loss_probes(
+    points: Sequence[Point], dims: Dims = None, dtype: str = "bfloat16", scalar_dtype: str = "float32"
+) -> tuple[list[Probe], list[str]]:
     """The probes, and in words those points that `dims` rules out.
 
     Parameters
     ----------
     dims : multiples that a kernel needs, dict(batch=16, dim=32), or a list of (B, D) to take in turn
+    dtype, scalar_dtype : of products, and of scale and bias; see `make_probe`
 
     Examples
     --------
@@ -100,7 +129,7 @@ def loss_probes(points: Sequence[Point], dims: Dims = None) -> tuple[list[Probe]
     ((16, 32), ['one pair: B = 1 is no multiple of 16'])
     """
     probes, left_out = [], []
-    batch, dim, listed = _read_dims(dims)
+    batch, dim, listed = read_dims(dims)
     for index, point in enumerate(points):
         pairs, width = listed[index % len(listed)] if listed else point.shape
         if not listed and point.shape == ONE and batch > 1:
@@ -111,74 +140,51 @@ def loss_probes(points: Sequence[Point], dims: Dims = None) -> tuple[list[Probe]
             if all(allowed[0] != 1 for allowed in listed):
                 left_out.append(f"{point.name}: B = 1 is not among the given dims")
                 continue
-        probes.append(make_probe(point, (pairs, width) if listed else _fitted((pairs, width), batch, dim)))
+        shape = (pairs, width) if listed else fitted((pairs, width), batch, dim)
+        probes.append(make_probe(point, shape, dtype, scalar_dtype))
     done = {probe.shape for probe in probes}
-    probes += [make_probe(POINTS[0], shape) for shape in listed if shape not in done]
+    probes += [make_probe(POINTS[0], shape, dtype, scalar_dtype) for shape in listed if shape not in done]
     return probes, left_out
 
 
-@lru_cache(maxsize=64)
-def make_probe(point: Point, shape: Shape) -> Probe:
-    """The probe of a point at this shape; the same numbers every time. Its arrays are read-only."""
+@lru_cache(maxsize=256)
+def make_probe(point: Point, shape: Shape, dtype: str = "bfloat16", scalar_dtype: str = "float32") -> Probe:
+    """The probe of a point at this shape; the same numbers every time. Its arrays are read-only.
+
+    Parameters
+    ----------
+    dtype, scalar_dtype : a full point in float32 or float64 has full mantissas of that format; its scale and bias too,
+        if theirs is one of the two. Everything else is exact in bfloat16 and float16
+    """
     pairs, width = shape
+    full = dtype if point.full and dtype in WIDE_FORMATS else None
     rng = np.random.Generator(np.random.PCG64([pairs, width, 2303]))
-    image = unit_rows(rng.standard_normal((pairs, width)), rng)
-    text = _texts(point.texts, image, rng)
-    lengths = 2.0 ** np.resize(np.array(point.lengths), pairs)[:, None]
-    bias = point.bias if point.bias is not None else -short(math.log(max(pairs - 1, 2)))
-    arrays = image / UNIT * lengths, text / UNIT * lengths[::-1]
+    lengths = 2.0 ** np.resize(np.array(point.lengths, float), pairs)[:, None]
+    image, text = rows_of(point.texts, pairs, width, full, rng)
+    arrays = image * lengths, text * lengths[::-1]
     for array in arrays:
         array.flags.writeable = False
-    return Probe(point.name, *arrays, point.log_scale, short(math.exp(point.log_scale)), bias)
+    return Probe(point.name, *arrays, *make_scalars(point, pairs, full, scalar_dtype))
 
 
-def _texts(kind: Texts, image: Array, rng: np.random.Generator) -> Array:
-    """near, far: texts resemble their images much or little; own: they are their images; crossed: half are the image's
-    opposite, half the next image, so that similarities reach -1 and +1 at wrong places; duplicates: every third text
-    is its neighbour's."""
-    if kind == "own":
-        return image
-    if kind == "crossed":
-        return np.where(np.arange(len(image))[:, None] % 2 == 0, -image, np.roll(image, -1, 0))
-    share = 0.15 if kind == "far" else 0.6
-    text = unit_rows(share * image / UNIT + 0.8 * rng.standard_normal(image.shape) / math.sqrt(image.shape[1]), rng)
-    if kind == "duplicates":
-        text[1::3] = text[: len(text[1::3]) * 3 : 3]
-    return text
+def make_scalars(point: Point, pairs: int, full: str | None, scalar_dtype: str) -> tuple[float, float, float]:
+    """log_scale, scale and bias of a point: near its own, with full mantissas, or with eight bits."""
+    bias = point.bias if point.bias is not None else -math.log(max(pairs - 1, 2))
+    if full and scalar_dtype in WIDE_FORMATS:
+        log_scale, bias = (_long(number * (1 + 1 / 389), scalar_dtype) for number in (point.log_scale, bias))
+        return log_scale, _long(math.exp(log_scale), scalar_dtype), bias
+    return point.log_scale, short(math.exp(point.log_scale)), short(bias)
 
 
-def unit_rows(directions: Array, rng: np.random.Generator) -> Array:
-    """Rows of integers with sum n^2 = 65536, close to the given directions.
+def _long(number: float, form: str) -> float:
+    """The number in a wide format, from 48 bits: those of an exponential or a logarithm on which all machines agree.
 
-    All but four numbers of a row are rounded; the four take up what is left, by Lagrange's theorem.
+    >>> _long(2.3125 * (1 + 1 / 389), "float32"), _long(-0.0, "float64")
+    (2.3184447288513184, -0.0)
     """
-    rows, width = directions.shape
-    out = np.zeros((rows, width))
-    if width < 5:  # too few squares to choose from: unit vectors along an axis
-        out[np.arange(rows), np.abs(directions).argmax(1)] = UNIT
-        return out * np.where(directions < 0, -1, 1)
-    for row, direction in zip(out, directions, strict=True):
-        places = rng.permutation(width)
-        wished = np.rint(direction / np.sqrt(direction @ direction) * UNIT)[places[4:]]
-        while wished @ wished > UNIT**2:
-            wished = np.trunc(wished * 0.9)
-        signs = np.where(direction[places[:4]] < 0, -1, 1)
-        row[places[:4]] = signs * np.array(_four_squares(int(UNIT**2 - wished @ wished), rng))
-        row[places[4:]] = wished
-    return out
-
-
-def _four_squares(total: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Four integers whose squares sum to total, from a random start."""
-    table = _two_squares()
-    start = int(rng.integers(total + 1))
-    first = next(n for n in (*range(start, total + 1), *range(start)) if n in table and total - n in table)
-    return *table[first], *table[total - first]
-
-
-@lru_cache(maxsize=1)
-def _two_squares() -> dict[int, tuple[int, int]]:
-    return {a * a + b * b: (a, b) for a in range(UNIT + 1) for b in range(a + 1) if a * a + b * b <= UNIT**2}
+    mantissa, exponent = math.frexp(number)
+    steady = math.copysign(math.ldexp(round(mantissa * 2**48), exponent - 48), number)
+    return float(round_to(np.array(steady), FORMATS[form]))
 
 
 def short(number: float) -> float:
@@ -191,7 +197,7 @@ def short(number: float) -> float:
     return math.ldexp(round(mantissa * 256), exponent - 8)
 
 
-def _read_dims(dims: Dims) -> tuple[int, int, list[Shape]]:
+def read_dims(dims: Dims) -> tuple[int, int, list[Shape]]:
     """Multiples of B and D, and a list of shapes; one of the two is trivial."""
     if dims is None:
         return 1, 1, []
@@ -211,7 +217,7 @@ def _read_dims(dims: Dims) -> tuple[int, int, list[Shape]]:
     )
 
 
-def _fitted(shape: Shape, batch: int, dim: int) -> Shape:
+def fitted(shape: Shape, batch: int, dim: int) -> Shape:
     """Rounded up to the multiples; which of B and D is the larger stays as it was."""
     pairs, width = (-(-number // multiple) * multiple for number, multiple in zip(shape, (batch, dim), strict=True))
     if shape[0] > shape[1] and pairs <= width:

@@ -3,10 +3,21 @@
 import numpy as np
 import pytest
 
-from siglip_ref.check.probes import POINTS, RAW_POINTS, Probe, loss_probes, short, unit_rows
+from siglip_ref.check.probes import (
+    FINE_POINTS,
+    POINTS,
+    RAW_POINTS,
+    UNIT_POINTS,
+    Probe,
+    loss_probes,
+    points_of,
+    short,
+)
+from siglip_ref.check.rows import unit_rows
 from siglip_ref.errors import UsageError
 
 PROBES = loss_probes(POINTS)[0]
+NARROW = [probe for kind in ("unit", "raw") for probe in loss_probes(points_of(kind, "bfloat16"))[0]]
 
 
 def significant_bits(values: np.ndarray) -> int:
@@ -15,7 +26,7 @@ def significant_bits(values: np.ndarray) -> int:
     return next(bits for bits in range(54) if (mantissas * 2.0**bits == np.rint(mantissas * 2.0**bits)).all())
 
 
-@pytest.mark.parametrize("probe", PROBES + loss_probes(RAW_POINTS)[0], ids=lambda probe: probe.name)
+@pytest.mark.parametrize("probe", NARROW, ids=lambda probe: probe.name)
 def test_all_numbers_are_exact_in_bfloat16_and_float16(probe: Probe) -> None:
     for values in (probe.image_embed, probe.text_embed, [probe.log_scale, probe.scale, probe.bias]):
         assert significant_bits(values) <= 8
@@ -27,6 +38,49 @@ def test_all_numbers_are_exact_in_bfloat16_and_float16(probe: Probe) -> None:
 def test_rows_are_exactly_unit(probe: Probe) -> None:
     for rows in (probe.image_embed, probe.text_embed):
         assert ((rows * rows).sum(-1) == 1).all() and not rows.flags.writeable
+
+
+def has_full_mantissas(probe: Probe, bits: int) -> bool:
+    """Whether rounding to fewer bits would change all rows, and the scale and the bias, which have 48 bits at least."""
+    rows = [row for rows in (probe.image_embed, probe.text_embed) for row in rows]
+    scalars = [probe.log_scale, probe.scale, probe.bias]
+    return all(significant_bits(row) >= bits - 3 for row in rows) and all(
+        significant_bits(number) >= min(bits, 48) - 6 for number in scalars
+    )
+
+
+@pytest.mark.parametrize("embeddings", ["unit", "raw"])
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float64", 53)])
+def test_half_of_the_probes_have_full_mantissas(embeddings: str, dtype: str, bits: int) -> None:
+    probes, _ = loss_probes(points_of(embeddings, dtype), None, dtype, dtype)
+    full = [probe for probe in probes if has_full_mantissas(probe, bits)]
+    assert 2 * len(full) >= len(probes)
+    for probe in full:
+        assert significant_bits(probe.image_embed) == significant_bits(probe.text_embed) == bits
+        if probe.name != "rows of many lengths":
+            for rows in (probe.image_embed, probe.text_embed):
+                assert np.abs((rows.astype(np.longdouble) ** 2).sum(-1) - 1).max() < 3 * 2.0**-bits
+
+
+def test_scalars_of_fewer_bits_stay_exact_in_them() -> None:
+    for probe in loss_probes(points_of("unit", "float32"), None, "float32", "bfloat16")[0]:
+        assert significant_bits([probe.log_scale, probe.scale, probe.bias]) <= 8
+
+
+def test_ties_zeros_and_what_float16_holds_badly() -> None:
+    found = {p.name: p for kind in ("unit", "raw") for p in loss_probes(points_of(kind, "float32"), None, "float32")[0]}
+    logits = {p.name: p.scale * p.image_embed @ p.text_embed.T + p.bias for p in found.values()}
+    ties = logits["zero logits"] == 0
+    assert ties.sum() > 60 and 0 < np.diag(ties).sum() < len(ties)
+    zeros = found["rows of zeros"]
+    assert 0 < (zeros.image_embed == 0).all(1).sum() < len(zeros.image_embed)
+    assert 0 < (zeros.text_embed == 0).all(1).sum() < len(zeros.text_embed)
+    below = found["numbers below 2^-14"]
+    for rows in (below.image_embed, below.text_embed):
+        small = np.abs(rows[(rows != 0) & (np.abs(rows) < 0.5)])
+        assert small.size and small.max() < 2.0**-14
+    assert np.abs(below.image_embed @ below.text_embed.T).max() < 2.0**-13
+    assert max(p.shape[1] for p in found.values()) > 1024
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 5, 6, 33])
@@ -46,7 +100,7 @@ def test_points_cover_small_and_large_batches_and_every_regime() -> None:
     assert np.diag(logits["saturated, right"]).min() > 50
     repeated = next(p for p in PROBES if p.name == "duplicate captions").text_embed
     assert len(np.unique(repeated, axis=0)) < len(repeated)
-    assert all(point.hunts for point in POINTS + RAW_POINTS)
+    assert all(point.hunts for point in POINTS + FINE_POINTS + UNIT_POINTS + RAW_POINTS)
 
 
 def test_the_same_numbers_every_time() -> None:
