@@ -6,7 +6,10 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from siglip_ref.training.standing import where_it_stands
 
 if TYPE_CHECKING:
     from mpi.observe import Event  # not at run time: nothing heavy is loaded before the watcher's fork
@@ -21,6 +24,7 @@ class Progress:
 
     def __init__(self, ranks: int = 1) -> None:
         self._notes = mmap.mmap(-1, max(1, ranks) * NOTE)
+        self._folder = mmap.mmap(-1, 4096)
         self._memory = mmap.mmap(-1, max(1, ranks) * len(FIELDS) * 8)
         self._cells = memoryview(self._memory).cast("d")
         self.ranks = ranks
@@ -46,6 +50,17 @@ class Progress:
         """What the rank does now, in words; those of the ring follow where the note speaks of the loss."""
         self._notes[slot * NOTE : (slot + 1) * NOTE] = text.encode()[:NOTE].ljust(NOTE)
         self._set(slot, state=COMPUTING, since=time.monotonic())
+
+    def keeps_in(self, out: Path) -> None:
+        """Where checkpoints are, for the sentence that is said when the job is interrupted."""
+        path = str(out.resolve()).encode(errors="surrogateescape")
+        if len(path) <= len(self._folder):
+            self._folder[:] = path.ljust(len(self._folder), b"\0")
+
+    def saved(self) -> str:
+        """In words; "" where nothing is kept."""
+        path = self._folder[:].rstrip(b"\0").decode(errors="surrogateescape")
+        return where_it_stands(Path(path)) if path else ""
 
     def over(self) -> None:
         for slot in range(self.ranks):

@@ -1,5 +1,6 @@
 """Training over ranks: what `siglip_ref.training` asks of its parallel object, answered with messages."""
 
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -40,6 +41,9 @@ class Ranks:
     def at(self, step: int, phase: str) -> None:
         self.step = step if step >= 0 else self.step
         self.progress.note(self.slot, f"step {self.step}, {phase}")
+
+    def keeps_in(self, out: Path) -> None:
+        self.progress.keeps_in(out)
 
 
 def ring_sum(comm: Communicator, array: Array) -> Array:

@@ -14,6 +14,7 @@ import typer
 import siglip_ref
 from siglip_ref import bench_cli, zeroshot_cli
 from siglip_ref.errors import UsageError
+from siglip_ref.interrupt import guarded
 from siglip_ref.options import no_overwriting
 from siglip_ref.training import command as training
 from siglip_ref.vectors import cli as vectors_cli
@@ -42,12 +43,13 @@ SaveCase = Annotated[Path | None, typer.Option(metavar="FOLDER", help="keep the 
 
 
 def main() -> None:
-    """Run the command; wrong use ends in a panel, not in a traceback."""
-    try:
-        app()
-    except UsageError as error:
-        _explain(error)
-        sys.exit(2)
+    """Run the command; wrong use ends in a panel, not in a traceback, Ctrl-C in a sentence."""
+    with guarded("siglip-ref"):
+        try:
+            app()
+        except UsageError as error:
+            _explain(error)
+            sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)

@@ -17,7 +17,13 @@ from siglip_ref.errors import UsageError
 from siglip_ref.outputs import require_free
 
 MINE = "my captions\n"
-LOSS = "import siglip_ref as sr\ndef right(*given):\n    return tuple(sr.sigmoid_loss(*given))\n"
+LOSS = """
+import numpy as np
+import siglip_ref as sr
+
+def right(*given):
+    return tuple(map(np.asarray, sr.sigmoid_loss(*given)))
+"""
 
 
 @pytest.fixture(scope="module")

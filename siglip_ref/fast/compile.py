@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import numba
 from numba.core import event
 
+from siglip_ref import compiling
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Values are computed strictly, but for fused multiply-adds. Only the loops that add them up may reorder: freedom
@@ -50,6 +52,16 @@ def _package_stamp() -> tuple[tuple[str, int, int], ...]:
     return tuple((file.name, (found := file.stat()).st_mtime_ns, found.st_size) for file in files)
 
 
+class _Inside(event.Listener):
+    """Tells who has to know that a thread is inside the compiler, or links what lies in the cache."""
+
+    def on_start(self, event: event.Event) -> None:
+        compiling.begin()
+
+    def on_end(self, event: event.Event) -> None:
+        compiling.end()
+
+
 class _Progress(event.Listener):
     """Says once per process, on stderr, that kernels are being compiled; a cached kernel says nothing."""
 
@@ -67,4 +79,5 @@ class _Progress(event.Listener):
         """Nothing to say."""
 
 
+event.register("numba:compiler_lock", _Inside())
 event.register("numba:compile", _Progress())

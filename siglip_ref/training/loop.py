@@ -93,6 +93,7 @@ def train(
     if parallel.rank == 0:
         require_own(out, force)
     inputs = read_inputs(settings, parallel.size)
+    parallel.keeps_in(out)
     with one_training(out, show.say) if parallel.rank == 0 else nullcontext():
         saved = find(settings, inputs, out, parallel, show.say)
         run = begin(settings, saved, prepare(settings, inputs, parallel, out, show.say))

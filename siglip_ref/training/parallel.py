@@ -1,12 +1,15 @@
 """What a training knows of other ranks: their number, sums over all, the loss of all pairs. One process is alone."""
 
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
+from siglip_ref.interrupt import tell
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
+from siglip_ref.training.standing import where_it_stands
 
 
 class Parallel(Protocol):
@@ -31,6 +34,10 @@ class Parallel(Protocol):
         """What happens now; for messages, should this rank fail."""
         ...
 
+    def keeps_in(self, out: Path) -> None:
+        """Where the checkpoints are; for the sentence, should the training be interrupted."""
+        ...
+
 
 class Alone:
     """The only rank."""
@@ -49,6 +56,9 @@ class Alone:
 
     def at(self, step: int, phase: str) -> None:
         pass
+
+    def keeps_in(self, out: Path) -> None:
+        tell(lambda: where_it_stands(out))
 
 
 def share(count: int, rank: int, size: int) -> slice:

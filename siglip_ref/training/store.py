@@ -10,6 +10,7 @@ import numpy as np
 from siglip_ref.atomic import sweep, write_atomically
 from siglip_ref.ops.elementary import Array
 from siglip_ref.training.settings import TrainingStopped
+from siglip_ref.training.standing import checkpoints
 
 NOTE = "siglip-ref training"  # the entry of a file's header that tells what its tensors do not
 KEPT = 2  # a checkpoint that turns out broken has one before it
@@ -50,11 +51,6 @@ def save(folder: Path, step: int, tensors: dict[str, Array], about: dict[str, An
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink()
     return path
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
 
 
 def load(path: Path) -> Saved:

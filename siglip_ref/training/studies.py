@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.atomic import write_atomically
+from siglip_ref.interrupt import tell, temporary_folder
 from siglip_ref.outputs import require_free
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
@@ -134,6 +134,7 @@ def run(study: Study, seeds: int, out: Path, say: Callable[[str], None], force: 
     require_free(folders=[] if out.is_dir() else [out])
     require_free([path, out / f"{study.name}.svg"] if out.is_dir() and not before else [], force=force)
     out.mkdir(parents=True, exist_ok=True)
+    tell(lambda: f"what is finished stays in {path}; the same command goes on with the rest")
     for line, place, changes in study.variants:
         found = result.found.setdefault(f"{line}: {place}", [])
         for seed in range(len(found), seeds):
@@ -153,10 +154,17 @@ def _begun(path: Path, settings: dict[str, Any]) -> dict[str, list[float]]:
         return {}
 
 
+class Unnamed(Alone):
+    """One process, whose folder nobody needs to know: it is gone with the training."""
+
+    def keeps_in(self, out: Path) -> None:
+        pass
+
+
 def accuracy(settings: Settings) -> float:
     """Zero-shot accuracy on held-out digits after one training."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = train(settings, Path(folder), Alone(), Quiet(), every=settings.steps, judge_every=settings.steps)
+    with temporary_folder() as folder:
+        run = train(settings, folder, Unnamed(), Quiet(), every=settings.steps, judge_every=settings.steps)
     return run.judged[-1]["zero-shot accuracy"]
 
 
