@@ -1,8 +1,7 @@
 """check_step: does a training step do what its optimiser's settings say?"""
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,13 +14,14 @@ from siglip_ref.check.in_numpy import random_states
 from siglip_ref.check.model_probe import SHORT, probe_params
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF
 from siglip_ref.check.report import Case, Finding, Report, worst_rows
+from siglip_ref.check.step_arguments import require_arguments
+from siglip_ref.check.step_arrived import LOST, Lost, finding_of, lost, rows_of, showing
 from siglip_ref.check.step_diagnosis import diagnose, unseen
 from siglip_ref.check.step_gradients import PAIRS, OfModel, drawn
-from siglip_ref.check.step_judge import Judged, Plan, Rule, Schedule, judge
+from siglip_ref.check.step_judge import Judged, Plan, Rule, Schedule, judge, reach
 from siglip_ref.check.step_run import Model, Taken, Update, borrowed, take_steps
 from siglip_ref.check.verdict import Verdict, judgement
 from siglip_ref.errors import UsageError
-from siglip_ref.optim import AdamW, BigVision
 from siglip_ref.params import Params
 from siglip_ref.sizes import config
 
@@ -81,27 +81,30 @@ def check_step(
     >>> check_step(step, rule, framework="numpy").verdict
     'PASS'
     """
-    _require(step_fn, rule, model, schedule, accumulate, weights, dtype)
+    require_arguments(step_fn, rule, model, schedule, accumulate, weights, dtype)
     say = progress or (lambda line: None)
+    plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, 0.0, None)
     with random_states():
         if model is None:
-            kind, taken, reloaded, micro = _of_update(step_fn, rule, restart, dtype or "float32", framework, say)
+            done = _of_update(step_fn, plan, restart, dtype or "float32", framework, say)
         else:
-            kind, taken, reloaded, micro = _of_model(step_fn, rule, model, restart, accumulate, weights, dtype, say)
-    plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, UNIT_ROUNDOFF[kind], micro)
+            done = _of_model(step_fn, plan, model, restart, weights, dtype, say)
+    taken = done.taken
+    plan = replace(plan, unit=UNIT_ROUNDOFF[done.dtype], micro=done.micro)
     say("the reference")
     judged = judge(taken, plan)
-    loaded = [compare(n, move, 0 * move, 0.0, kind="value", probe="save and load") for n, move in reloaded.items()]
+    unarrived = lost(taken, plan, done.formats)
+    loaded = [compare(n, move, 0 * move, 0.0, kind="value", probe="save and load") for n, move in done.reloaded.items()]
     changed = [row for row in loaded if not row.right]
-    rows = judged.rows + changed
+    rows = judged.rows + rows_of(unarrived) + changed
     judged_so = judgement(rows)
     verdict, findings = judged_so.verdict, list[Finding]()
     if verdict == "FAIL":
         say("what explains it")
-        verdict, findings = _explained(taken, plan, judged, changed)
+        verdict, findings = _explained(taken, plan, judged, changed, unarrived)
     missing = [] if restart else ["state after save and load: no restart= was given"]
     return Report(
-        title=f"{len(taken)} steps of {describe(step_fn)}; {type(rule).__name__}; {kind}",
+        title=f"{len(taken)} steps of {describe(step_fn)}; {type(rule).__name__}; {done.dtype}",
         verdict=verdict,
         rows=worst_rows(rows),
         findings=findings,
@@ -117,35 +120,46 @@ def check_step(
 _MORE_OF_THE_SAME = ("block01", "/k/", "/v/", "norm2")
 
 
+@dataclass(frozen=True)
+class Done:
+    """The steps as they were taken. dtype : of the parameters, formats : of each of them as it is stored; reloaded :
+    what save and load changed; micro : see `Plan`."""
+
+    dtype: str
+    taken: list[Taken]
+    formats: dict[str, str]
+    reloaded: Params
+    micro: Callable[[int, int], Params] | None
+
+
 def _of_update(
     step_fn: Callable[..., Any],
-    rule: Rule,
+    plan: Plan,
     restart: Callable[..., Any] | None,
     dtype: str,
     framework: str | None,
     say: Callable[[str], None],
-) -> tuple[str, list[Taken], Params, None]:
+) -> Done:
     """Steps with gradients of ours, on the parameters of the smallest model."""
-    name = framework or framework_of(step_fn)
+    name, rule = framework or framework_of(step_fn), plan.rule
     loaded = load_framework(name)
-    drawn_params = probe_params(config("tiny"), PAIRS, "float32", SHORT).items()
-    start = {n: np.asarray(p, np.float64) for n, p in drawn_params if not any(part in n for part in _MORE_OF_THE_SAME)}
+    probe = showing(probe_params(config("tiny"), PAIRS, "float32", SHORT), reach(plan), dtype, np.inf)
+    start = {n: np.asarray(p, np.float64) for n, p in probe.items() if not any(part in n for part in _MORE_OF_THE_SAME)}
     with loaded.environment(step_fn, Setting(dtype, dtype, "cpu", False)):
         trainer = Update(step_fn, restart, name, dtype, start)
         taken, reloaded = take_steps(trainer, drawn(start, rule.max_norm, rule.frozen), restart is not None, say)
-    return dtype, taken, reloaded, None
+    return Done(dtype, taken, trainer.formats(), reloaded, None)
 
 
 def _of_model(
     step_fn: Callable[..., Any],
-    rule: Rule,
+    plan: Plan,
     model: Any,
     restart: Callable[..., Any] | None,
-    accumulate: int,
     weights: str,
     dtype: str | None,
     say: Callable[[str], None],
-) -> tuple[str, list[Taken], Params, Callable[[int, int], Params]]:
+) -> Done:
     """Steps of a model, with the gradients that the reference finds at its weights."""
     adapter: Any = adapter_for(model)
     if not hasattr(adapter, "write"):
@@ -155,13 +169,14 @@ def _of_model(
             cause="JAX and NumPy have no parameters in place",
             repair="give the update alone: check_step(lambda params, grads, state: ..., rule)",
         )
-    kind = dtype or adapter.dtype
-    source = OfModel(adapter.config, adapter.config.conventions, accumulate, rule.max_norm, rule.frozen, kind)
+    kind, rule = dtype or adapter.dtype, plan.rule
+    source = OfModel(adapter.config, adapter.config.conventions, plan.parts, rule.max_norm, rule.frozen, kind)
     with borrowed(adapter.model):
         if weights == "probe":
             say("probe weights")
-            adapter.write(source.start())
-        taken, reloaded = take_steps(Model(step_fn, restart, adapter), source.choose, restart is not None, say)
+            adapter.write(source.start(lambda params: showing(params, reach(plan), adapter.dtype)))
+        trainer = Model(step_fn, restart, adapter)
+        taken, reloaded = take_steps(trainer, source.choose, restart is not None, say)
 
     @lru_cache(maxsize=16)
     def micro(k: int, parts: int) -> Params:
@@ -169,22 +184,25 @@ def _of_model(
         assert batch is not None  # a model's steps have one
         return source.gradients(taken[k].before, batch, parts)[0]
 
-    return adapter.dtype, taken, reloaded, micro
+    return Done(adapter.dtype, taken, trainer.formats(), reloaded, micro)
 
 
 def _explained(
-    taken: Sequence[Taken], plan: Plan, judged: Judged, reloaded: Sequence[Row]
+    taken: Sequence[Taken], plan: Plan, judged: Judged, reloaded: Sequence[Row], unarrived: Sequence[Lost]
 ) -> tuple[Verdict, list[Finding]]:
-    """What save and load changed, another setting under which all is right, or mistakes of the catalogue."""
-    findings = []
+    """What was rounded away, what save and load changed, another setting under which all is right, or mistakes of the
+    catalogue."""
+    findings = [finding_of(unarrived, plan.rule)] if unarrived else []
     if reloaded:
         repair = "save all parameters, in the format they are trained in"
         evidence = f"save and load changes the parameters themselves: {len(reloaded)} of them"
         findings.append(Finding("unknown", reloaded[0].name, reloaded[0].rows, evidence, repair))
-    if judged.right:
+    if {row.name for row in judged.rows if row.verdict == "FAIL"} <= {one.name for one in unarrived}:
         return "FAIL", findings
     verdict, found = diagnose(taken, plan, judged)
-    return ("FAIL" if reloaded else verdict), findings + found
+    if findings:
+        return "FAIL", findings + [one for one in found if one.id not in ("convention", LOST)]
+    return verdict, found
 
 
 def _case(judged: Judged, taken: Sequence[Taken], plan: Plan) -> Case:
@@ -203,51 +221,3 @@ def _case(judged: Judged, taken: Sequence[Taken], plan: Plan) -> Case:
 
 def _word(value: object) -> str:
     return getattr(value, "__name__", "") or (f"{value:g}" if isinstance(value, float) else str(value))
-
-
-def _require(
-    step_fn: object, rule: object, model: object, schedule: object, accumulate: int, weights: str, dtype: str | None
-) -> None:
-    """Arguments of the right kinds, and a function that takes what it will be given."""
-    given = "params, grads, state" if model is None else "images, tokens"
-    if isinstance(step_fn, type) or not callable(step_fn):
-        raise UsageError(
-            expected=f"step_fn({given})",
-            got=f"a {type(step_fn).__name__}",
-            cause="another thing by this name",
-            repair=f"check_step(lambda {given}: ..., rule{'' if model is None else ', model'})",
-        )
-    try:
-        inspect.signature(step_fn).bind(*given.split(", "))
-    except TypeError as cause:
-        raise UsageError(
-            expected=f"step_fn({given})" + (", as there is no model" if model is None else ""),
-            got=f"{describe(step_fn)}{inspect.signature(step_fn)}",
-            cause=f"another number of arguments ({cause})",
-            repair=f"wrap it: lambda {given}: step(...)" + (", or give the model" if model is None else ""),
-        ) from None
-    except ValueError:  # compiled functions need not tell
-        pass
-    if not isinstance(rule, AdamW | BigVision):
-        raise UsageError(
-            expected="what the step is meant to do: an AdamW or a BigVision",
-            got=f"a {type(rule).__name__}",
-            cause="the optimiser itself, or its settings as a dict",
-            repair="check_step(step_fn, sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0))",
-        )
-    right = (dtype is None or dtype in UNIT_ROUNDOFF) and weights in ("probe", "own")
-    if not right or accumulate < 1 or PAIRS % accumulate or (model is None and accumulate > 1):
-        raise UsageError(
-            expected=f'accumulate a divisor of {PAIRS}, and 1 without a model; weights "probe" or "own"; '
-            f"dtype one of {', '.join(UNIT_ROUNDOFF)}",
-            got=f"accumulate {accumulate}, weights {weights!r}, dtype {dtype!r}, {'no' * (model is None)} model",
-            cause=f"a step is given {PAIRS} pairs; an update function is given gradients, not micro-batches",
-            repair="check_step(step_fn, rule, model, accumulate=2)",
-        )
-    if schedule is not None and not callable(schedule):
-        raise UsageError(
-            expected="schedule: the factor on lr as a function of the step, counted from 0",
-            got=f"a {type(schedule).__name__}",
-            cause="the optimiser's own scheduler, or a list of factors",
-            repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.optim",
-        )

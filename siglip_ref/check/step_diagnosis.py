@@ -9,6 +9,8 @@ import numpy as np
 from siglip_ref.check.diagnose import FINDING, distance, explain, share_explained
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.check.report import Finding
+from siglip_ref.check.step_arrived import LOST
+from siglip_ref.check.step_factors import factors, findings, is_whole
 from siglip_ref.check.step_judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step_run import Taken
 from siglip_ref.check.verdict import Verdict
@@ -21,12 +23,16 @@ FITTED = ("max_norm", "lr", "decay")  # settings whose value is sought
 
 def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding]]:
     """Another setting under which every step is right, else what explains the steps."""
+    measured: dict[float, list[str]] = {}
     declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
     if declared is None:
         split = _split(taken, plan, judged)
         predicted = {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
         mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
         if max((share_explained(judged.seen, predicted[m.id]) for m in mistakes), default=0.0) < FINDING:
+            measured = factors(judged.seen)
+            if is_whole(measured, judged.seen):
+                return "FAIL", findings(measured)
             for field in FITTED:
                 value, share = fit(taken, plan, judged, field)
                 if share >= FINDING:
@@ -42,7 +48,9 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     def of(made: Sequence[Mistake]) -> Moves:
         return predicted[made[0].id] if len(made) == 1 else _made(taken, plan, split, made)
 
-    return "FAIL", [_in_words(finding, split) for finding in explain(judged.seen, mistakes, of)]
+    explained = [_in_words(finding, split) for finding in explain(judged.seen, mistakes, of)]
+    still = {factor: names for factor, names in measured.items() if factor == 0.0}
+    return "FAIL", findings(still) * all(one.id == "unknown" for one in explained) + explained
 
 
 def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
@@ -162,8 +170,10 @@ def unseen(taken: Sequence[Taken], plan: Plan, judged: Judged) -> list[str]:
     found = []
     for mistake in candidates(plan):
         moves = _made(taken, plan, plan.parts if plan.parts > 1 else SPLITS[0], [mistake])
-        if _changes(moves, judged) and all(
-            np.all(np.abs(moves[s.probe, s.name] - s.exact) <= s.allowed) for s in judged.seen
+        if (
+            mistake.id != LOST
+            and _changes(moves, judged)
+            and all(np.all(np.abs(moves[s.probe, s.name] - s.exact) <= s.allowed) for s in judged.seen)
         ):
             found.append(f"{mistake.id}: {mistake.text}")
     return found

@@ -40,9 +40,9 @@ class OfModel:
     frozen: Chosen
     dtype: str
 
-    def start(self) -> Params:
-        """Weights at which the gradients have about the length of max_norm, or of 1."""
-        params = probe_params(self.cfg, PAIRS // self.parts, "float32", SHORT)
+    def start(self, prepare: Callable[[Params], Params] = lambda params: params) -> Params:
+        """Probe weights, prepared, at which the gradients have about the length of max_norm, or of 1."""
+        params = prepare(probe_params(self.cfg, PAIRS // self.parts, "float32", SHORT))
         params["bias"] = np.asarray(-np.log(max(PAIRS // self.parts - 1, 2)), np.float32)
         for _ in range(3):  # the length grows about as the scale does
             lengths = [self._length(params, batch) for batch in self._batches()[-4:]]

@@ -57,6 +57,13 @@ class Judged:
         return all(row.right for row in self.rows)
 
 
+def reach(plan: Plan) -> list[float]:
+    """How far each step moves a number, about: decay and small gradients aside."""
+    rule = plan.rule
+    starts = [1.0] * STEPS if isinstance(rule, AdamW) else [1 - rule.momentum ** (k + 1) for k in range(STEPS)]
+    return [rule.lr * abs(float(plan.schedule(k))) * start for k, start in enumerate(starts)]
+
+
 def predict(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], mistakes: Sequence[Mistake] = ()) -> Moves:
     """What each step adds to each parameter, with these mistakes made in the optimiser."""
     spec = reference(tuple(edit for m in mistakes if m.id not in ACCUMULATION for edit in m.edits))
@@ -90,7 +97,7 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
         one = taken[_number(step)]
         got = one.moved[name]
         unit = float(np.max(np.abs(right), initial=0.0))
-        noisy = _only_noise(one, name) and allowed[step, name].any()
+        noisy = only_noise(one, name) and allowed[step, name].any()
         scale = plan.rule.lr if noisy else unit
         tolerance = allowed[step, name] / scale if scale else 0.0
         note = "" if unit or noisy else "must not move in this step"
@@ -118,13 +125,13 @@ def _allowed(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], exact:
         rounding = _rounding(plan, step, taken[_number(step)].before[name], move)
         spread[step, name] = value + np.where(move == 0, 0.0, rounding)  # what stays is not rounded either
         whole = plan.rule.lr * abs(float(plan.schedule(_number(step))))
-        if _only_noise(taken[_number(step)], name) and np.max(value) > SATURATED * whole:
+        if only_noise(taken[_number(step)], name) and np.max(value) > SATURATED * whole:
             # the optimiser makes steps of full length of any noise, and which ones depends on how it changes
             spread[step, name] = np.maximum(spread[step, name], 2 * whole)
     return spread
 
 
-def _only_noise(one: Taken, name: str) -> bool:
+def only_noise(one: Taken, name: str) -> bool:
     """A key bias, whose gradient is zero by structure; where gradients are given, it has one."""
     return name.endswith(KEY_BIAS) and name in one.noise
 
@@ -150,4 +157,4 @@ def _of_corrections(rule: Rule, steps: int) -> float:
 def _noise_of(one: Taken, name: str, g: Array, unit: float) -> Array:
     """None where a gradient is exactly zero, as of a token that does not occur; but a key bias has only noise."""
     noise = np.asarray(NOISE * one.noise.get(name, 0.0) + ROUNDINGS * unit * np.abs(g))
-    return noise if _only_noise(one, name) else noise * (g != 0)
+    return noise if only_noise(one, name) else noise * (g != 0)

@@ -29,6 +29,12 @@ class Trainer(Protocol):
     def restart(self) -> None:
         """Save and load."""
 
+    def formats(self) -> dict[str, str]:
+        """In what each parameter is stored, by our names."""
+
+    def given(self, grads: Params) -> Params:
+        """Gradients as the step has them, where they are handed over in few bits."""
+
 
 @dataclass
 class Update:
@@ -57,6 +63,14 @@ class Update:
         """Hand both through the user's save and load."""
         assert self.restart_fn is not None  # asked for only where there is one
         self._keep(self.restart_fn(self.held, self.state), self.restart_fn, "params, state")
+
+    def formats(self) -> dict[str, str]:
+        """Of what the last step returned."""
+        return {name: str(value.dtype).removeprefix("torch.") for name, value in self.held.items()}
+
+    def given(self, grads: Params) -> Params:
+        """In the format of the update."""
+        return {name: self._ours(value) for name, value in self._theirs(grads).items()}
 
     def _keep(self, result: Any, fn: Callable[..., Any], given: str) -> None:
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Mapping)):
@@ -117,6 +131,15 @@ class Model:
         assert batch is not None  # a model computes its gradients itself
         self.step_fn(*self.adapter.inputs(*batch))
 
+    def formats(self) -> dict[str, str]:
+        """Of the model's own parameters."""
+        theirs = dict(self.adapter.model.named_parameters())
+        return {entry.ours: str(theirs[entry.theirs].dtype).removeprefix("torch.") for entry in self.adapter.table}
+
+    def given(self, grads: Params) -> Params:
+        """A model computes them itself."""
+        return grads
+
     def restart(self) -> None:
         """The user's save and load; it may return another step function, or another model and its step function."""
         assert self.restart_fn is not None
@@ -166,11 +189,13 @@ def borrowed(model: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Taken:
-    """One step as it was taken. grads : what it should have had; noise : by tensor, how far a correct program's
-    gradients may lie off; moved : what was added to each parameter; batch : None where gradients were given."""
+    """One step as it was taken. grads : what it should have had; given : the same as it had them; noise : by tensor,
+    how far a correct program's gradients may lie off; moved : what was added to each parameter; batch : None where
+    gradients were given."""
 
     before: Params
     grads: Params
+    given: Params
     noise: dict[str, float]
     moved: Params
     batch: Batch | None
@@ -216,6 +241,7 @@ def take_steps(
         grads, noise, batch = choose(k, before)
         trainer.step(grads, batch)
         after = trainer.params()
-        steps.append(Taken(before, grads, noise, {name: after[name] - value for name, value in before.items()}, batch))
+        moved = {name: after[name] - value for name, value in before.items()}
+        steps.append(Taken(before, grads, trainer.given(grads), noise, moved, batch))
         before = after
     return steps, reloaded

@@ -173,8 +173,15 @@ def test_what_nobody_knows_stays_unknown():
 
 
 def test_hidden_mistakes_are_listed_as_unseen():
-    """Adam hides a constant factor on all gradients where nothing is clipped; bfloat16 hides most."""
-    report = sr.check_step(with_torch, RULE, dtype="bfloat16")
+    """Adam hides a constant factor on all gradients where nothing is clipped; bfloat16 hides most, also where float32
+    copies keep what it rounds away."""
+
+    def with_copies(params, grads, state):
+        copies, state = state or ({name: p.detach().float() for name, p in params.items()}, None)
+        copies, state = with_torch(copies, {name: g.float() for name, g in grads.items()}, state)
+        return {name: p.bfloat16() for name, p in copies.items()}, (copies, state)
+
+    report = sr.check_step(with_copies, RULE, dtype="bfloat16")
     assert report.verdict == "PASS", report
     assert any("adam-eps-before-bias-correction" in line for line in report.blind)
 
