@@ -13,6 +13,7 @@ import typer
 
 import siglip_ref
 from siglip_ref import bench_cli, zeroshot_cli
+from siglip_ref.check import noise_cli
 from siglip_ref.errors import UsageError
 from siglip_ref.interrupt import guarded
 from siglip_ref.options import no_overwriting
@@ -34,6 +35,7 @@ check = typer.Typer(no_args_is_help=True, help="Judge another implementation: it
 app.add_typer(check, name="check")
 zeroshot_cli.register(app, check)
 vectors_cli.register(app, check)
+noise_cli.register(app)
 bench_cli.register(app)
 training.register(app)
 

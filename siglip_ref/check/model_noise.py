@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.check import noise_models
 from siglip_ref.check.adapters import Dtype
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import KEY_BIAS, Reference, reference
-from siglip_ref.check.noise import FLOAT64, TIMES, measure
+from siglip_ref.check.noise import FLOAT64, TIMES, announce, measure
 from siglip_ref.check.noise_law import law
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
@@ -59,7 +60,16 @@ def model_noise(probe: Probe, cfg: Config, conventions: Conventions, exact: Refe
 
 
 def measured_noise(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) -> ModelNoise:
-    """The same, measured whatever the size; for float64 at the probe rounded to float32, where it is measured."""
+    """The same, measured whatever the size: before it was shipped, where it is of a standard probe, or now."""
+    shipped = noise_models.find(probe, cfg, conventions, dtype)
+    if shipped is not None:
+        return ModelNoise(*shipped, True)
+    announce(f"a model of this size in {dtype}")
+    return measured_anew(probe, cfg, conventions, dtype)
+
+
+def measured_anew(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) -> ModelNoise:
+    """Measured now; for float64 at the probe rounded to float32, where it is measured."""
     if dtype == "float64":
         rounded = {name: np.asarray(value, np.float32) for name, value in probe.params.items()}
         probe = replace(probe, params=rounded, images=np.asarray(probe.images, np.float32))

@@ -8,8 +8,10 @@ Stochastic runs alone are not enough: equal rows (padding, duplicate captions) r
 Where a result is rounded at all, one unit roundoff is its floor. The tolerance is a stated multiple of the noise.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -184,3 +186,9 @@ def _reach(x: Array, by_row: bool) -> Array:
     """Largest absolute value: of each row, or of all."""
     size = np.abs(x)
     return size.max(-1, keepdims=True) if by_row and x.ndim else size.max(initial=0.0)
+
+
+@lru_cache(maxsize=64)
+def announce(what: str) -> None:
+    """One line on stderr, once a process: a measurement takes seconds, and what is standard ships measured."""
+    print(f"siglip-ref: measuring the rounding noise of {what}, which does not ship; once a process", file=sys.stderr)
