@@ -6,12 +6,13 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import DTypeLike
 
-from siglip_ref.checkpoint.files import read_json, unreadable
-from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint, resolve
+from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint
+from siglip_ref.companions import given_images, image_companions, text_companions
 from siglip_ref.conventions import Conventions
 from siglip_ref.embed import best_ops
 from siglip_ref.errors import UsageError
-from siglip_ref.preprocess import PREPROCESS, Preprocess, read_settings
+from siglip_ref.preprocess import PREPROCESS, Preprocess
+from siglip_ref.provenance import Setting
 from siglip_ref.tokenizer import Tokenizer, find_tokenizer
 from siglip_ref.wording import TEXT_CONVENTIONS
 from siglip_ref.zeroshot import Model
@@ -27,8 +28,9 @@ def load(
     conventions: Conventions | None = None,
     dtype: DTypeLike = np.float32,
     ops: ModuleType | None = None,
+    prefix: str | None = None,
 ) -> Model:
-    """A model from a checkpoint of Hugging Face, open_clip or big_vision.
+    """A model from a checkpoint of Hugging Face, open_clip or big_vision; or one tower, alone or in a larger model.
 
     Parameters
     ----------
@@ -38,14 +40,17 @@ def load(
     conventions : default: the checkpoint's
     dtype : float32 weights asked for as float32 are mapped, not copied
     ops : default `siglip_ref.fast` where it can be imported, else the specification
+    prefix : how the names begin of the model that is meant, where a file holds several: "ema."; "": the one without
+
+    What was found and does not go without saying is in the model's `notes`; where each setting comes from, defaults
+    included, in its `settings`.
 
     Examples
     --------
     >>> model = load("siglip-base-patch16-256")  # doctest: +SKIP
     >>> model.zero_shot("photos/", ["a cat", "a dog"]).sorted(0)  # doctest: +SKIP
     """
-    place = resolve(path)
-    checkpoint = load_checkpoint(place, dtype, conventions)
+    checkpoint = load_checkpoint(path, dtype, conventions, prefix)
     return from_checkpoint(checkpoint, tokenizer=tokenizer, preprocess=preprocess, ops=ops)
 
 
@@ -59,7 +64,14 @@ def from_checkpoint(
     """The model of weights already read; see `load`."""
     cfg, directory = checkpoint.config, checkpoint.path.parent
     second = "-2" if cfg.vocabulary == GEMMA or cfg.naflex else ""
-    words = TEXT_CONVENTIONS[checkpoint.format + second]
+    words, text_settings, text_notes = text_companions(directory, TEXT_CONVENTIONS[checkpoint.format + second], cfg)
+    how, image_settings, image_notes = _preprocess(preprocess, checkpoint, second)
+    sides = {"image": (image_settings, image_notes), "text": (text_settings, text_notes)}
+    found: list[Setting] = [*checkpoint.settings]
+    notes: list[str] = [*checkpoint.notes]
+    for side in checkpoint.sides:
+        found += sides[side][0]
+        notes += sides[side][1]
     made: list[Tokenizer] = []
 
     def tokenize() -> Tokenizer:
@@ -67,27 +79,22 @@ def from_checkpoint(
             made.append(find_tokenizer(tokenizer, directory, cfg.vocabulary, cfg.text_length, words))
         return made[0]
 
-    how = _preprocess(preprocess, checkpoint.format, second, directory)
-    return Model(cfg, checkpoint.params, how, tokenize, ops or best_ops(), checkpoint.notes)
+    return Model(cfg, checkpoint.params, how, tokenize, ops or best_ops(), tuple(notes), tuple(found), checkpoint.sides)
 
 
-def _preprocess(given: str | Preprocess | None, format_: str, second: str, directory: Path) -> Preprocess:
-    if isinstance(given, Preprocess):
-        return given
-    if given is not None and given not in PREPROCESS:
+def _preprocess(
+    given: str | Preprocess | None, checkpoint: Checkpoint, second: str
+) -> tuple[Preprocess, list[Setting], list[str]]:
+    """How images are prepared; where each setting comes from; notes."""
+    if given is not None and not isinstance(given, Preprocess) and given not in PREPROCESS:
         raise UsageError(
             expected=f"one of {', '.join(PREPROCESS)}",
             got=repr(given),
             cause="there is no preprocessing by this name",
             repair="leave it out to take the checkpoint's own",
         )
-    fallback = PREPROCESS[given or format_ + second * (format_ == "huggingface")]
-    settings = directory / "preprocessor_config.json"
-    if given is None and format_ == "huggingface" and settings.is_file():
-        try:
-            return read_settings(read_json(settings), fallback)
-        except (TypeError, ValueError) as error:
-            raise unreadable(
-                settings, "settings of images", str(error), "a broken file", "download it again"
-            ) from error
-    return fallback
+    if given is not None:
+        how = given if isinstance(given, Preprocess) else PREPROCESS[given]
+        return how, given_images(how), []
+    fallback = PREPROCESS[checkpoint.format + second * (checkpoint.format == "huggingface")]
+    return image_companions(checkpoint.path.parent, checkpoint.format, checkpoint.config, fallback)

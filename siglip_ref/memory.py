@@ -1,7 +1,9 @@
-"""Keeping memory from one step to the next."""
+"""Memory: keeping it from one step to the next, and how much of it is free."""
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # as malloc.h of the GNU C library numbers them
 
@@ -31,3 +33,20 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # another C library
         return False
     return all([mallopt(TRIM_THRESHOLD, 2**31 - 1), mallopt(MMAP_MAX, 0)])
+
+
+def free_memory() -> int | None:
+    """Bytes that this process could still take without anything being swapped out; None where the system does not say.
+
+    On Linux what the kernel calls available, or what is left of the control group's limit (containers), if that is
+    less. Source: proc(5), the kernel's cgroup-v2.rst.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        kept = Path("/sys/fs/cgroup/memory.stat").read_text().split()
+        found.append(limit - used + int(kept[kept.index("inactive_file") + 1]))
+    return min(found, default=None)

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from siglip_ref.errors import UsageError
+from siglip_ref.image_settings import Filter, image_settings
 from siglip_ref.ops.position_resize import position_resize_forward
+from siglip_ref.pictures import SUFFIXES as SUFFIXES
+from siglip_ref.pictures import Pixels as Pixels
+from siglip_ref.pictures import open_image as open_image
 
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Levels = Literal["scaled", "divided", "fused"]
-Pixels = np.ndarray[Any, Any]
-
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gigabyte as RGB
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -36,7 +34,6 @@ class Preprocess:
     filter, antialias : of the resize; without antialias: TensorFlow's bilinear, cut (not rounded) to whole bytes
     levels : bytes v to numbers. "scaled": v times 1/255 in float64, then (x - mean) / std; "divided": v / 255, then the
         same; "fused": (v - 255 mean) / (255 std)
-    upright : turn photographs as their EXIF tag says
     max_patches : of a NaFlex model, which keeps the shape of an image; without antialias: scaled to numbers first, then
         resized as they are (with antialias, here)
     """
@@ -47,7 +44,6 @@ class Preprocess:
     levels: Levels = "scaled"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    upright: bool = False
     max_patches: int = 256
 
 
@@ -56,8 +52,8 @@ class Preprocess:
 PREPROCESS = {
     preprocess.name: preprocess
     for preprocess in (
-        Preprocess("huggingface", upright=True),
-        Preprocess("huggingface-2", "bilinear", upright=True),
+        Preprocess("huggingface"),
+        Preprocess("huggingface-2", "bilinear"),
         Preprocess("open_clip", levels="divided"),
         Preprocess("big_vision", "bilinear", antialias=False, levels="divided"),
     )
@@ -65,86 +61,31 @@ PREPROCESS = {
 
 
 def read_settings(settings: Mapping[str, Any], fallback: Preprocess) -> Preprocess:
-    """The content of a preprocessor_config.json as ours."""
-    filters: dict[Any, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-    filter_ = filters.get(settings.get("resample"), fallback.filter)
-    mean, std = (tuple(settings.get(key) or getattr(fallback, key[6:])) for key in ("image_mean", "image_std"))
-    scale, crop = settings.get("rescale_factor", 1 / 255), settings.get("do_center_crop", False)
-    if abs(scale * 255 - 1) > 1e-6 or crop or len(mean) != 3 or len(std) != 3:
-        raise UsageError(
-            expected="preprocessor_config.json of a SigLIP: rescale_factor 1/255, no crop, three channels",
-            got=f"rescale_factor {scale}, do_center_crop {crop}, image_mean {mean}",
-            cause="the settings of another model",
-            repair="take preprocessor_config.json from the model's own page",
-        )
-    room = int(settings.get("max_num_patches", fallback.max_patches))
-    return replace(fallback, filter=filter_, mean=mean, std=std, max_patches=room)
-
-
-def open_image(source: str | Path | Image.Image | Pixels, upright: bool = False) -> Image.Image:
-    """An RGB image of 8 bits: from a file, a Pillow image, or a uint8 array (height, width, 3).
-
-    The first frame of an animation, the upper 8 of 16 bits; CMYK and palettes converted as Pillow does, transparency
-    dropped. Anything unreadable, or larger than `MAX_PIXELS`, raises UsageError.
-    """
-    if isinstance(source, np.ndarray):
-        source = _from_array(source)
-    where = "an image" if isinstance(source, Image.Image) else f"an image in {source}"
-    try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-        if upright:
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
-    except UsageError:
-        raise
-    except Exception as error:  # Pillow's plugins raise whatever they like on broken files
-        size = Path(source).stat().st_size if not isinstance(source, Image.Image) and Path(source).is_file() else 1
-        large = isinstance(error, Image.DecompressionBombError)
-        raise UsageError(
-            expected=where + f" of at most {MAX_PIXELS:,} pixels" * large,
-            got="an empty file" if size == 0 else f"{type(error).__name__}: {error}",
-            cause="the image would need more memory than this program takes"
-            if large
-            else "not an image, or a broken one",
-            repair="make it smaller" if large else "open it with an image viewer to see",
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits to white
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, which have no agreed range")
-    return image.convert("RGB")
-
-
-def _from_array(array: Pixels) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or array.size == 0:
-        raise UsageError(
-            expected="an image array of uint8, shape (height, width, 3)",
-            got=f"{array.dtype}, shape {array.shape}",
-            cause="channels first, or numbers already scaled",
-            repair="give the bytes as they were decoded, channels last",
-        )
-    return Image.fromarray(array)
+    """The content of a preprocessor_config.json as ours; what it does not say, as in `fallback`."""
+    return replace(fallback, **image_settings(settings))
 
 
 def pixels(source: str | Path | Image.Image | Pixels, size: tuple[int, int], how: Preprocess) -> Pixels:
     """One image as the model wants it: float32, shape (height, width, 3), about -1 to 1."""
-    image = open_image(source, how.upright)
+    return pixels_of(open_image(source), size, how)
+
+
+def pixels_of(image: Image.Image, size: tuple[int, int], how: Preprocess) -> Pixels:
+    """The same of an image that `open_image` gave."""
     return levels(how)[resize(image, size, how), np.arange(3)]
 
 
 def patches(source: str | Path | Image.Image | Pixels, patch: int, how: Preprocess) -> tuple[Pixels, tuple[int, int]]:
     """One image for a NaFlex model: values (max_patches, patch * patch * 3), zero beyond its own, and its grid."""
-    image = open_image(source, how.upright)
+    return patches_of(open_image(source), patch, how)
+
+
+def patches_of(image: Image.Image, patch: int, how: Preprocess) -> tuple[Pixels, tuple[int, int]]:
+    """The same of an image that `open_image` gave."""
     rows, columns = grid(image.height, image.width, patch, how.max_patches)
     size = rows * patch, columns * patch
     if how.antialias:
-        values = levels(how)[resize(image, size, how), np.arange(3)]
+        values = pixels_of(image, size, how)
     else:
         values = position_resize_forward(levels(how)[np.asarray(image), np.arange(3)], *size)[0].reshape(*size, 3)
     cut = values.reshape(rows, patch, columns, patch, 3).swapaxes(1, 2).reshape(rows * columns, -1)

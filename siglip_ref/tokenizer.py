@@ -45,8 +45,8 @@ class Tokenizer:
             texts = [texts]
         ids = np.full((len(texts), self.length), self.convention.pad, np.int32)
         for row, text in zip(ids, texts, strict=True):
-            found = self._ids(text)[: self.length - 1]
-            row[: len(found) + 1] = [*found, self.convention.eos]
+            found = [*self._ids(text)[: self.length - 1], self.convention.eos]
+            row[slice(len(found)) if self.convention.side == "right" else slice(-len(found), None)] = found
         return ids
 
     def truncated(self, texts: Sequence[str]) -> list[str]:
@@ -61,7 +61,17 @@ class Tokenizer:
     def _ids(self, text: str) -> list[int]:
         if self.convention.marked:
             text = SPACE + text.replace(SPACE, " ")
-        return self.pieces(CLEAN[self.convention.clean](text))
+        try:
+            return self.pieces(CLEAN[self.convention.clean](text))
+        except UsageError:
+            raise
+        except Exception as error:  # the libraries of tokenisers raise whatever they like
+            raise UsageError(
+                expected=f"a text that {self.name} can split",
+                got=f"{text[:60]!r}: {type(error).__name__}: {error}"[:300],
+                cause="a text that is no Unicode, or a tokeniser whose file contradicts itself",
+                repair="save the text as UTF-8; download the tokeniser again",
+            ) from error
 
 
 def cut_note(tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[str]:

@@ -8,16 +8,25 @@ from typing import Literal
 
 from siglip_ref.errors import UsageError
 
-Clean = Literal["none", "ascii lower", "lower", "canonical", "open_clip"]
+Clean = Literal[
+    "none",
+    "ascii lower",
+    "lower",
+    "canonical",
+    "canonical case",
+    "open_clip",
+    "open_clip lower",
+    "open_clip whitespace",
+]
 
 
 @dataclass(frozen=True)
 class TextConvention:
     """How a library treats a text before and after SentencePiece.
 
-    clean : see `CLEAN`; eos, pad : ids; marked : "<unk>" and a space are put before the text and taken away again, as
-    transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this can decide; prompts : labels
-    and templates of zero-shot are canonicalised first
+    clean : see `CLEAN`; eos, pad : ids; side : of the padding; marked : "<unk>" and a space are put before the text and
+    taken away again, as transformers' SigLIP 1 does; where SentencePiece finds two splits equally good, this decides;
+    prompts : labels and templates of zero-shot are canonicalised first
     """
 
     name: str
@@ -26,6 +35,7 @@ class TextConvention:
     pad: int = 1
     marked: bool = False
     prompts: bool = False
+    side: Literal["right", "left"] = "right"
 
 
 # Source: big_vision pp/ops_text.py and its demos; transformers 5.23 tokenization_siglip.py, tokenization_siglip2.py;
@@ -50,7 +60,12 @@ def ascii_lower(text: str) -> str:
 
 def canonical(text: str) -> str:
     """Lower case, no ASCII punctuation, single spaces: transformers' SigLIP 1 tokeniser."""
-    return " ".join(text.lower().translate(_no_punctuation()).split())
+    return canonical_case(text.lower())
+
+
+def canonical_case(text: str) -> str:
+    """As `canonical`, but large letters stay: the same tokeniser with do_lower_case false."""
+    return " ".join(text.translate(_no_punctuation()).split())
 
 
 def canonical_prompt(text: str, keep: str) -> str:
@@ -68,6 +83,20 @@ def canonical_prompt(text: str, keep: str) -> str:
 
 def open_clip_clean(text: str) -> str:
     """Repaired encodings, HTML entities resolved, '_' as a space, then as `canonical`."""
+    return " ".join(_repaired(text).replace("_", " ").translate(_no_punctuation()).lower().split())
+
+
+def open_clip_lower(text: str) -> str:
+    """Repaired encodings, HTML entities resolved, single spaces, lower case."""
+    return open_clip_whitespace(text).lower()
+
+
+def open_clip_whitespace(text: str) -> str:
+    """Repaired encodings, HTML entities resolved, single spaces."""
+    return " ".join(_repaired(text).split())
+
+
+def _repaired(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
@@ -77,8 +106,7 @@ def open_clip_clean(text: str) -> str:
             cause="it is an optional dependency",
             repair="pip install ftfy",
         ) from error
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip().replace("_", " ")
-    return " ".join(text.translate(_no_punctuation()).lower().split())
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 def _no_punctuation() -> dict[int, None]:
@@ -90,7 +118,10 @@ CLEAN: dict[Clean, Callable[[str], str]] = {
     "ascii lower": ascii_lower,
     "lower": str.lower,
     "canonical": canonical,
+    "canonical case": canonical_case,
     "open_clip": open_clip_clean,
+    "open_clip lower": open_clip_lower,
+    "open_clip whitespace": open_clip_whitespace,
 }
 
 

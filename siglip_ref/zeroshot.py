@@ -17,7 +17,10 @@ from siglip_ref.embed import computes_with, image_embeddings, text_embeddings
 from siglip_ref.errors import UsageError
 from siglip_ref.labels import fill, require_words, same_to_the_model
 from siglip_ref.ops.elementary import Array, sigmoid
-from siglip_ref.preprocess import SUFFIXES, Preprocess, patches, pixels
+from siglip_ref.pictures import SUFFIXES, is_see_through, open_image
+from siglip_ref.preprocess import Preprocess, patches_of, pixels_of
+from siglip_ref.provenance import Setting
+from siglip_ref.refusals import clear_notes, require_finite, require_known, require_side
 from siglip_ref.sizes import Config
 from siglip_ref.tokenizer import Tokenizer, cut_note
 from siglip_ref.towers.naflex import Patches
@@ -30,11 +33,15 @@ Progress = Callable[[int, int], None]  # done, of how many
 
 @dataclass(frozen=True)
 class Images:
-    """Embeddings (n, D) of the images that could be read; names, and (name, reason) of those that could not."""
+    """Embeddings (n, D) of the images that could be read; names, and (name, reason) of those that could not.
+
+    notes : what does not go without saying of those that could be read
+    """
 
     embeddings: Array
     names: list[str]
     skipped: list[tuple[str, str]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class ZeroShot:
     labels: list[str]
     names: list[str]
     skipped: list[tuple[str, str]]
-    notes: tuple[str, ...] = ()  # what is to be known of the labels: cut, or the same to the model
+    notes: tuple[str, ...] = ()  # what is to be known of labels and images
 
     def sorted(self, image: int) -> list[tuple[str, float]]:
         """(label, score) of one image, best first."""
@@ -62,7 +69,9 @@ class ZeroShot:
 class Model:
     """Weights with everything they need: made by `siglip_ref.load`.
 
-    ops : what computes, `siglip_ref.fast` or the specification; notes : what loading found
+    ops : what computes, `siglip_ref.fast` or the specification
+    notes : what loading found; settings : where each setting comes from, defaults included
+    sides : ("image", "text"), or the one tower that the file has
     """
 
     config: Config
@@ -71,6 +80,8 @@ class Model:
     tokenizer: Callable[[], Tokenizer]  # made on first need: embedding images needs none
     ops: ModuleType
     notes: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    sides: tuple[str, ...] = ("image", "text")
 
     @property
     def computes_with(self) -> str:
@@ -96,9 +107,10 @@ class Model:
 
         Images that cannot be read are skipped and named.
         """
+        require_side(self, "image")
         sources = image_files(images)
-        done, names, skipped = [np.zeros((0, self.config.embed), self.params["bias"].dtype)], [], []
-        read = 0
+        done, names, skipped = [np.zeros((0, self.config.embed), self._dtype)], [], []
+        read = clear = 0
         with ThreadPoolExecutor(max(1, threads)) as pool:
             for group in _batches(_ahead(pool, self._pixels, sources, 2 * batch), batch):
                 good = [(name, image) for name, image in group if not isinstance(image, UsageError)]
@@ -106,7 +118,8 @@ class Model:
                     (name, f"{fault.got} ({fault.cause})") for name, fault in group if isinstance(fault, UsageError)
                 ]
                 if good:
-                    stack = self._stack([image for _, image in good], done[0].dtype)
+                    clear += sum(is_clear for _, (_, is_clear) in good)
+                    stack = self._stack([image for _, (image, _) in good], done[0].dtype)
                     done.append(image_embeddings(self.params, stack, self.config, self.ops))
                     names += [name for name, _ in good]
                 read += len(group)
@@ -114,19 +127,21 @@ class Model:
                     progress(read, len(sources))
         embeddings = np.concatenate(done)
         require_finite(embeddings, names, self)
-        return Images(embeddings, names, skipped)
+        return Images(embeddings, names, skipped, clear_notes(clear))
 
     def embed_texts(self, texts: Sequence[str], *, batch: int = 32, progress: Progress | None = None) -> Array:
         """Unit vectors (n, D) of texts, padded as the model was trained; a warning counts those that are cut."""
+        require_side(self, "text")
         for note in cut_note(self.tokenizer(), texts, "texts"):
             warnings.warn(note, stacklevel=2)
         return self._embed_texts(texts, batch, progress)
 
     def _embed_texts(self, texts: Sequence[str], batch: int = 32, progress: Progress | None = None) -> Array:
         tokenizer = self.tokenizer()
-        done = [np.zeros((0, self.config.embed), self.params["bias"].dtype)]
+        done = [np.zeros((0, self.config.embed), self._dtype)]
         for start in range(0, len(texts), batch):
             tokens = tokenizer(texts[start : start + batch])
+            require_known(self, tokens)
             done.append(text_embeddings(self.params, tokens, self.config, self.ops))
             if progress:
                 progress(min(start + batch, len(texts)), len(texts))
@@ -152,6 +167,8 @@ class Model:
         template : "{}" gives the labels as they are
         images, batch, threads, progress : as in `embed_images`
         """
+        for side in ("text", "image"):
+            require_side(self, side)
         tokenizer = self.tokenizer()
         texts = fill(template, require_words(labels, tokenizer), canonicalise=tokenizer.convention.prompts)
         notes = (*cut_note(tokenizer, texts, "labels in their template"), *same_to_the_model(texts, labels, tokenizer))
@@ -160,13 +177,19 @@ class Model:
         with np.errstate(over="ignore"):
             logits = np.exp(self.params["log_scale"]) * (found.embeddings @ text_embed.T) + self.params["bias"]
         require_finite(logits, found.names, self)
-        return ZeroShot(sigmoid(logits), logits, list(labels), found.names, found.skipped, notes)
+        return ZeroShot(sigmoid(logits), logits, list(labels), found.names, found.skipped, (*notes, *found.notes))
+
+    @property
+    def _dtype(self) -> Any:
+        return next(iter(self.params.values())).dtype
 
     def _pixels(self, source: Any) -> Any:
+        """What the image tower takes, and whether the image had transparency; or why it cannot be read."""
         try:
+            image = open_image(source)
             if self.config.naflex:
-                return patches(source, self.config.patch, self.preprocess)
-            return pixels(source, self.config.image_size, self.preprocess)
+                return patches_of(image, self.config.patch, self.preprocess), is_see_through(image)
+            return pixels_of(image, self.config.image_size, self.preprocess), is_see_through(image)
         except UsageError as error:
             return error
 
@@ -175,30 +198,6 @@ class Model:
             values, grids = zip(*images, strict=True)
             return Patches(np.stack(values).astype(dtype, copy=False), np.array(grids))
         return np.stack(images).astype(dtype, copy=False)
-
-
-def require_finite(values: Array, names: Sequence[str], model: Model) -> None:
-    """Refuse rows that are no numbers: NaN has no place among scores."""
-    wrong = np.flatnonzero(~np.isfinite(values).all(1))
-    if not len(wrong):
-        return
-    bad = [name for name, value in model.params.items() if not np.isfinite(value).all()]
-    how = (*model.preprocess.mean, *model.preprocess.std)
-    if bad:
-        cause = f"the weights hold NaN or infinity in {len(bad)} of {len(model.params)} tensors: {', '.join(bad[:3])}"
-        repair = "take another checkpoint: this one's training diverged, or the file was damaged"
-    elif not np.isfinite(how).all() or 0 in model.preprocess.std:
-        cause = f"images are prepared with mean {model.preprocess.mean} and std {model.preprocess.std}"
-        repair = "repair the settings of images beside the weights, or give preprocess= (--preprocess)"
-    else:
-        cause = f"the weights are finite, but so large that {values.dtype} overflows: look at log_scale and norms"
-        repair = "take another checkpoint; or load it with dtype=numpy.float64"
-    raise UsageError(
-        "results that are numbers",
-        f"NaN or infinity for {len(wrong)} of {len(values)}, the first: {visible(names[int(wrong[0])])}",
-        cause,
-        repair,
-    )
 
 
 def image_files(images: Sequence[Any] | str | Path) -> list[Any]:

@@ -11,7 +11,8 @@ from PIL import Image
 from siglip_ref.check.compare import Row
 from siglip_ref.check.report import Finding, Report
 from siglip_ref.errors import UsageError
-from siglip_ref.preprocess import FILTERS, PREPROCESS, Pixels, Preprocess, levels, resize
+from siglip_ref.pictures import Pixels
+from siglip_ref.preprocess import FILTERS, PREPROCESS, Preprocess, levels, resize
 
 Geometry = Literal["squash", "crop", "crop first", "pad"]
 # Shown to the function: larger and smaller than a model's input, tall and wide, and never square, because squashing and

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
-from siglip_ref.checkpoint.names import Entry, Shape, Table, plausible
+from siglip_ref.checkpoint.names import Entry, Shape, Table, made, plausible
 from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.errors import UsageError
 from siglip_ref.params import shapes
@@ -27,40 +28,51 @@ def plain(found: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def read_config(
-    found: Mapping[str, Shape], image_size: tuple[int, int] | None = None, conventions: Conventions | None = None
+    found: Mapping[str, Shape],
+    image_size: tuple[int, int] | None = None,
+    conventions: Conventions | None = None,
+    sides: tuple[str, ...] = ("image", "text"),
 ) -> Config:
-    """Sizes as the shapes of the tree (without prefix) show them; image_size None: square."""
+    """Sizes as the shapes of the tree (without prefix) show them.
+
+    Parameters
+    ----------
+    image_size : None: square
+    sides : ("image",) or ("text",) for one tower alone
+    """
     try:
-        width = found["img/embedding/bias"][0]
-        kernel, position = found["img/embedding/kernel"], found["img/pos_embedding"]
-        naflex = len(kernel) == 2
-        patch = math.isqrt(kernel[0] // 3) if naflex else kernel[0]
-        patches = math.prod(position) // width
-        vocabulary, _ = found["txt/Embed_0/embedding"]
-        length = found["txt/pos_embedding"][1]
-        towers = [_tower(found, encoder) for encoder in ENCODERS.values()]
-    except (KeyError, ValueError, IndexError) as error:
+        image = _image(found, image_size) if "image" in sides else {}
+        text = _text(found) if "text" in sides else {}
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UsageError(
             expected="a tree in big_vision's layout: img/embedding/kernel (p, p, 3, W), img/Transformer/..., txt/...",
             got=f"{error} in a tree of {', '.join(sorted(found)[:4])} ...",
             cause="another layout, or another model",
             repair="write an Adapter for this tree: examples/ has one",
         ) from error
-    side = math.isqrt(patches) * patch
-    return plausible(
-        Config(
-            f"{width} wide, {towers[0].depth} + {towers[1].depth} blocks",
-            towers[0],
-            towers[1],
-            image_size or (side, side),
-            patch,
-            vocabulary,
-            length,
-            text_head="txt/head/kernel" in found,
-            naflex=naflex,
-            conventions=conventions or PRESETS["big_vision"],
-        )
-    )
+    return plausible(made(image, text, conventions or PRESETS["big_vision"]))
+
+
+def _image(found: Mapping[str, Shape], image_size: tuple[int, int] | None) -> dict[str, Any]:
+    width = found["img/embedding/bias"][0]
+    kernel, position = found["img/embedding/kernel"], found["img/pos_embedding"]
+    naflex = len(kernel) == 2
+    patch = math.isqrt(kernel[0] // 3) if naflex else kernel[0]
+    side = math.isqrt(math.prod(position) // width) * patch
+    tower = _tower(found, ENCODERS["image"])
+    return {"image": tower, "image_size": image_size or (side, side), "patch": patch, "naflex": naflex}
+
+
+def _text(found: Mapping[str, Shape]) -> dict[str, Any]:
+    vocabulary, _ = found["txt/Embed_0/embedding"]
+    head = found.get("txt/head/kernel")
+    return {
+        "text": _tower(found, ENCODERS["text"]),
+        "vocabulary": vocabulary,
+        "text_length": found["txt/pos_embedding"][1],
+        "text_head": head is not None,
+        "embed": head[-1] if head else None,
+    }
 
 
 def _tower(found: Mapping[str, Shape], encoder: str) -> Tower:

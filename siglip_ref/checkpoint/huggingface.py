@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from siglip_ref.checkpoint.names import Entry, Table, dense, fused, norm, plausible
-from siglip_ref.conventions import preset
+from siglip_ref.checkpoint.names import Entry, Table, dense, fused, made, norm, plausible
+from siglip_ref.conventions import Conventions, preset
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.sizes import Config, Tower
@@ -48,7 +48,7 @@ def read_config(settings: Mapping[str, Any]) -> Config:
     image = DEFAULTS["vision_config"] | dict(settings.get("vision_config") or {})
     text = DEFAULTS["text_config"] | dict(settings.get("text_config") or {})
     naflex = settings.get("model_type") == "siglip2"
-    patch, channels, head = _side(image["patch_size"]), image["num_channels"], image["vision_use_head"]
+    channels, head = image["num_channels"], image["vision_use_head"]
     projected = text["projection_size"] or text["hidden_size"]
     if channels != 3 or not head or projected != image["hidden_size"]:
         raise UsageError(
@@ -57,26 +57,34 @@ def read_config(settings: Mapping[str, Any]) -> Config:
             cause="a configuration that no SigLIP has",
             repair="correct the configuration, or write an Adapter for this model",
         )
-    side = math.isqrt(image["num_patches"]) * patch if naflex else _side(image["image_size"])
-    conventions = preset(
+    return plausible(made(image_fields(image, naflex), text_fields(text), conventions_of(image, text)))
+
+
+def image_fields(settings: Mapping[str, Any], naflex: bool) -> dict[str, Any]:
+    """A vision_config as fields of ours."""
+    patch = _side(settings["patch_size"])
+    side = math.isqrt(settings["num_patches"]) * patch if naflex else _side(settings["image_size"])
+    return {"image": _tower(settings), "image_size": (side, side), "patch": patch, "naflex": naflex}
+
+
+def text_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A text_config as fields of ours."""
+    return {
+        "text": _tower(settings),
+        "vocabulary": settings["vocab_size"],
+        "text_length": settings["max_position_embeddings"],
+        "embed": settings["projection_size"],
+    }
+
+
+def conventions_of(image: Mapping[str, Any], text: Mapping[str, Any]) -> Conventions:
+    """What a vision_config and a text_config say of GELU and layer norms."""
+    return preset(
         "huggingface",
         image_gelu=_gelu(image["hidden_act"]),
         text_gelu=_gelu(text["hidden_act"]),
         image_norm_eps=float(image["layer_norm_eps"]),
         text_norm_eps=float(text["layer_norm_eps"]),
-    )
-    return plausible(
-        Config(
-            f"{projected} wide, {image['num_hidden_layers']} + {text['num_hidden_layers']} blocks, {side} px",
-            _tower(image),
-            _tower(text),
-            (side, side),
-            patch,
-            text["vocab_size"],
-            text["max_position_embeddings"],
-            naflex=naflex,
-            conventions=conventions,
-        )
     )
 
 

@@ -3,38 +3,35 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from siglip_ref.checkpoint import big_vision, huggingface, open_clip
-from siglip_ref.checkpoint.files import Store, open_store, read_json, unreadable
-from siglip_ref.checkpoint.names import Table, Tensor, require_match, to_ours
+from siglip_ref.checkpoint import big_vision
+from siglip_ref.checkpoint.files import FLOATS, Store, last_resort, open_store, unreadable
+from siglip_ref.checkpoint.find_files import adapted, find_weights, resolve, shards_of
+from siglip_ref.checkpoint.mismatch import NARROW, few
+from siglip_ref.checkpoint.names import Table, Tensor, of_sides, to_ours
+from siglip_ref.checkpoint.plan import choose
+from siglip_ref.checkpoint.room import require_room
+from siglip_ref.checkpoint.wrapped import BOTH, Format, Sides
 from siglip_ref.conventions import Conventions
-from siglip_ref.errors import UsageError
 from siglip_ref.params import shapes
+from siglip_ref.provenance import GIVEN, Setting
 from siglip_ref.sizes import SIZES, Config
 
-Format = Literal["huggingface", "open_clip", "big_vision"]
-WEIGHTS = (  # what a directory may hold, the first found is taken
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
-SETTINGS = {"huggingface": "config.json", "open_clip": "open_clip_config.json"}
-AGAIN = "download it again"
-BUFFERS = ("position_ids",)  # not parameters; early transformers versions stored them
+__all__ = ["Checkpoint", "Format", "find_weights", "load_checkpoint", "resolve"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights as they were read.
 
-    params : name -> array; float32 weights of a safetensors file are its pages, read-only, and not a copy
+    params : name -> array; float32 weights of a safetensors or .pt file are its pages, read-only, and not a copy
     notes : what was found and did not go without saying
+    settings : where sizes and conventions come from
+    sides : ("image", "text"), or the one tower that the file has
     """
 
     config: Config
@@ -42,155 +39,74 @@ class Checkpoint:
     format: Format
     path: Path
     notes: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    sides: Sides = BOTH
 
 
 def load_checkpoint(
-    path: str | Path, dtype: DTypeLike = np.float32, conventions: Conventions | None = None
+    path: str | Path,
+    dtype: DTypeLike = np.float32,
+    conventions: Conventions | None = None,
+    prefix: str | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint of Hugging Face, open_clip or big_vision.
+    """Read a checkpoint of Hugging Face, open_clip or big_vision, or a SigLIP tower alone or in a larger model.
 
     Parameters
     ----------
     path : a directory, a file (.safetensors, its index of shards, .npz, .pt), or a hub name "owner/model"
     dtype : of the parameters; float32 weights asked for as float32 are not copied
     conventions : instead of those that the checkpoint's settings say
+    prefix : how the names begin of the model that is meant, where a file holds several: "ema."; "": the one without
 
     Raises
     ------
     UsageError, which names the file, or the tensor that is missing, left over or of another shape
 
-    Nothing in a file is executed, and no more than `siglip_ref.checkpoint.files.CAP` bytes are allocated for it.
+    Nothing in a file is executed, and no more than `siglip_ref.checkpoint.files.CAP` bytes are allocated for it: the
+    sum over all parameters as `dtype` is held against that, the file's size and the free memory before any is read.
     """
-    file = find_weights(resolve(path))
-    store = open_store(file)
-    found = {name: shape for name, shape in store.shapes.items() if not name.endswith(BUFFERS)}
-    kind = _recognise(found, file)
-    settings = _settings(file, kind)
-    try:
-        cfg, table, notes = _plan(kind, found, settings, store, file)
-    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
-        got = f"{type(error).__name__}: {error}"
+    place = resolve(path)
+    with last_resort(place, "weights"):
+        file, adapter = find_weights(place)
+    with last_resort(file, "a SigLIP"):
+        store, how, notes = adapted(open_store(file), file, adapter)
+        plan = choose(store, file, how, adapter is not None, prefix)
+        cfg, table, kind = plan.cfg, plan.table, np.dtype(dtype)
+        if conventions:
+            cfg = replace(cfg, conventions=conventions)
+        cfg = _named(cfg, plan.found.sides)
+        ours = of_sides(shapes(cfg), plan.found.sides)
+        require_floats(plan.store, {entry.theirs for entry in table}, file)
+        require_room(shards_of(file, adapter), plan.store, (entry.theirs for entry in table), ours, kind)
+        params = _read(plan.store, table, ours, kind)
+        notes += [*plan.notes, *_not_finite(params)]
+    settings = [Setting("conventions", conventions.name, GIVEN)] if conventions else []
+    return Checkpoint(cfg, params, plan.found.format, file, tuple(notes), (*plan.settings, *settings), plan.found.sides)
+
+
+def require_floats(store: Store, names: set[str], file: Path) -> None:
+    """UsageError if any of these tensors is not numbers of `FLOATS`, each in a place of its own."""
+    odd = {name: store.tensors[name] for name in sorted(names) if store.tensors[name].kind not in FLOATS}
+    broken = {name: store.tensors[name].why_not for name in sorted(names) if store.tensors[name].why_not}
+    if broken:
+        name, why = next(iter(broken.items()))
+        got = f"{few(list(broken))}, {why}"
+        repair = why.split(": ", 1)[1] if ": " in why else "save the weights again"
+        raise unreadable(file, "plain tensors", got, "tensors that are no rows of numbers", repair)
+    if odd:
+        kinds = sorted({tensor.kind for tensor in odd.values()})
+        cause, repair = NARROW
+        if all(kind.startswith(("bool", "complex", "a record", "str", "bytes", "void", "datetime")) for kind in kinds):
+            cause, repair = "no weights: no model computes with such numbers", "save the float weights"
         raise unreadable(
-            file.parent, f"settings of a SigLIP ({SETTINGS.get(kind)})", got, "a broken file", AGAIN
-        ) from error
-    cfg = _named(replace(cfg, conventions=conventions or cfg.conventions))
-    require_match(
-        table, found, cfg, ignored=[name for name in found if name.endswith((*huggingface.HEAD, *big_vision.EXTRA))]
-    )
-    return Checkpoint(cfg, _read(store, table, cfg, np.dtype(dtype)), kind, file, tuple(notes))
-
-
-def resolve(path: str | Path) -> Path:
-    """A path that exists, or the folder into which huggingface_hub has put a model's files."""
-    place = Path(path).expanduser()
-    if place.exists():
-        return place
-    name = str(path)
-    hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    command = f"hf download {name} --local-dir {name.split('/')[-1]}"
-    missing = UsageError(
-        expected="a directory, a file of weights, or a hub name",
-        got=name,
-        cause="huggingface_hub is not installed" if hub else "there is nothing at this path",
-        repair=f"pip install huggingface_hub, then: {command}" if hub else "check the path",
-    )
-    if not hub:
-        raise missing
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise missing from None
-    wanted = ["*.json", "*.safetensors", "*.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the hub's client has many kinds of its own
-        raise UsageError(
-            expected=f"the model {name} from the hub",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            cause="no such model, no network, or no leave to read it",
-            repair=command,
-        ) from error
-
-
-def find_weights(place: Path) -> Path:
-    """The file of weights in a directory."""
-    if place.is_file():
-        return place
-    for name in WEIGHTS:
-        if (place / name).is_file():
-            return place / name
-    others = sorted([*place.glob("*.safetensors"), *place.glob("*.npz")])
-    if len(others) == 1:
-        return others[0]
-    raise unreadable(
-        place,
-        "one of " + ", ".join([*WEIGHTS, "one .npz"]),
-        f"{len(others)} files of weights" if others else "none",
-        "an incomplete download" if not others else "several models in one directory",
-        "give the path of the file itself" if others else "hf download OWNER/MODEL --local-dir DIR",
-    )
-
-
-def _recognise(found: Mapping[str, Any], file: Path) -> Format:
-    names = {name.removeprefix("params/") for name in found}
-    marks: dict[str, Format] = {
-        "vision_model.": "huggingface",
-        "visual.trunk.": "open_clip",
-        "img/": "big_vision",
-    }
-    for mark, kind in marks.items():
-        if any(name.startswith(mark) for name in names):
-            return kind
-    raise unreadable(
-        file,
-        "tensors named as by transformers (vision_model...), open_clip (visual.trunk...) or big_vision (img/...)",
-        ", ".join(sorted(names)[:4]) or "no tensors",
-        "another model, one tower alone, or a wrapped one",
-        "save the whole SigLIP model",
-    )
-
-
-def _settings(file: Path, kind: Format) -> dict[str, Any] | None:
-    beside = file.with_name(SETTINGS.get(kind, "config.json"))
-    return read_json(beside) if kind in SETTINGS and beside.is_file() else None
-
-
-def _plan(
-    kind: Format, found: dict[str, Any], settings: dict[str, Any] | None, store: Store, file: Path
-) -> tuple[Config, Table, list[str]]:
-    """The configuration, the table of names, and notes."""
-    if kind == "huggingface":
-        if settings is None:
-            raise unreadable(
-                file.parent, "config.json", "none", "only the weights were copied", "copy the whole directory"
-            )
-        cfg = huggingface.read_config(settings)
-        if _identity(store, *huggingface.HEAD):
-            return (cfg := replace(cfg, text_head=False)), huggingface.table(cfg), ["text head: the identity, left out"]
-        return cfg, huggingface.table(cfg), []
-    if kind == "open_clip":
-        cfg = open_clip.read_config(found, settings)
-        forms = f"GELU {cfg.conventions.image_gelu} for images, {cfg.conventions.text_gelu} for texts"
-        doubt = (
-            [] if settings else [f"no open_clip_config.json beside the weights: taken for a SigLIP 1 model, {forms}"]
+            file, f"tensors of {', '.join(FLOATS)}", f"{', '.join(kinds)}: {few(list(odd))}", cause, repair
         )
-        return cfg, open_clip.table(cfg), doubt
-    plain = big_vision.plain(found)
-    cfg = big_vision.read_config(plain)
-    prefix = big_vision.prefix(found)
-    table = tuple(replace(entry, theirs=prefix + entry.theirs) for entry in big_vision.table(cfg, plain))
-    return cfg, table, []
 
 
-def _identity(store: Store, weight: str, bias: str) -> bool:
-    shape = store.shapes.get(weight, ())
-    if len(shape) != 2 or shape[0] != shape[1] or bias not in store.shapes:
-        return False
-    return not store.read(bias).any() and np.array_equal(store.read(weight), np.eye(shape[0]))
-
-
-def _named(cfg: Config) -> Config:
+def _named(cfg: Config, sides: Sides) -> Config:
     """With the released model's name, and its true image size (384 px with patch 14 leave a rim), if it is one."""
+    if sides != BOTH:
+        return cfg
     wanted = shapes(cfg)
     for known in SIZES.values():
         same_towers = (known.image, known.text, known.naflex, known.patch) == (
@@ -206,17 +122,40 @@ def _named(cfg: Config) -> Config:
     return cfg
 
 
-def _read(store: Store, table: Table, cfg: Config, dtype: np.dtype[Any]) -> dict[str, Tensor]:
+def _read(store: Store, table: Table, ours: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[str, Tensor]:
     """Every parameter in network order; a tensor of theirs that holds several of ours is read once."""
-    ours, filled = shapes(cfg), {}
+    filled = {}
     by_theirs: dict[str, list[Any]] = {}
     for entry in table:
         by_theirs.setdefault(entry.theirs, []).append(entry)
-    for theirs, entries in by_theirs.items():
-        whole = store.read(theirs)
-        for entry in entries:
-            filled[entry.ours] = to_ours(whole, entry, ours[entry.ours]).astype(dtype, copy=False)
-    second = [name for name in store.shapes if name.endswith(big_vision.EXTRA)]
-    if second:  # early text towers have two tables of positions, which are added
-        filled["text/position"] = filled["text/position"] + store.read(second[0]).reshape(ours["text/position"])
+    with np.errstate(over="ignore"):  # what becomes infinite is counted, and said
+        for theirs, entries in by_theirs.items():
+            whole = store.read(theirs)
+            for entry in entries:
+                filled[entry.ours] = to_ours(whole, entry, ours[entry.ours]).astype(dtype, copy=False)
+        second = [name for name in store.tensors if name.endswith(big_vision.EXTRA)]
+        if second and "text/position" in filled:  # early text towers have two tables of positions, which are added
+            more = store.read(second[0]).reshape(ours["text/position"])
+            filled["text/position"] = (filled["text/position"] + more).astype(dtype, copy=False)
     return {name: filled[name] for name in ours}
+
+
+def _not_finite(params: Mapping[str, Tensor]) -> list[str]:
+    """A note that counts tensors with NaN or infinities in them."""
+    found = {
+        "NaN": [name for name, array in params.items() if not is_finite(array) and np.isnan(array).any()],
+        "infinities": [name for name, array in params.items() if not is_finite(array) and np.isinf(array).any()],
+    }
+    return [
+        f"{len(names)} tensor{'s' * (len(names) > 1)} hold{'s' * (len(names) == 1)} {what}: {few(names)}"
+        for what, names in found.items()
+        if names
+    ]
+
+
+def is_finite(array: Tensor) -> bool:
+    """Without a temporary array where nothing is wrong: a sum of squares is finite only if every number is."""
+    flat = array.ravel(order="K")
+    if array.dtype.itemsize >= 4 and np.isfinite(np.dot(flat, flat)):
+        return True
+    return bool(np.isfinite(array).all())

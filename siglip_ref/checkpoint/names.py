@@ -5,14 +5,16 @@ hold q, k and v as equal parts of the first axis.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from siglip_ref.checkpoint.mismatch import few, mismatch
+from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
 from siglip_ref.params import shapes
-from siglip_ref.sizes import Config
+from siglip_ref.sizes import Config, Tower
 
 # same: equal numbers in equal order, up to axes of length 1 or split axes; turned: (in, out) is stored as (out, in);
 # patch: (row, column, channel; out) is stored as a convolution's (out, channel, row, column)
@@ -78,6 +80,34 @@ def to_ours(array: Tensor, entry: Entry, shape: tuple[int, ...]) -> Tensor:
     return array.reshape(shape)
 
 
+def made(image: Mapping[str, Any], text: Mapping[str, Any], conventions: Conventions) -> Config:
+    """A configuration of what was found of each tower.
+
+    Parameters
+    ----------
+    image, text : fields of a Config; empty for a tower that is not there, which then has width and depth 1. A text
+        tower's "embed" is the length of its vectors
+    """
+    one = Tower(1, 1, 1, 1)
+    width = text.get("embed") or text["text"].width if text else 1
+    fields: dict[str, Any] = {"image": replace(one, width=width), "image_size": (1, 1), "patch": 1} | dict(image)
+    fields |= {"text": one, "vocabulary": 1, "text_length": 1} | {k: v for k, v in text.items() if k != "embed"}
+    height, across = fields["image_size"]
+    size = f"{height} px" if height == across else f"{height} x {across} px"
+    if image and text:
+        name = f"{fields['image'].width} wide, {fields['image'].depth} + {fields['text'].depth} blocks, {size}"
+    elif image:
+        name = f"an image tower alone, {fields['image'].width} wide, {fields['image'].depth} blocks, {size}"
+    else:
+        name = f"a text tower alone, {fields['text'].width} wide, {fields['text'].depth} blocks"
+    return Config(name, **fields, conventions=conventions)
+
+
+def _implausible(expected: str, got: str) -> UsageError:
+    cause = "settings that belong to no model, or a broken file of settings"
+    return UsageError(expected, got, cause, "take the settings from the model's own page")
+
+
 MOST = {"depth": 1_000}  # anything else: 10 million
 
 
@@ -96,39 +126,55 @@ def plausible(cfg: Config) -> Config:
     }
     for name, numbers in sizes.items():
         if not all(type(n) is int and 1 <= n <= MOST.get(name, 10**7) for n in numbers):
-            raise _mismatch("sizes that a model can have", f"{name}: {', '.join(map(str, numbers))}")
+            raise _implausible("sizes that a model can have", f"{name}: {', '.join(map(str, numbers))}"[:200])
     if cfg.image.width % cfg.image.heads or cfg.text.width % cfg.text.heads or min(cfg.grid) < 1:
-        raise _mismatch("heads that divide the width, and images of at least one patch", str(cfg))
+        raise _implausible("heads that divide the width, and images of at least one patch", str(cfg))
     if not all(0 < eps < 1 for eps in (cfg.conventions.image_norm_eps, cfg.conventions.text_norm_eps)):
-        raise _mismatch("an eps of the layer norms between 0 and 1", str(cfg.conventions))
+        raise _implausible("an eps of the layer norms between 0 and 1", str(cfg.conventions))
     return cfg
 
 
 def require_match(
-    table: Table, theirs: Mapping[str, tuple[int, ...]], cfg: Config, ignored: Iterable[str] = ()
+    table: Table,
+    theirs: Mapping[str, tuple[int, ...]],
+    cfg: Config,
+    ignored: Iterable[str] = (),
+    sides: tuple[str, ...] = ("image", "text"),
 ) -> None:
-    """Every parameter of ours named once, every tensor of theirs used, every shape as expected; else a UsageError."""
-    ours = shapes(cfg)
+    """Every parameter of ours named once, every tensor of theirs used, every shape as expected; else a UsageError.
+
+    sides : ("image",) or ("text",) for one tower alone
+    """
+    ours = of_sides(shapes(cfg), sides)
     named = [entry.ours for entry in table]
     if sorted(named) != sorted(ours):
         both = sorted(set(named) ^ set(ours)) or sorted({name for name in named if named.count(name) > 1})
-        raise _mismatch(
-            f"a table that names each of the {len(ours)} parameters once", f"missing or twice: {_few(both)}"
+        raise UsageError(
+            expected=f"a table that names each of the {len(ours)} parameters once",
+            got=f"missing or twice: {few(both)}",
+            cause="names of another size of model, or a name that was forgotten",
+            repair="siglip_ref.params.shapes(cfg) lists the names",
         )
     wanted: dict[str, tuple[int, ...]] = {}
     for entry in table:
         wanted[entry.theirs] = entry.shape or their_shape(ours[entry.ours], entry, cfg.patch)
     missing, left = sorted(wanted.keys() - theirs.keys()), sorted(theirs.keys() - wanted.keys() - set(ignored))
-    if missing or left:
-        raise _mismatch(f"the parameters of {cfg.name}", f"missing: {_few(missing)}; left over: {_few(left)}")
     loose = {entry.theirs for entry in table if entry.layout == "same" and entry.part[1] == 1 and not entry.shape}
-    wrong = [
-        f"{name} {theirs[name]}, not {shape}"
+    wrong = {
+        name: (theirs[name], shape)
         for name, shape in wanted.items()
-        if (_squeezed(theirs[name]) != _squeezed(shape) if name in loose else theirs[name] != shape)
-    ]
-    if wrong:
-        raise _mismatch(f"the shapes of {cfg.name}", _few(wrong))
+        if name in theirs and (_squeezed(theirs[name]) != _squeezed(shape) if name in loose else theirs[name] != shape)
+    }
+    if missing or left or wrong:
+        what = "parameters" if missing or left else "shapes"
+        raise mismatch(f"the {what} of {cfg.name}", missing, left, wrong)
+
+
+def of_sides(shapes: Mapping[str, Shape], sides: tuple[str, ...]) -> dict[str, Shape]:
+    """The parameters of a whole model, or those of one tower."""
+    if len(sides) == 2:
+        return dict(shapes)
+    return {name: shape for name, shape in shapes.items() if name.startswith(f"{sides[0]}/")}
 
 
 def their_shape(shape: tuple[int, ...], entry: Entry, patch: int) -> tuple[int, ...]:
@@ -141,16 +187,3 @@ def their_shape(shape: tuple[int, ...], entry: Entry, patch: int) -> tuple[int, 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(side for side in shape if side != 1)
-
-
-def _few(names: list[str]) -> str:
-    return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")) or "none"
-
-
-def _mismatch(expected: str, got: str) -> UsageError:
-    return UsageError(
-        expected,
-        got,
-        cause="the model is wrapped, cut, extended (LoRA, another head, frozen into buffers), or not the size it says",
-        repair="give the plain model with all its weights; for another layout: docs, pages on models and checkpoints",
-    )

@@ -12,7 +12,7 @@ from siglip_ref.data.captioned import Captioned, Data, Item, Unreadable
 from siglip_ref.data.walk import images_below
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.preprocess import open_image
+from siglip_ref.pictures import open_image
 from siglip_ref.sizes import config
 from siglip_ref.typed import read_lines, read_text, tidy, visible
 
@@ -132,7 +132,7 @@ def _part(pairs: Pairs, classes: Sequence[str]) -> Captioned:
         nonlocal room
         if number not in kept:
             try:
-                image = open_image(pairs[number][0], upright=True)
+                image = open_image(pairs[number][0])
             except UsageError as error:
                 raise Unreadable(f"{error.got} ({error.cause})") from error
             image.thumbnail((LARGEST, LARGEST))

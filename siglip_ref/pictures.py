@@ -1,0 +1,155 @@
+"""Files of images, opened with distrust: a list of formats, a limit of size, one way to turn photographs.
+
+Pillow knows dozens of formats, and for some of them starts programs (Ghostscript for what calls itself EPS). Only those
+of `FORMATS` are ever tried, whatever a file is called.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from siglip_ref.errors import UsageError
+
+Pixels = np.ndarray[Any, Any]
+
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a gigabyte as RGB
+# As Pillow names them; MPO is the JPEG of phones with two lenses. HEIF only where pillow-heif is installed.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".jp2", ".j2k", ".jpx", ".tif", ".tiff"),
+    *(".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".hif"),
+)
+HEIF = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}  # brands of ISO 23008-12
+ORIENTATION = 0x0112  # in EXIF
+# Where transparency may be, and can be looked at; 16 bits and floats are apart.
+CLEAR = ("RGBA", "LA", "PA", "RGBa", "La", "P", "L", "RGB", "1")
+SEE_THROUGH = "see-through"  # in the info of an image that open_image made, if it had transparency
+
+
+def open_image(source: str | Path | Image.Image | Pixels) -> Image.Image:
+    """An RGB image of 8 bits: from a file, a Pillow image, or a uint8 array (height, width, 3).
+
+    The first frame of an animation, the upper 8 of 16 bits; CMYK and palettes converted as Pillow does; transparency
+    dropped, see `is_see_through`; photographs turned as their EXIF tag says. Anything unreadable, of another format
+    than `FORMATS`, or larger than `MAX_PIXELS`, raises UsageError.
+    """
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
+    where = "an image" if isinstance(source, Image.Image) else f"an image in {source}"
+    try:
+        image = source if isinstance(source, Image.Image) else _opened(source)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        image = _upright(image)
+        plain = _to_rgb(image)
+        plain.info = {SEE_THROUGH: True} if _has_transparency(image) else {}
+        return plain
+    except UsageError:
+        raise
+    except (Exception, MemoryError) as error:  # Pillow's plugins raise whatever they like on broken files
+        raise _unreadable(source, where, error) from error
+
+
+def is_see_through(image: Image.Image) -> bool:
+    """Had the image that `open_image` made of it parts that are not opaque? Their hidden colours are used."""
+    return bool(image.info.get(SEE_THROUGH))
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads, and HEIF where pillow-heif is installed."""
+    Image.init()
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+    return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)
+
+
+def _opened(source: Any) -> Image.Image:
+    if isinstance(source, str | Path):
+        place = Path(source)
+        if place.exists() and not place.is_file():
+            raise UsageError(
+                expected=f"an image in {source}",
+                got="no file, but a folder, a pipe or a device",
+                cause="something else of this name",
+                repair="give the image itself",
+            )
+        if "HEIF" not in formats() and _is_heif(place):
+            raise UsageError(
+                expected=f"an image in {source}",
+                got="HEIC, the format of iPhones",
+                cause="Pillow reads it only with pillow-heif: pip install pillow-heif",
+                repair="pip install pillow-heif",
+            )
+    return Image.open(source, formats=formats())
+
+
+def _is_heif(place: Path) -> bool:
+    """By the brands in its first box; AVIF is of the same family, and Pillow reads it."""
+    with place.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp":
+        return False
+    brands = {head[at : at + 4] for at in range(8, min(len(head), int.from_bytes(head[:4], "big")), 4)}
+    return bool(brands & HEIF) and not brands & {b"avif", b"avis"}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as the camera was held; a photograph whose EXIF block is broken stays as it is."""
+    image.load()  # some formats keep the block behind the pixels
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+    except Exception:  # Pillow's readers of EXIF raise whatever they like
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _unreadable(source: Any, where: str, error: BaseException) -> UsageError:
+    try:
+        empty = not isinstance(source, Image.Image) and Path(source).is_file() and Path(source).stat().st_size == 0
+    except (OSError, ValueError, TypeError):
+        empty = False
+    large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError)
+    return UsageError(
+        expected=where + f" of at most {MAX_PIXELS:,} pixels" * large,
+        got="an empty file" if empty else f"{type(error).__name__}: {error}"[:300],
+        cause="the image would need more memory than this program takes"
+        if large
+        else f"not an image of {', '.join(formats())}, or a broken one",
+        repair="make it smaller" if large else "open it with an image viewer to see",
+    )
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    """Is any pixel not opaque?"""
+    if image.mode not in CLEAR or not ("transparency" in image.info or image.mode[-1] in "Aa"):
+        return False
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min(initial=255) < 255)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to white
+        values = np.asarray(image)
+        values = values >> 8 if values.max(initial=0) > 255 else values
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, which have no agreed range")
+    return image.convert("RGB")
+
+
+def _from_array(array: Pixels) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or array.size == 0:
+        raise UsageError(
+            expected="an image array of uint8, shape (height, width, 3)",
+            got=f"{array.dtype}, shape {array.shape}",
+            cause="channels first, or numbers already scaled",
+            repair="give the bytes as they were decoded, channels last",
+        )
+    return Image.fromarray(array)
