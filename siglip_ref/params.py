@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(cfg))
 
 
-@cache
+@lru_cache(maxsize=64)
 def _shapes(cfg: Config) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, shape) for name, shape, _ in table(cfg))
 

@@ -122,7 +122,7 @@ def _unreadable(source: Any, where: str, error: BaseException) -> UsageError:
         got="an empty file" if empty else f"{type(error).__name__}: {error}"[:300],
         cause="the image would need more memory than this program takes"
         if large
-        else f"not an image of {', '.join(formats())}, or a broken one",
+        else f"not an image of {', '.join(FORMATS)}, or a broken one",
         repair="make it smaller" if large else "open it with an image viewer to see",
     )
 
@@ -141,6 +141,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels, which have no agreed range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return image.convert("RGB")
 
 

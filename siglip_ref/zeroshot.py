@@ -24,7 +24,6 @@ from siglip_ref.refusals import clear_notes, require_finite, require_known, requ
 from siglip_ref.sizes import Config
 from siglip_ref.tokenizer import Tokenizer, cut_note
 from siglip_ref.towers.naflex import Patches
-from siglip_ref.typed import visible
 
 TEMPLATE = "This is a photo of {}."
 

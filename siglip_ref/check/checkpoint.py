@@ -1,5 +1,6 @@
 """Is a checkpoint whole, and does it give the logits on record for its size?"""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 from siglip_ref.check.compare import Row, compare, not_checked
 from siglip_ref.check.report import Report
 from siglip_ref.check.verdict import did_not_finish, judgement
+from siglip_ref.checkpoint.names import of_sides
 from siglip_ref.errors import UsageError
 from siglip_ref.loading import load
-from siglip_ref.params import count
+from siglip_ref.params import shapes
 from siglip_ref.zeroshot import Model
 
 PHOTOS = ("apple-ipod.jpg", "apple-blank.jpg")
@@ -52,9 +54,10 @@ def check_checkpoint(
     model = load(path, tokenizer=tokenizer, preprocess=preprocess)
     cfg, params = model.config, model.params
     found = sum(array.size for array in params.values())
+    wanted = sum(math.prod(shape) for shape in of_sides(shapes(cfg), model.sides).values())
     lost = sum(int((~np.isfinite(array)).sum()) for array in params.values())
     rows = [
-        compare("parameters", _number(found), _number(count(cfg)), 0.0, kind="value", note=f"{found:,} of {cfg.name}"),
+        compare("parameters", _number(found), _number(wanted), 0.0, kind="value", note=f"{found:,} of {cfg.name}"),
         compare("numbers not finite", _number(lost), _number(0), 0.0, kind="value"),
         _logits(model, photos),
     ]
@@ -66,6 +69,7 @@ def check_checkpoint(
     report = Report(f"checkpoint {path}", found_so.verdict, rows, notes=[*model.notes], unjudged=found_so.unjudged)
     report.not_checked += [f"logits: {row.note}" for row in rows if row.verdict == "not checked"]
     report.conventions = {"preprocessing": model.preprocess.name, "computed with": model.computes_with}
+    report.conventions |= {found.name: f"{found.value} ({found.source})" for found in model.settings}
     return report
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from siglip_ref.checkpoint import big_vision
-from siglip_ref.checkpoint.files import FLOATS, Store, last_resort, open_store, unreadable
+from siglip_ref.checkpoint.files import Store, last_resort, open_store
 from siglip_ref.checkpoint.find_files import adapted, find_weights, resolve, shards_of
-from siglip_ref.checkpoint.mismatch import NARROW, few
+from siglip_ref.checkpoint.kinds import is_finite, require_floats
+from siglip_ref.checkpoint.mismatch import few
 from siglip_ref.checkpoint.names import Table, Tensor, of_sides, to_ours
 from siglip_ref.checkpoint.plan import choose
 from siglip_ref.checkpoint.room import require_room
@@ -84,25 +85,6 @@ def load_checkpoint(
     return Checkpoint(cfg, params, plan.found.format, file, tuple(notes), (*plan.settings, *settings), plan.found.sides)
 
 
-def require_floats(store: Store, names: set[str], file: Path) -> None:
-    """UsageError if any of these tensors is not numbers of `FLOATS`, each in a place of its own."""
-    odd = {name: store.tensors[name] for name in sorted(names) if store.tensors[name].kind not in FLOATS}
-    broken = {name: store.tensors[name].why_not for name in sorted(names) if store.tensors[name].why_not}
-    if broken:
-        name, why = next(iter(broken.items()))
-        got = f"{few(list(broken))}, {why}"
-        repair = why.split(": ", 1)[1] if ": " in why else "save the weights again"
-        raise unreadable(file, "plain tensors", got, "tensors that are no rows of numbers", repair)
-    if odd:
-        kinds = sorted({tensor.kind for tensor in odd.values()})
-        cause, repair = NARROW
-        if all(kind.startswith(("bool", "complex", "a record", "str", "bytes", "void", "datetime")) for kind in kinds):
-            cause, repair = "no weights: no model computes with such numbers", "save the float weights"
-        raise unreadable(
-            file, f"tensors of {', '.join(FLOATS)}", f"{', '.join(kinds)}: {few(list(odd))}", cause, repair
-        )
-
-
 def _named(cfg: Config, sides: Sides) -> Config:
     """With the released model's name, and its true image size (384 px with patch 14 leave a rim), if it is one."""
     if sides != BOTH:
@@ -151,11 +133,3 @@ def _not_finite(params: Mapping[str, Tensor]) -> list[str]:
         for what, names in found.items()
         if names
     ]
-
-
-def is_finite(array: Tensor) -> bool:
-    """Without a temporary array where nothing is wrong: a sum of squares is finite only if every number is."""
-    flat = array.ravel(order="K")
-    if array.dtype.itemsize >= 4 and np.isfinite(np.dot(flat, flat)):
-        return True
-    return bool(np.isfinite(array).all())

@@ -72,9 +72,9 @@ def merged(store: Store, settings: Mapping[str, Any] | None, file: Path, apart: 
     _require_simple(settings, apart)
     plain: dict[str, str] = {}
     for name in store.tensors:
-        if not PART.fullmatch(name) and ".original_module." not in name:
-            if plain.setdefault(_plain(name), name) != name:
-                raise UsageError("every weight once", name[:200], "a wrapped weight beside the plain one", MERGE[1])
+        wrapped = PART.fullmatch(name) or ".original_module." in name
+        if not wrapped and plain.setdefault(_plain(name), name) != name:
+            raise UsageError("every weight once", name[:200], "a wrapped weight beside the plain one", MERGE[1])
     changed = {}
     for module, adapter in _adapters(names).items():
         weight = _weight_of(module, plain)
@@ -150,7 +150,7 @@ def _scale(store: Store, module: str, adapter: Adapter, settings: Mapping[str, A
             expected=f"rank {rank:g} and a finite alpha, as {SETTINGS} says",
             got=f"rank {stored}, alpha {alpha:g} for {module[:200]}",
             cause="the settings of another adapter",
-            repair="keep the two files that were saved together",
+            repair="keep the two files together that were saved together; or merge_and_unload() before saving",
         )
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 

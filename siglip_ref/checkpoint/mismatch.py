@@ -52,12 +52,10 @@ def _of_names(missing: Sequence[str], left: Sequence[str]) -> tuple[str, str]:
         return NARROW
     if any("visual_projection" in name or name.endswith("visual.proj") for name in left):
         return "a CLIP model: it has projections that no SigLIP has", "take a SigLIP model"
-    ends = {"." + name for name in missing} | {"/" + name for name in missing}
-    wrapped = [name for name in left if any(name.endswith(end) for end in ends)] if len(ends) < 5_000 else []
-    if wrapped:
-        inner = next(name for name in missing if wrapped[0].endswith(("." + name, "/" + name)))
-        extra = wrapped[0].removesuffix(inner)
-        return f"a wrapper that puts {extra[:100]!r} before {len(wrapped)} names", "give the model inside it"
+    inserted = _inserted(missing, left)
+    if inserted:
+        where = f"a wrapper that puts {inserted[0][:100]!r} into {len(inserted)} names"
+        return where, "give the model inside it, or rename its tensors"
     if missing and not left:
         if all(name.startswith(POOLING) for name in missing):
             return (
@@ -69,14 +67,27 @@ def _of_names(missing: Sequence[str], left: Sequence[str]) -> tuple[str, str]:
                 "a model saved without the scale or the bias of its logits, which a loss module may have kept",
                 "save them with it, as logit_scale and logit_bias",
             )
-        count = f"{len(missing)} tensor{'s' * (len(missing) > 1)}"
-        return (
-            f"{count} were not saved, or lie in another file",
-            "save the whole model, or give the index of the shards",
+        many = (
+            "1 tensor was not saved, or lies" if len(missing) == 1 else f"{len(missing)} tensors were not saved, or lie"
         )
+        return f"{many} in another file", "save the whole model, or give the index of the shards"
     if left and not missing:
         return "the model has more than a SigLIP has: layers or heads of its own", "give the SigLIP in it alone"
     return "a model of another kind, or of another depth than it says", "docs, page on models and checkpoints"
+
+
+def _inserted(missing: Sequence[str], left: Sequence[str]) -> list[str]:
+    """What stands in names that are too many, and without which they would be some that are missing."""
+    wanted, found = set(missing), []
+    for name in left[:10_000]:
+        parts = name.split(".")
+        for place in range(len(parts) - 1):
+            without = ".".join([*parts[:place], *parts[place + 1 :]])
+            deeper = ".".join(parts[place + 1 :])
+            if without in wanted or deeper in wanted:
+                found.append(".".join(parts[: place + 1] if deeper in wanted else parts[place : place + 1]) + ".")
+                break
+    return found
 
 
 def _of_shapes(wrong: Mapping[str, tuple[Shape, Shape]]) -> tuple[str, str]:

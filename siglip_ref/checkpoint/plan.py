@@ -10,8 +10,9 @@ import numpy as np
 from siglip_ref.checkpoint import big_vision, huggingface, open_clip
 from siglip_ref.checkpoint.axes import in_order
 from siglip_ref.checkpoint.files import AGAIN, FLOATS, Store, read_json, unreadable
+from siglip_ref.checkpoint.kinds import require_floats
 from siglip_ref.checkpoint.lora import is_adapter, merged
-from siglip_ref.checkpoint.mismatch import MERGE, NARROW, few
+from siglip_ref.checkpoint.mismatch import MERGE, few
 from siglip_ref.checkpoint.names import Shape, Table, require_match
 from siglip_ref.checkpoint.one_tower import read_tower
 from siglip_ref.checkpoint.wrapped import BEGIN, BOTH, BUFFERS, WRAPPERS, Found, find, unwrapped, without_wrappers
@@ -90,10 +91,8 @@ def _plan(one: Found, store: Store, file: Path, adapters: Mapping[str, Any] | No
         plain, notes = merged(plain, adapters, file, apart)
     elif adapters is not None and apart:
         notes = ["the adapters change nothing in the towers"]
-    narrow = [name for name, tensor in plain.tensors.items() if len(tensor.shape) > 1 and tensor.kind not in FLOATS]
-    if narrow:
-        kinds = ", ".join(sorted({plain.tensors[name].kind for name in narrow}))
-        raise unreadable(file, f"tensors of {', '.join(FLOATS)}", f"{kinds}: {few(narrow)}", *NARROW)
+    # shapes of what is no matrix of numbers tell nothing of the model
+    require_floats(plain, [n for n, t in plain.tensors.items() if t.why_not or len(t.shape) > 1], file)
     plain, turned = in_order(plain, one.format, _width(one, plain.shapes))
     settings = _settings(file, one)
     try:

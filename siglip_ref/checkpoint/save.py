@@ -9,7 +9,10 @@ import numpy as np
 
 from siglip_ref.checkpoint import big_vision, huggingface, open_clip
 from siglip_ref.checkpoint.load import Format
+from siglip_ref.checkpoint.mismatch import few
 from siglip_ref.checkpoint.names import Table, Tensor, to_theirs
+from siglip_ref.errors import UsageError
+from siglip_ref.params import shapes
 from siglip_ref.sizes import Config
 
 # Axes of length 1 that their tensors have and ours have not.
@@ -42,6 +45,14 @@ def save_checkpoint(
     -------
     the file that `siglip_ref.load` takes
     """
+    missing = sorted(shapes(cfg).keys() - params.keys())
+    if missing:
+        raise UsageError(
+            expected=f"every parameter of {cfg.name}",
+            got=f"none called {few(missing)}",
+            cause="one tower alone cannot be saved as a whole model",
+            repair="add what is missing: sr.init(cfg) has it, untrained",
+        )
     place = Path(path)
     if format == "big_vision":
         place = place.with_suffix(".npz")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.checkpoint import npz
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
@@ -159,28 +160,20 @@ def read_npz(path: Path) -> dict[str, Array]:
     _size(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            names = [member.filename.removesuffix(".npy") for member in members]
-            if len(set(names)) < len(names):
-                raise VectorError(path, "an array occurs twice")
+            members = npz.list_members(archive)
             if sum(member.file_size for member in members) > CAP:
                 raise VectorError(path, f"claims to unpack to more than {CAP:,} bytes")
-            return {name: _npy(path, archive, member) for name, member in zip(names, members, strict=True)}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, SyntaxError) as error:
-        raise VectorError(path, f"a broken npz: {error}"[:200]) from error
+            return {member.filename.removesuffix(".npy"): _npy(path, archive, member) for member in members}
+    except VectorError:
+        raise
+    except Exception as error:  # zipfile, its methods of packing and NumPy's headers raise whatever they like
+        raise VectorError(path, f"a broken npz: {type(error).__name__}: {error}"[:200]) from error
 
 
 def _npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise VectorError(path, f"{member.filename} has version {version} of npy")
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, turned, kind = reader(file)
-        claimed = math.prod(shape) * kind.itemsize
-        if kind.kind not in "fiub" or kind.itemsize > 8 or claimed > member.file_size or min(shape, default=1) < 0:
-            raise VectorError(path, f"{member.filename} claims {kind} {shape} in {member.file_size} bytes")
-        data = file.read(claimed + 1)
-        if len(data) != claimed:
-            raise VectorError(path, f"{member.filename} holds {len(data)} bytes, not {claimed}")
-        return np.frombuffer(data, kind).reshape(shape, order="F" if turned else "C")
+    header = npz.read_header(archive, member)
+    if header.kind.kind not in "fiub" or header.kind.itemsize > 8:
+        raise VectorError(path, f"{member.filename[:100]} claims {header.kind} {header.shape}"[:200])
+    out = np.empty(math.prod(header.shape), header.kind)
+    npz.unpack(archive, member, header.start, out)
+    return out.reshape(header.shape, order="F" if header.turned else "C")

@@ -129,7 +129,7 @@ def test_an_animation_gives_its_first_frame():
 
 @pytest.mark.parametrize("name", PREPROCESS)
 def test_photographs_are_turned_upright_whatever_the_pipeline(tmp_path, name):
-    """One rule: a photograph that lies on its side for the file, not for the eye, gives the vector of the upright one."""
+    """One rule: a photograph that lies on its side in the file, not to the eye, gives the pixels of the upright one."""
     sideways = Image.Exif()
     sideways[0x0112] = 6
     image(10, 20).rotate(90, expand=True).save(tmp_path / "lying.png", exif=sideways)
