@@ -5,6 +5,7 @@ older preprocessor_config.json; open_clip has preprocess_cfg in its own file, ti
 first file that says anything about images decides alone, as in these libraries; the others are compared with it.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from siglip_ref.checkpoint.files import last_resort, read_json
 from siglip_ref.checkpoint.wrapped import Format
-from siglip_ref.image_settings import image_settings, open_clip_settings
+from siglip_ref.image_settings import RESAMPLE, image_settings, open_clip_settings
 from siglip_ref.preprocess import PREPROCESS, Preprocess
 from siglip_ref.provenance import DEFAULT, GIVEN, Setting
 from siglip_ref.sizes import Config
@@ -128,6 +129,22 @@ def _settings(how: Preprocess, said: Mapping[str, Any], file: str, cfg: Config) 
 def given_images(how: Preprocess) -> list[Setting]:
     """Where whoever loads says how images are prepared."""
     return [Setting("images as", how.name, GIVEN)]
+
+
+def write_image_settings(directory: Path, how: Preprocess, cfg: Config) -> None:
+    """A preprocessor_config.json, as transformers and this module read it."""
+    content = {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"height": cfg.image_size[0], "width": cfg.image_size[1]},
+        "resample": next(number for number, name in RESAMPLE.items() if name == how.filter),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": how.mean,
+        "image_std": how.std,
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # transformers' classes of tokenisers: whose cleaning they do.

@@ -4,6 +4,8 @@ Pillow knows dozens of formats, and for some of them starts programs (Ghostscrip
 of `FORMATS` are ever tried, whatever a file is called.
 """
 
+import io
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ HEIF = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}  # brands of ISO 2
 ORIENTATION = 0x0112  # in EXIF
 # Where transparency may be, and can be looked at; 16 bits and floats are apart.
 CLEAR = ("RGBA", "LA", "PA", "RGBa", "La", "P", "L", "RGB", "1")
+READ_AT_ONCE = 1 << 16  # bytes that may be reserved without a look at the file's length
 SEE_THROUGH = "see-through"  # in the info of an image that open_image made, if it had transparency
 
 
@@ -40,17 +43,35 @@ def open_image(source: str | Path | Image.Image | Pixels) -> Image.Image:
         source = _from_array(source)
     where = "an image" if isinstance(source, Image.Image) else f"an image in {source}"
     try:
-        image = source if isinstance(source, Image.Image) else _opened(source)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-        image = _upright(image)
-        plain = _to_rgb(image)
-        plain.info = {SEE_THROUGH: True} if _has_transparency(image) else {}
-        return plain
+        if not isinstance(source, str | Path):
+            return _plain(source if isinstance(source, Image.Image) else Image.open(source, formats=formats()))
+        _require_image(Path(source))
+        with _Bounded(io.FileIO(source)) as file:
+            return _plain(Image.open(file, formats=formats()))
     except UsageError:
         raise
     except (Exception, MemoryError) as error:  # Pillow's plugins raise whatever they like on broken files
         raise _unreadable(source, where, error) from error
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is asked for two gigabytes reserves no more than it has: readers believe what a header says."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As the file's own, at most to its end."""
+        if size is not None and size > READ_AT_ONCE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Upright, of bytes, and whether it had transparency."""
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    image = _upright(image)
+    plain = _to_rgb(image)
+    plain.info = {SEE_THROUGH: True} if _has_transparency(image) else {}
+    return plain
 
 
 def is_see_through(image: Image.Image) -> bool:
@@ -71,24 +92,22 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)
 
 
-def _opened(source: Any) -> Image.Image:
-    if isinstance(source, str | Path):
-        place = Path(source)
-        if place.exists() and not place.is_file():
-            raise UsageError(
-                expected=f"an image in {source}",
-                got="no file, but a folder, a pipe or a device",
-                cause="something else of this name",
-                repair="give the image itself",
-            )
-        if "HEIF" not in formats() and _is_heif(place):
-            raise UsageError(
-                expected=f"an image in {source}",
-                got="HEIC, the format of iPhones",
-                cause="Pillow reads it only with pillow-heif: pip install pillow-heif",
-                repair="pip install pillow-heif",
-            )
-    return Image.open(source, formats=formats())
+def _require_image(place: Path) -> None:
+    """Refuse what is no file, and what needs a package that is not there."""
+    if place.exists() and not place.is_file():
+        raise UsageError(
+            expected=f"an image in {place}",
+            got="no file, but a folder, a pipe or a device",
+            cause="something else of this name",
+            repair="give the image itself",
+        )
+    if "HEIF" not in formats() and _is_heif(place):
+        raise UsageError(
+            expected=f"an image in {place}",
+            got="HEIC, the format of iPhones",
+            cause="Pillow reads it only with pillow-heif: pip install pillow-heif",
+            repair="pip install pillow-heif",
+        )
 
 
 def _is_heif(place: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from siglip_ref.checkpoint import big_vision
-from siglip_ref.checkpoint.files import Store, last_resort, open_store
+from siglip_ref.checkpoint.files import Store, last_resort, open_store, unreadable
 from siglip_ref.checkpoint.find_files import adapted, find_weights, resolve, shards_of
 from siglip_ref.checkpoint.kinds import is_finite, require_floats
 from siglip_ref.checkpoint.mismatch import few
@@ -22,7 +22,7 @@ from siglip_ref.params import shapes
 from siglip_ref.provenance import GIVEN, Setting
 from siglip_ref.sizes import SIZES, Config
 
-__all__ = ["Checkpoint", "Format", "find_weights", "load_checkpoint", "resolve"]
+__all__ = ["Checkpoint", "Format", "find_weights", "load_checkpoint", "require_whole", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,21 @@ def load_checkpoint(
         require_floats(plan.store, {entry.theirs for entry in table}, file)
         require_room(shards_of(file, adapter), plan.store, (entry.theirs for entry in table), ours, kind)
         params = _read(plan.store, table, ours, kind)
-        notes += [*plan.notes, *_not_finite(params)]
+        notes += [*plan.notes, *_mixed(plan.store, {entry.theirs for entry in table}), *_not_finite(params)]
     settings = [Setting("conventions", conventions.name, GIVEN)] if conventions else []
     return Checkpoint(cfg, params, plan.found.format, file, tuple(notes), (*plan.settings, *settings), plan.found.sides)
+
+
+def require_whole(checkpoint: Checkpoint) -> None:
+    """Refuse one tower alone where both are needed."""
+    if checkpoint.sides != BOTH:
+        raise unreadable(
+            checkpoint.path,
+            "a whole SigLIP: both towers, scale and bias",
+            checkpoint.config.name,
+            "the file holds one tower only",
+            "load the whole SigLIP that it was taken from",
+        )
 
 
 def _named(cfg: Config, sides: Sides) -> Config:
@@ -120,6 +132,15 @@ def _read(store: Store, table: Table, ours: Mapping[str, tuple[int, ...]], dtype
             more = store.read(second[0]).reshape(ours["text/position"])
             filled["text/position"] = (filled["text/position"] + more).astype(dtype, copy=False)
     return {name: filled[name] for name in ours}
+
+
+def _mixed(store: Store, names: set[str]) -> list[str]:
+    """A note on half precision of two kinds, whose bytes are easily confused: no training writes both into one file."""
+    halves = {kind: [n for n in sorted(names) if store.tensors[n].kind == kind] for kind in ("float16", "bfloat16")}
+    if not all(halves.values()):
+        return []
+    fewer = min(halves, key=lambda kind: len(halves[kind]))
+    return [f"float16 and bfloat16 in one file: {len(halves[fewer])} of {fewer}, like {few(halves[fewer], 2)}"]
 
 
 def _not_finite(params: Mapping[str, Tensor]) -> list[str]:

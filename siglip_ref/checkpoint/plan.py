@@ -12,10 +12,11 @@ from siglip_ref.checkpoint.axes import in_order
 from siglip_ref.checkpoint.files import AGAIN, FLOATS, Store, read_json, unreadable
 from siglip_ref.checkpoint.kinds import require_floats
 from siglip_ref.checkpoint.lora import is_adapter, merged
-from siglip_ref.checkpoint.mismatch import MERGE, few
+from siglip_ref.checkpoint.mismatch import few
 from siglip_ref.checkpoint.names import Shape, Table, require_match
 from siglip_ref.checkpoint.one_tower import read_tower
-from siglip_ref.checkpoint.wrapped import BEGIN, BOTH, BUFFERS, WRAPPERS, Found, find, unwrapped, without_wrappers
+from siglip_ref.checkpoint.plan_words import notes_on, nothing_found, several_found
+from siglip_ref.checkpoint.wrapped import BOTH, Found, find, unwrapped, without_wrappers
 from siglip_ref.errors import UsageError
 from siglip_ref.provenance import DEFAULT, SHAPES, Setting
 from siglip_ref.sizes import Config
@@ -43,32 +44,30 @@ def choose(store: Store, file: Path, adapters: Mapping[str, Any] | None, apart: 
     adapters, apart : settings of LoRA adapters, and whether these lie in a file of their own
     prefix : as in `siglip_ref.checkpoint.load.load_checkpoint`
     """
-    names, twice = _names(store, file, prefix)
+    names = _names(store, file, prefix)
     found = find(names)
     if prefix == "":
         found = [one for one in found if not one.prefix] or found
     if not found:
-        raise _nothing(store, file)
+        raise nothing_found(store, file)
     whole = [one for one in found if one.sides == BOTH] or found
     plans, faults = [], []
     for one in whole:
         try:
-            both = [name for name in twice if name.startswith(one.prefix) and name[len(one.prefix) :] in one.names]
-            if both:
-                raise _twice(file, twice[both[0]], len(both))
+            _require_once(one, names, file)
             plans.append(_plan(one, store, file, adapters, apart))
         except UsageError as error:
             faults.append((len(one.names), error))
     if len(plans) > 1:
-        raise _several(file, [plan.found for plan in plans])
+        raise several_found(file, [plan.found for plan in plans])
     if not plans:
         raise max(faults, key=lambda fault: fault[0])[1]
     (plan,) = plans
-    return replace(plan, notes=[*_notes(plan.found, store, names, prefix or ""), *plan.notes])
+    return replace(plan, notes=[*notes_on(plan.found, store, names, prefix or ""), *plan.notes])
 
 
-def _names(store: Store, file: Path, prefix: str | None) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Names without wrappers' words -> names in the file, of the model that is meant; and those that stand twice."""
+def _names(store: Store, file: Path, prefix: str | None) -> dict[str, str]:
+    """Names without wrappers' words -> names in the file, of the model that is meant."""
     names = list(store.tensors)
     if prefix == "":
         names = [name for name in names if without_wrappers(name) == name]
@@ -79,8 +78,26 @@ def _names(store: Store, file: Path, prefix: str | None) -> tuple[dict[str, str]
             raise unreadable(
                 file, f"names that begin with {prefix!r}", got, "another prefix", "leave it out to see all"
             )
-    plain, twice = unwrapped(names)
-    return {new: (prefix or "") + old for new, old in plain.items()}, twice
+    return {new: (prefix or "") + old for new, old in unwrapped(names).items()}
+
+
+def _require_once(one: Found, names: Mapping[str, str], file: Path) -> None:
+    """No tensor of a model stands in the file as it is and in a wrapper too."""
+    inside: dict[str, list[str]] = {}
+    for old in names.values():
+        inside.setdefault(without_wrappers(old), []).append(old)
+    used = set(one.names.values())
+    twice = [sorted(old, key=len) for old in inside.values() if len(old) > 1 and used & set(old)]
+    if twice:
+        plain, wrapped = twice[0][:2]
+        raise unreadable(
+            file,
+            "each tensor once",
+            f"{len(twice)} twice, like {plain[:200]} and {wrapped[:200]}",
+            "two copies, one of them in a wrapper",
+            f'choose one by how its names begin: siglip_ref.load(path, prefix="{wrapped.removesuffix(plain)}"), '
+            'or prefix="" for the plain one',
+        )
 
 
 def _plan(one: Found, store: Store, file: Path, adapters: Mapping[str, Any] | None, apart: bool) -> Plan:
@@ -188,63 +205,3 @@ def _sources(cfg: Config, one: Found, sizes: str, conventions: str) -> list[Sett
     if "text" in one.sides:
         said.append(Setting("text length", cfg.text_length, sizes))
     return said
-
-
-def _notes(found: Found, store: Store, names: Mapping[str, str], prefix: str) -> list[str]:
-    """What was taken off the names, and what was not read."""
-    notes = []
-    words = [word for word in WRAPPERS if any(f".{word}." in f".{old}" for old in found.names.values())]
-    if prefix or found.prefix:
-        what = f"{prefix + found.prefix!r} stands before every name, and was taken off"
-        notes.append(what if found.sides == BOTH else f"the {found.sides[0]} tower under {prefix + found.prefix!r}")
-    if words:
-        notes.append(f"{', '.join(word + '.' for word in words)} taken out of the names: a wrapper's")
-    if found.sides != BOTH:
-        notes.append(f"the {found.sides[0]} tower alone: nothing else of a SigLIP is in the file")
-    used = set(found.names.values())
-    others = [name for name in store.tensors if name not in used and not name.endswith(BUFFERS)]
-    if others:
-        notes.append(f"{len(others)} other tensors were not read: {few(others, 2)}")
-    return notes
-
-
-def _several(file: Path, found: list[Found]) -> UsageError:
-    first = next((one.prefix for one in found if one.prefix), "")
-    return unreadable(
-        file,
-        "one SigLIP",
-        f"{len(found)}: " + ", ".join(map(str, found[:6])),
-        "copies of a model, as an average of its weights (EMA), a teacher, or another step",
-        f'choose one by how its names begin: siglip_ref.load(path, prefix="{first}")',
-    )
-
-
-def _twice(file: Path, names: list[str], count: int) -> UsageError:
-    words = sorted({name.removesuffix(without_wrappers(name)) for name in names}, key=len)
-    return unreadable(
-        file,
-        "each tensor once",
-        f"{count} twice, like {few(names, 2)}",
-        "two copies, one of them in a wrapper",
-        f'choose one by how its names begin: siglip_ref.load(path, prefix="{words[-1]}"), or prefix="" for the plain',
-    )
-
-
-def _nothing(store: Store, file: Path) -> UsageError:
-    names = sorted(store.tensors)
-    begins = " or ".join(begin["image"] for begin in BEGIN.values())
-    if any(is_adapter(name) for name in names):
-        cause, repair = MERGE
-    elif any(name.endswith(("visual.conv1.weight", "visual.proj", "visual_projection.weight")) for name in names):
-        cause, repair = "a CLIP model, which has no attention pooling and no bias", "take a SigLIP model"
-    elif not names:
-        cause, repair = "a file without a single tensor", "save the model's state dict"
-    else:
-        cause, repair = "another model: no tower of a SigLIP is among its names", "save a SigLIP model"
-    return unreadable(
-        file,
-        f"tensors of a SigLIP, or of one of its towers ({begins})",
-        few(names) if names else "no tensors",
-        cause,
-        repair,
-    )

@@ -125,9 +125,14 @@ def _zipped(path: Path) -> Content:
             places[member.filename] = Place(start, member.file_size)
         if f"{root}byteorder" in places and archive.read(f"{root}byteorder")[:3] == b"big":
             order = ">"
-        content = read_pickle(archive.read(pickles[0])).content
+        read = read_pickle(archive.read(pickles[0]))
     inside = f"{root}data/"
-    return content, {name.removeprefix(inside): p for name, p in places.items() if name.startswith(inside)}, order
+    storages = {name.removeprefix(inside): place for name, place in places.items() if name.startswith(inside)}
+    for storage in read.elsewhere:
+        key, size = _said(storage)
+        if key in storages and storages[key].size != size:
+            raise ValueError(f"{storages[key].size:,} bytes of numbers where {size:,} are said to be")
+    return read.content, storages, order
 
 
 def _legacy(path: Path) -> Content:
@@ -141,22 +146,30 @@ def _legacy(path: Path) -> Content:
         if parts[0].content != MAGIC:
             raise ValueError("a pickle that torch.save did not write")
     _, _, system, content, keys = (part.content for part in parts)
-    kinds = {}
-    for storage in parts[3].elsewhere:
-        _, type_, key, _, _, view = storage.key
-        if view is not None:
-            raise ValueError("a view of another storage, as torch 0.3 saved them")
-        kinds[str(key)] = STORAGES[type_.name.removesuffix("Storage")]
-    places, size = {}, path.stat().st_size
+    sizes = dict(map(_said, parts[3].elsewhere))
+    places, length = {}, path.stat().st_size
     with path.open("rb") as raw:
         for key in map(str, keys):
             raw.seek(at)
-            places[key] = Place(at + 8, int.from_bytes(raw.read(8), "little") * _itemsize(kinds[key]))
-            at += 8 + places[key].size
-            if at > size:
-                raise ValueError("numbers that lie beyond the end of the file")
+            numbers = int.from_bytes(raw.read(8), "little")
+            places[key] = Place(at + 8, sizes[key])
+            at += 8 + sizes[key]
+            if at > length or numbers > sizes[key] or sizes[key] % max(1, numbers):
+                raise ValueError("numbers that lie beyond the end of the file, or are fewer than it says")
     little = not isinstance(system, dict) or system.get("little_endian", True)
     return content, places, "<" if little else ">"
+
+
+def _said(storage: Elsewhere) -> tuple[str, int]:
+    """The key of a storage, and its bytes, as the pickle says them."""
+    _, type_, key, _, count, *view = storage.key
+    if any(part is not None for part in view):
+        raise ValueError("a view of another storage, as torch 0.3 saved them")
+    kind = type_.name.removesuffix("Storage")
+    itemsize = 1 if kind in ("Untyped", "_Untyped") else _itemsize(STORAGES.get(kind, kind))
+    if type(count) is not int or count < 0:
+        raise ValueError("a storage of impossible length")
+    return str(key), count * itemsize
 
 
 def _flat(content: Any) -> Iterator[tuple[str, Any]]:

@@ -71,12 +71,24 @@ def without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Names without wrappers' words -> names in the file; and those that then stand several times."""
-    plain: dict[str, list[str]] = {}
-    for name in names:
-        plain.setdefault(without_wrappers(name), []).append(name)
-    return {new: old[0] for new, old in plain.items()}, {new: old for new, old in plain.items() if len(old) > 1}
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Names without wrappers' words -> names in the file. A wrapper holds one thing: nothing else stands beside it.
+
+    >>> unwrapped(["module.a.x", "module.a.module.y"])
+    {'a.x': 'module.a.x', 'a.module.y': 'module.a.module.y'}
+    """
+    split = {name: name.split(".") for name in names}
+    inside: dict[str, set[str]] = {}
+    for parts in split.values():
+        for place, part in enumerate(parts):
+            inside.setdefault(".".join(parts[:place]), set()).add(part)
+    plain = {}
+    for name, parts in split.items():
+        kept = [
+            part for place, part in enumerate(parts) if part not in WRAPPERS or len(inside[".".join(parts[:place])]) > 1
+        ]
+        plain[".".join(kept)] = name
+    return plain
 
 
 def find(names: Mapping[str, str]) -> list[Found]:

@@ -8,6 +8,8 @@ from safetensors.numpy import save_file
 
 from siglip_ref.checkpoint.load import resolve
 from siglip_ref.checkpoint.save import save_checkpoint
+from siglip_ref.companions import SETTINGS_FILES, write_image_settings
+from siglip_ref.preprocess import PREPROCESS
 from siglip_ref.tokenizer import FILES
 from siglip_ref.training.loop import Quiet, Run
 from siglip_ref.training.parallel import Parallel
@@ -50,6 +52,8 @@ def write_model(settings: Settings, place: Path, run: Run) -> None:
         save_file(layer, beside / "classifier.safetensors", {"classes": json.dumps(run.task.classes)})
     if settings.init:
         copy_companions(resolve(settings.init), beside)
+    else:
+        write_image_settings(beside, PREPROCESS["huggingface"], run.task.cfg)
     place.mkdir(exist_ok=True)
     for file in beside.iterdir():
         file.replace(place / file.name)
@@ -59,6 +63,6 @@ def write_model(settings: Settings, place: Path, run: Run) -> None:
 def copy_companions(source: Path, target: Path) -> None:
     """The tokeniser and the settings that came with the checkpoint."""
     folder = source if source.is_dir() else source.parent
-    for name in (*FILES, "preprocessor_config.json", "open_clip_config.json"):
+    for name in (*FILES, *SETTINGS_FILES):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

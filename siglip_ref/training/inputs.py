@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.checkpoint.load import Format, load_checkpoint
+from siglip_ref.checkpoint.load import Format, load_checkpoint, require_whole
 from siglip_ref.data.captioned import Captioned, Data, open_data
 from siglip_ref.errors import UsageError
 from siglip_ref.loading import from_checkpoint
@@ -53,6 +53,7 @@ def _model(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, P
     dtype = np.dtype(settings.dtype)
     if settings.init:
         checkpoint = load_checkpoint(settings.init, dtype)
+        require_whole(checkpoint)
         model = from_checkpoint(checkpoint)
         params = {name: np.array(value) for name, value in model.params.items()}
         return model.config, params, model.tokenizer(), model.preprocess, checkpoint.format

@@ -222,3 +222,28 @@ def test_a_text_that_is_no_unicode(tmp_path):
 
 def test_every_preprocessing_has_its_settings():
     assert set(PREPROCESS) == {"huggingface", "huggingface-2", "open_clip", "big_vision"}
+
+
+def test_what_training_writes_says_how_images_are_prepared(tmp_path):
+    from siglip_ref.companions import write_image_settings
+
+    place = save(tmp_path / "model")
+    write_image_settings(place, PREPROCESS["huggingface-2"], CFG)
+    model = sr.load(place)
+    assert source(model, "images: filter") == ("preprocessor_config.json", "bilinear")
+    assert not [note for note in model.notes if note.startswith("images")]
+
+
+def test_one_tower_is_no_beginning_of_a_training(tmp_path):
+    from saved import tensors, write
+
+    from siglip_ref.checkpoint.load import load_checkpoint, require_whole
+    from siglip_ref.checkpoint.save import save_checkpoint
+
+    place = save(tmp_path / "model")
+    write(place, {n: v for n, v in tensors(place).items() if n.startswith("vision_model.")})
+    checkpoint = load_checkpoint(place)
+    with pytest.raises(UsageError, match="one tower only"):
+        require_whole(checkpoint)
+    with pytest.raises(UsageError, match="one tower alone"):
+        save_checkpoint(tmp_path / "out", checkpoint.params, checkpoint.config)

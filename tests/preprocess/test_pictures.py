@@ -180,3 +180,18 @@ def test_sixteen_bits_with_a_transparent_value(tmp_path):
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(values).save(tmp_path / "a.png", transparency=5)
     assert open_image(tmp_path / "a.png").size == (8, 8)
+
+
+def test_a_box_that_claims_two_gigabytes_reserves_none(tmp_path):
+    """Pillow's reader of JPEG 2000 asks the file for as many bytes as the box says."""
+    import tracemalloc
+
+    content = bytearray(written("JPEG2000"))
+    at = content.index(b"jp2h") - 4
+    content[at : at + 4] = (2**31 - 1).to_bytes(4, "big")
+    (tmp_path / "a.jp2").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(UsageError):
+        open_image(tmp_path / "a.jp2")
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
