@@ -1,12 +1,19 @@
-"""Where the command `siglip-ring` starts: it finds the package `mpi`, or says which other `mpi` stands in the way."""
+"""Where `siglip-ring` and `python -m siglip_ring` start: the watcher is forked before anything that takes long.
 
+It also finds the package `mpi`, or says which other `mpi` stands in the way.
+"""
+
+import os
 import sys
 
 
 def main() -> None:
-    """Hand over to `mpi.cli`."""
+    """Watch a process that runs `mpi.cli`."""
+    # before numpy is loaded: ranks share the cores, and threads of matrix products that fight for them crawl
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        from mpi.cli import main as start
+        from mpi.progress import COMMAND
+        from mpi.watch import supervise
     except ImportError as error:
         module = sys.modules.get("mpi")
         if module is None or hasattr(module, "__path__"):
@@ -20,4 +27,16 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    start()
+    sys.exit(supervise(command, COMMAND))
+
+
+def command() -> int:
+    """The command, in the process of the rank."""
+    from mpi.cli import app
+
+    app()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

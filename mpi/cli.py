@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
-from mpi.progress import Progress
+import siglip_ref
+from mpi.launcher import require_one_world
+from mpi.progress import COMMAND, Progress
 from mpi.watch import supervise
 from siglip_ref.errors import UsageError
 from siglip_ref.options import Force
@@ -47,6 +49,14 @@ Spin = Annotated[
     bool, typer.Option("--spin", help="Wait as the MPI library does, burning a core, instead of sleeping.")
 ]
 Fault = Annotated[str, typer.Option(help="Let a rank fail: rank:hop:raise|kill|stall|stop|nan|shape|dtype|scale.")]
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Options before any command."""
+    if version:
+        typer.echo(f"siglip-ring {siglip_ref.__version__}")
+        raise typer.Exit()
 
 
 @app.command()
@@ -137,20 +147,24 @@ def _run(
     spin: bool,
     show: Callable[[T], int],
 ) -> NoReturn:
-    """Run work(comm, progress, slot) on threads or on MPI, under a watcher, and end this process; rank 0 shows."""
-    progress = Progress(threads or 1)
-
-    def on_threads() -> int:
+    """Run work(comm, progress, slot) on threads or on MPI; rank 0 shows, and knows the exit code."""
+    COMMAND.tell(ranks=threads or 1, limit=stall_limit, alone=threads > 0)
+    if threads:
         from mpi.comm import ThreadComm
 
-        return show(ThreadComm.run(threads, lambda comm: work(comm, progress, comm.rank))[0])
+        raise typer.Exit(show(ThreadComm.run(threads, lambda comm: work(comm, COMMAND, comm.rank))[0]))
+    COMMAND.joins()
+    comm = world(spin)
+    COMMAND.tell(alone=comm.size == 1)
+    if comm.size == 1:
+        typer.echo("siglip-ring: one rank; for a ring add --threads 4, or start it under mpiexec -n 4", err=True)
+    outcome = work(comm, COMMAND, 0)
+    code = show(outcome) if comm.rank == 0 else 0
+    if not spin:  # sleep until all are here, for MPI's own end would spin
+        import numpy as np
 
-    def on_mpi() -> int:
-        comm = world(spin)
-        outcome = work(comm, progress, 0)
-        return show(outcome) if comm.rank == 0 else 0
-
-    sys.exit(supervise(on_threads if threads else on_mpi, progress, stall_limit))
+        comm.Allreduce(np.zeros(1), np.zeros(1))
+    raise typer.Exit(code)
 
 
 def _where_free(
@@ -184,18 +198,20 @@ def world(spin: bool) -> Any:
         ) from None
     from mpi.wrappers import Patient
 
+    require_one_world(MPI.COMM_WORLD.size)
     return MPI.COMM_WORLD if spin else Patient(MPI.COMM_WORLD)
 
 
 def main() -> None:
-    """The entry point."""
-    # before numpy is loaded: ranks share the cores, and threads of matrix products that fight for them crawl
+    """As `siglip_ring.main`, which forks the watcher before this file is even loaded."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        app()
-    except UsageError as error:
-        print(f"siglip-ring: wrong use\n{error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(supervise(run_app, COMMAND))
+
+
+def run_app() -> int:
+    """The command, in the process of the rank."""
+    app()
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """No hang and no riddle: a watcher beside every rank says who failed, where and why, and then everything ends.
 
-The process that mpiexec starts becomes the watcher. Before MPI is loaded it forks the rank, so whatever happens to
-the rank - an exception, a stall, SIGKILL - the watcher is alive to tell; and because it still holds the launcher's
-sockets, the launcher notices nothing, and kills nobody, until the watcher has spoken and ends.
+The process that mpiexec starts becomes the watcher. Before anything heavy is loaded it forks the rank, so whatever
+happens to the rank - an exception, a stall, SIGKILL - the watcher is alive to tell; and because it still holds the
+launcher's sockets, the launcher notices nothing, and kills nobody, until the watcher has spoken and ends. Should
+somebody stop or kill the watcher, a guard and the rank itself notice (`mpi.watched`).
 """
 
 from __future__ import annotations
@@ -12,168 +13,183 @@ import math
 import os
 import select
 import signal
-import socket
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-from mpi.progress import Progress, launchers_rank
-from siglip_ref.errors import UsageError
-from siglip_ref.training.settings import TrainingStopped
+from mpi.crowd import Crowd
+from mpi.launcher import local_ranks
+from mpi.progress import Progress
+from mpi.watched import GRACE, guard, run_watched, wake_with_parent, without_watcher
+from mpi.words import WRONG_USE, ended, failed, killed
 
-WRONG_USE = "siglip-ring: wrong use"
-GRACE = 1.0  # seconds that the rank that knows the cause may speak before those that only feel its loss
-
-
-def first_to_speak() -> socket.socket | None:
-    """One voice for all ranks of a job on this machine: whoever binds its name, which is free again when we end."""
-    voice = socket.socket(socket.AF_UNIX)
-    job = os.getpid() if launchers_rank() is None else os.getppid()
-    if sys.platform != "linux":
-        return voice
-    try:
-        voice.bind(f"\0siglip-ring-{os.getuid()}-{job}")
-    except OSError:
-        return None
-    return voice
+PATIENCE = 5.0  # seconds in which the others end when one has aborted them all, or all refuse alike
+TICK = 0.1  # seconds between two looks
+ASLEEP = 2.0  # seconds without a look: the watcher was stopped itself, and judges nothing that was before
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = ("T", "t")  # as /proc tells the state of a process
 
 
-def message(rank: str, where: str, cause: str, repair: str) -> str:
-    head = f"siglip-ring: rank {rank} failed and ended the job"
-    return f"{head}\nwhere:    {where}\ncause:    {cause}\nrepair:   {repair}\n"
-
-
-def supervise(work: Callable[[], int], progress: Progress, stall_limit: float) -> int:
+def supervise(work: Callable[[], int], progress: Progress, stall_limit: float = 60.0) -> int:
     """Run work() in a forked process, watched by this one; return the exit code for this process.
 
-    Call it before MPI is loaded, and pass the result to sys.exit: it returns in both processes.
+    Call it before MPI is loaded, and pass the result to sys.exit: it returns in both processes. In the rank's process
+    Ctrl-C and SIGTERM end at once what runs, for the watcher says what there is to say; work() may set handlers.
     """
+    progress.tell(limit=stall_limit)
     if not hasattr(os, "fork"):
-        return _guarded(work, progress, lambda text: os.write(2, text), lambda: True)
+        return without_watcher(work, progress)
     report_out, report_in = os.pipe()
     answer_out, answer_in = os.pipe()
-    sys.stdout.flush()
+    life_out, life_in = os.pipe()
+    crowd = Crowd()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may come before the forks and be heard after them
     rank_process = os.fork()
     if rank_process == 0:
-        os.close(report_out)
-        os.close(answer_in)
-        heard = threading.Event()
-        threading.Thread(target=_listen_to_watcher, args=(answer_out, heard, progress), daemon=True).start()
-        return _guarded(work, progress, lambda text: os.write(report_in, text), lambda: heard.wait(GRACE))
-    os.close(report_in)
-    os.close(answer_out)
-    return _watch(rank_process, report_out, answer_in, progress, stall_limit)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        close(report_out, answer_in, life_out, life_in)
+        return run_watched(work, progress, crowd, report_in, answer_out)
+    close(report_in, answer_out)
+    if os.fork() == 0:
+        close(report_out, answer_in, life_in)
+        guard(progress, crowd, life_out)
+    os.close(life_out)
+    return Watcher(rank_process, report_out, answer_in, progress, crowd).watch()
 
 
-def _guarded(
-    work: Callable[[], int], progress: Progress, report: Callable[[bytes], int], heard: Callable[[], bool]
-) -> int:
-    """Run work(); report what it raises."""
-    try:
-        code = work()
-        progress.over()
-        return code
-    except KeyboardInterrupt:
-        return 130
-    except BaseException as error:
-        cause = error.__cause__ if hasattr(error, "rank") and error.__cause__ else error
-        slot = progress.slot_of(getattr(error, "rank", -1))
-        if isinstance(cause, UsageError):
-            on_all = error is cause and getattr(cause, "on_every_rank", False)
-            if not on_all or progress.rank(slot) == "0":
-                report(f"{WRONG_USE}\n{cause}\n".encode())
-                heard()
-            if not on_all:
-                _abort(2)
-            return 2
-        if type(cause).__module__.startswith("mpi4py"):  # most likely another rank is gone: it may speak first
-            time.sleep(GRACE)
-        frame = traceback.extract_tb(cause.__traceback__)[-1:]
-        place = "".join(f" (line {at.lineno} of {os.path.basename(at.filename)}, in {at.name})" for at in frame)
-        words = f"{type(cause).__name__}: {cause}{place}"
-        repair = "the cause names the line; --threads runs the same in one process, under a debugger"
-        if isinstance(cause, TrainingStopped):  # it says itself what happened and what to do
-            words, repair = cause.cause, cause.repair
-        text = message(progress.rank(slot), progress.where(slot), words, repair)
-        report(text.encode())
-        heard()
-        _abort(1)
-        return 1
+def close(*descriptors: int) -> None:
+    """All of them."""
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
-def _abort(code: int) -> None:
-    """End the other ranks too, where the launcher would not; the last line this process runs."""
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.COMM_WORLD.Abort(code)
+class Watcher:
+    """The process that the launcher started."""
 
+    def __init__(self, rank_process: int, reports: int, answers: int, progress: Progress, crowd: Crowd) -> None:
+        self.rank_process, self.reports, self.answers, self.progress = rank_process, reports, answers, progress
+        self.crowd, self.launcher = crowd, os.getppid()
+        self.crowd.open()
+        self.told = 0  # the signal that ended us
+        self.code: int | None = None  # what to end with, once that is known
+        self.quiet = False  # somebody has said why
+        self.awake = self.looked = time.monotonic()
+        self.others = self.sent = -math.inf  # when another rank was known to work; when we said that ours does
+        self.stopped = self.deadline = math.inf  # since when the rank is stopped; until when it may end by itself
+        wake_with_parent()
+        for number in SIGNALS:
+            signal.signal(number, self.end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-def _watch(rank_process: int, reports: int, answers: int, progress: Progress, stall_limit: float) -> int:
-    """The watcher's whole life."""
-    told_to_end = False
+    def end(self, number: int, _: object) -> None:
+        """Ctrl-C or SIGTERM, from somebody or from the launcher."""
+        self.told = self.told or number
+        self.kill()
 
-    def end_quietly(number: int, _: object) -> None:
-        nonlocal told_to_end
-        told_to_end = True
-        _kill(rank_process)
+    def kill(self) -> None:
+        """End the rank."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.rank_process, signal.SIGKILL)
 
-    signal.signal(signal.SIGTERM, end_quietly)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rank hears Ctrl-C as well, and ends
-    voice: socket.socket | None = None
-    reported, wrong_use, deadline = False, False, math.inf
-    while True:
-        ready, _, _ = select.select([reports], [], [], 0.1)
-        text = os.read(reports, 1 << 16) if ready else b""
-        if ready and not text:
-            break  # the rank is gone
-        slot = None if text or reported else progress.stalled(stall_limit)
-        if slot is not None:
-            cause = f"it did not move for {stall_limit:g} s (--stall-limit)"
-            repair = "look at what that rank does there; raise the limit if a block takes so long"
-            text = message(progress.rank(slot), progress.where(slot), cause, repair).encode()
-            _kill(rank_process)
-        if text:
-            reported, voice, wrong_use = True, _speak(text), text.startswith(WRONG_USE.encode())
-            with contextlib.suppress(BrokenPipeError):
-                os.write(answers, b"!")
-            deadline = time.monotonic() + GRACE
-        if time.monotonic() > deadline:  # it cannot end by itself
-            _kill(rank_process)
-    _, status = os.waitpid(rank_process, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0 and not reported:
-        time.sleep(0.05)  # a launcher that ends the whole job tells the watcher as well
-        if not told_to_end:
-            cause = f"killed by signal {-code} ({signal.Signals(-code).name})"
-            repair = "SIGKILL: the memory was full, or someone killed it; SIGSEGV, SIGBUS: a crash in native code"
-            voice = _speak(message(progress.rank(0), progress.where(0), cause, repair).encode())
-    if voice is not None:
-        time.sleep(0.1)  # the launcher passes the message on before it hears that we ended
-    return code if code >= 0 else 1 + wrong_use  # also where it was too slow to end by itself, and was killed
+    def watch(self) -> int:
+        """The watcher's whole life; the exit code."""
+        while (text := self.look()) is not None:
+            if text:
+                self.report(text)
+            self.judge()
+            if time.monotonic() >= self.deadline:  # it cannot end by itself
+                self.kill()
+        _, status = os.waitpid(self.rank_process, 0)
+        return self.explain(os.waitstatus_to_exitcode(status))
 
+    def look(self) -> bytes | None:
+        """Wait for news, a moment at most; what the rank said, None if it is gone."""
+        boxes = [box.fileno() for box in self.crowd.boxes]
+        ready, _, _ = select.select([self.reports, *boxes], [], [], TICK)
+        now = time.monotonic()
+        self.awake = now if now - self.looked > ASLEEP else self.awake
+        self.looked = now
+        self.progress.tell(beat=now)
+        if self.progress.told("alone"):
+            self.crowd.close()
+        for word in self.crowd.heard():
+            if word == "moving":
+                self.others = now
+            elif word.startswith("spoken "):
+                self.quiet = True
+                self.deadline = min(self.deadline, now + (PATIENCE if word.endswith("itself") else 0))
+        if self.progress.told("compiling") and now - self.sent > 1:
+            self.sent = now
+            self.crowd.tell("moving")
+        return (os.read(self.reports, 1 << 16) or None) if self.reports in ready else b""
 
-def _speak(text: bytes) -> socket.socket | None:
-    """Say it, unless another rank's watcher has said what happened; keep what is returned until the end."""
-    voice = first_to_speak()
-    if voice is not None:
-        os.write(2, text)
-        time.sleep(0.1)  # before anybody aborts: a launcher drops what it has not read by then
-    return voice
+    def report(self, text: bytes) -> None:
+        """The rank says itself why it failed."""
+        self.code = 2 if text.startswith(WRONG_USE.encode()) else 1
+        self.say(text.decode(errors="replace"), "by itself")
+        with contextlib.suppress(OSError):
+            os.write(self.answers, b"!")
+        self.deadline = time.monotonic() + GRACE
 
+    def judge(self) -> None:
+        """Does the rank move, and is the launcher there?"""
+        if self.quiet or self.told or self.code is not None:
+            return
+        progress, limit, now = self.progress, self.progress.told("limit"), time.monotonic()
+        if self.crowd.job and os.getppid() != self.launcher:
+            self.blame(progress.rank(0), progress.where(0), "its launcher, or the launcher's helper here, was killed")
+            return
+        self.stopped = min(self.stopped, now) if self.is_stopped() else math.inf
+        slot = progress.stalled(limit, self.awake, self.others)
+        if now - max(self.stopped, self.awake) > limit:  # whatever it was waiting for when it was stopped
+            slot = slot or 0
+        if slot is None:
+            return
+        cause = f"it did not move for {limit:g} s (--stall-limit)"
+        repair = "look at what that rank does there; raise the limit if a block takes so long"
+        if self.stopped < now:
+            cause, repair = f"{cause}: it is stopped (SIGSTOP)", "start the job again"
+        absent = local_ranks() - self.crowd.ranks() if progress.is_joining() else set()
+        if absent:
+            rank, where = ", ".join(map(str, sorted(absent))), "before it could be watched"
+            self.blame(rank, where, f"the others waited for it for {1.5 * limit + 61:g} s", "start the job again")
+        else:
+            self.blame(progress.rank(slot), progress.where(slot), cause, repair)
 
-def _kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
+    def blame(self, rank: str, where: str, cause: str, repair: str = "start the job again") -> None:
+        """Say who is to blame, and end the rank."""
+        self.code = 1
+        self.say(failed(rank, where, cause, repair))
+        self.kill()
 
+    def say(self, text: str, ends: str = "now") -> None:
+        """Unless it was said; the other ranks end by themselves, or are to be ended now."""
+        if not self.quiet:
+            self.quiet = True
+            self.crowd.speak(text.encode(errors="backslashreplace"), ends)
 
-def _listen_to_watcher(answers: int, heard: threading.Event, progress: Progress) -> None:
-    """In the rank: the watcher's answer, or the end of the watcher, which is the end of the rank."""
-    while os.read(answers, 1):
-        heard.set()
-    cause = "its watcher, the process that the launcher started, was killed"
-    if first_to_speak():
-        os.write(2, message(progress.rank(0), progress.where(0), cause, "start the job again").encode())
-        time.sleep(0.1)
-    os._exit(1)
+    def is_stopped(self) -> bool:
+        """Whether the rank's process is."""
+        try:
+            stat = Path(f"/proc/{self.rank_process}/stat").read_text(errors="replace")
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in STOPPED
+
+    def explain(self, code: int) -> int:
+        """The rank is gone: say why, if nobody has; the exit code for this process."""
+        number = self.told or (-code if -code in SIGNALS else 0)
+        if self.code is None and number:
+            self.code = 128 + number
+        elif self.code is None:
+            self.code = code if code >= 0 else 1
+        if code < 0 or self.told:
+            time.sleep(0.05)  # who ends the whole job may have told the others first
+            self.look()
+            self.say(ended(self.progress, number, not self.crowd.job) if number else killed(self.progress, -code))
+        return self.code

@@ -23,10 +23,10 @@ def no_overwriting(files: str = "", folders: str = "") -> Callable[[Callable[...
         parameter = inspect.Parameter("force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Force)
 
         def guarded(*, force: bool = False, **given: Any) -> None:
-            named = (
-                [Path(given[n]) for n in names.split() if given[n] not in (None, "-")] for names in (files, folders)
-            )
-            require_free(*named, force=force)
+            def named(names: str) -> list[Path]:
+                return [Path(given[name]) for name in names.split() if given[name] not in (None, "-")]
+
+            require_free(named(files), named(folders), force)
             command(**given)
 
         guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]

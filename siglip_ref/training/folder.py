@@ -37,10 +37,11 @@ def require_own(out: Path, force: bool = False) -> None:
 
 
 def _is_begun(out: Path) -> bool:
-    """Whether nothing is there but what a training makes before its manifest."""
+    """Whether nothing is there but what a training makes until it has its manifest; it was killed then."""
     if not out.is_dir() or not (out / LOCK).is_file():
         return False
-    return {path.name for path in out.iterdir()} <= {LOCK, "checkpoints"} and not any((out / "checkpoints").glob("*"))
+    names = {path.name for path in out.iterdir() if not path.match(f"{MANIFEST}.*.part")}
+    return names <= {LOCK, "checkpoints"} and not any((out / "checkpoints").glob("*"))
 
 
 @contextlib.contextmanager

@@ -133,6 +133,13 @@ def test_killed_and_started_again_at_once(tmp_path):
             process.communicate()
 
 
+@pytest.mark.parametrize("made", [[LOCK], [LOCK, "checkpoints/"], [LOCK, "checkpoints/", f"{MANIFEST}.99.part"]])
+def test_killed_before_it_had_its_manifest(made, tmp_path):
+    for name in made:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"")
+    assert alone(tmp_path, steps=2).step == 2 and not list(tmp_path.glob("*.part"))
+
+
 def test_a_process_may_train_twice_and_nest(tmp_path):
     with one_training(tmp_path, print), one_training(tmp_path, print):
         pass
