@@ -8,7 +8,13 @@ mpiexec -n 4 python -m mpi4py ring_mpi.py
 import math
 
 import numpy as np
-from mpi4py import MPI
+
+try:
+    from mpi4py import MPI
+except ImportError as problem:
+    raise SystemExit(
+        f'{problem}: pip install "siglip-ref[mpi]" brings mpi4py and an MPI; or see ring_threads.py'
+    ) from None
 
 from mpi.loss import ring_sigmoid_loss
 from mpi.wrappers import Patient
