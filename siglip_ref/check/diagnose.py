@@ -5,77 +5,43 @@ tensor that it would have made wrong counts against it. What explains everything
 mistake; else two or three made together; else a pattern of every wrong tensor, see `siglip_ref.check.patterns`. What
 explains a good part is a suspicion, and says its share; below that the answer is "unknown", with what is known: where
 it begins, and the patterns of some tensors.
+
+A gradient that is zero everywhere did not arrive. That is said first, and the rest explained without it, unless
+mistakes that make it zero themselves explain everything.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.check.frameworks import Outcome
-from siglip_ref.check.mistakes import CATALOGUE, Mistake
+from siglip_ref.check.explained import FINDING, Explanation, Pattern, detached, findings_of, of_patterns, unknown
+from siglip_ref.check.mistakes import Mistake
 from siglip_ref.check.report import Finding
-from siglip_ref.check.tolerance import SAFETY
-from siglip_ref.check.truth import Truth
+from siglip_ref.check.seen import Seen, distance, is_wrong
 from siglip_ref.ops.elementary import Array
 
-FINDING = 0.99  # of the deviation explained: named as the mistake
 ALL = 0.999  # of it, demanded of mistakes made together
 SUSPICION = 0.8  # named as a suspicion; less is "unknown"
+WHOLLY = 0.3  # of the wrong tensors, which a suspicion explains to within rounding
 TOGETHER = 3  # mistakes at once, at most
 KEPT = 4  # the best combinations of n mistakes from which those of n + 1 are built, and which are tried everywhere
 LISTED = 3
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One tensor of one probe: what came, what is right, how far a right one may lie off (absolute, broadcasts)."""
-
-    probe: str
-    name: str
-    got: Array
-    exact: Array
-    allowed: Array
 
 
 Tensors = Mapping[tuple[str, str], Array]  # by (probe, tensor)
 Predict = Callable[[Sequence[Mistake]], Tensors]  # what the reference gives with these mistakes made in it
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """One tensor, explained at every probe. id: of the catalogue, or "unknown"; text: what is seen."""
-
-    tensor: str
-    id: str
-    text: str
-
-
 Patterns = Callable[[Sequence[Seen]], Sequence[Pattern]]
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Mistakes made together, and the share of the deviation they explain (1: everything, to within rounding)."""
-
-    mistakes: tuple[Mistake, ...]
-    share: float
-
-
-def seen_of(label: str, outcome: Outcome, right: Truth) -> list[Seen]:
-    """The tensors of one call of a loss, but for those that overflow even with correct rounding."""
-    seen = []
-    for name, exact in right.exact.items():
-        got = outcome.loss if name == "loss" else outcome.gradients["log_scale" if name == "scale" else name]
-        if not right.overflows[name]:
-            values = np.zeros_like(exact) if got is None else got
-            seen.append(Seen(label, name, values, exact, SAFETY * right.noise[name]))
-    return seen
-
-
 def explain(
-    seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict, patterns: Patterns = lambda seen: ()
+    seen: Sequence[Seen],
+    mistakes: Sequence[Mistake],
+    predict: Predict,
+    patterns: Patterns = lambda seen: (),
+    is_gradient: Callable[[str], bool] = lambda name: name != "loss",
 ) -> list[Finding]:
     """Findings, best first; empty if nothing is wrong.
 
@@ -86,24 +52,74 @@ def explain(
     predict : runs the reference with mistakes made in it, at the same probes; it, or a look at what it returns, raises
         ValueError where two of them change the same line
     patterns : what is seen in tensors without knowing of any mistake
+    is_gradient : whether a tensor is one, by its name
     """
     wrong = [tensor for tensor in seen if is_wrong(tensor)]
     if not wrong:
         return []
-    alone = _ranked(seen, ((mistake,) for mistake in mistakes), predict)
-    found = list(patterns(seen))
-    if not (alone and alone[0].share >= FINDING):
-        together = _together(seen, wrong, mistakes, predict)
-        if together:
-            return [finding for entry in together for finding in _findings(entry, wrong, found)]
-    told = [entry for entry in alone if entry.share >= SUSPICION][:LISTED]
-    if told and told[0].share >= FINDING:
-        told = [entry for entry in told if entry.share >= FINDING]
-        return [finding for entry in told for finding in _findings(entry, wrong, found)]
-    suspicions = [finding for entry in told for finding in _findings(entry, wrong)]
-    if {pattern.tensor for pattern in found} >= {tensor.name for tensor in wrong}:
-        return [_of_patterns(found), *(one for one in suspicions if one.id != found[0].id)]
-    return suspicions or [_unknown(wrong, found)]
+    absent = [name for name in _names(wrong) if is_gradient(name) and _is_zero(name, seen)]
+    alone, whole = _wholly(seen, mistakes, predict)
+    whole = [entry for entry in whole if _made_zero(entry, absent, seen, predict) == absent]
+    everything, first = seen, list[Finding]()
+    if absent and not whole:
+        seen = [one for one in seen if one.name not in absent]
+        wrong = [one for one in wrong if one.name not in absent]
+        alone, whole = _wholly(seen, mistakes, predict)
+        made = [_made_zero(entry, absent, everything, predict) for entry in whole]
+        most = max(made, key=len, default=[])
+        whole = [entry for entry, zero in zip(whole, made, strict=True) if zero == most]
+        left = [name for name in absent if name not in most]
+        first = [detached(left)] if left else []
+    names, found = _names(wrong), list(patterns(seen))
+    if whole:
+        return first + [finding for entry in whole for finding in findings_of(entry, names, found)]
+    if not wrong:
+        return first
+    if {pattern.tensor for pattern in found} >= set(names):
+        return [*first, of_patterns(found)]
+    told = [entry for entry in alone if entry.share >= SUSPICION and _explains_some(entry, wrong, predict)][:LISTED]
+    suspicions = [finding for entry in told for finding in findings_of(entry, names)]
+    return first + (suspicions or [unknown(wrong[0].name, wrong[0].probe, found)])
+
+
+def _wholly(
+    seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict
+) -> tuple[list[Explanation], list[Explanation]]:
+    """All mistakes by what they explain alone; and what explains everything, alone or together, each in one form."""
+    wrong = [one for one in seen if is_wrong(one)]
+    alone = _ranked(seen, ((mistake,) for mistake in mistakes), predict) if wrong else []
+    whole = [entry for entry in alone if entry.share >= FINDING]
+    if wrong and not whole:
+        whole = _together(seen, wrong, mistakes, predict)
+    by_ids: dict[tuple[str, ...], Explanation] = {}
+    for entry in whole:
+        by_ids.setdefault(tuple(mistake.id for mistake in entry.mistakes), entry)
+    return alone, list(by_ids.values())[:LISTED]
+
+
+def _names(tensors: Sequence[Seen]) -> list[str]:
+    return list(dict.fromkeys(tensor.name for tensor in tensors))
+
+
+def _is_zero(name: str, seen: Sequence[Seen]) -> bool:
+    """Whether a tensor is zero at every probe."""
+    return not any(np.any(one.got) for one in seen if one.name == name)
+
+
+def _made_zero(entry: Explanation, absent: Sequence[str], seen: Sequence[Seen], predict: Predict) -> list[str]:
+    """Which of these gradients the mistakes themselves take away; to make one small is not enough."""
+    with np.errstate(all="ignore"):
+        predicted = predict(entry.mistakes)
+        off = {one.name for one in seen if not distance(one, predicted[one.probe, one.name]) <= 2}
+    return [name for name in absent if name not in off]
+
+
+def _explains_some(entry: Explanation, wrong: Sequence[Seen], predict: Predict) -> bool:
+    """A suspicion explains a part wholly; to be nearer everywhere and right nowhere is chance."""
+    with np.errstate(all="ignore"):
+        predicted = predict(entry.mistakes)
+        wholly = sum(distance(one, predicted[one.probe, one.name]) <= 2 for one in wrong)
+    return wholly >= len(wrong) * WHOLLY
 
 
 def _together(
@@ -117,13 +133,22 @@ def _together(
     here = [one for one in seen if one.probe == first]
     ranked = [entry for entry in _ranked(here, ((m,) for m in mistakes), predict) if _within(here, entry, predict)]
     useful = [mistake for mistake in mistakes if any(entry.mistakes[0] is mistake for entry in ranked)]
-    for count in range(2, TOGETHER + 1):
-        ranked += _ranked(here, _extended(ranked, useful, count), predict)
-        best = [entry.mistakes for entry in _sorted(ranked) if len(entry.mistakes) == count][:KEPT]
-        whole = [entry for entry in _ranked(seen, iter(best), predict) if entry.share >= ALL]
+    for count in range(1, TOGETHER + 1):
+        if count > 1:
+            ranked += _ranked(here, _extended(ranked, useful, count), predict)
+        best = [entry for entry in _sorted(ranked) if len(entry.mistakes) == count][:KEPT]
+        whole = _whole(seen, (entry.mistakes for entry in best if count > 1), predict)
+        if not whole and count < TOGETHER:
+            # what explains this probe wholly, and one more that shows at others alone, such as where logits are far
+            whole = _whole(seen, _with_one_more([entry for entry in best if entry.share >= ALL], mistakes), predict)
         if whole:
             return whole[:LISTED]
     return []
+
+
+def _whole(seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], predict: Predict) -> list[Explanation]:
+    """Those that explain every probe."""
+    return [entry for entry in _ranked(seen, candidates, predict) if entry.share >= ALL]
 
 
 def _within(here: Sequence[Seen], entry: Explanation, predict: Predict) -> bool:
@@ -154,12 +179,18 @@ def _extended(ranked: Sequence[Explanation], mistakes: Sequence[Mistake], count:
     """Every combination of `count` mistakes that holds one of the best combinations of one fewer; for pairs, all."""
     if count == 2:
         yield from combinations(mistakes, 2)
-        return
+    else:
+        yield from _with_one_more([e for e in _sorted(ranked) if len(e.mistakes) == count - 1][:KEPT], mistakes)
+
+
+def _with_one_more(entries: Sequence[Explanation], mistakes: Sequence[Mistake]) -> Iterator[tuple[Mistake, ...]]:
+    """Each of these with each mistake; a combination once. Forms of one mistake do not go together."""
     tried = set()
-    for entry in [entry for entry in _sorted(ranked) if len(entry.mistakes) == count - 1][:KEPT]:
+    for entry in entries:
         for mistake in mistakes:
-            key = frozenset(m.id for m in (*entry.mistakes, mistake))
-            if len(key) == count and key not in tried:
+            ids = {m.id for m in entry.mistakes}
+            key = frozenset((m.id, m.text) for m in (*entry.mistakes, mistake))
+            if mistake.id not in ids and key not in tried:
                 tried.add(key)
                 yield (*entry.mistakes, mistake)
 
@@ -179,66 +210,3 @@ def share_explained(seen: Sequence[Seen], predicted: Tensors) -> float:
         elif np.isfinite(after) and np.isfinite(before):
             explained += max(0.0, 1 - after / before)
     return explained / counted if counted else 0.0
-
-
-def is_wrong(tensor: Seen) -> bool:
-    """NaN is wrong."""
-    return not distance(tensor, tensor.exact) <= 1
-
-
-def distance(tensor: Seen, to: Array, got: Array | None = None) -> float:
-    """Largest deviation in units of what is allowed; NaN and infinity at the same places agree with each other.
-
-    got : what is compared; None: what was seen
-    """
-    got, to = np.asarray(tensor.got if got is None else got, np.float64), np.asarray(to, np.float64)
-    if got.shape != to.shape:
-        return np.inf
-    with np.errstate(all="ignore"):
-        off = np.abs(got - to) / tensor.allowed
-    off = np.where(~np.isfinite(got) & ~np.isfinite(to), 0.0, np.where(got == to, 0.0, off))
-    return float(np.max(np.where(np.isnan(off), np.inf, off), initial=0.0))
-
-
-def _findings(entry: Explanation, wrong: Sequence[Seen], patterns: Sequence[Pattern] = ()) -> Iterator[Finding]:
-    """One for each mistake of an explanation; with what patterns say in more detail of the same."""
-    certain = entry.share >= FINDING
-    names = _names(wrong)
-    together = f" together with {' and '.join(m.id for m in entry.mistakes)}" if len(entry.mistakes) > 1 else ""
-    for mistake in entry.mistakes:
-        word = "explains" if certain else "a suspicion: explains"
-        evidence = f"{mistake.text}; {word} {entry.share:.0%} of the deviation of {names}{together}"
-        same = [pattern for pattern in patterns if pattern.id == mistake.id]
-        yield Finding(mistake.id, names, "", "; ".join((evidence, *_in_words(same))), mistake.repair)
-
-
-def _of_patterns(found: Sequence[Pattern]) -> Finding:
-    """Every wrong tensor has a pattern, which may be a general form of one mistake of the catalogue."""
-    id = found[0].id if len({pattern.id for pattern in found}) == 1 else "unknown"
-    names = ", ".join(pattern.tensor for pattern in found)
-    evidence = "; ".join(_in_words(found)) + "; explains 100% of the deviation"
-    if id == "unknown":
-        return Finding(id, found[0].tensor, "", f"a pattern of no single name: {evidence}", _LOOK)
-    return Finding(id, names, "", f"{CATALOGUE[id].text}; {evidence}", CATALOGUE[id].repair)
-
-
-def _in_words(found: Sequence[Pattern]) -> list[str]:
-    """Tensors of which the same is said, together."""
-    texts: dict[str, list[str]] = {}
-    for pattern in found:
-        texts.setdefault(pattern.text, []).append(pattern.tensor)
-    return [f"{', '.join(tensors)}: {text}" for text, tensors in texts.items()]
-
-
-def _names(wrong: Sequence[Seen]) -> str:
-    return ", ".join(dict.fromkeys(tensor.name for tensor in wrong))
-
-
-_LOOK = "look at the first tensor that deviates, at its smallest probe"
-
-
-def _unknown(wrong: Sequence[Seen], found: Sequence[Pattern]) -> Finding:
-    """No mistake of the catalogue: say where it begins, and what is seen of some tensors."""
-    first = wrong[0]
-    facts = [f"begins at {first.name}, at {first.probe}", *_in_words(found)]
-    return Finding("unknown", first.name, "", "no mistake of the catalogue explains it; " + "; ".join(facts), _LOOK)

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from siglip_ref.check.compare import Kind, compare, not_checked, out_of_range
-from siglip_ref.check.diagnose import Seen, explain, share_explained
+from siglip_ref.check.diagnose import explain, share_explained
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.check.noise import TIMES
 from siglip_ref.check.report import Case, Finding, Report, Sight
+from siglip_ref.check.seen import Seen
 from siglip_ref.check.verdict import Judgement, judgement
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -132,7 +133,12 @@ def _findings(vector: Vector, seen: Sequence[Seen], dtype: str) -> list[Finding]
     known = [CATALOGUE[name] for name, rows in measured().power.items() if vector.id in rows and name in CATALOGUE]
     alone = {mistake.id: share_explained(seen, predict([mistake])) for mistake in known}
     best = sorted(known, key=lambda mistake: -alone[mistake.id])[:COMBINED]
-    return explain(seen, [mistake for mistake in known if mistake in best], predict)
+    return explain(
+        seen,
+        [mistake for mistake in known if mistake in best],
+        predict,
+        is_gradient=lambda name: kind_of(name)[0] == "gradient",
+    )
 
 
 def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[tuple[str, str], Array]:

@@ -8,7 +8,9 @@ import numpy as np
 
 from siglip_ref.check.compare import Row
 from siglip_ref.check.contract import CLAUSES
-from siglip_ref.check.diagnose import explain, seen_of
+from siglip_ref.check.diagnose import explain
+from siglip_ref.check.exchanged import finding as exchanged
+from siglip_ref.check.exchanged import right_when_exchanged
 from siglip_ref.check.frameworks import Framework, Inputs, Outcome, Setting, Way, describe
 from siglip_ref.check.loss_case import case_of
 from siglip_ref.check.loss_words import blind_spots, convention_finding, conventions_in_words, hints, next_steps
@@ -17,6 +19,7 @@ from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, suspects
 from siglip_ref.check.probes import POINTS, Dims, Probe, loss_probes, points_of
 from siglip_ref.check.report import Finding, Report, worst_rows
+from siglip_ref.check.seen import seen_of
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.check.verdict import judgement
@@ -62,7 +65,24 @@ class Run:
 
 
 def run_check(run: Run, declared: Sequence[Convention]) -> Report:
-    probes, left_out = loss_probes(POINTS, run.dims, run.setting.dtype, run.setting.scalar_dtype)
+    """The report; of a wrong loss that is right with scale and bias exchanged, that alone."""
+    report = _run_check(run, declared)
+    if report.verdict != "FAIL" or not run.outcomes:
+        return report
+    probe = next(iter(run.outcomes.values()))[0]
+
+    def call(inputs: Inputs) -> Outcome:
+        return run.framework.call(run.fn, inputs, run.setting, "plain")
+
+    meant = right_when_exchanged(call, probe, declared, run.setting)
+    if meant:
+        report = _full(run, meant, declared, _probes(run)[1])
+        report.findings = [exchanged()]
+    return report
+
+
+def _run_check(run: Run, declared: Sequence[Convention]) -> Report:
+    probes, left_out = _probes(run)
     best = _observed(run, probes, CONVENTIONS)
     if best in declared:
         return _full(run, best, declared, left_out)
@@ -75,6 +95,11 @@ def run_check(run: Run, declared: Sequence[Convention]) -> Report:
     other.verdict = "OTHER CONVENTION"
     other.findings.insert(0, convention_finding(best, declared))
     return other
+
+
+def _probes(run: Run) -> tuple[list[Probe], list[str]]:
+    """Those of every convention, and in words what is left out of them."""
+    return loss_probes(POINTS, run.dims, run.setting.dtype, run.setting.scalar_dtype)
 
 
 def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -> Convention:
@@ -125,10 +150,11 @@ def _exponentiates(log: Outcome | None, linear: Outcome | None) -> bool | None:
 def _misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe) -> tuple[int, bool, float]:
     """How badly a convention fits: wrong tensors; then, for a loss that is wrong under every convention, whether its
     gradients have the radial part that normalising takes away, and how far the loss is from what it should be."""
-    wrong = sum(row.verdict == "FAIL" for row in judge(outcome, right, ""))
+    off = {row.name: row.verdict == "FAIL" for row in judge(outcome, right, "")}
+    wrong = sum(off.values())
     gradient = outcome.gradients["image_embed"]
     with np.errstate(all="ignore"):
-        gap = abs(np.log(outcome.loss / right.exact["loss"]))
+        gap = abs(np.log(outcome.loss / right.exact["loss"])) if off["loss"] else 0.0  # rounding chooses nothing
         if gradient is None or gradient.shape != probe.shape:
             return wrong, False, float(gap)
         radial = np.abs((gradient * probe.image_embed).sum(-1)).max() / np.abs(gradient).max()

@@ -74,8 +74,6 @@ def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
             "the call writes into its inputs",
             "work on a copy; use no in-place operation on inputs",
         )
-    if all("no gradient arrives" in row.note for row in rows):
-        return "unknown", "no gradient arrives", "look for detach(), no_grad, .data, .item() or a cast to NumPy"
     if not finite:
         seen = ", ".join(row.probe for row in rows[:3])
         stable = "-logsigmoid(x) is max(-x, 0) + log1p(exp(-|x|)): that neither overflows nor takes log(0)"

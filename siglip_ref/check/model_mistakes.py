@@ -8,7 +8,8 @@ import numpy as np
 
 from siglip_ref.check.adapters import Run
 from siglip_ref.check.compare import compare
-from siglip_ref.check.diagnose import FINDING, Seen, share_explained
+from siglip_ref.check.diagnose import share_explained
+from siglip_ref.check.explained import FINDING
 from siglip_ref.check.mistakes import Mistake, executable, reference
 from siglip_ref.check.model_judge import Judge
 from siglip_ref.check.model_placed import LOSS, Placed, stages_of, with_mistakes
@@ -16,6 +17,7 @@ from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import KEY_BIAS
 from siglip_ref.check.model_stages import TOWERS, readable, stage_values
 from siglip_ref.check.predict import in_the_loss
+from siglip_ref.check.seen import Seen
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config

@@ -12,9 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from siglip_ref.check.diagnose import Pattern, Seen, distance, is_wrong
+from siglip_ref.check.explained import TIMES, Pattern
 from siglip_ref.check.predict import Context
+from siglip_ref.check.seen import Seen, distance, is_wrong
 from siglip_ref.check.terms import EMBEDS, Term, Weights, describe, loss_terms, weights_of
+from siglip_ref.check.weights import WEIGHTED, weighted
 from siglip_ref.ops.elementary import Array
 
 ZEROS = ", scored against zeros instead: softplus(bias) a pair"
@@ -42,7 +44,7 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
         pattern = _factor(mine, contexts) or _moved(mine, seen, contexts)
         if pattern:
             found[name] = pattern
-    for pattern in _counted(seen, contexts):
+    for pattern in (*_counted(seen, contexts), *(weighted(seen, contexts) if len(found) < len(wrong) else ())):
         found.setdefault(pattern.tensor, pattern)
     return _named(list(found.values()), wrong)
 
@@ -61,9 +63,11 @@ def _named(found: list[Pattern], wrong: Sequence[str]) -> list[Pattern]:
 
 _HOP = r"(hop \d+|the last hop)"
 _ALL = 5  # the loss and its gradients
+_TIMES = rf"[1-9]\d*{TIMES}"  # a zero is no factor: nothing arrives
 _NAMES: dict[str, tuple[str, Callable[[set[str]], bool]]] = {
-    "accum-loss-not-divided": (r"\d+ times the right one", lambda wrong: len(wrong) == _ALL),
-    "accum-cached-not-divided": (r"\d+ times the right one", lambda wrong: wrong <= {"log_scale", "scale", "bias"}),
+    "accum-loss-not-divided": (_TIMES, lambda wrong: len(wrong) == _ALL),
+    "accum-cached-not-divided": (_TIMES, lambda wrong: wrong <= {"log_scale", "scale", "bias"}),
+    WEIGHTED: (r"(positives|negatives) counted [0-9.]+( \(1/\d+\))? times", lambda wrong: len(wrong) == _ALL),
     "ring-hop-missing": (rf"({_HOP} missing( \(W=\d\))?( / )?)+", lambda wrong: len(wrong) == _ALL),
     "ring-hop-repeated": (rf"{_HOP} missing; {_HOP} counted 2 times", lambda wrong: len(wrong) == _ALL),
 }
@@ -80,12 +84,12 @@ def _factor(seen: Sequence[Seen], contexts: Contexts) -> Pattern | None:
         for name in sorted(shared) if "q" in word else [""]:
             factors = [value(q.get(name, 0.0)) for q in known]
             if np.isfinite(factors).all() and _fits(seen, factors):
-                return Pattern(seen[0].name, "unknown", f"{word.replace('q', name)} times the right one")
+                return Pattern(seen[0].name, "unknown", f"{word.replace('q', name)}{TIMES}")
     ratio = _ratio(seen)
     if ratio is None or not _fits(seen, [ratio] * len(seen)):
         return None
     text = f"{ratio:.0f}" if abs(ratio - round(ratio)) < 1e-6 * abs(ratio) else f"{ratio:.6g}"
-    return Pattern(seen[0].name, "unknown", f"{text} times the right one")
+    return Pattern(seen[0].name, "unknown", f"{text}{TIMES}")
 
 
 _FACTORS: dict[str, Callable[[float], float]] = {
@@ -93,6 +97,8 @@ _FACTORS: dict[str, Callable[[float], float]] = {
     "-1": lambda q: -1.0,
     "1/q": lambda q: 1 / q if q else np.inf,
     "q": lambda q: q,
+    "2q": lambda q: 2 * q,
+    "2/q": lambda q: 2 / q if q else np.inf,
     "-q": lambda q: -q,
     "1/q^2": lambda q: 1 / q**2 if q else np.inf,
     "q^2": lambda q: q**2,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from siglip_ref.check.compare import Row
-from siglip_ref.check.diagnose import explain, seen_of
+from siglip_ref.check.diagnose import explain
 from siglip_ref.check.frameworks import ARGUMENTS, Outcome, Setting, describe
 from siglip_ref.check.hops import hops_of
 from siglip_ref.check.loss_words import conventions_in_words
@@ -18,6 +18,7 @@ from siglip_ref.check.predict import Context, Predicted, odd_one, suspects
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.ranks import WAITING, RankFailure, RankOutcome, Split
 from siglip_ref.check.report import Case, Finding, Hop, Report, worst_rows
+from siglip_ref.check.seen import seen_of
 from siglip_ref.check.truth import Convention, Truth, judge, truth
 from siglip_ref.check.verdict import judgement
 from siglip_ref.ops.elementary import Array

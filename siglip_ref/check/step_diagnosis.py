@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.diagnose import FINDING, distance, explain, share_explained
+from siglip_ref.check.diagnose import explain, share_explained
+from siglip_ref.check.explained import FINDING
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.check.report import Finding
+from siglip_ref.check.seen import distance
 from siglip_ref.check.step_arrived import LOST
 from siglip_ref.check.step_factors import factors, findings, is_whole
 from siglip_ref.check.step_judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
@@ -48,7 +50,8 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     def of(made: Sequence[Mistake]) -> Moves:
         return predicted[made[0].id] if len(made) == 1 else _made(taken, plan, split, made)
 
-    explained = [_in_words(finding, split) for finding in explain(judged.seen, mistakes, of)]
+    told = explain(judged.seen, mistakes, of, is_gradient=lambda name: False)
+    explained = [_in_words(finding, split) for finding in told]
     still = {factor: names for factor, names in measured.items() if factor == 0.0}
     return "FAIL", findings(still) * all(one.id == "unknown" for one in explained) + explained
 

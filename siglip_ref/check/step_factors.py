@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from siglip_ref.check.diagnose import Seen, distance, is_wrong
 from siglip_ref.check.mistakes import CATALOGUE
 from siglip_ref.check.report import Finding
+from siglip_ref.check.seen import Seen, distance, is_wrong
 
 ABSENT, GROUP = "parameters-not-in-optimiser", "lr-of-a-group"
 ALIKE = 0.005  # relative: factors so near are one

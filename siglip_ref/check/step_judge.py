@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.compare import Row, compare, not_checked
-from siglip_ref.check.diagnose import Seen
 from siglip_ref.check.mistakes import Mistake, reference
 from siglip_ref.check.model_reference import KEY_BIAS
+from siglip_ref.check.seen import Seen
 from siglip_ref.check.step_run import STEPS, Taken
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import AdamW, BigVision, nothing

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from siglip_ref.check.diagnose import Seen, distance
 from siglip_ref.check.probes import Probe
+from siglip_ref.check.seen import Seen, distance
 from siglip_ref.check.truth import Convention
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward

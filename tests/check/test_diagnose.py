@@ -5,12 +5,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from siglip_ref.check.diagnose import Seen, explain, share_explained
+from siglip_ref.check.diagnose import explain, share_explained
 from siglip_ref.check.frameworks import Setting
-from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
+from siglip_ref.check.mistakes import CATALOGUE, Mistake, entries, executable
 from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, in_the_loss, predict_loss
 from siglip_ref.check.probes import POINTS, make_probe
+from siglip_ref.check.seen import Seen
 from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, truth
 
@@ -69,6 +70,7 @@ def test_every_mistake_of_the_loss_is_named(mistake):
             "logits-low-precision",
             "normalised-again",
             "embed-norm-eps",
+            "equal-captions-as-positives",  # all captions differ here
         }
         return
     first = diagnose([mistake], convention=convention)[0]
@@ -98,12 +100,54 @@ def test_mistakes_made_together_are_named_one_by_one(ids):
 
 
 def test_a_suspicion_is_not_joined_by_what_does_nothing():
-    """A scale that is replaced, whose gradient autograd finds to be zero: nearly a mistake of the catalogue."""
+    """A scale that is replaced, whose gradient is a third of what it should be: nearly a mistake of the catalogue."""
     got = tensors([CATALOGUE["logit-scale-init"]], "float32", None)
-    got = {key: value * 0 if key[1] == "log_scale" else value for key, value in got.items()}
+    got = {key: value / 3 if key[1] == "log_scale" else value for key, value in got.items()}
     findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None))
     assert [finding.id for finding in findings] == ["logit-scale-init"]
     assert "a suspicion" in findings[0].evidence
+
+
+@pytest.mark.parametrize(
+    ("made", "zero", "wanted"),
+    [
+        ([], ["log_scale"], ["no-gradient-arrives"]),
+        ([], ["image_embed", "bias"], ["no-gradient-arrives"]),
+        (["sum-vs-mean-vs-b2"], ["log_scale", "bias"], ["no-gradient-arrives", "sum-vs-mean-vs-b2"]),
+        (["logit-bias-dropped"], ["log_scale"], ["no-gradient-arrives", "logit-bias-dropped"]),
+        (["logit-bias-dropped"], [], ["logit-bias-dropped"]),
+        (["logit-scale-init"], ["log_scale"], ["no-gradient-arrives", "logit-scale-init"]),
+    ],
+    ids=str,
+)
+def test_what_does_not_arrive_is_said_first_and_explained_by_nothing_else(made, zero, wanted):
+    """Neither by a mistake that makes it small, nor by a factor; a mistake that itself takes it away is its name."""
+    got = tensors([CATALOGUE[id] for id in made], "float32", None)
+    got = {key: value * 0 if key[1] in zero else value for key, value in got.items()}
+    findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None), look)
+    assert [finding.id for finding in findings] == wanted, findings
+    if zero:
+        assert findings[0].evidence == ", ".join(f"d {name}" for name in zero) + ": no gradient arrives"
+
+
+def test_mistakes_made_together_say_their_share_once_and_the_factor():
+    both = [CATALOGUE["both-directions-summed"], CATALOGUE["loss-not-divided"]]
+    findings = explain(
+        seen_from(tensors(both, "float32", None)), LOSS, lambda made: tensors(made, "float64", None), look
+    )
+    assert {finding.id for finding in findings} == {mistake.id for mistake in both}
+    assert "it explains 100%" in findings[0].evidence and "each is 2B times the right one" in findings[0].evidence
+    assert "explains" not in findings[1].evidence and findings[1].evidence.count("together with") == 1
+
+
+def test_a_mistake_that_shows_at_another_probe_alone_is_found_beside_two():
+    """An eps beside the sigmoid shows only where logits are far; the mean and the missing bias show everywhere."""
+    forms = entries("differentiated")
+    eps = next(form for form in forms if form.text.startswith("log(sigmoid(x) + 1e-8)"))
+    made = [CATALOGUE["sum-vs-mean-vs-b2"], CATALOGUE["logit-bias-dropped"], eps]
+    got = seen_from(tensors(made, "float32", None))
+    findings = explain(got, LOSS + forms, lambda made: tensors(made, "float64", None), look)
+    assert {finding.id for finding in findings} == {mistake.id for mistake in made}, findings
 
 
 def test_right_tensors_have_no_finding():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from siglip_ref.check.diagnose import Seen, explain
+from siglip_ref.check.diagnose import explain
 from siglip_ref.check.frameworks import Setting
 from siglip_ref.check.hops import NO_BLOCK, hops_of
 from siglip_ref.check.patterns import patterns
@@ -13,6 +13,7 @@ from siglip_ref.check.predict import Context, Predicted, suspects
 from siglip_ref.check.probes import POINTS, make_probe
 from siglip_ref.check.render import to_text
 from siglip_ref.check.report import Report
+from siglip_ref.check.seen import Seen
 from siglip_ref.check.terms import describe, loss_terms
 from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, truth

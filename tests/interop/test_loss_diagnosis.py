@@ -5,6 +5,7 @@ All of the catalogue, in torch: benchmarks/diagnosis.py, docs/generated/diagnosi
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -82,3 +83,109 @@ def test_what_has_no_name_is_described():
     report = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp(), b) / math.log(2), "torch", scale="log")
     assert [finding.id for finding in report.findings] == ["unknown"]
     assert "1/log(2) times the right one" in report.findings[0].evidence
+
+
+def logits(x, y, t, b):
+    return t.exp() * x @ y.T + b
+
+
+def labels(z):
+    return 2 * torch.eye(len(z)).to(z) - 1
+
+
+def weighted(weight):
+    """Binary cross-entropy, whose mean is over all pairs, with positives that weigh so much."""
+
+    def fn(x, y, t, b):
+        z = logits(x, y, t, b)
+        pos_weight = torch.tensor(float(weight(len(z)))).to(z)
+        return functional.binary_cross_entropy_with_logits(z, torch.eye(len(z)).to(z), pos_weight=pos_weight)
+
+    return fn
+
+
+def clip(x, y, t, b):
+    z, own = t.exp() * x @ y.T, torch.arange(len(x))
+    return (functional.cross_entropy(z, own) + functional.cross_entropy(z.T, own)) / 2
+
+
+def equal_captions(x, y, t, b):
+    same = (y[:, None] == y).all(-1)
+    return -functional.logsigmoid((2.0 * same - 1) * logits(x, y, t, b)).sum() / len(x)
+
+
+def log_of(chance):
+    return lambda x, y, t, b: -torch.log(chance(torch.sigmoid(labels(x @ y.T) * logits(x, y, t, b)))).sum() / len(x)
+
+
+def both_chances(x, y, t, b):
+    p, one = torch.sigmoid(logits(x, y, t, b)), torch.eye(len(x)).to(x)
+    return -(one * torch.log(p + 1e-8) + (1 - one) * torch.log(1 - p + 1e-8)).sum() / len(x)
+
+
+def three_faults(x, y, t, b):
+    return -torch.log(torch.sigmoid(labels(x @ y.T) * (t.exp() * x @ y.T)) + 1e-8).mean()
+
+
+WEIGHTED, DETACHED, MEAN = "positives-weighted", "no-gradient-arrives", "sum-vs-mean-vs-b2"
+EXCHANGED = "scale-and-bias-exchanged"
+NAMED = {
+    "scale detached": (lambda x, y, t, b: block(x, y, t.detach().exp(), b), {DETACHED}, "d log_scale: no gradient"),
+    "scale given as a number": (lambda x, y, t, b: block(x, y, math.exp(t.item()), b), {DETACHED}, "d log_scale: no"),
+    "bias detached": (lambda x, y, t, b: block(x, y, t.exp(), b.detach()), {DETACHED}, "d bias: no gradient arrives"),
+    "scale detached, linear": (lambda x, y, t, b: block(x, y, t.detach(), b), {DETACHED}, "d scale: no gradient"),
+    "scale detached, no bias": (
+        lambda x, y, t, b: block(x, y, t.detach().exp(), 0.0),
+        {DETACHED, "logit-bias-dropped"},
+        "d log_scale: no gradient arrives",
+    ),
+    "scale detached, mean": (
+        lambda x, y, t, b: block(x, y, t.detach().exp(), b) / len(x),
+        {DETACHED, MEAN},
+        "d log_scale: no gradient arrives",
+    ),
+    "everything detached": (lambda x, y, t, b: block(x, y, t.exp(), b).detach(), {DETACHED}, "d text_embed, d log"),
+    "pos_weight B - 1, mean": (weighted(lambda pairs: pairs - 1), {MEAN, WEIGHTED}, ""),
+    "pos_weight 5, mean": (weighted(lambda pairs: 5), {WEIGHTED}, "positives counted 5/B times, negatives counted 1/B"),
+    "mean of positives, mean of negatives": (
+        lambda x, y, t, b: len(x) * weighted(lambda pairs: max(pairs - 1, 1))(x, y, t, b) / max(len(x) - 1, 1),
+        {WEIGHTED},
+        "negatives counted 1/(B - 1) times",
+    ),
+    "log(sigmoid + 1e-8)": (log_of(lambda p: p + 1e-8), {"log-of-sigmoid"}, "log(sigmoid(x) + 1e-8)"),
+    "log(sigmoid + 1e-6)": (log_of(lambda p: p + 1e-6), {"log-of-sigmoid"}, "log(sigmoid(x) + 1e-6)"),
+    "log(clamp(sigmoid))": (log_of(lambda p: p.clamp(min=1e-7)), {"log-of-sigmoid"}, "log(max(sigmoid(x), 1e-7))"),
+    "log(p + eps), log(1 - p + eps)": (both_chances, {"log-of-sigmoid"}, "log(1 - p + 1e-8)"),
+    "three at once": (three_faults, {"log-of-sigmoid", MEAN, "logit-bias-dropped"}, ""),
+    "both directions, not divided": (
+        lambda x, y, t, b: 2 * len(x) * block(x, y, t.exp(), b),
+        {"both-directions-summed", "loss-not-divided"},
+        "each is 2B times the right one",
+    ),
+    "scale and bias exchanged": (lambda x, y, t, b: block(x, y, b.exp(), t), {EXCHANGED}, "exchanged, loss and"),
+    "exchanged, linear": (lambda x, y, t, b: block(x, y, b, t), {EXCHANGED}, "exchanged, loss and gradients are right"),
+    "exchanged, raw": (lambda x, y, t, b: block(unit(x), unit(y), b.exp(), t), {EXCHANGED}, "exchanged, loss and"),
+    "softmax": (clip, {"softmax-loss"}, "this is the softmax (CLIP) loss"),
+    "softmax, linear": (lambda x, y, t, b: clip(x, y, t.log(), b), {"softmax-loss"}, "this is the softmax (CLIP) loss"),
+    "softmax, raw": (lambda x, y, t, b: clip(unit(x), unit(y), t, b), {"softmax-loss"}, "this is the softmax (CLIP)"),
+    "equal captions": (equal_captions, {"equal-captions-as-positives"}, "pairs whose captions are equal count"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_forms_from_the_wild_are_named(name):
+    fn, wanted, words = NAMED[name]
+    report = sr.check_loss(fn, "torch")
+    assert report.verdict == "FAIL"
+    assert {finding.id for finding in report.findings} == wanted, report
+    assert any(words in finding.evidence for finding in report.findings), report
+
+
+def test_gradients_of_zeros_do_not_arrive_either():
+    """As JAX's stop_gradient leaves them, or a backward by hand."""
+
+    def fn(x, y, t, b):
+        return sr.sigmoid_loss(x, y, t, b)._replace(d_log_scale=np.zeros(()))
+
+    report = sr.check_loss(fn, "numpy")
+    assert [finding.evidence for finding in report.findings] == ["d log_scale: no gradient arrives"]

@@ -38,11 +38,13 @@ class Mistake:
 def entries(name: str) -> list[Mistake]:
     """All of one file, in its order."""
     content = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
-    return [_entry(**fields) for fields in content["mistake"]]
+    return [_entry(value, **fields) for fields in content["mistake"] for value in fields.pop("values", [""])]
 
 
-def _entry(edits: tuple[dict[str, str], ...] = (), **fields: Any) -> Mistake:
-    return Mistake(**fields, edits=tuple(Edit(**edit) for edit in edits))
+def _entry(value: str, text: str, edits: tuple[dict[str, str], ...] = (), **fields: Any) -> Mistake:
+    """value: what an entry of several forms says where it says VALUE."""
+    made = (Edit(edit["file"], edit["old"], edit["new"].replace("VALUE", value)) for edit in edits)
+    return Mistake(**fields, text=text.replace("VALUE", value), edits=tuple(made))
 
 
 CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in entries(name)}
