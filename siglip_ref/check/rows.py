@@ -7,6 +7,7 @@ long as rows of a tower are, unit to rounding, and every bit of a mantissa count
 
 import math
 from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -108,7 +109,8 @@ def _four_squares(total: int, rng: np.random.Generator) -> tuple[int, int, int, 
     """Four integers whose squares sum to total, from a random start."""
     table = _two_squares()
     start = int(rng.integers(total + 1))
-    first = next(n for n in (*range(start, total + 1), *range(start)) if n in table and total - n in table)
+    sums = chain(range(start, total + 1), range(start))
+    first = next(n for n in sums if n in table and total - n in table)
     return *table[first], *table[total - first]
 
 
