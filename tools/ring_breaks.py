@@ -35,7 +35,7 @@ class Break:
 BREAKS = (
     Break(
         "forget",
-        "Forget the last hop",
+        "Forget the last block",
         "The loop ends one hop early. Every rank never meets one other rank's texts.",
         "ring.py",
         "        answer = visit((rank + hop) % world, held)",
@@ -44,7 +44,7 @@ BREAKS = (
     ),
     Break(
         "reuse",
-        "Reuse the buffer",
+        "Forget the last exchange",
         "At the last hop the texts of the hop before still lie in the buffer, and are met again as if they were new.",
         "ring.py",
         "        held = move(CHUNK, held, chunks, hop)",
@@ -88,7 +88,7 @@ BREAKS = (
         "ring.py",
         "    return combine(at_home, move(ANSWER, travelling, answers, world))",
         "    return combine(at_home, travelling)",
-        "unknown",
+        "text-grad-to-wrong-rank",
     ),
 )
 
@@ -182,6 +182,8 @@ def all_breaks() -> list[dict[str, Any]]:
         if broken.named not in named:
             raise AssertionError(f"the checker calls {broken.title!r} {named}, not {broken.named}")
         finding = report.findings[named.index(broken.named)]
+        if "suspicion" in finding.evidence:
+            raise AssertionError(f"the checker is not certain of {broken.title!r}: {finding.evidence}")
         mistake = CATALOGUE.get(broken.named)
         out.append(
             {

@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
+from siglip_ref.check.astray import DUE, SHIFTED, astray
 from siglip_ref.check.explained import TIMES, Pattern
 from siglip_ref.check.predict import Context
 from siglip_ref.check.seen import Seen, distance, is_wrong
@@ -20,7 +22,6 @@ from siglip_ref.check.weights import WEIGHTED, weighted
 from siglip_ref.ops.elementary import Array
 
 ZEROS = ", scored against zeros instead: softplus(bias) a pair"
-_BY_NAME = {"text_embed": "text-grad-to-wrong-rank"}  # whose shift over ranks has a name
 
 
 Contexts = Mapping[str, Context]
@@ -44,7 +45,9 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
         pattern = _factor(mine, contexts) or _moved(mine, seen, contexts)
         if pattern:
             found[name] = pattern
-    for pattern in (*_counted(seen, contexts), *(weighted(seen, contexts) if len(found) < len(wrong) else ())):
+    for pattern in chain(_counted(seen, contexts), astray([one for one in seen if one.name in wrong], contexts)):
+        found.setdefault(pattern.tensor, pattern)
+    for pattern in weighted(seen, contexts) if len(found) < len(wrong) else ():
         found.setdefault(pattern.tensor, pattern)
     return _named(list(found.values()), wrong)
 
@@ -52,7 +55,7 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
 def _named(found: list[Pattern], wrong: Sequence[str]) -> list[Pattern]:
     """What is seen in all tensors that are wrong may be a general form of a mistake that has a name: another number of
     micro-batches, another hop."""
-    texts = {pattern.text.split(ZEROS)[0] for pattern in found}
+    texts = {pattern.text.split(ZEROS)[0].replace(DUE, "") for pattern in found}
     if len(texts) > 1 or {pattern.tensor for pattern in found} != set(wrong):
         return found
     text = next(iter(texts), "")
@@ -62,6 +65,7 @@ def _named(found: list[Pattern], wrong: Sequence[str]) -> list[Pattern]:
 
 
 _HOP = r"(hop \d+|the last hop)"
+_REPEATED = rf"({_HOP} missing; {_HOP} counted 2 times|{_HOP} counted 2 times; {_HOP} missing)"
 _ALL = 5  # the loss and its gradients
 _TIMES = rf"[1-9]\d*{TIMES}"  # a zero is no factor: nothing arrives
 _NAMES: dict[str, tuple[str, Callable[[set[str]], bool]]] = {
@@ -69,7 +73,7 @@ _NAMES: dict[str, tuple[str, Callable[[set[str]], bool]]] = {
     "accum-cached-not-divided": (_TIMES, lambda wrong: wrong <= {"log_scale", "scale", "bias"}),
     WEIGHTED: (r"(positives|negatives) counted [0-9.]+( \(1/\d+\))? times", lambda wrong: len(wrong) == _ALL),
     "ring-hop-missing": (rf"({_HOP} missing( \(W=\d\))?( / )?)+", lambda wrong: len(wrong) == _ALL),
-    "ring-hop-repeated": (rf"{_HOP} missing; {_HOP} counted 2 times", lambda wrong: len(wrong) == _ALL),
+    "ring-hop-repeated": (rf"({_REPEATED}( \(W=\d\))?( / )?)+", lambda wrong: len(wrong) == _ALL),
 }
 
 
@@ -155,7 +159,7 @@ def _orders(contexts: Sequence[Context], name: str) -> Iterator[tuple[str, str, 
         return
     for step in (s for n in range(1, max(worlds)) for s in (n, -n)):
         text = f"the right rows, but rank r holds those of rank r {'+' if step > 0 else '-'} {abs(step)}, modulo W"
-        yield text, _BY_NAME.get(name, "unknown"), partial(_of_rank, owner=partial(_shifted, step))
+        yield text, SHIFTED.get(name, "unknown"), partial(_of_rank, owner=partial(_shifted, step))
     yield "the right rows, the ranks in reverse order", "unknown", partial(_of_rank, owner=_reversed)
 
 
@@ -190,7 +194,8 @@ def _counted(seen: Sequence[Seen], contexts: Contexts) -> Iterator[Pattern]:
         if len(found) == len(groups):
             fitted[name] = found
     for name in dict.fromkeys(one.name for one in seen if is_wrong(one)):
-        for source in [name] if name in EMBEDS else EMBEDS:
+        # of texts that were met as zeros, and got a gradient for it, the images' gradient knows how often
+        for source in dict.fromkeys([name, EMBEDS[0]] if name in EMBEDS else EMBEDS):
             if source in fitted and (pattern := _as_counted(name, source, fitted[source], groups, by_name, terms)):
                 yield pattern
                 break

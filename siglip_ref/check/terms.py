@@ -68,8 +68,13 @@ def loss_terms(probe: Probe, convention: Convention, sizes: Sequence[int]) -> li
                     name: of_scale * (slope * similarity).sum(),
                     "bias": slope.sum(),
                 }
-                count = mask.sum() / pairs
-                zeros = {"loss": count * softplus(np.array(probe.bias)), "bias": count * sigmoid(np.array(probe.bias))}
+                met = mask / pairs * sigmoid(np.array(probe.bias))  # slopes, where texts are zeros
+                d_zeros = scale * (met.T @ x)
+                zeros = {
+                    "loss": mask.sum() / pairs * softplus(np.array(probe.bias)),
+                    "text_embed": normalize_backward(d_zeros, caches[1]) if caches else d_zeros,
+                    "bias": met.sum(),
+                }
                 terms.append(Term((images, texts, positive), tensors, zeros))
     return terms
 
@@ -87,12 +92,12 @@ def weights_of(one: Seen, terms: Sequence[Term]) -> Weights | None:
     solution, _, rank, _ = np.linalg.lstsq(matrix, (got / allowed).ravel(), rcond=1e-9)
     if rank < len(terms):
         return None
-    weights = {term.key: _simple(float(w)) for term, w in zip(terms, solution, strict=True)}
+    weights = {term.key: simple(float(w)) for term, w in zip(terms, solution, strict=True)}
     total = sum(weights[term.key] * term.tensors[one.name] for term in terms)
     return weights if distance(one, np.asarray(total)) <= 2 else None
 
 
-def _simple(weight: float) -> float:
+def simple(weight: float) -> float:
     """A whole number, or one over one, if the weight is nearly that."""
     nearest = round(weight)
     if abs(weight - nearest) < _NEAR:

@@ -1,0 +1,132 @@
+"""Gradients that end at a rank that does not own them: the ring page's own mistakes, and their kind."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from siglip_ref.check.astray import astray
+from siglip_ref.check.frameworks import Setting
+from siglip_ref.check.predict import Context
+from siglip_ref.check.probes import POINTS, make_probe
+from siglip_ref.check.seen import Seen
+from siglip_ref.check.terms import loss_terms
+from siglip_ref.check.tolerance import SAFETY
+from siglip_ref.check.truth import CONVENTIONS, truth
+from siglip_ref.ops.normalize import normalize_backward, normalize_forward
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from ring_breaks import BREAKS, broken_modules, judged
+
+BY_NAME = {broken.name: broken for broken in BREAKS}
+HOME = BY_NAME["astray"].old
+ADDED = "            combine(travelling, answer, out=travelling)"
+BLOCK = BY_NAME["forget"].old
+
+
+def named(broken):
+    """What the checker says first."""
+    report = judged(broken_modules(broken))
+    assert report.verdict == "FAIL"
+    return report.findings
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_break_of_the_page_is_named_with_certainty(name):
+    findings = named(BY_NAME[name])
+    assert [finding.id for finding in findings] == [BY_NAME[name].named], findings
+    assert "suspicion" not in findings[0].evidence
+    assert "100%" in findings[0].evidence
+
+
+# one edited line of the ring each; none stands on the page
+KIND = {
+    "one move too many": (
+        HOME,
+        "    home = move(ANSWER, travelling, answers, world)\n"
+        "    return combine(at_home, move(ANSWER, home.copy(), answers, world + 1))",
+        "text-grad-to-wrong-rank",
+        "all remote blocks: what belongs to rank r lies with rank r - 1",
+    ),
+    "added before it moves": (
+        "            travelling = move(ANSWER, travelling, answers, hop)\n" + ADDED,
+        ADDED + "\n            travelling = move(ANSWER, travelling, answers, hop)",
+        "unknown",
+        "hop 2, the last hop: what belongs to rank r lies with rank r - 1, modulo W (W=4) / the last hop: what",
+    ),
+    "own share lost": (HOME, HOME.replace("combine(at_home, ", "(")[:-1] + ")", "unknown", "the own block missing"),
+    "overwritten": (ADDED, "            travelling = answer", "unknown", "hop 1, hop 2 missing (W=4)"),
+    "zeros at hop 2": (
+        BLOCK,
+        BLOCK.replace("held)", "held if hop != 2 else np.zeros_like(held))"),
+        "ring-received-buffer-zero",
+        "hop 2 missing (W=4) / the last hop missing (W=3), scored against zeros instead",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KIND)
+def test_others_of_their_kind_are_told_exactly(name):
+    old, new, id, words = KIND[name]
+    findings = named(replace(BY_NAME["astray"], name=f"kind_{list(KIND).index(name)}", old=old, new=new))
+    assert findings[0].id == id, findings
+    assert words in findings[0].evidence and "explains 100% of the deviation" in findings[0].evidence
+
+
+SETTING = Setting("float32", "float32", "cpu", False)
+
+
+def seen_with(convention, name, placed, sizes=(5, 5, 5, 5)):
+    """An embedding's gradient of which each block lies with rank `placed(images, texts)`, in float32."""
+    seen, contexts, ends = [], {}, np.cumsum(sizes)[:-1]
+    for point in (point for point in POINTS if point.name in ("balanced", "trained")):
+        probe = make_probe(point, (sum(sizes), 14))
+        right = truth(probe, convention, SETTING)
+        unit, caches = probe, None
+        if convention.embeddings == "raw":  # carried as gradients of unit rows, normalised at the end
+            x, y = (normalize_forward(rows, convention.norm, 1e-8)[0] for rows in (probe.image_embed, probe.text_embed))
+            unit = replace(probe, image_embed=x, text_embed=y)
+            caches = normalize_forward(getattr(probe, name), convention.norm, 1e-8)[1]
+        rows = [0.0] * len(sizes)
+        for term in loss_terms(unit, replace(convention, embeddings="unit"), sizes):
+            block = term.key[:2]
+            share = np.split(term.tensors[name], ends)[block[name == "text_embed"]]
+            rows[placed(*block)] = rows[placed(*block)] + share
+        got = np.concatenate(rows)
+        got = normalize_backward(got, caches) if caches else got
+        seen.append(Seen(probe.label, name, np.float32(got), right.exact[name], SAFETY * right.noise[name]))
+        contexts[probe.label] = Context(probe, convention, sizes)
+    return seen, contexts
+
+
+@pytest.mark.parametrize("convention", [CONVENTIONS[0], CONVENTIONS[2]])
+def test_rows_are_taken_apart_in_float32_and_where_the_loss_normalises(convention):
+    told = {
+        "all remote blocks: what belongs to rank r lies with rank r + 2, modulo W": lambda i, o: (
+            o if i == o else (o + 2) % 4
+        ),
+        "the last hop: what belongs to rank r lies with rank r - 1, modulo W": lambda i, o: o - ((o - i) % 4 == 3),
+        "rank 3 holds 1 times what the block of rank 0's images and rank 1's texts gives to rank 1": lambda i, o: (
+            3 if (i, o) == (0, 1) else o
+        ),
+    }
+    for words, placed in told.items():
+        (pattern,) = astray(*seen_with(convention, "text_embed", placed))
+        assert pattern.text == words
+        assert (pattern.id == "text-grad-to-wrong-rank") == words.startswith("all")
+
+
+def test_images_may_travel_too():
+    (pattern,) = astray(*seen_with(CONVENTIONS[0], "image_embed", lambda i, o: i if i == o else (i - 1) % 4))
+    assert pattern.text == "all remote blocks: what belongs to rank r lies with rank r - 1, modulo W"
+    assert pattern.id == "unknown"  # the name is that of texts
+
+
+def test_what_is_at_home_or_random_is_not_astray():
+    seen, contexts = seen_with(CONVENTIONS[0], "text_embed", lambda i, o: o)
+    assert not list(astray(seen, contexts))
+    noise = np.random.default_rng(5)
+    shaken = [replace(one, got=one.got * (1 + 0.1 * noise.standard_normal(one.got.shape))) for one in seen]
+    assert not list(astray(shaken, contexts))
