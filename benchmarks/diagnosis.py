@@ -21,8 +21,10 @@ import siglip_ref as sr
 from siglip_ref.check.distributed import calls_of
 from siglip_ref.check.frameworks import Setting
 from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.ranks import RankFailure, Task, run_processes
-from siglip_ref.check.ranks_judge import Observed, judge_ranks
+from siglip_ref.check.ranks import Task
+from siglip_ref.check.ranks_judge import judge_ranks
+from siglip_ref.check.ranks_observed import Observed
+from siglip_ref.check.ranks_processes import run_processes
 from siglip_ref.check.truth import CONVENTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -85,16 +87,16 @@ def over_ranks(known: dict[str, Any], unequal: set[str], final: set[str]) -> Ite
                 splits, probes = calls_of(world, uneven, ["log"])
                 fn = InTurn([known[name] for name in names], len(splits))
                 task = Task(fn, None, setting, splits * len(names), world, "gloo", 300.0)
-                outcomes = run_processes("siglip_ref.check.ranks_torch", task, world, len(task.splits))
-                if failed := [outcome for outcome in outcomes if isinstance(outcome, RankFailure)]:
-                    raise RuntimeError(failed)
-                for place, of_ranks in enumerate(outcomes):
+                ran = run_processes("siglip_ref.check.ranks_torch", task, world)
+                if ran.stop:
+                    raise RuntimeError(ran.stop.evidence)
+                for place, of_ranks in enumerate(ran.outcomes):
                     name, call = names[place // len(splits)], place % len(splits)
                     seen[name].append(Observed(probes[call][1], splits[call], of_ranks))
             for name in names:
                 way = ("none", "global") if name in final else ("mean", "local")
                 judge = partial(judge_ranks, known[name], "torch", setting, {"log": seen[name]}, [CONVENTIONS[0]])
-                yield timed(name, dtype, partial(judge, *way))
+                yield timed(name, dtype, partial(judge, *way, WORLDS))
 
 
 def models() -> Iterator[Result]:

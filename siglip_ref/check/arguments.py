@@ -1,7 +1,10 @@
 """The arguments of a check of a loss, refused with a reason before anything runs."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
 
 from siglip_ref.check.frameworks import ARGUMENTS, Setting, describe
 from siglip_ref.check.tolerance import ARITHMETIC
@@ -11,10 +14,8 @@ from siglip_ref.errors import UsageError
 _COUNTS = {4: "four", 5: "five", 6: "six"}
 
 
-def require_callable(
-    fn: object, arguments: Sequence[str] = ARGUMENTS, keywords: Mapping[str, str] | None = None
-) -> None:
-    """An instance, not a class; it takes `arguments` by position, and `keywords` by name."""
+def require_instance(fn: object) -> None:
+    """Something to call; a class is not yet a loss."""
     if isinstance(fn, type) or not callable(fn):
         raise UsageError(
             expected="a function, or an object that can be called",
@@ -22,24 +23,69 @@ def require_callable(
             cause="a class is not yet a loss" if isinstance(fn, type) else "another thing by this name",
             repair=f"give an instance: {fn.__name__}(...)" if isinstance(fn, type) else "check the name",
         )
+
+
+def require_arguments(fn: Callable[..., Any], arguments: Sequence[str] = ARGUMENTS, **by_name: str) -> None:
+    """A function that can be called with these arguments by position, and these by name."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # compiled functions need not tell
         return
     try:
-        signature.bind(*(None for _ in arguments), **(keywords or {}))
+        signature.bind(*arguments, **by_name)
     except TypeError as cause:
-        named = "".join(f", and {name}= by name" for name in keywords or {})
+        short = (argument.removesuffix("_embed").removesuffix("_shard") for argument in arguments)
         raise UsageError(
-            expected=f"a loss with {_COUNTS[len(arguments)]} arguments by position: {', '.join(arguments)}{named}",
+            expected=f"a loss with {_COUNTS[len(arguments)]} arguments by position: {', '.join(arguments)}",
             got=f"{describe(fn)}{signature}",
             cause=f"another number of arguments ({cause})",
-            repair=f"wrap it: lambda {', '.join(map(_short, (*arguments, *(keywords or {}))))}: fn(...)",
+            repair=f"wrap it: lambda {', '.join(short)}: fn(...)",
         ) from None
 
 
-def _short(argument: str) -> str:
-    return argument.removesuffix("_embed")
+def takes(fn: Callable[..., Any], name: str) -> bool:
+    """Whether a function says that it has a parameter of this name."""
+    try:
+        return name in inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # compiled functions need not tell
+        return False
+
+
+def require_one_of(argument: str, value: object, meanings: Mapping[str, str]) -> None:
+    """One of a few words; each has a meaning, by which to choose."""
+    if not (isinstance(value, str) and value in meanings):
+        raise UsageError(
+            expected=f"{argument} one of " + ", ".join(f'"{word}"' for word in meanings),
+            got=f"{argument}={value!r}",
+            cause="another word, or another type",
+            repair="; ".join(f'{argument}="{word}": {meaning}' for word, meaning in meanings.items()),
+        )
+
+
+def require_whole(argument: str, value: object, least: int, most: int, cause: str) -> int:
+    """A whole number of any kind within a range; no truth value."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= int(value) <= most:  # type: ignore[call-overload]  # looked at just before
+        raise UsageError(
+            expected=f"{argument}, a whole number from {least} to {most}",
+            got=f"{argument}={value!r}" + ("" if whole else f", a {type(value).__name__}"),
+            cause=cause if whole else "another type",
+            repair=f"{argument}={min(max(4, least), most)}",
+        )
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def require_seconds(argument: str, value: object, usual: float) -> float:
+    """A positive, finite number of seconds."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not 0 < float(value) < math.inf:  # type: ignore[arg-type]  # looked at just before
+        raise UsageError(
+            expected=f"{argument}, a number of seconds above 0",
+            got=f"{argument}={value!r}",
+            cause="nothing can be done in that time" if real else "another type",
+            repair=f"{argument}={usual:g}",
+        )
+    return float(value)  # type: ignore[arg-type]
 
 
 def setting_of(dtype: object, scalar_dtype: object, device: str, precision: str) -> Setting:

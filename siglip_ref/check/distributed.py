@@ -3,17 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
-from siglip_ref.check.frameworks import ARGUMENTS, Inputs, Setting, describe, framework_of
+from siglip_ref.check.arguments import declared_conventions, setting_of
+from siglip_ref.check.frameworks import Inputs
 from siglip_ref.check.probes import POINTS, Probe, make_probe
-from siglip_ref.check.ranks import Outcomes, RankFailure, RankOutcome, Split, Task, loss_and_hops, run_processes
-from siglip_ref.check.ranks_judge import Observed, Reduce, Value, failed_ranks, judge_ranks
+from siglip_ref.check.ranks import Ran, Split, Task
+from siglip_ref.check.ranks_arguments import examined
+from siglip_ref.check.ranks_judge import judge_ranks
+from siglip_ref.check.ranks_numpy import Ranks, run_numpy
+from siglip_ref.check.ranks_observed import Observed, Reduce, Value
+from siglip_ref.check.ranks_processes import run_processes
 from siglip_ref.check.report import Report
-from siglip_ref.check.truth import CONVENTIONS, EmbeddingKind, ScaleKind
-from siglip_ref.errors import UsageError
-
-Ranks = Callable[[int, Callable[[Any], Any]], Sequence[Any]]
+from siglip_ref.check.truth import EmbeddingKind, ScaleKind
 
 # The points at which what ranks can do wrong shows: every term weighs, as fresh, as trained, and with sure logits.
 HUNTED = ("balanced", "init", "trained", "saturated, wrong")
@@ -30,10 +30,12 @@ def check_distributed_loss(
     backend: str = "gloo",
     setup: Callable[..., Any] | None = None,
     *,
-    dtype: str = "float32",
+    dtype: object = "float32",
+    device: str = "cpu",
     scale: ScaleKind | Literal["auto"] = "auto",
     embeddings: EmbeddingKind | Literal["auto"] = "auto",
     limit: float = 120.0,
+    axis_name: str | None = None,
     ranks: Ranks | None = None,
 ) -> Report:
     """Judge a loss whose pairs are spread over ranks: its value and four gradients, each at its owner.
@@ -41,9 +43,10 @@ def check_distributed_loss(
     Parameters
     ----------
     fn : torch: fn(image_shard, text_shard, log_scale, bias, rank, world_size) on real processes, default group ready;
-        jax: fn(image_shard, text_shard, log_scale, bias, axis_name=...); numpy: fn(image_shard, text_shard, log_scale,
-        bias, comm) -> loss and four gradients. In place of the loss may stand (loss, losses hop by hop), from which the
-        report reads whose texts were met at every hop. A string names it
+        jax: fn(image_shard, text_shard, log_scale, bias, axis_name=...), or without axis_name, if it names its axis
+        itself; numpy: fn(image_shard, text_shard, log_scale, bias, comm) -> loss and four gradients. In place of the
+        loss may stand (loss, losses hop by hop), from which the report reads whose texts were met at every hop, or
+        (loss, anything else), of which the loss is looked at. A string names it
     world_size : ranks; a second world size is always tried too, so that 1/W cannot pose as a constant
     framework : "torch", "jax" or "numpy"; None: seen from the function
     reduce : what happens to gradients over ranks afterwards, "mean", "sum", or "none" (they are final)
@@ -52,7 +55,10 @@ def check_distributed_loss(
     backend : of torch.distributed; a group that is already running (torchrun) is used as it is
     setup : torch: setup(rank, world_size), called on every rank before the first call; jax: setup()
     dtype, scale, embeddings : as in check_loss
-    limit : seconds after which ranks that have not ended are ended
+    device : torch: where the ranks compute, "cpu" or "cuda"; several ranks may share a GPU, with gloo
+    limit : seconds for all calls of one world size, counted from when all ranks have imported what they need and have
+        joined; what has not ended by then is NOT JUDGED. With ranks that are seen to wait for each other it is FAIL
+    axis_name : jax: the name of the axis; None: "ranks"
     ranks : numpy: how ranks are run, `mpi.comm.ThreadComm.run`
 
     Returns
@@ -67,24 +73,20 @@ def check_distributed_loss(
         from siglip_ref.check.target import load_callable
 
         fn = load_callable(fn)
-    if not 2 <= world_size <= 8:
-        raise UsageError("from 2 to 8 ranks", str(world_size), "1 is check_loss; many do not fit", "world_size=4")
-    name = framework or framework_of(fn)
-    setting = Setting(dtype, "float64" if dtype == "float64" else "float32", "cpu", False)
-    candidates = [c for c in CONVENTIONS if scale in (c.scale, "auto") and embeddings in (c.embeddings, "auto")]
-    group = _running_group(name)
+    setting, candidates = setting_of(dtype, "float32", device, "pure"), declared_conventions(scale, embeddings)
+    asked = examined(fn, world_size, framework, reduce, value, unequal, backend, setup, device, limit, axis_name, ranks)
     observed: dict[str, list[Observed]] = {}
-    for world in [group] if group else [world_size, world_size - 1 if world_size > 2 else 3]:
+    stop = None
+    for world in asked.worlds:
         splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}))
-        task = Task(fn, setup, setting, splits, world, backend, limit)
-        outcomes = _run(name, task, in_group=bool(group), ranks=ranks)
-        failures = [failure for failure in outcomes if isinstance(failure, RankFailure)]
-        if failures:
-            return failed_ranks(f"{describe(fn)} ({name}, {setting.words}, {world} ranks)", failures, limit)
-        for number, of_ranks in enumerate(outcomes):
-            split, (kind, probe) = splits[number % len(splits)], probes[number % len(splits)]
+        task = Task(fn, setup, setting, splits, world, backend, asked.limit, axis_name or "ranks")
+        ran = _run(asked.framework, task, asked.in_group, ranks)
+        for split, (kind, probe), of_ranks in zip(splits, probes, ran.outcomes, strict=False):
             observed.setdefault(kind, []).append(Observed(probe, split, of_ranks))
-    return judge_ranks(fn, name, setting, observed, candidates, reduce, value)
+        stop = ran.stop
+        if stop:
+            break
+    return judge_ranks(fn, asked.framework, setting, observed, candidates, reduce, value, asked.worlds, stop)
 
 
 def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Split], list[tuple[str, Probe]]]:
@@ -104,48 +106,17 @@ def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Spl
     return splits, probes
 
 
-def _running_group(framework: str) -> int:
-    """The size of the Torch process group this process is in (torchrun), else 0."""
-    if framework != "torch":
-        return 0
-    import torch.distributed as dist
-
-    return int(dist.get_world_size()) if dist.is_available() and dist.is_initialized() else 0
-
-
-def _run(framework: str, task: Task, in_group: bool, ranks: Ranks | None) -> Sequence[Any]:
-    """Outcomes by split and rank, or the failures of ranks."""
+def _run(framework: str, task: Task, in_group: bool, ranks: Ranks | None) -> Ran:
+    """What comes of one world size."""
     if framework == "torch" and in_group:
         from siglip_ref.check.ranks_torch import run_in_group
 
-        return run_in_group(task)
+        return Ran(run_in_group(task))
     if framework == "torch":
-        return run_processes("siglip_ref.check.ranks_torch", task, task.world_size, len(task.splits))
+        return run_processes("siglip_ref.check.ranks_torch", task, task.world_size)
     if framework == "jax":
-        return run_processes("siglip_ref.check.ranks_jax", task, 1, 2 * len(task.splits))  # vmap, then shard_map
-    if ranks is None:
-        raise UsageError(
-            expected="ranks=, a way to run a NumPy function on several ranks",
-            got="none",
-            cause="siglip_ref does not communicate; the package mpi beside it does",
-            repair="from mpi.comm import ThreadComm; check_distributed_loss(fn, ranks=ThreadComm.run)",
-        )
-    return _run_numpy(task, ranks)
+        from siglip_ref.check.ranks_jax import environment
 
-
-def _run_numpy(task: Task, ranks: Ranks) -> Outcomes:
-    kind = np.dtype(task.setting.dtype)
-
-    def one_call(split: Split) -> Callable[[Any], RankOutcome]:
-        def on_rank(comm: Any) -> RankOutcome:
-            shard = split.shard(comm.rank)
-            rows = shard.image_embed.astype(kind), shard.text_embed.astype(kind)
-            first, *gradients = task.fn(*rows, kind.type(shard.scale), kind.type(shard.bias), comm)
-            loss, hops = loss_and_hops(first)
-            wide = [np.asarray(gradient, np.float64) for gradient in gradients]
-            told = None if hops is None else np.asarray(hops, np.float64)
-            return RankOutcome(np.asarray(loss, np.float64).reshape(()), dict(zip(ARGUMENTS, wide, strict=True)), told)
-
-        return on_rank
-
-    return [list(ranks(task.world_size, one_call(split))) for split in task.splits]
+        return run_processes("siglip_ref.check.ranks_jax", task, 1, environment(task.world_size))
+    assert ranks is not None  # examined
+    return run_numpy(task, ranks)

@@ -97,13 +97,19 @@ class Framework(Protocol):
 
 def load_framework(name: str) -> Framework:
     """The framework of this name, imported now."""
-    homes = {"torch": "in_torch", "jax": "in_jax", "numpy": "in_numpy"}
-    if name not in homes:
+    require_framework(name, "check_loss")
+    framework: Framework = import_module(f"siglip_ref.check.in_{name}").FRAMEWORK()
+    return framework
+
+
+def require_framework(name: object, check: str) -> None:
+    """One that is known and installed; it is not imported. check: the function that was called."""
+    if not isinstance(name, str) or name not in INSTALL:
         raise UsageError(
             expected='framework "torch", "jax" or "numpy"',
             got=repr(name),
             cause="there is no such framework here",
-            repair='siglip_ref.check_loss(fn, framework="torch")',
+            repair=f'siglip_ref.{check}(fn, framework="torch")',
         )
     if not installed(name):
         raise UsageError(
@@ -112,8 +118,6 @@ def load_framework(name: str) -> Framework:
             cause="siglip-ref installs no framework, so that it cannot change yours",
             repair=INSTALL[name],
         )
-    framework: Framework = import_module(f"siglip_ref.check.{homes[name]}").FRAMEWORK()
-    return framework
 
 
 def installed(name: str) -> bool:
@@ -124,8 +128,9 @@ def installed(name: str) -> bool:
         return False
 
 
-def framework_of(fn: Callable[..., Any]) -> str:
-    """The framework a function belongs to: of the names it uses, else of the module it stands in."""
+def framework_of(fn: Callable[..., Any], check: str = "check_loss") -> str:
+    """The framework a function belongs to: of the names it uses, else of the module it stands in. check: the function
+    that was called."""
     for evidence in (_of_object(fn, depth=3), _of_module(fn)):
         found = set(evidence)
         if len(found - {"numpy"}) == 1:
@@ -138,7 +143,7 @@ def framework_of(fn: Callable[..., Any]) -> str:
         expected="a function that shows which framework it uses",
         got=f"{describe(fn)}, which " + ("uses torch and jax" if found else "names neither torch, jax nor numpy"),
         cause="the framework is taken from the names a function uses, and from its module",
-        repair='write it down: siglip_ref.check_loss(fn, framework="torch"), or "jax", or "numpy"',
+        repair=f'write it down: siglip_ref.{check}(fn, framework="torch"), or "jax", or "numpy"',
     )
 
 

@@ -23,20 +23,13 @@ class Numpy:
         """Loss and gradients, as fn returns them."""
         kinds = (setting.input_dtype, setting.input_dtype, setting.scalar_dtype, setting.scalar_dtype)
         numbers = (inputs.image_embed, inputs.text_embed, inputs.scale, inputs.bias)
-        values = [np.array(x).astype(_dtype(kind)) for x, kind in zip(numbers, kinds, strict=True)]
+        values = [np.array(x).astype(numpy_dtype(kind)) for x, kind in zip(numbers, kinds, strict=True)]
         if way == "strided":
             values = [np.asfortranarray(values[0]), np.repeat(values[1], 2, 1)[:, ::2], *values[2:]]
         before = [value.copy() for value in values]
         with np.errstate(all="ignore"):
             result = fn(*values)
-        if not isinstance(result, tuple | list) or len(result) != 5:
-            raise UsageError(
-                expected="a NumPy loss that returns the loss and the four gradients: "
-                "loss, d_image_embed, d_text_embed, d_log_scale, d_bias",
-                got=f"a {type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple | list) else ""),
-                cause="NumPy does not differentiate, so the gradients must come from the function",
-                repair='return all five, or check_loss(fn, framework="torch") if it is a Torch function',
-            )
+        require_five(result, "check_loss")
         loss, *gradients = (None if value is None else as_float64(value) for value in result)
         if loss is None or loss.size != 1:
             raise no_scalar(result[0], None if loss is None else loss.shape)
@@ -61,7 +54,20 @@ def _number(gradient: Array | None) -> Array | None:
     return gradient.reshape(()) if gradient is not None and gradient.shape == (1,) else gradient
 
 
-def _dtype(name: str) -> Any:
+def require_five(result: object, check: str) -> None:
+    """What a NumPy loss returns. check: the function that was called."""
+    if not isinstance(result, tuple | list) or len(result) != 5:
+        raise UsageError(
+            expected="a NumPy loss that returns the loss and the four gradients: "
+            "loss, d_image_embed, d_text_embed, d_log_scale, d_bias",
+            got=f"a {type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple | list) else ""),
+            cause="NumPy does not differentiate, so the gradients must come from the function",
+            repair=f'return all five, or {check}(fn, framework="torch") if it is a Torch function',
+        )
+
+
+def numpy_dtype(name: str) -> Any:
+    """Also bfloat16, which NumPy does not have itself."""
     if name != "bfloat16":
         return np.dtype(name)
     if not installed("ml_dtypes"):

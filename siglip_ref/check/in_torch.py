@@ -56,7 +56,7 @@ class Torch:
     @contextmanager
     def environment(self, fn: Callable[..., Any], setting: Setting) -> Iterator[None]:
         """Random states, default dtype, gradient and autocast modes, and the gradients of a loss that is a module."""
-        _require_device(setting.device)
+        require_device(setting.device)
         default = torch.get_default_dtype()
         owner = getattr(fn, "__self__", fn)
         parameters = list(owner.parameters()) if isinstance(owner, torch.nn.Module) else []
@@ -77,7 +77,8 @@ class Torch:
                 parameter.grad = gradient
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
+    """One that Torch can use here."""
     try:
         torch.empty(0, device=device)
     except Exception as cause:  # Torch has an error of its own for every kind of device

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from siglip_ref.check.arguments import declared_conventions, require_callable, setting_of
+from siglip_ref.check.arguments import declared_conventions, require_arguments, require_instance, setting_of
 from siglip_ref.check.frameworks import framework_of, load_framework
 from siglip_ref.check.in_numpy import random_states
 from siglip_ref.check.loss_run import Loss, Progress, Run, run_check
@@ -62,7 +62,8 @@ def check_loss(
         from siglip_ref.check.target import load_callable
 
         fn = load_callable(fn)
-    require_callable(fn)
+    require_instance(fn)
+    require_arguments(fn)
     setting = setting_of(dtype, scalar_dtype, device, precision)
     declared = declared_conventions(scale, embeddings)
     loaded = load_framework(framework or framework_of(fn))

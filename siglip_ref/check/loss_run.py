@@ -108,13 +108,13 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
     tensors wrong, or a nearer loss, under another one."""
     for probe in probes:
         outcomes = {c.scale: run.call(probe, c, "plain", "finding the convention") for c in candidates}
-        exponentiates = _exponentiates(outcomes.get("log"), outcomes.get("linear"))
+        exponential = exponentiates(outcomes.get("log"), outcomes.get("linear"))
         scores = []
         for convention in candidates:
             outcome = outcomes[convention.scale]
             if outcome is not None:
-                against = exponentiates is not None and exponentiates != (convention.scale == "log")
-                wrong, radial, gap = _misfit(outcome, truth(probe, convention, run.setting), convention, probe)
+                against = exponential is not None and exponential != (convention.scale == "log")
+                wrong, radial, gap = misfit(outcome, truth(probe, convention, run.setting), convention, probe)
                 scores.append((wrong > 0, against, wrong, radial, convention.scale == "linear", gap))
             else:
                 scores.append(_REFUSED)
@@ -130,7 +130,7 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
     ) from run.first_refusal
 
 
-def _exponentiates(log: Outcome | None, linear: Outcome | None) -> bool | None:
+def exponentiates(log: Outcome | None, linear: Outcome | None) -> bool | None:
     """Whether the scale goes through an exponential, seen from what changes when fn is given a logarithm and then the
     scale itself; None where nothing does, or fn was not called with both."""
     if log is None or linear is None:
@@ -147,7 +147,7 @@ def _exponentiates(log: Outcome | None, linear: Outcome | None) -> bool | None:
     return not (changes <= np.log(_EXPONENTIAL)).all()  # NaN and infinity come of exponentials
 
 
-def _misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe) -> tuple[int, bool, float]:
+def misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe) -> tuple[int, bool, float]:
     """How badly a convention fits: wrong tensors; then, for a loss that is wrong under every convention, whether its
     gradients have the radial part that normalising takes away, and how far the loss is from what it should be."""
     off = {row.name: row.verdict == "FAIL" for row in judge(outcome, right, "")}

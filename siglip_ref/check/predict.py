@@ -124,5 +124,6 @@ def _on_ranks(
 
 
 def odd_one(parts: Array) -> Array:
-    """Of one number per rank, which should be the same, the one that differs most."""
-    return np.array(parts[np.abs(parts - np.median(parts)).argmax()])
+    """Of one number per rank, which should be the same, the one that differs most; one that is not finite first."""
+    lost = ~np.isfinite(parts)
+    return np.array(parts[lost.argmax() if lost.any() else np.abs(parts - np.median(parts)).argmax()])
