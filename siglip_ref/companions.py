@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from siglip_ref.checkpoint.files import last_resort, read_json
+from siglip_ref.checkpoint.files import last_resort, read_json, unreadable
 from siglip_ref.checkpoint.wrapped import Format
+from siglip_ref.errors import UsageError
 from siglip_ref.image_settings import RESAMPLE, image_settings, open_clip_settings
 from siglip_ref.preprocess import PREPROCESS, Preprocess
 from siglip_ref.provenance import DEFAULT, GIVEN, Setting
@@ -96,8 +97,16 @@ def _said(directory: Path, format_: Format) -> Iterator[Said]:
         with last_resort(place, "settings of images"):
             content: Any = read_json(place) if place.is_file() else {}
             content = content.get(source.key) if source.key else content
-            if isinstance(content, dict) and (fields := source.read(content)):
-                yield Said(source.file, source.pipeline, fields, content)
+            fields = _read(source, content, place) if isinstance(content, dict) else {}
+        if fields:
+            yield Said(source.file, source.pipeline, fields, content)
+
+
+def _read(source: Source, content: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    try:
+        return source.read(content)
+    except UsageError as error:  # which does not know the file
+        raise unreadable(place, error.expected, error.got, error.cause, error.repair) from error
 
 
 def _disagreements(how: Preprocess, first: Said, other: Said) -> Iterator[str]:

@@ -13,6 +13,7 @@ from siglip_ref.embed import best_ops
 from siglip_ref.errors import UsageError
 from siglip_ref.preprocess import PREPROCESS, Preprocess
 from siglip_ref.provenance import Setting
+from siglip_ref.refusals import require_side
 from siglip_ref.tokenizer import Tokenizer, find_tokenizer
 from siglip_ref.wording import TEXT_CONVENTIONS
 from siglip_ref.zeroshot import Model
@@ -75,6 +76,7 @@ def from_checkpoint(
     made: list[Tokenizer] = []
 
     def tokenize() -> Tokenizer:
+        require_side(checkpoint.sides, cfg, "text")
         if not made:
             made.append(find_tokenizer(tokenizer, directory, cfg.vocabulary, cfg.text_length, words))
         return made[0]

@@ -7,20 +7,20 @@ import numpy as np
 
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
+from siglip_ref.sizes import Config
 from siglip_ref.typed import visible
 
 if TYPE_CHECKING:
     from siglip_ref.zeroshot import Model
 
 
-def require_side(model: "Model", side: str) -> None:
+def require_side(sides: Sequence[str], cfg: Config, side: str) -> None:
     """Refuse what needs the tower that is not in the file."""
-    if side not in model.sides:
-        there = model.sides[0]
+    if side not in sides:
         raise UsageError(
             expected=f"a model with its {side} tower",
-            got=f"the {there} tower alone ({model.config.name})",
-            cause=f"nothing of a SigLIP's {side} tower is in the file: it embeds {there}s only",
+            got=f"the {sides[0]} tower alone ({cfg.name})",
+            cause=f"nothing of a SigLIP's {side} tower is in the file: it embeds {sides[0]}s only",
             repair="load the whole SigLIP that it was taken from",
         )
 

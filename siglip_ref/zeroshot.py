@@ -106,7 +106,7 @@ class Model:
 
         Images that cannot be read are skipped and named.
         """
-        require_side(self, "image")
+        require_side(self.sides, self.config, "image")
         sources = image_files(images)
         done, names, skipped = [np.zeros((0, self.config.embed), self._dtype)], [], []
         read = clear = 0
@@ -130,7 +130,7 @@ class Model:
 
     def embed_texts(self, texts: Sequence[str], *, batch: int = 32, progress: Progress | None = None) -> Array:
         """Unit vectors (n, D) of texts, padded as the model was trained; a warning counts those that are cut."""
-        require_side(self, "text")
+        require_side(self.sides, self.config, "text")
         for note in cut_note(self.tokenizer(), texts, "texts"):
             warnings.warn(note, stacklevel=2)
         return self._embed_texts(texts, batch, progress)
@@ -167,7 +167,7 @@ class Model:
         images, batch, threads, progress : as in `embed_images`
         """
         for side in ("text", "image"):
-            require_side(self, side)
+            require_side(self.sides, self.config, side)
         tokenizer = self.tokenizer()
         texts = fill(template, require_words(labels, tokenizer), canonicalise=tokenizer.convention.prompts)
         notes = (*cut_note(tokenizer, texts, "labels in their template"), *same_to_the_model(texts, labels, tokenizer))

@@ -23,6 +23,9 @@ Tokens = Annotated[str | None, typer.Option(help='a SentencePiece file, a tokeni
 How = Annotated[
     str | None, typer.Option(help="huggingface, huggingface-2, open_clip, big_vision; else the model's own")
 ]
+Prefix = Annotated[
+    str | None, typer.Option(help='how the names begin of the model that is meant, where a file holds several: "ema."')
+]
 Batch = Annotated[int, typer.Option(min=1, help="images computed together")]
 Threads = Annotated[int, typer.Option("-t", "--threads", min=1, help="threads that decode images")]
 
@@ -41,6 +44,7 @@ def zeroshot(
     template: Annotated[str, typer.Option(help="what the labels are put into")] = "This is a photo of {}.",
     tokenizer: Tokens = None,
     preprocess: How = None,
+    prefix: Prefix = None,
     batch: Batch = 8,
     threads: Threads = 2,
     json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
@@ -48,7 +52,7 @@ def zeroshot(
 ) -> None:
     """How well does each label fit each image?"""
     words = _once(read_lines(Path(labels[1:])) if labels.startswith("@") else list(map(tidy, labels.split(","))))
-    loaded = _load(model, tokenizer, preprocess)
+    loaded = _load(model, tokenizer, preprocess, prefix)
     with progress("images") as report:
         found = loaded.zero_shot(_files(image), words, template, batch=batch, threads=threads, progress=report)
     _notes(found.notes)
@@ -68,6 +72,7 @@ def embed(
     text: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
     tokenizer: Tokens = None,
     preprocess: How = None,
+    prefix: Prefix = None,
     batch: Batch = 8,
     threads: Threads = 2,
     force: Force = False,
@@ -91,12 +96,13 @@ def embed(
         )
     names_file = out.with_suffix(".names.csv")
     require_free(files=(out, names_file), force=force)
-    loaded = _load(model, tokenizer, preprocess)
+    loaded = _load(model, tokenizer, preprocess, prefix)
     skipped: list[tuple[str, str]] = []
     if images:
         with progress("images") as report:
             found = loaded.embed_images(_files(images), batch=batch, threads=threads, progress=report)
         vectors, names, skipped = found.embeddings, found.names, found.skipped
+        _notes(found.notes)
     else:
         assert text is not None
         names = read_lines(text)
@@ -117,11 +123,12 @@ def checkpoint(
     ] = None,
     tokenizer: Tokens = None,
     preprocess: Annotated[str, typer.Option(help="the recorded logits were made with big_vision's")] = "big_vision",
+    prefix: Prefix = None,
 ) -> None:
-    """Do a checkpoint's tensors fit its size, and do its logits agree with those on record?"""
+    """Do a checkpoint's tensors fit its size, which file says what, and do its logits agree with those on record?"""
     from siglip_ref.check.checkpoint import check_checkpoint
 
-    report = check_checkpoint(model, images, tokenizer=tokenizer, preprocess=preprocess)
+    report = check_checkpoint(model, images, tokenizer=tokenizer, preprocess=preprocess, prefix=prefix)
     typer.echo(str(report))
     raise typer.Exit(0 if report.passed else 1)
 
@@ -141,12 +148,12 @@ def progress(what: str) -> "Iterator[Progress | None]":
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _load(model: str, tokenizer: str | None, preprocess: str | None) -> "Model":
+def _load(model: str, tokenizer: str | None, preprocess: str | None, prefix: str | None) -> "Model":
     from siglip_ref.loading import load
     from siglip_ref.memory import keep_freed_memory
 
     keep_freed_memory()
-    loaded = load(model, tokenizer=tokenizer, preprocess=preprocess)
+    loaded = load(model, tokenizer=tokenizer, preprocess=preprocess, prefix=prefix)
     _notes(loaded.notes)
     return loaded
 

@@ -42,6 +42,7 @@ def check_checkpoint(
     *,
     tokenizer: str | Path | None = None,
     preprocess: str = "big_vision",
+    prefix: str | None = None,
 ) -> Report:
     """Read every tensor; with the two photographs of `PHOTOS`, compare the logits with those on record.
 
@@ -49,9 +50,10 @@ def check_checkpoint(
     ----------
     path : as in `siglip_ref.load`
     photos : apple-ipod.jpg and apple-blank.jpg, in this order; None: only the tensors are checked
-    tokenizer, preprocess : as in `siglip_ref.load`; the record was made with big_vision's preprocessing
+    tokenizer, preprocess, prefix : as in `siglip_ref.load`; the record was made with big_vision's preprocessing;
+        without photographs the report tells the checkpoint's own
     """
-    model = load(path, tokenizer=tokenizer, preprocess=preprocess)
+    model = load(path, tokenizer=tokenizer, preprocess=preprocess if photos else None, prefix=prefix)
     cfg, params = model.config, model.params
     found = sum(array.size for array in params.values())
     wanted = sum(math.prod(shape) for shape in of_sides(shapes(cfg), model.sides).values())

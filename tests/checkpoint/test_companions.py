@@ -140,7 +140,7 @@ def test_settings_that_no_image_can_be_prepared_with_are_refused_at_load(place, 
     for value in WRONG[key]:
         content = OWN | {key: value}
         settings(place, name, **content if name.startswith("pre") else {"image_processor": content})
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match=name):
             sr.load(place)
 
 
