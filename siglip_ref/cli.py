@@ -73,6 +73,7 @@ def check_loss_command(
     dims: Annotated[str | None, typer.Option(help='multiples "batch=16,dim=32", or shapes "64x128,96x128"')] = None,
     precision: Annotated[str, typer.Option(help="pure or autocast")] = "pure",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    frozen: Annotated[list[str] | None, typer.Option(help="an input without gradient; may be repeated")] = None,
     json: Json = None,
     save_case: SaveCase = None,
 ) -> None:
@@ -90,6 +91,7 @@ def check_loss_command(
             read_dims(dims),
             precision=precision,  # type: ignore[arg-type]
             progress=progress,
+            frozen=frozen or (),
         )
     finish(report, json, save_case)
 

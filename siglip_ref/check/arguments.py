@@ -88,7 +88,9 @@ def require_seconds(argument: str, value: object, usual: float) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def setting_of(dtype: object, scalar_dtype: object, device: str, precision: str) -> Setting:
+def setting_of(
+    dtype: object, scalar_dtype: object, device: str, precision: str, frozen: str | Sequence[str] = ()
+) -> Setting:
     """In what the loss will be computed; types may be names, or a framework's own."""
     name, scalar = dtype_name(dtype, "dtype"), dtype_name(scalar_dtype, "scalar_dtype")
     if precision not in ("pure", "autocast") or (precision == "autocast" and name not in ("bfloat16", "float16")):
@@ -100,7 +102,15 @@ def setting_of(dtype: object, scalar_dtype: object, device: str, precision: str)
         )
     if name == "float64":
         scalar = "float64"
-    return Setting(name, scalar, str(device), precision == "autocast")
+    still = tuple("log_scale" if one == "scale" else one for one in ((frozen,) if isinstance(frozen, str) else frozen))
+    if not set(still) < set(ARGUMENTS):
+        raise UsageError(
+            expected=f"frozen: some of {', '.join(ARGUMENTS)}",
+            got=", ".join(map(repr, frozen)),
+            cause="another name" if set(still) - set(ARGUMENTS) else "no input is left whose gradient is asked for",
+            repair='frozen=("image_embed",)',
+        )
+    return Setting(name, scalar, str(device), precision == "autocast", still)
 
 
 def dtype_name(dtype: object, argument: str) -> str:

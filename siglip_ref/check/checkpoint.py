@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.compare import Row, compare, not_checked
+from siglip_ref.check.compare import Row, compare, not_checked, out_of_range
+from siglip_ref.check.model_probe import probe_tokens
+from siglip_ref.check.preprocess import picture
 from siglip_ref.check.report import Report
 from siglip_ref.check.verdict import did_not_finish, judgement
 from siglip_ref.checkpoint.names import of_sides
+from siglip_ref.embed import image_embeddings, text_embeddings
 from siglip_ref.errors import UsageError
 from siglip_ref.loading import load
 from siglip_ref.params import shapes
+from siglip_ref.preprocess import patches, pixels
+from siglip_ref.towers.naflex import Patches
 from siglip_ref.zeroshot import Model
 
 PHOTOS = ("apple-ipod.jpg", "apple-blank.jpg")
@@ -44,12 +49,13 @@ def check_checkpoint(
     preprocess: str = "big_vision",
     prefix: str | None = None,
 ) -> Report:
-    """Read every tensor; with the two photographs of `PHOTOS`, compare the logits with those on record.
+    """Read every tensor, and embed a test image and a test caption; with the two photographs of `PHOTOS`, compare the
+    logits with those on record.
 
     Parameters
     ----------
     path : as in `siglip_ref.load`
-    photos : apple-ipod.jpg and apple-blank.jpg, in this order; None: only the tensors are checked
+    photos : apple-ipod.jpg and apple-blank.jpg, in this order; None: nothing is compared with the record
     tokenizer, preprocess, prefix : as in `siglip_ref.load`; the record was made with big_vision's preprocessing;
         without photographs the report tells the checkpoint's own
     """
@@ -61,6 +67,7 @@ def check_checkpoint(
     rows = [
         compare("parameters", _number(found), _number(wanted), 0.0, kind="value", note=f"{found:,} of {cfg.name}"),
         compare("numbers not finite", _number(lost), _number(0), 0.0, kind="value"),
+        *_outputs(model),
         _logits(model, photos),
     ]
     unread = rows[-1].note if photos and rows[-1].verdict == "not checked" else ""
@@ -73,6 +80,38 @@ def check_checkpoint(
     report.conventions = {"preprocessing": model.preprocess.name, "computed with": model.computes_with}
     report.conventions |= {found.name: f"{found.value} ({found.source})" for found in model.settings}
     return report
+
+
+@np.errstate(all="ignore")
+def _outputs(model: Model) -> list[Row]:
+    """Whether an image and a caption come out as numbers: finite weights may be far too large, or too small."""
+    cfg, params, found = model.config, model.params, dict[str, Any]()
+    if "image" in model.sides:
+        found["image_embed"] = image_embeddings(params, _test_image(model), cfg, model.ops)
+    if "text" in model.sides:
+        found["text_embed"] = text_embeddings(params, probe_tokens(cfg, 1), cfg, model.ops)
+    if len(found) == 2:
+        similarity = found["image_embed"] @ found["text_embed"].T
+        found["logits"] = np.exp(params["log_scale"]) * similarity + params["bias"]
+    rows = []
+    for name, values in found.items():
+        lost = int((~np.isfinite(values)).sum())
+        if lost:
+            reason = f"{lost} of {values.size} NaN or infinite in {values.dtype}, for a test image and a test caption"
+            rows.append(out_of_range(f"finite/{name}", "value", reason))
+        else:
+            rows.append(compare(f"finite/{name}", _number(lost), _number(0), 0.0, kind="value"))
+    return rows
+
+
+def _test_image(model: Model) -> Any:
+    """A batch of one, as the checkpoint's settings want it."""
+    cfg, how, image = model.config, model.preprocess, picture(90, 140)
+    dtype = next(iter(model.params.values())).dtype
+    if cfg.naflex:
+        values, grid = patches(image, cfg.patch, how)
+        return Patches(values[None].astype(dtype), np.array([grid]))
+    return pixels(image, cfg.image_size, how)[None].astype(dtype)
 
 
 def _logits(model: Model, photos: Sequence[str | Path] | None) -> Row:

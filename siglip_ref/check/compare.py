@@ -10,6 +10,19 @@ from siglip_ref.ops.elementary import Array
 
 Kind = Literal["value", "activation", "gradient"]
 RowVerdict = Literal["pass", "FAIL", "zero by structure", "out of range", "not checked"]
+# What is the matter with a row, beside how far it is off; "" where nothing is, or where that is all.
+Trouble = Literal[
+    "",
+    "not finite",  # where correct rounding is
+    "no numbers",  # complex numbers, objects, text
+    "shape",
+    "no gradient",  # none arrived
+    "modified",  # an input, written to by the call
+    "refused",  # the call raised, though the same shapes had worked
+    "overflows",  # even with correct rounding
+    "underflows",
+    "drowned",  # in the rounding of correct programs
+]
 
 
 @dataclass(frozen=True)
@@ -21,6 +34,7 @@ class Row:
     noise : the error that correct programs show, in the same unit; not a number where nothing was measured
     ratio : least-squares scale <got, expected> / <expected, expected>; cosine : of the angle between them
     rows : the rows that are wrong, in words; probe : the inputs at which this was seen
+    trouble : what is the matter with it, as data; note : the same in words, and more
     """
 
     name: str
@@ -34,6 +48,7 @@ class Row:
     note: str = ""
     probe: str = ""
     noise: float = float("nan")
+    trouble: Trouble = ""
 
     @property
     def times(self) -> float:
@@ -87,12 +102,17 @@ def compare(
     >>> row.verdict, row.error, row.rows
     ('FAIL', 0.5, 'element 1 wrong, the rest right')
     """
-    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
-    if got.shape != expected.shape:
+    expected = np.asarray(expected, np.float64)
+    unfit: tuple[Trouble, str] | None = None
+    if not _real(got):
+        unfit = "no numbers", f"{np.asarray(got).dtype}, not real numbers"
+    elif np.shape(got) != expected.shape:
+        unfit = "shape", f"shape {np.shape(got)}, expected {expected.shape}"
+    if unfit:
         nan = float("nan")
-        mismatch = f"shape {got.shape}, expected {expected.shape}"
         limits = float(np.max(tolerance)), float(nan if noise is None else np.max(noise))
-        return Row(name, kind, nan, limits[0], nan, nan, "", "FAIL", _join(mismatch, note), probe, limits[1])
+        return Row(name, kind, nan, limits[0], nan, nan, "", "FAIL", _join(unfit[1], note), probe, limits[1], unfit[0])
+    got = np.asarray(got, np.float64)
     with np.errstate(all="ignore"):
         unit = float(zero_scale if zero_scale is not None else np.max(np.abs(expected), initial=0.0))
         off = np.abs(got - expected)
@@ -108,8 +128,15 @@ def compare(
         note = _join(note, "any program shows rounding noise here")
     else:
         verdict = "pass" if good.all() else "FAIL"
-    note = note if np.isfinite(got).all() else _join(f"{np.sum(~np.isfinite(got))} of {got.size} NaN or infinite", note)
-    return Row(name, kind, error, allowed, ratio, cosine, wrong_rows(~good), verdict, note, probe, level)
+    trouble: Trouble = "" if np.isfinite(got).all() else "not finite"
+    note = _join(f"{np.sum(~np.isfinite(got))} of {got.size} NaN or infinite", note) if trouble else note
+    return Row(name, kind, error, allowed, ratio, cosine, wrong_rows(~good), verdict, note, probe, level, trouble)
+
+
+def _real(values: Array) -> bool:
+    """Whether these are real numbers; NumPy calls 16-bit floats that are not its own "void"."""
+    kind = np.asarray(values).dtype
+    return kind.kind in "fiub" or kind.name.startswith(("bfloat16", "float8"))
 
 
 def _allowed(relative: Array, tolerance: float | Array, error: float) -> float:
@@ -127,10 +154,10 @@ def not_checked(name: str, kind: Kind, reason: str, probe: str = "") -> Row:
     return Row(name, kind, nan, nan, nan, nan, "", "not checked", reason, probe)
 
 
-def out_of_range(name: str, kind: Kind, reason: str, probe: str = "") -> Row:
+def out_of_range(name: str, kind: Kind, reason: str, probe: str = "", trouble: Trouble = "overflows") -> Row:
     """The row of a tensor for which even correctly rounded arithmetic overflows or underflows."""
     nan = float("nan")
-    return Row(name, kind, nan, nan, nan, nan, "", "out of range", reason, probe)
+    return Row(name, kind, nan, nan, nan, nan, "", "out of range", reason, probe, trouble=trouble)
 
 
 def wrong_rows(wrong: Array) -> str:

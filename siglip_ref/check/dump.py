@@ -1,6 +1,6 @@
 """Judge tensors that any program wrote for a golden vector: NumPy alone, whatever language or framework made them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ from siglip_ref.check.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.check.noise import TIMES
 from siglip_ref.check.report import Case, Finding, Report, Sight
 from siglip_ref.check.seen import Seen
+from siglip_ref.check.sight import in_the_catalogue, sorted_out
 from siglip_ref.check.verdict import Judgement, judgement
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.files import read_npz, read_safetensors
-from siglip_ref.vectors.power import FORMATS, measured, run
+from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, mistaken, run
 from siglip_ref.vectors.store import Vector, packaged
 
 COMBINED = 6  # mistakes that are tried together
@@ -87,7 +88,7 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
     # with partial, what is not in the file was not asked for
     judged = judgement(rows, asked=lambda row: not partial or row.verdict != "not checked")
     judged = Judgement("FAIL") if missing and not partial else judged
-    blind, concerned = measured().blind(dtype, {vector.id})
+    worth = _sight(vector, dtype, {row.name for row in rows if row.right or row.verdict == "FAIL"})
     notes = [f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}"] if missing else []
     return Report(
         title=f"{title}, {dtype}",
@@ -96,13 +97,34 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
         findings=_findings(vector, seen, dtype) if any(row.verdict == "FAIL" for row in rows) else [],
         conventions={name: str(value) for name, value in vector.conventions.items()},
         not_checked=[f"{len(missing)} tensors that are not in the file"] if missing else [],
-        blind=[f"{name}: {CATALOGUE[name].text}" for name in blind],
+        blind=in_the_catalogue(worth.blind),
         notes=notes,
         details=rows,
         unjudged=judged.unjudged,
         case=Case(dict(got), PROGRAM.format(vector=vector.id, dtype=dtype)),
-        sight=Sight(concerned - len(blind), concerned, tuple(blind), dtype, (f"everything but {vector.id}",)),
+        sight=worth,
     )
+
+
+def _sight(vector: Vector, dtype: str, judged: Collection[str]) -> Sight:
+    """Of the mistakes that vectors of this kind show in float64: those that this one shows in these tensors."""
+    whole = all(kind_of(name)[1] in judged for name, level in measured().noise_of(vector, dtype).items() if level)
+    alike = {one.id for one in packaged().vectors.values() if one.task == vector.task}
+    seen = {}
+    for name in measured().power:
+        if name in CATALOGUE and measured().best(name, "float64", alike)[0] >= SEEN:
+            seen[name] = measured().best(name, dtype, {vector.id})[0] >= SEEN
+            if seen[name] and not whole:  # the table is of all tensors together
+                seen[name] = _power(vector, CATALOGUE[name], dtype, judged) >= SEEN
+    other = {name: f"that no vector of {vector.task} shows" for name, rows in measured().power.items() if rows}
+    return sorted_out(seen, dtype, other)
+
+
+def _power(vector: Vector, mistake: Mistake, dtype: str, judged: Collection[str]) -> float:
+    """The largest error that a mistake makes in these tensors, in units of their noise."""
+    found = errors(vector, mistaken(vector, mistake, "float64" if dtype == "float64" else "float32"))
+    noise = measured().noise_of(vector, dtype)
+    return max((found[n] / level for n, level in noise.items() if level and kind_of(n)[1] in judged), default=0.0)
 
 
 def kind_of(name: str) -> tuple[Kind, str]:

@@ -41,6 +41,5 @@ def _called(call: Call, probe: Probe, kind: str) -> Outcome | None:
         outcome = call(Inputs(probe.image_embed, probe.text_embed, probe.bias, scale))
     except Exception:  # whatever a user's function raises, it is not right then
         return None
-    gradients = dict(outcome.gradients)
-    gradients["log_scale"], gradients["bias"] = gradients["bias"], gradients["log_scale"]
-    return replace(outcome, gradients=gradients)
+    other = {"log_scale": "bias", "bias": "log_scale"}
+    return replace(outcome, gradients={other.get(name, name): g for name, g in outcome.gradients.items()})

@@ -39,12 +39,14 @@ _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "flax": "jax", "optax
 
 @dataclass(frozen=True)
 class Setting:
-    """In what a loss is computed. dtype: of the products; autocast: inputs float32, products in dtype."""
+    """In what a loss is computed. dtype: of the products; autocast: inputs float32, products in dtype; frozen: inputs
+    that need no gradient."""
 
     dtype: str
     scalar_dtype: str
     device: str
     autocast: bool
+    frozen: tuple[str, ...] = ()
 
     @property
     def input_dtype(self) -> str:
@@ -80,6 +82,12 @@ class Outcome:
     loss: Array
     gradients: dict[str, Array | None]
     modified: list[str] = field(default_factory=list)
+
+
+def wanted(setting: Setting, way: Way) -> list[str]:
+    """The inputs whose gradients are asked for."""
+    alone = way.removeprefix("only ")
+    return [name for name in ARGUMENTS if name not in setting.frozen and alone in (way, name)]
 
 
 class Framework(Protocol):
@@ -218,4 +226,7 @@ def _of_module(fn: object) -> Iterator[str]:
 
 def as_float64(values: Array) -> Array:
     """A float64 copy, also of the 16-bit types NumPy does not know itself."""
-    return np.array(values).astype(np.float64)
+    array = np.array(values)
+    if array.dtype.kind in "cSUmM":
+        raise TypeError(f"{array.dtype} in place of real numbers")
+    return array.astype(np.float64)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siglip_ref.check.frameworks import ALONE, ARGUMENTS, Framework, Inputs, Outcome, Setting, Way, as_float64
+from siglip_ref.check.frameworks import ALONE, ARGUMENTS, Framework, Inputs, Outcome, Setting, Way, as_float64, wanted
 from siglip_ref.check.results import no_scalar
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -26,22 +26,25 @@ class Jax:
     def call(self, fn: Callable[..., Any], inputs: Inputs, setting: Setting, way: Way) -> Outcome:
         """Loss and gradients: "plain" and "again" under jit, the other ways without."""
         values = _arguments(inputs, setting)
-        alone = way.removeprefix("only ")
-        wanted = [ARGUMENTS.index(alone)] if alone in ARGUMENTS else list(range(4))
+        places = [ARGUMENTS.index(name) for name in wanted(setting, way)]
         if way == "upstream":
-            loss, pull = jax.vjp(fn, *values)
+
+            def of_wanted(*given: Any) -> Any:
+                return fn(*(given[places.index(k)] if k in places else value for k, value in enumerate(values)))
+
+            loss, pull = jax.vjp(of_wanted, *(values[k] for k in places))
             gradients = pull(jnp.full_like(loss, 3))
         elif way in ("plain", "again"):
             _require_scalar(fn, values)
-            loss, gradients = self._jitted(fn)(*values)
+            loss, gradients = self._jitted(fn, places)(*values)
         else:
-            loss, gradients = jax.value_and_grad(fn, tuple(wanted))(*values)
-        named = {ARGUMENTS[k]: as_float64(g) for k, g in zip(wanted, gradients, strict=True)}
+            loss, gradients = jax.value_and_grad(fn, tuple(places))(*values)
+        named = {ARGUMENTS[k]: as_float64(g) for k, g in zip(places, gradients, strict=True)}
         return Outcome(as_float64(loss).reshape(()), dict(named))
 
-    def _jitted(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def _jitted(self, fn: Callable[..., Any], places: list[int]) -> Callable[..., Any]:
         if fn not in self._compiled:
-            self._compiled[fn] = jax.jit(jax.value_and_grad(fn, (0, 1, 2, 3)))
+            self._compiled[fn] = jax.jit(jax.value_and_grad(fn, tuple(places)))
         return self._compiled[fn]
 
     @contextmanager

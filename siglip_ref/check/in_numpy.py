@@ -1,13 +1,22 @@
 """Calling a loss written in NumPy, which returns its gradients itself."""
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.frameworks import ARGUMENTS, Framework, Inputs, Outcome, Setting, Way, as_float64, installed
+from siglip_ref.check.frameworks import (
+    ARGUMENTS,
+    Framework,
+    Inputs,
+    Outcome,
+    Setting,
+    Way,
+    as_float64,
+    installed,
+    wanted,
+)
 from siglip_ref.check.results import no_scalar
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -34,7 +43,8 @@ class Numpy:
         if loss is None or loss.size != 1:
             raise no_scalar(result[0], None if loss is None else loss.shape)
         modified = [name for name, a, b in zip(ARGUMENTS, values, before, strict=True) if not np.array_equal(a, b)]
-        return Outcome(loss.reshape(()), dict(zip(ARGUMENTS, map(_number, gradients), strict=True)), modified)
+        named = {name: _number(g) for name, g in zip(ARGUMENTS, gradients, strict=True) if name in wanted(setting, way)}
+        return Outcome(loss.reshape(()), named, modified)
 
     @contextmanager
     def environment(self, fn: Callable[..., Any], setting: Setting) -> Iterator[None]:
@@ -80,17 +90,6 @@ def numpy_dtype(name: str) -> Any:
     import ml_dtypes
 
     return np.dtype(ml_dtypes.bfloat16)
-
-
-@contextmanager
-def random_states() -> Iterator[None]:
-    """Python's and NumPy's global random states, put back at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 FRAMEWORK: type[Framework] = Numpy

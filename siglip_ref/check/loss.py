@@ -1,12 +1,15 @@
 """check_loss: is a sigmoid loss right, and are its gradients?"""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from siglip_ref.check.arguments import declared_conventions, require_arguments, require_instance, setting_of
 from siglip_ref.check.frameworks import framework_of, load_framework
-from siglip_ref.check.in_numpy import random_states
-from siglip_ref.check.loss_run import Loss, Progress, Run, run_check
+from siglip_ref.check.held import put_back
+from siglip_ref.check.loss_calls import Loss, Progress, Run
+from siglip_ref.check.loss_run import run_check
 from siglip_ref.check.probes import Dims
+from siglip_ref.check.process import as_it_was
 from siglip_ref.check.report import Report
 from siglip_ref.check.truth import EmbeddingKind, ScaleKind
 
@@ -22,6 +25,7 @@ def check_loss(
     scalar_dtype: object = "float32",
     precision: Literal["pure", "autocast"] = "pure",
     progress: Progress | None = None,
+    frozen: Sequence[str] = (),
 ) -> Report:
     """Judge a sigmoid loss: its value and its four gradients, at points where every term of it is visible.
 
@@ -38,6 +42,7 @@ def check_loss(
     scalar_dtype : of scale and bias; they never have fewer bits than float64 embeddings
     precision : "pure", all in dtype; "autocast", embeddings in float32, products in dtype (Torch)
     progress : called with the name of each step
+    frozen : inputs that need no gradient, ("image_embed",) for a locked image tower: fn is given them without one
 
     Returns
     -------
@@ -49,8 +54,9 @@ def check_loss(
 
     Notes
     -----
-    What is allowed is SAFETY times the rounding noise of a correct program, see `siglip_ref.check.noise`. Random
-    states, gradient and autocast modes and default dtypes are as before when it returns.
+    What is allowed is SAFETY times the rounding noise of a correct program, see `siglip_ref.check.noise`. The process
+    and everything that fn holds are as before when it returns: see `siglip_ref.check.process` and
+    `siglip_ref.check.held`.
 
     Examples
     --------
@@ -64,8 +70,8 @@ def check_loss(
         fn = load_callable(fn)
     require_instance(fn)
     require_arguments(fn)
-    setting = setting_of(dtype, scalar_dtype, device, precision)
+    setting = setting_of(dtype, scalar_dtype, device, precision, frozen)
     declared = declared_conventions(scale, embeddings)
     loaded = load_framework(framework or framework_of(fn))
-    with random_states(), loaded.environment(fn, setting):
+    with as_it_was(), loaded.environment(fn, setting), put_back(fn):
         return run_check(Run(fn, loaded, setting, dims, progress), declared)

@@ -1,23 +1,23 @@
 """One check of a loss from beginning to end: the convention, every probe, every clause of the contract."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from siglip_ref.check.answers import in_a_line
 from siglip_ref.check.compare import Row
-from siglip_ref.check.contract import CLAUSES
+from siglip_ref.check.contract import kept
 from siglip_ref.check.diagnose import explain
 from siglip_ref.check.exchanged import finding as exchanged
 from siglip_ref.check.exchanged import right_when_exchanged
-from siglip_ref.check.frameworks import Framework, Inputs, Outcome, Setting, Way, describe
+from siglip_ref.check.frameworks import Inputs, Outcome, describe
+from siglip_ref.check.loss_calls import Run
 from siglip_ref.check.loss_case import case_of
 from siglip_ref.check.loss_words import blind_spots, convention_finding, conventions_in_words, hints, next_steps
 from siglip_ref.check.mistakes import Mistake
 from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, suspects
-from siglip_ref.check.probes import POINTS, Dims, Probe, loss_probes, points_of
+from siglip_ref.check.probes import POINTS, Probe, loss_probes, points_of
 from siglip_ref.check.report import Finding, Report, worst_rows
 from siglip_ref.check.seen import seen_of
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
@@ -26,42 +26,10 @@ from siglip_ref.check.verdict import judgement
 from siglip_ref.errors import UsageError
 
 UNSTABLE = {"log-of-sigmoid", "log-one-plus-exp"}  # of which a hint knows one, and the reference both
-_REFUSED = (True, True, 99, True, True, np.inf)  # worse than any fit
+_REFUSED = (True, True, 99, True, True, True, np.inf)  # worse than any fit
 # Between the scales of about 2 and 10 that a loss is given where the convention is looked for, a loss that takes the
 # scale itself changes a few times; one that exponentiates what it is given, thousands of times, up or down.
 _EXPONENTIAL = 50.0
-
-Loss = Callable[..., Any]
-Progress = Callable[[str], None]
-
-
-@dataclass
-class Run:
-    """One check: what is called, how, and what came back."""
-
-    fn: Loss
-    framework: Framework
-    setting: Setting
-    dims: Dims
-    progress: Progress | None
-    refused: list[str] = field(default_factory=list)
-    first_refusal: Exception | None = None
-    outcomes: dict[str, tuple[Probe, Outcome, Truth]] = field(default_factory=dict)
-
-    def call(self, probe: Probe, convention: Convention, way: Way, label: str) -> Outcome | None:
-        """None where fn refuses; why is then in `refused`."""
-        if self.progress:
-            self.progress(label)
-        scale = probe.scale if convention.scale == "linear" else probe.log_scale
-        inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
-        try:
-            return self.framework.call(self.fn, inputs, self.setting, way)
-        except UsageError:
-            raise
-        except Exception as refusal:  # whatever a user's function raises is its answer
-            self.first_refusal = self.first_refusal or refusal
-            self.refused.append(f"{label}: {_in_a_line(refusal)}")
-            return None
 
 
 def run_check(run: Run, declared: Sequence[Convention]) -> Report:
@@ -107,15 +75,18 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
     that its own behaviour speaks for, or the first. None is chosen for being less wrong: two mistakes may leave fewer
     tensors wrong, or a nearer loss, under another one."""
     for probe in probes:
-        outcomes = {c.scale: run.call(probe, c, "plain", "finding the convention") for c in candidates}
+        called = {c.scale: run.call(probe, c, "plain", "finding the convention") for c in candidates}
+        outcomes = {scale: given for scale, given in called.items() if isinstance(given, Outcome)}
         exponential = exponentiates(outcomes.get("log"), outcomes.get("linear"))
         scores = []
         for convention in candidates:
-            outcome = outcomes[convention.scale]
+            outcome = outcomes.get(convention.scale)
             if outcome is not None:
                 against = exponential is not None and exponential != (convention.scale == "log")
                 wrong, radial, gap = misfit(outcome, truth(probe, convention, run.setting), convention, probe)
-                scores.append((wrong > 0, against, wrong, radial, convention.scale == "linear", gap))
+                normalises = not wrong and convention.embeddings == "raw"  # both are right where rows are frozen
+                linear = convention.scale == "linear"
+                scores.append((wrong > 0, against, wrong, radial, linear, normalises, gap))
             else:
                 scores.append(_REFUSED)
         if min(scores) < _REFUSED:
@@ -123,7 +94,7 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
             return candidates[scores.index(min(scores))]
     raise UsageError(
         expected="a loss that can be called with (image_embed, text_embed, log_scale, bias)",
-        got=f"{_in_a_line(run.first_refusal)} at every probe",
+        got=f"{in_a_line(run.first_refusal)} at every probe",
         cause="shapes, dtype or device that the loss cannot take, or another order of arguments",
         repair="give the shapes it needs, dims=dict(batch=16, dim=32); another dtype=; or wrap it: "
         "lambda image, text, log_scale, bias: fn(...)",
@@ -152,7 +123,7 @@ def misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe)
     gradients have the radial part that normalising takes away, and how far the loss is from what it should be."""
     off = {row.name: row.verdict == "FAIL" for row in judge(outcome, right, "")}
     wrong = sum(off.values())
-    gradient = outcome.gradients["image_embed"]
+    gradient = outcome.gradients.get("image_embed")
     with np.errstate(all="ignore"):
         gap = abs(np.log(outcome.loss / right.exact["loss"])) if off["loss"] else 0.0  # rounding chooses nothing
         if gradient is None or gradient.shape != probe.shape:
@@ -170,23 +141,26 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     details: list[Row] = []
     for probe in probes:
         outcome = run.call(probe, convention, "plain", probe.label)
-        if outcome is not None:
+        if isinstance(outcome, Outcome):
             right = truth(probe, convention, run.setting)
             run.outcomes[probe.label] = probe, outcome, right
             details += judge(outcome, right, probe.label)
-    notes: list[str] = []
-    findings = _contract(run, convention, details, notes)
-    findings += _explained(run, convention, hints(details, run.setting))
+    findings = _refused_values(run, convention, details)
+    broken, notes = kept(run, convention, details)
+    findings += broken + _explained(run, convention, hints(details, run.setting))
     judged = judgement(details)
-    seen = loss_sight(run.outcomes, details, convention, run.setting)
+    judged_as_wrong = {row.probe for row in details if row.trouble == "refused"}
+    not_checked = left_out + [f"d {name}: frozen, as declared" for name in run.setting.frozen]
+    not_checked += [str(one) for one in run.refused if one.label not in judged_as_wrong]
+    seen = loss_sight(run.outcomes, details, convention, run.setting, run.ways)
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
         verdict=judged.verdict,
         rows=worst_rows(details),
         findings=findings,
         conventions=conventions_in_words(convention, declared),
-        not_checked=left_out + run.refused,
-        blind=in_the_catalogue(seen) + blind_spots(details, run.setting),
+        not_checked=not_checked,
+        blind=in_the_catalogue(seen.blind) + blind_spots(details, run.setting),
         details=details,
         sight=seen,
         unjudged=judged.unjudged,
@@ -196,29 +170,23 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     return report
 
 
-def _contract(run: Run, convention: Convention, details: list[Row], notes: list[str]) -> list[Finding]:
-    """The clauses at the first probe that worked; only tensors that a plain backward gets right can break one."""
-    if not run.outcomes:
+def _refused_values(run: Run, convention: Convention, details: list[Row]) -> list[Finding]:
+    """Probes that fn refuses although it took others of the same shape: what it refuses is the numbers in them.
+
+    A shape may be a limit of a kernel. Numbers are not, unless even correct rounding makes nothing of them.
+    """
+    worked = {probe.shape for probe, _, _ in run.outcomes.values()}
+    refused = []
+    for one in run.refused:
+        if one.probe.shape in worked and not one.memory:
+            beyond = truth(one.probe, convention, run.setting).overflows
+            refused += [] if any(beyond.values()) else [one]
+    details += [one.as_row() for one in refused]
+    if not refused:
         return []
-    probe, plain, right = next(iter(run.outcomes.values()))
-    good = {row.name for row in details if row.right and row.probe == probe.label}
-    findings = []
-    for way in run.framework.ways:
-        clause = CLAUSES[way]
-        label = f"{probe.name}, {clause.label}"
-        outcome = run.call(probe, convention, way, label)
-        if outcome is None:
-            continue
-        run.outcomes[label] = probe, outcome, right
-        rows = [row for row in judge(outcome, right, label, clause.times) if row.name in good]
-        details += rows
-        wrong = [row for row in rows if row.verdict == "FAIL"]
-        if way == "again" and not _same_bits(outcome, plain):
-            notes.append("two calls with the same inputs differ in bits: random numbers, or sums in changing order")
-        if wrong:
-            evidence = f"{clause.suspicion} ({', '.join(row.name for row in wrong)}; ratio {wrong[0].ratio:.4f})"
-            findings.append(Finding(clause.id, wrong[0].name, wrong[0].rows, evidence, clause.repair))
-    return findings
+    where = ", ".join(one.label for one in refused[:3])
+    evidence = f"raises at {where}, though it takes other numbers of the same shapes: {refused[0].words}"
+    return [Finding("unknown", "", "", evidence, "give loss and gradients wherever they are numbers")]
 
 
 def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[Finding]:
@@ -234,13 +202,3 @@ def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[F
     named = {finding.id for finding in found} - {"unknown"}
     certain = [hint for hint in hints if hint.id != "unknown" and not (hint.id in UNSTABLE and named & UNSTABLE)]
     return certain + found if named else hints or found
-
-
-def _same_bits(one: Outcome, other: Outcome) -> bool:
-    pairs = [(one.loss, other.loss), *((one.gradients[name], other.gradients[name]) for name in one.gradients)]
-    return all((a is None and b is None) or np.array_equal(a, b, equal_nan=True) for a, b in pairs)
-
-
-def _in_a_line(error: Exception | None) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -67,8 +67,8 @@ def hints(details: Sequence[Row], setting: Setting) -> list[Finding]:
 
 def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
     """Id, evidence and repair, from all the wrong rows of one tensor."""
-    finite = [row for row in rows if "NaN or infinite" not in row.note]
-    if any("changed in place" in row.note for row in rows):
+    finite = [row for row in rows if row.trouble != "not finite"]
+    if any(row.trouble == "modified" for row in rows):
         return (
             "inputs-modified",
             "the call writes into its inputs",

@@ -14,14 +14,15 @@ import numpy as np
 from siglip_ref.check.adapters import Adapter, Dtype, Run
 from siglip_ref.check.adapters.find import adapter_for
 from siglip_ref.check.adapters.find import load_target as load_target
+from siglip_ref.check.answers import answered
 from siglip_ref.check.compare import Row
-from siglip_ref.check.in_numpy import random_states
 from siglip_ref.check.model_diagnosis import (
     blind,
     declare,
     explain,
     hints,
     not_finite,
+    not_read,
     other_conventions,
     unsteady,
     unusual,
@@ -30,13 +31,15 @@ from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
 from siglip_ref.check.model_sight import model_sight
+from siglip_ref.check.process import random_states
 from siglip_ref.check.report import Case, Report
 from siglip_ref.check.sight import in_the_catalogue
-from siglip_ref.check.verdict import judgement
+from siglip_ref.check.verdict import Judgement, judgement
 from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
 
 
+@np.errstate(all="ignore")  # what overflows in the reference is a result
 def check_model(
     model: object,
     dtype: str = "float32",
@@ -78,7 +81,7 @@ def check_model(
     chosen = conventions or cfg.conventions
     probe = model_probe(cfg, batch, kind, adapter.parameters(kind) if weights == "own" else None)
     say(f"the model in {kind}")
-    run = adapter.run(probe.params, probe.images, probe.tokens, kind)
+    run = _run(adapter, probe, kind)
     say("the reference in float64")
     exact = reference(probe, cfg, chosen, np.float64)
     say("the noise of rounding")
@@ -87,12 +90,15 @@ def check_model(
     rows = judged_rows(run, judge)
     say("other conventions")
     others = list(other_conventions(run, judge, probe, cfg, chosen))
-    judged = judgement(rows)
-    verdict, findings = judged.verdict, hints(adapter) + not_finite(probe.params, run)
-    if verdict == "FAIL":
+    # with its own weights a model is judged at its own scale; on probe weights any probe will do
+    judged = judgement(rows, at="" if weights == "own" else None)
+    broken = not_finite(probe.params, run) + not_read(run)
+    judged = Judgement("FAIL") if broken else judged
+    verdict, findings = judged.verdict, hints(adapter) + broken
+    if verdict == "FAIL" and not broken:
         say("what explains it")
         with other_random_numbers():
-            found = unsteady(run, adapter.run(probe.params, probe.images, probe.tokens, kind))
+            found = unsteady(run, _run(adapter, probe, kind))
         if not found:
             verdict, found = explain(run, judge, rows, others, probe, cfg, chosen)
         findings += found
@@ -100,7 +106,8 @@ def check_model(
         verdict = "OTHER CONVENTION"
         findings.append(declare(chosen, strange, "the model's configuration says so, and it computes what it says"))
     say("what this check would have seen")
-    seen = model_sight(run.activations, judge, probe, cfg, chosen, coarsest, weights == "own")
+    in_range = [row.name for row in rows if row.right or row.verdict == "FAIL"]
+    seen = model_sight(in_range, judge, probe, cfg, chosen, coarsest, weights == "own")
     return Report(
         title=f"{adapter.name}; {kind}; {weights} weights; {batch} pairs",
         verdict=verdict,
@@ -108,13 +115,19 @@ def check_model(
         findings=findings,
         conventions=_stated(chosen, adapter, kind),
         not_checked=run.not_checked + _rims(rows),
-        blind=blind(others, chosen) + in_the_catalogue(seen),
+        blind=blind(others, chosen) + in_the_catalogue(seen.blind),
         notes=_notes(run, rows),
         details=rows,
         case=_case(run, judge, rows, probe, adapter.name, kind, weights, batch),
         sight=seen,
         unjudged=judged.unjudged,
     )
+
+
+def _run(adapter: Adapter, probe: Probe, dtype: Dtype) -> Run:
+    """What the model gives."""
+    expected = f"a model that runs forward and backward in {dtype}"
+    return answered(expected, lambda: adapter.run(probe.params, probe.images, probe.tokens, dtype))
 
 
 @contextmanager

@@ -124,10 +124,11 @@ def explain(
     exact = reference(probe, cfg, other, np.float64)
     judge_of_other = make_judge(exact, probe, cfg, other, judge.dtype, judge.coarsest)  # with noise of its own
     again = judged_rows(run, judge_of_other)
-    if verdict_of(again) == "PASS":
+    under_other = verdict_of(again)
+    if under_other == "PASS":
         return "OTHER CONVENTION", [declare(other, changes, "every value and every gradient is right then")]
     found = find_mistakes(run, judge, probe, cfg, chosen)
-    if found.whole:
+    if found.whole or under_other == "NOT JUDGED":
         return "FAIL", _mistakes(found, rows, run)
     found = find_mistakes(run, judge_of_other, probe, cfg, other)
     evidence = "its activations are right then, but not all gradients"
@@ -246,6 +247,18 @@ def not_finite(params: Mapping[str, Array], run: Run) -> list[Finding]:
         return []
     evidence = f"{run.names.get(bad[0], bad[0])} holds NaN or infinity{_and_more(len(bad) - 1)}"
     return [Finding("unknown", bad[0], "", evidence, "look at where these weights come from: training, or conversion")]
+
+
+def not_read(run: Run) -> list[Finding]:
+    """Parameters that were replaced for the check, and made no difference."""
+    if not run.unread:
+        return []
+    ours = {theirs: name for name, theirs in run.names.items()}
+    first, many = run.unread[0], "this parameter" if len(run.unread) == 1 else "these parameters"
+    evidence = f"{', '.join(run.unread[:4])}{_and_more(len(run.unread) - 4)}: your forward does not read {many} through"
+    evidence += " the module, but the tensor itself by another name, or a copy made before; or not at all"
+    repair = f"read {first} as an attribute of its module in forward; fuse or flatten weights there"
+    return [Finding("unknown", ours.get(first, first), "", evidence, repair)]
 
 
 def declare(conventions: Conventions, changes: Mapping[str, object], evidence: str) -> Finding:

@@ -69,19 +69,23 @@ def rows_of(run: Run, judge: Judge, probe: str = "") -> list[Row]:
 
 def _row(name: str, got: Array, expected: Array, kind: Kind, judge: Judge, run: Run) -> Row:
     """One tensor; where the right numbers do not fit the format, or rounding drowns them, it says so."""
-    form = FORMATS[judge.dtype]
+    form, note = FORMATS[judge.dtype], run.names.get(name, "")
     scale = judge.exact.key_terms[name] if name.endswith(KEY_BIAS) else None
     top = float(np.max(np.abs(expected))) if scale is None else scale
-    if 0 < top < 2.0**form.lowest or form.largest < top < np.inf:
-        return out_of_range(name, kind, f"the right numbers reach {top:.1e}, beyond {judge.dtype}")
-    tolerance = judge.of_grad[name] if kind == "gradient" else judge.of_value[name]
-    note, noise = run.names.get(name, ""), judge.noise[name]
+    tolerance, noise = judge.of_grad[name] if kind == "gradient" else judge.of_value[name], judge.noise[name]
     row = compare(name, got, expected, tolerance, kind=kind, zero_scale=scale, note=note, noise=noise)
-    beyond = name in judge.overflows and np.isfinite(expected).all() and np.shape(got) == expected.shape
-    if row.verdict == "FAIL" and beyond:
+    if row.trouble in ("no numbers", "shape"):
+        return row
+    if not top <= form.largest:  # also where the reference itself leaves float64
+        return out_of_range(name, kind, f"the right numbers reach {top:.1e}, beyond {judge.dtype}")
+    if row.verdict == "FAIL" and name in judge.overflows:
         return out_of_range(name, kind, f"overflows in {judge.dtype} even with correct rounding")
+    if 0 < top < 2.0**form.lowest and row.trouble != "not finite":
+        reason = f"the right numbers reach {top:.1e}, beyond {judge.dtype}"
+        return out_of_range(name, kind, reason, trouble="underflows")
     if row.right and tolerance >= 1:
-        return out_of_range(name, kind, f"a correct program's rounding reaches {noise:.0%} of it in {judge.dtype}")
+        reason = f"a correct program's rounding reaches {noise:.0%} of it in {judge.dtype}"
+        return out_of_range(name, kind, reason, trouble="drowned")
     return row
 
 

@@ -56,7 +56,20 @@ def model_noise(probe: Probe, cfg: Config, conventions: Conventions, exact: Refe
     scale = FLOAT64 if dtype == "float64" else FORMATS[dtype].unit / FORMATS["float32"].unit
     expected = law(cfg, len(probe.images), dtype, shown)
     relative = {name: max(expected[name], float(error) * scale) for name, error in _relative(shown, exact).items()}
-    return ModelNoise(relative, frozenset(), False)
+    return ModelNoise(relative, _overflowing(exact, single, dtype), False)
+
+
+def _overflowing(exact: Reference, single: Mapping[str, Array], dtype: Dtype) -> frozenset[str]:
+    """Where a large model leaves the range: what the specification loses in float32, and everything that is computed
+    from an activation which does not fit."""
+    lost = {name for name, value in single.items() if not np.isfinite(value).all()}
+    largest = FORMATS[dtype].largest
+    for name, value in exact.activations.items():
+        if not np.max(np.abs(value)) <= largest:
+            names, tower = list(exact.activations), name.split("/")[0]
+            behind = names[names.index(name) :]
+            lost |= {other for other in behind if other.split("/")[0] in (tower, "logits")} | {"loss", *exact.grads}
+    return frozenset(lost)
 
 
 def measured_noise(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) -> ModelNoise:

@@ -11,13 +11,14 @@ from functools import lru_cache
 import numpy as np
 
 from siglip_ref.check.adapters import Dtype
-from siglip_ref.check.mistakes import Mistake, executable
+from siglip_ref.check.mistakes import CATALOGUE, Mistake
 from siglip_ref.check.model_judge import Judge
 from siglip_ref.check.model_noise import allowed, measured_noise, multiplications, units_of, values_of
 from siglip_ref.check.model_placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import Reference, reference
 from siglip_ref.check.noise_law import law, role
+from siglip_ref.check.predict import ONE_SIDE
 from siglip_ref.check.report import Sight
 from siglip_ref.check.sight import sight
 from siglip_ref.conventions import Conventions
@@ -25,11 +26,10 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config, config
 
 OWN_GROUND = 5e6  # multiplications of a forward pass: all mistakes of the catalogue take a second or two
-BESIDE_A_MODEL = ("mistakes between processes", "optimiser steps", "preprocessing", "tokenizer")
 
 
 def model_sight(
-    shown: Collection[str],
+    judged: Collection[str],
     judge: Judge,
     probe: Probe,
     cfg: Config,
@@ -37,16 +37,16 @@ def model_sight(
     coarsest: Dtype,
     own: bool,
 ) -> Sight:
-    """Of a model whose activations `shown` were compared, beside loss and gradients; own: on its own weights."""
-    compared = frozenset(role(name) for name in (*shown, LOSS, *judge.exact.grads))
+    """Of a model of which these values and gradients were judged; own: on its own weights."""
     if own and multiplications(cfg, len(probe.images)) <= OWN_GROUND:
-        limits = {**judge.of_value, **judge.of_grad}
-        return _sight(compared, limits, judge.exact, probe, cfg, conventions, coarsest)
-    return _on_probe(compared, len(probe.images), cfg, conventions, coarsest)
+        limits = {name: limit for name, limit in {**judge.of_value, **judge.of_grad}.items() if name in judged}
+        return _sight(limits, judge.exact, probe, cfg, conventions, coarsest)
+    return _on_probe(frozenset(map(role, judged)), len(probe.images), cfg, conventions, coarsest)
 
 
 @lru_cache(maxsize=16)  # the same for every model of a size
-def _on_probe(compared: frozenset[str], batch: int, cfg: Config, conventions: Conventions, dtype: Dtype) -> Sight:
+def _on_probe(judged: frozenset[str], batch: int, cfg: Config, conventions: Conventions, dtype: Dtype) -> Sight:
+    """judged : roles of tensors."""
     ground = replace(cfg, conventions=conventions)
     small = multiplications(cfg, batch) <= OWN_GROUND
     if not small:
@@ -57,12 +57,11 @@ def _on_probe(compared: frozenset[str], batch: int, cfg: Config, conventions: Co
     exact = reference(probe, ground, conventions, np.float64)
     measured = measured_noise(probe, ground, conventions, dtype).relative
     noise = measured if small else law(cfg, batch, dtype, measured)
-    limits = {name: allowed(max(level, measured[name])) for name, level in noise.items()}
-    return _sight(compared, limits, exact, probe, ground, conventions, dtype)
+    limits = {name: allowed(max(level, measured[name])) for name, level in noise.items() if role(name) in judged}
+    return _sight(limits, exact, probe, ground, conventions, dtype)
 
 
 def _sight(
-    compared: Collection[str],
     limits: dict[str, float],
     exact: Reference,
     probe: Probe,
@@ -70,17 +69,24 @@ def _sight(
     conventions: Conventions,
     dtype: Dtype,
 ) -> Sight:
-    """compared : roles of tensors; limits : allowed error by tensor, relative to its unit."""
+    """limits : allowed error of every tensor that was judged, relative to its unit."""
     everywhere = frozenset({LOSS, *stages_of(cfg, "image"), *stages_of(cfg, "text")})
     right, units = values_of(exact), units_of(exact)
-    judged = {n: np.asarray(limits[n] * units[n]) for n in right if role(n) in compared and limits[n] < 1}
+    absolute = {name: np.asarray(limit * units[name]) for name, limit in limits.items() if limit < 1}
 
     def effect(mistake: Mistake, made_in: str) -> Iterable[tuple[Array, Array, Array]]:
         kind = np.float64 if made_in == "float64" else np.float32
         params = {name: np.asarray(value, kind) for name, value in probe.params.items()}
         ground = replace(probe, params=params, images=np.asarray(probe.images, kind))
-        loss, values, grads = with_mistakes([Placed(mistake, everywhere)], ground, cfg, conventions)
+        loss, values, grads = with_mistakes([_placed(mistake, everywhere)], ground, cfg, conventions)
         found = values | {LOSS: loss} | grads
-        return [(found[name], right[name], limit) for name, limit in judged.items()]
+        return [(found[name], right[name], limit) for name, limit in absolute.items()]
 
-    return sight(executable("one vector"), dtype, effect, BESIDE_A_MODEL)
+    return sight([m for m in CATALOGUE.values() if m.home in ("loss", "model") and m.edits], dtype, effect)
+
+
+def _placed(mistake: Mistake, everywhere: frozenset[str]) -> Placed:
+    """Where it is made; one side that is not normalised is the other mistake, made in one tower."""
+    if mistake.id == ONE_SIDE:
+        return Placed(CATALOGUE["features-not-normalised"], frozenset({"image/embed"}))
+    return Placed(mistake, everywhere)

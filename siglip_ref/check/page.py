@@ -64,7 +64,7 @@ def to_html(report: "Report") -> str:
     >>> "<script" in to_html(Report("<script>", "FAIL", []))
     False
     """
-    verdict = f'<span class="badge {_class(report.verdict)}">{escape(report.verdict)}</span>'
+    verdict = f'<span class="badge {_class(report.verdict)}">{escape(report.headline)}</span>'
     first = report.first_divergent
     begins = f"<p>begins at <b>{escape(name_of(first))}</b></p>" if first else ""
     worth = f"<p>{escape(str(report.sight))}</p>" if report.passed and report.sight else ""
@@ -78,6 +78,7 @@ def to_html(report: "Report") -> str:
         _section("hop by hop", _hops(report)),
         _section("conventions", _list([f"{name}: {value}" for name, value in report.conventions.items()])),
         _section("not checked", _list(report.not_checked)),
+        _section("not of this check", _list(report.sight.beside()) if report.passed and report.sight else ""),
         _section("this run could not have seen", _list(report.blind)),
         _section("notes", _list(report.notes)),
     ]

@@ -56,8 +56,7 @@ def suspects(ranks: bool) -> list[Mistake]:
 
 def in_the_loss(mistake: Mistake) -> bool:
     """Whether a mistake is made where a loss alone would show it."""
-    home = ("loss.py", "ops/pair_block.py", "ops/normalize.py")
-    return all(edit.file in home for edit in mistake.edits) or mistake.id == ONE_SIDE
+    return mistake.home == "loss"
 
 
 def predict_loss(

@@ -40,6 +40,8 @@ def renderable(report: "Report") -> RenderableType:
     parts += _hops(report)
     parts += _section("conventions", [f"{name}: {value}" for name, value in report.conventions.items()])
     parts += _section("not checked", report.not_checked)
+    if report.passed and report.sight:
+        parts += _section("not of this check", ["; ".join(report.sight.beside())])
     parts += _section("this run could not have seen", report.blind)
     parts += _section("notes", report.notes)
     return Group(*parts)
@@ -54,7 +56,7 @@ def to_text(report: "Report", width: int | None = None) -> str:
 
 
 def _headline(report: "Report") -> Text:
-    return Text.assemble((report.verdict, _COLOURS[report.verdict]), "  ", report.title)
+    return Text.assemble((report.headline, _COLOURS[report.verdict]), "  ", report.title)
 
 
 def _table(rows: list[Row]) -> Table:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from siglip_ref.ops.elementary import Array
 
 FORMAT = "siglip-ref report 1"
 _NAMED = 6  # mistakes in the line that says what was not seen; the list has them all
+_MUCH = 0.25  # of what a check is there for: blind to more, it says so in its first line
 _JUDGED = ("pass", "zero by structure", "FAIL")
 
 
@@ -36,21 +37,39 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sight:
-    """What a check would have seen: `seen` of the `of` mistakes of the catalogue that change what it looks at; `blind`,
-    the ids of the others, at `dtype`; `not_checked`, what this kind of check does not look at, in words."""
+    """What a check would have seen: every id of the catalogue stands once in these three.
 
-    seen: int
-    of: int
+    seen, blind : ids of the mistakes that this kind of check is there for, at `dtype`
+    elsewhere : ids of all others, each with the reason why it is not of this check
+    """
+
+    seen: tuple[str, ...]
     blind: tuple[str, ...]
+    elsewhere: Mapping[str, str]
     dtype: str
-    not_checked: tuple[str, ...]
+
+    @property
+    def of(self) -> int:
+        """How many this check is there for."""
+        return len(self.seen) + len(self.blind)
+
+    @property
+    def poor(self) -> bool:
+        """Blind to so many that a PASS says little."""
+        return len(self.blind) > _MUCH * self.of
 
     def __str__(self) -> str:
         more = f" and {len(self.blind) - _NAMED} more" if len(self.blind) > _NAMED else ""
-        parts = [f"would have seen {self.seen} of {self.of} mistakes"]
+        parts = [f"would have seen {len(self.seen)} of {self.of} mistakes"]
         parts += [f"blind at {self.dtype} to {', '.join(self.blind[:_NAMED])}{more}"] if self.blind else []
-        parts += [f"not checked: {', '.join(self.not_checked)}"] if self.not_checked else []
         return "; ".join(parts)
+
+    def beside(self) -> list[str]:
+        """What is not of this check, by reason."""
+        return [
+            f"{sum(why == reason for why in self.elsewhere.values())} {reason}"
+            for reason in dict.fromkeys(self.elsewhere.values())
+        ]
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,13 @@ class Report:
     def passed(self) -> bool:
         """Right under the declared convention."""
         return self.verdict == "PASS"
+
+    @property
+    def headline(self) -> str:
+        """The verdict, and beside a PASS that says little, how little."""
+        if self.passed and self.sight and self.sight.poor:
+            return f"{self.verdict}, blind to {len(self.sight.blind)} of {self.sight.of} mistakes"
+        return self.verdict
 
     @property
     def first_divergent(self) -> Row | None:

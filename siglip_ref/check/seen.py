@@ -24,9 +24,11 @@ class Seen:
 def seen_of(label: str, outcome: Outcome, right: Truth) -> list[Seen]:
     """The tensors of one call of a loss, but for those that overflow even with correct rounding."""
     seen = []
+    given = outcome.gradients | {"loss": outcome.loss}
     for name, exact in right.exact.items():
-        got = outcome.loss if name == "loss" else outcome.gradients["log_scale" if name == "scale" else name]
-        if not right.overflows[name]:
+        argument = "log_scale" if name == "scale" else name
+        if argument in given and not right.overflows[name]:
+            got = given[argument]
             values = np.zeros_like(exact) if got is None else got
             seen.append(Seen(label, name, values, exact, SAFETY * right.noise[name]))
     return seen

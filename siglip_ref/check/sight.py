@@ -1,19 +1,20 @@
 """What a PASS is worth: which mistakes of the catalogue this very run would have seen, and to which it was blind.
 
-Every mistake is made in the reference, at the probes and within the tolerances of the run. One that would not have been
-seen is held against what float64 could have seen: what stays below that changes nothing here, and counts nowhere.
+Every mistake that is of this kind of check is made in the reference, at the probes and within the tolerances of the
+run, and only where something was judged: what was out of range shows nothing. What does not show is held against the
+run, whether a finer format would have shown it or not. All other mistakes are named with the reason why they are not
+of this check, so that every id of the catalogue is in one of the three places.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.compare import Row
-from siglip_ref.check.frameworks import Outcome, Setting
-from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
-from siglip_ref.check.noise import FLOAT64
-from siglip_ref.check.predict import in_the_loss, predict_loss
+from siglip_ref.check.contract_clauses import CLAUSES
+from siglip_ref.check.frameworks import Outcome, Setting, Way
+from siglip_ref.check.mistakes import CATALOGUE, Home, Mistake
+from siglip_ref.check.predict import ONE_SIDE, predict_loss
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.report import Sight
 from siglip_ref.check.tolerance import SAFETY
@@ -21,28 +22,46 @@ from siglip_ref.check.truth import Convention, Truth
 from siglip_ref.ops.elementary import Array
 
 Effect = Callable[[Mistake, str], Iterable[tuple[Array, Array, Array]]]
-BESIDE_A_LOSS = ("mistakes between processes", "optimiser steps", "towers")
+UNIT_ROWS = 'in normalising (rows are unit here: embeddings="raw", or check_model)'
+REASONS: dict[Home, str] = {
+    "loss": "in the loss (check_loss)",
+    "model": "in towers (check_model)",
+    "pixels": "in the gradient of the pixels (check_dump)",
+    "ranks": "between ranks (check_distributed_loss)",
+    "step": "in training steps (check_step)",
+    "preprocess": "in preprocessing (check_preprocess)",
+    "tokenize": "in tokenising (check_tokenize)",
+    "equivalent": "that change nothing in exact arithmetic",
+    "": "that change no number of a loss or a model",
+}
 
 
-def sight(mistakes: Iterable[Mistake], dtype: str, effect: Effect, not_checked: Sequence[str]) -> Sight:
-    """Count what would have been seen.
+def sight(
+    own: Iterable[Mistake],
+    dtype: str,
+    effect: Effect,
+    *,
+    shown: Mapping[str, bool] | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Sight:
+    """Sort the catalogue.
 
     Parameters
     ----------
-    mistakes : those that this kind of check is there to see
+    own : the mistakes that this kind of check is there to see, each with edits that make it
     dtype : in which the run was judged
     effect : (mistake, dtype) -> for each tensor: what the mistake makes of it, what is right, how far off is allowed
-    not_checked : what this kind of check does not look at, in words
+    shown : ids of mistakes that no edit can make, which this check looks for otherwise: whether it did
+    reasons : by id, why a mistake is not of this check, where it is another reason than that of its kind
     """
-    finer = FLOAT64 * FORMATS["float32"].unit / FORMATS[dtype].unit if dtype != "float64" else 1.0
-    concerned, blind = 0, []
-    for mistake in mistakes:
-        if _shows(effect(mistake, dtype), 1.0):
-            concerned += 1
-        elif dtype != "float64" and _shows(effect(mistake, "float64"), finer):
-            concerned += 1
-            blind.append(mistake.id)
-    return Sight(concerned - len(blind), concerned, tuple(blind), dtype, tuple(not_checked))
+    seen = {mistake.id: _shows(effect(mistake, dtype)) for mistake in own}
+    return sorted_out(seen | {id: did for id, did in (shown or {}).items() if id in CATALOGUE}, dtype, reasons or {})
+
+
+def sorted_out(seen: Mapping[str, bool], dtype: str, reasons: Mapping[str, str]) -> Sight:
+    """A check that would have seen these, or not; all others have a reason of their own, or that of their kind."""
+    rest = {m.id: reasons.get(m.id) or REASONS[m.home] for m in CATALOGUE.values() if m.id not in seen}
+    return Sight(tuple(id for id in seen if seen[id]), tuple(id for id in seen if not seen[id]), rest, dtype)
 
 
 def loss_sight(
@@ -50,8 +69,9 @@ def loss_sight(
     details: Sequence[Row],
     convention: Convention,
     setting: Setting,
+    ways: Sequence[Way],
 ) -> Sight:
-    """Of a loss in one process: outcomes by label, as judged in `details`."""
+    """Of a loss in one process: outcomes by label, as judged in `details`; ways: the clauses of its contract."""
     judged = {(row.probe, row.name) for row in details if row.right or row.verdict == "FAIL"}
 
     def effect(mistake: Mistake, dtype: str) -> Iterable[tuple[Array, Array, Array]]:
@@ -62,20 +82,32 @@ def loss_sight(
                 if (label, name) in judged:
                     yield value, right.exact[name], SAFETY * right.noise[name]
 
-    return sight([m for m in executable("one vector") if in_the_loss(m)], setting.dtype, effect, BESIDE_A_LOSS)
+    own = [m for m in CATALOGUE.values() if m.home == "loss" and m.edits]
+    unfit = {m.id: UNIT_ROWS for m in own if convention.embeddings == "unit" and _normalises(m)}
+    called = {row.probe for row in details}
+    clauses = [CLAUSES[way] for way in ways]
+    shown = {one.id: True for one in clauses}
+    for one in clauses:
+        shown[one.id] &= any(probe.endswith(one.label) for probe in called)
+    return sight([m for m in own if m.id not in unfit], setting.dtype, effect, shown=shown, reasons=unfit)
 
 
-def in_the_catalogue(seen: Sight) -> list[str]:
-    """What it was blind to, with the catalogue's words."""
-    return [f"{name}: {CATALOGUE[name].text}" for name in seen.blind]
+def _normalises(mistake: Mistake) -> bool:
+    """Whether it is made in the division of a row by its length, which a loss that is given unit rows has not."""
+    return mistake.id == ONE_SIDE or all(edit.file == "ops/normalize.py" for edit in mistake.edits)
 
 
-def _shows(tensors: Iterable[tuple[Array, Array, Array]], share: float) -> bool:
+def in_the_catalogue(ids: Collection[str]) -> list[str]:
+    """With the catalogue's words."""
+    return [f"{name}: {CATALOGUE[name].text}" for name in ids]
+
+
+def _shows(tensors: Iterable[tuple[Array, Array, Array]]) -> bool:
     """Whether some tensor is further off than allowed; a mistake that cannot even run is seen."""
     with np.errstate(all="ignore"):
         try:
             return any(
-                np.shape(value) != np.shape(right) or not np.all(np.abs(value - right) <= share * allowed)
+                np.shape(value) != np.shape(right) or not np.all(np.abs(value - right) <= allowed)
                 for value, right, allowed in tensors
             )
         except (ValueError, IndexError, FloatingPointError):

@@ -10,13 +10,14 @@ import numpy as np
 from siglip_ref.check.adapters.find import adapter_for
 from siglip_ref.check.compare import Row, compare
 from siglip_ref.check.frameworks import Setting, describe, framework_of, load_framework
-from siglip_ref.check.in_numpy import random_states
 from siglip_ref.check.model_probe import SHORT, probe_params
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF
+from siglip_ref.check.process import as_it_was
 from siglip_ref.check.report import Case, Finding, Report, worst_rows
+from siglip_ref.check.sight import in_the_catalogue
 from siglip_ref.check.step_arguments import require_arguments
 from siglip_ref.check.step_arrived import LOST, Lost, finding_of, lost, rows_of, showing
-from siglip_ref.check.step_diagnosis import diagnose, unseen
+from siglip_ref.check.step_diagnosis import diagnose, step_sight
 from siglip_ref.check.step_gradients import PAIRS, OfModel, drawn
 from siglip_ref.check.step_judge import Judged, Plan, Rule, Schedule, judge, reach
 from siglip_ref.check.step_run import Model, Taken, Update, borrowed, take_steps
@@ -26,6 +27,7 @@ from siglip_ref.params import Params
 from siglip_ref.sizes import config
 
 
+@np.errstate(all="ignore")  # what overflows in the reference is a result
 def check_step(
     step_fn: Callable[..., Any],
     rule: Rule,
@@ -84,7 +86,7 @@ def check_step(
     require_arguments(step_fn, rule, model, schedule, accumulate, weights, dtype)
     say = progress or (lambda line: None)
     plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, 0.0, None)
-    with random_states():
+    with as_it_was():
         if model is None:
             done = _of_update(step_fn, plan, restart, dtype or "float32", framework, say)
         else:
@@ -97,11 +99,12 @@ def check_step(
     loaded = [compare(n, move, 0 * move, 0.0, kind="value", probe="save and load") for n, move in done.reloaded.items()]
     changed = [row for row in loaded if not row.right]
     rows = judged.rows + rows_of(unarrived) + changed
-    judged_so = judgement(rows)
+    judged_so = judgement(rows, needed=lambda row: True)
     verdict, findings = judged_so.verdict, list[Finding]()
     if verdict == "FAIL":
         say("what explains it")
         verdict, findings = _explained(taken, plan, judged, changed, unarrived)
+    seen = step_sight(taken, plan, judged, done.dtype, restarted=restart is not None)
     missing = [] if restart else ["state after save and load: no restart= was given"]
     return Report(
         title=f"{len(taken)} steps of {describe(step_fn)}; {type(rule).__name__}; {done.dtype}",
@@ -110,7 +113,8 @@ def check_step(
         findings=findings,
         conventions={f.name: _word(getattr(rule, f.name)) for f in fields(rule)} | {"accumulate": str(accumulate)},
         not_checked=missing,
-        blind=unseen(taken, plan, judged),
+        blind=in_the_catalogue(seen.blind),
+        sight=seen,
         details=rows,
         case=_case(judged, taken, plan),
         unjudged=judged_so.unjudged,
@@ -205,9 +209,12 @@ def _explained(
     return verdict, found
 
 
-def _case(judged: Judged, taken: Sequence[Taken], plan: Plan) -> Case:
+def _case(judged: Judged, taken: Sequence[Taken], plan: Plan) -> Case | None:
     """The parameter that is furthest off: its gradients in all steps, and what was and should have been added."""
-    row = max((row for row in judged.rows if row.verdict in ("pass", "FAIL")), key=lambda row: row.excess)
+    compared = [row for row in judged.rows if row.verdict in ("pass", "FAIL")]
+    if not compared:
+        return None
+    row = max(compared, key=lambda row: row.excess)
     one = next(one for one in judged.seen if (one.probe, one.name) == (row.probe, row.name))
     arrays = {f"input/gradient {k + 1}": step.grads[row.name] for k, step in enumerate(taken)}
     arrays |= {"input/parameter": taken[0].before[row.name], "got/moved": one.got, "expected/moved": one.exact}

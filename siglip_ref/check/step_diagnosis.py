@@ -9,8 +9,9 @@ import numpy as np
 from siglip_ref.check.diagnose import explain, share_explained
 from siglip_ref.check.explained import FINDING
 from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable
-from siglip_ref.check.report import Finding
+from siglip_ref.check.report import Finding, Sight
 from siglip_ref.check.seen import distance
+from siglip_ref.check.sight import sorted_out
 from siglip_ref.check.step_arrived import LOST
 from siglip_ref.check.step_factors import factors, findings, is_whole
 from siglip_ref.check.step_judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
@@ -168,18 +169,28 @@ def _in_words(finding: Finding, split: int) -> Finding:
     return finding
 
 
-def unseen(taken: Sequence[Taken], plan: Plan, judged: Judged) -> list[str]:
-    """Mistakes that would have changed something here, but less than a correct program may lie off."""
-    found = []
+def step_sight(taken: Sequence[Taken], plan: Plan, judged: Judged, dtype: str, *, restarted: bool) -> Sight:
+    """What these steps would have seen, where what happened could be judged; `blind` are mistakes that change less than
+    a correct program may lie off. restarted : the state was saved and loaded between them."""
+    in_range = {(row.probe, row.name) for row in judged.rows if row.right or row.verdict == "FAIL"}
+    seen, reasons = {LOST: True}, dict[str, str]()
     for mistake in candidates(plan):
+        if mistake.id == LOST:
+            continue
+        if mistake.id == "resume-state-lost" and not restarted:
+            reasons[mistake.id] = "in save and load (restart=)"
+            continue
         moves = _made(taken, plan, plan.parts if plan.parts > 1 else SPLITS[0], [mistake])
-        if (
-            mistake.id != LOST
-            and _changes(moves, judged)
-            and all(np.all(np.abs(moves[s.probe, s.name] - s.exact) <= s.allowed) for s in judged.seen)
-        ):
-            found.append(f"{mistake.id}: {mistake.text}")
-    return found
+        if not _changes(moves, judged):
+            reasons[mistake.id] = "that change nothing under these settings"
+            continue
+        seen[mistake.id] = any(
+            not np.all(np.abs(moves[s.probe, s.name] - s.exact) <= s.allowed)
+            for s in judged.seen
+            if (s.probe, s.name) in in_range
+        )
+    reasons |= {id: "in micro-batches (give the model)" for id in ACCUMULATION if not plan.micro}
+    return sorted_out(seen, dtype, reasons)
 
 
 def _made(taken: Sequence[Taken], plan: Plan, split: int, mistakes: Sequence[Mistake]) -> Moves:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.compare import Row, compare, not_checked
+from siglip_ref.check.compare import Row, compare, not_checked, out_of_range
 from siglip_ref.check.mistakes import Mistake, reference
 from siglip_ref.check.model_reference import KEY_BIAS
 from siglip_ref.check.seen import Seen
@@ -102,7 +102,11 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
         tolerance = allowed[step, name] / scale if scale else 0.0
         note = "" if unit or noisy else "must not move in this step"
         zero_scale = scale if noisy else None
-        rows.append(compare(name, got, right, tolerance, kind="value", zero_scale=zero_scale, note=note, probe=step))
+        if np.isfinite(right).all() and np.isfinite(allowed[step, name]).all():
+            row = compare(name, got, right, tolerance, kind="value", zero_scale=zero_scale, note=note, probe=step)
+        else:
+            row = out_of_range(name, "value", "its gradient overflows in the reference, too", step)
+        rows.append(row)
         rounding = _rounding(plan, step, one.before[name], got)
         seen.append(Seen(step, name, got, right, np.maximum((allowed if unit else loose)[step, name], rounding)))
     for k in range(len(taken), STEPS):

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from siglip_ref.check.answers import answered
 from siglip_ref.check.frameworks import as_float64, describe
 from siglip_ref.check.step_gradients import Batch
 from siglip_ref.errors import UsageError
@@ -224,8 +226,7 @@ def take_steps(
     for k in range(STEPS):
         if restart and k == RESTART_BEFORE:
             say("save and load")
-            trainer.restart()
-            loaded = trainer.params()
+            loaded = _answer(trainer, "restart", trainer.restart)
             reloaded = {name: loaded[name] - value for name, value in before.items()}
             before = loaded
         if not all(np.isfinite(value).all() for value in before.values()):
@@ -239,9 +240,18 @@ def take_steps(
             )
         say(f"step {k + 1}")
         grads, noise, batch = choose(k, before)
-        trainer.step(grads, batch)
-        after = trainer.params()
+        after = _answer(trainer, f"step {k + 1}", partial(trainer.step, grads, batch))
         moved = {name: after[name] - value for name, value in before.items()}
         steps.append(Taken(before, grads, trainer.given(grads), noise, moved, batch))
         before = after
     return steps, reloaded
+
+
+def _answer(trainer: Trainer, what: str, call: Callable[[], None]) -> Params:
+    """The parameters afterwards."""
+
+    def params() -> Params:
+        call()
+        return trainer.params()
+
+    return answered(f"{what} that ends, and parameters of real numbers after it", params)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.check.answers import answered
 from siglip_ref.check.compare import Row, compare
+from siglip_ref.check.process import as_it_was
 from siglip_ref.check.report import Finding, Report
 from siglip_ref.errors import UsageError
 from siglip_ref.tokenizer import Tokenizer, json_tokenizer, sentencepiece_tokenizer
@@ -61,10 +63,10 @@ def check_tokenize(
     how = named_convention(convention)
     if length < 8:
         raise UsageError("length at least 8", str(length), "no SigLIP is that short", "length=64")
-    found = _ids(fn(list(TEXTS)), len(TEXTS))
+    found = _ids(fn, list(TEXTS))
     report = Report(f"tokenising, as {how.name}, {length} ids", "PASS", [])
     report.conventions = {"clean": how.clean, "end": str(how.eos), "padding": str(how.pad), "length": str(length)}
-    findings = [*_shape(found, _ids(fn([TEXTS[0]]), 1)[0], how, length), *_cleaning(fn, how)]
+    findings = [*_shape(found, _ids(fn, [TEXTS[0]])[0], how, length), *_cleaning(fn, how)]
     report.rows = [row for row, _ in findings]
     report.findings = [finding for _, finding in findings if finding]
     if tokenizer is None:
@@ -113,7 +115,7 @@ def _shape(found: Ids, alone: list[int], how: TextConvention, length: int) -> It
 def _cleaning(fn: Callable[[list[str]], Any], how: TextConvention) -> Iterator[Judged]:
     """Texts that this convention, and only some others, make equal."""
     for name, one, two, by in PAIRS:
-        first, second = _ids(fn([one, two]), 2)
+        first, second = _ids(fn, [one, two])
         equal, wanted = first == second, how.clean in by
         if equal and "ASCII" in name:
             continue
@@ -143,16 +145,26 @@ def _compare_ids(report: Report, found: Ids, how: TextConvention, length: int, f
         report.findings.append(finding)
 
 
-def _ids(out: Any, texts: int) -> Ids:
+def _ids(fn: Callable[[list[str]], Any], texts: list[str]) -> Ids:
     """Lists of whole numbers, whatever fn gave."""
-    if hasattr(out, "keys"):
-        out = out["input_ids"]
-    rows = [[int(number) for number in row] for row in (out.tolist() if hasattr(out, "tolist") else out)]
-    if len(rows) != texts:
+    expected = f"{len(texts)} rows of ids, whole numbers, for {len(texts)} texts"
+    with as_it_was():
+        rows = answered(expected, lambda: _rows(fn(texts)))
+    if len(rows) != len(texts):
         raise UsageError(
-            expected=f"{texts} rows of ids for {texts} texts",
+            expected=expected,
             got=f"{len(rows)}",
             cause="fn takes one text, or gives something else than ids",
             repair="lambda texts: tokenizer(texts).input_ids",
         )
     return rows
+
+
+def _rows(out: Any) -> Ids:
+    if hasattr(out, "keys"):
+        out = out["input_ids"]
+    rows = out.tolist() if hasattr(out, "tolist") else out
+    ids = [[int(number) for number in row] for row in rows]
+    if any(number != id for row, own in zip(rows, ids, strict=True) for number, id in zip(row, own, strict=True)):
+        raise TypeError("ids that are no whole numbers")
+    return ids

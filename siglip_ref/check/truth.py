@@ -1,6 +1,6 @@
 """What a loss must give at a probe: the exact value and gradients, and the noise that a correct program may add."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -96,17 +96,19 @@ def judge(outcome: Outcome, right: Truth, label: str, times: float = 1.0) -> lis
             noise = np.where(right.noise[name] > 0, right.noise[name] / unit, 0.0)
         tolerance = SAFETY * noise
         row = compare(name, values, exact * factor, tolerance, kind=kind, note=note, probe=label, noise=noise)
+        row = row if got is not None else replace(row, trouble="no gradient")
         if right.overflows[name] and row.verdict == "FAIL":
             row = out_of_range(name, kind, "overflows even with correct rounding", label)
         elif row.right and not (tolerance.min() < 1):
-            row = out_of_range(name, kind, "rounding noise exceeds the value", label)
+            row = out_of_range(name, kind, "rounding noise exceeds the value", label, "drowned")
         rows.append(row)
     return rows + [_changed(name, label) for name in outcome.modified]
 
 
 def _changed(name: str, label: str) -> Row:
     nan = float("nan")
-    return Row(f"{name}, as an input", "value", nan, nan, nan, nan, "", "FAIL", "changed in place by the call", label)
+    note = "changed in place by the call"
+    return Row(f"{name}, as an input", "value", nan, nan, nan, nan, "", "FAIL", note, label, trouble="modified")
 
 
 def _named(values: LossAndGrads, convention: Convention) -> dict[str, Array]:

@@ -40,6 +40,7 @@ def judgement(
     rows: Iterable[Row],
     *,
     asked: Callable[[Row], bool] = lambda row: True,
+    needed: Callable[[Row], bool] = lambda row: row.kind == "gradient" or row.name.split("/")[-1] == "loss",
     at: str | None = None,
     unfinished: Unjudged | None = None,
 ) -> Judgement:
@@ -49,6 +50,7 @@ def judgement(
     ----------
     rows : every tensor at every probe
     asked : whether a tensor was asked for; one that nobody asked for may stay unjudged
+    needed : what must be judged at some probe, if it was asked for: the loss and every gradient
     at : the probe at which outputs must be within the range; None: any
     unfinished : see `did_not_finish`: the run did not reach its end
 
@@ -61,7 +63,7 @@ def judgement(
     rows = [row for row in rows if asked(row)]
     if any(row.verdict == "FAIL" for row in rows):
         return Judgement("FAIL")
-    why = unfinished or _beyond(rows, at) or _judged_nowhere(rows)
+    why = unfinished or _beyond(rows, at) or _judged_nowhere(rows, needed)
     return Judgement("NOT JUDGED" if why else "PASS", why)
 
 
@@ -89,16 +91,16 @@ def _beyond(rows: list[Row], at: str | None) -> Unjudged | None:
     if not beyond:
         return None
     note = next(row.note for row in counted if row.name == beyond[0])
-    where = f" at {at}" if at else "" if len({row.probe for row in counted}) == 1 else " at every probe"
+    probes = {row.probe for row in counted}
+    where = " at every probe" if len(probes) > 1 else f" at {probes.pop()}" if probes != {""} else ""
     evidence = f"{_listed(beyond)}: out of range{where}, so nothing says whether it is right ({note})"
     return Unjudged("out of range", beyond, evidence, 'a wider dtype= ("float64" has the widest), or smaller weights')
 
 
-def _judged_nowhere(rows: list[Row]) -> Unjudged | None:
-    """The loss, or a gradient, that no probe could judge; or everything."""
+def _judged_nowhere(rows: list[Row], needed: Callable[[Row], bool]) -> Unjudged | None:
+    """What is needed, and no probe could judge; or everything."""
     judged = {(row.name, row.kind) for row in rows if row.right}
-    needed = [row for row in rows if row.kind == "gradient" or row.name.split("/")[-1] == "loss"]
-    missing = [row for row in (needed if judged else rows) if (row.name, row.kind) not in judged]
+    missing = [row for row in rows if (needed(row) or not judged) and (row.name, row.kind) not in judged]
     if not missing and judged:
         return None
     names = tuple(dict.fromkeys(f"d {row.name}" if row.kind == "gradient" else row.name for row in missing))

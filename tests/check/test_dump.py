@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 import siglip_ref as sr
 from siglip_ref.check.dump import judge, kind_of
-from siglip_ref.check.mistakes import executable, find, reference
+from siglip_ref.check.mistakes import CATALOGUE, executable, find, reference
 from siglip_ref.cli import app
 from siglip_ref.vectors.demo import show, vector_for
 from siglip_ref.vectors.files import write_safetensors
-from siglip_ref.vectors.power import run
+from siglip_ref.vectors.power import SEEN, measured, run
 from siglip_ref.vectors.store import packaged
 
 CLI = CliRunner()
@@ -93,9 +93,28 @@ def test_the_report_says_what_it_could_not_see() -> None:
     report = judge(vector, answer("ops/mlp"), "bfloat16", "")
     assert report.passed
     assert any(line.startswith("gelu-tanh-vs-erf") for line in report.blind)
-    assert (
-        "blind at bfloat16 to " in str(report.sight) and report.sight.seen + len(report.sight.blind) == report.sight.of
-    )
+    assert "blind at bfloat16 to " in str(report.sight)
+    assert len(report.sight.seen) + len(report.sight.blind) == report.sight.of
+
+
+@pytest.mark.parametrize("name", list(packaged().vectors))
+def test_every_mistake_is_seen_blind_or_elsewhere(name: str) -> None:
+    """What is seen shows in this vector as measured; what is not in the file shows nothing."""
+    vector = packaged().find(name)
+    worth = judge(vector, vector.expected, "float64", "").sight
+    assert worth and sorted([*worth.seen, *worth.blind, *worth.elsewhere]) == sorted(CATALOGUE)
+    assert all(worth.elsewhere.values()) and set(worth.seen) == {
+        id for id, rows in measured().power.items() if id in CATALOGUE and (rows.get(name) or [0])[0] >= SEEN
+    }
+    few = judge(vector, dict(list(vector.expected.items())[:1]), "float64", "", partial=True).sight
+    assert few and set(few.seen) <= set(worth.seen) and few.of == worth.of
+
+
+def test_a_forward_pass_alone_does_not_see_what_only_gradients_show() -> None:
+    vector, right = packaged().find("loss/balanced-b6-d13"), answer("loss/balanced-b6-d13")
+    report = judge(vector, {"loss": right["loss"]}, "float32", "", partial=True)
+    assert report.passed and {"dscale-wrt-t", "normalised-again"} <= set(report.sight.blind)
+    assert report.headline.startswith("PASS, blind to ")
 
 
 def test_out_of_range_is_neither_pass_nor_fail() -> None:

@@ -16,6 +16,7 @@ class Run:
 
     names : what the model calls our parameters and activations, for the report
     not_checked : activations that could not be read, each with the reason
+    unread : what the model calls parameters of which it does not read the numbers that it was given
     """
 
     loss: Array
@@ -24,6 +25,7 @@ class Run:
     names: Mapping[str, str] = field(default_factory=dict)
     not_checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from siglip_ref.check.adapters import Dtype, Hint, Run
-from siglip_ref.check.in_numpy import random_states
+from siglip_ref.check.adapters.torch_reads import in_the_graph, not_read, require_numbers
+from siglip_ref.check.held import put_back
+from siglip_ref.check.held_torch import leaves_under
+from siglip_ref.check.process import as_it_was
 from siglip_ref.checkpoint.names import Table, Tensor, require_match, to_ours, to_theirs
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config
@@ -57,6 +60,7 @@ class TorchModel:
     hints: tuple[Hint, ...] = ()
 
     def __post_init__(self) -> None:
+        require_numbers(self.model)
         found = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         require_match(self.table, found, self.config, self.ignored)
 
@@ -77,20 +81,23 @@ class TorchModel:
                 except AttributeError:
                     absent.append(tap)
             given_to = self.inputs(images, tokens, dtype)
-            loss, given = torch.func.functional_call(_Whole(self.model, self.loss), stand_ins, given_to)
-            loss.backward()
+            whole = _Whole(self.model, self.loss)
+            with in_the_graph(self.model) as originals:
+                loss, given = torch.func.functional_call(whole, stand_ins, given_to)
+                elsewhere = [originals[id(leaf)] for leaf in leaves_under(loss) if id(leaf) in originals]
+            # where the graph leads to the user's own parameters, nothing of theirs may run
+            torch.autograd.backward(loss, inputs=_ours(stand_ins) if elsewhere else None)
+            silent = [name for name, _ in self._used() if stand_ins["model." + name].grad is None]
+            unread = not_read(whole, stand_ins, given_to, silent, (loss, given))
         activations = taken | {name: to_numpy(value) for name, value in given.items()}
         unreached = [tap for tap in self.taps if tap.ours not in taken and tap not in absent]
-        grads, notes = {}, []
-        for name, p in self._used():
-            grad = stand_ins["model." + name].grad
-            if grad is None:
-                notes.append(f"no gradient reached {name}: it counts as zero")
-            grads[name] = torch.zeros(p.shape, dtype=kind) if grad is None else grad
+        notes = [f"no gradient reached {name}: it counts as zero" for name in silent]
+        grads = {name: _gradient(stand_ins["model." + name]) for name, _ in self._used()}
         not_checked = [f"{tap.ours}: the model has no module {tap.module!r}" for tap in absent]
         not_checked += [f"{tap.ours}: the pass never called {tap.module!r}" for tap in unreached]
         names = {tap.ours: f"{tap.side} of {tap.module}" for tap in self.taps} | {e.ours: e.theirs for e in self.table}
-        return Run(to_numpy(loss), activations, self._collect(grads), names, not_checked, notes)
+        unread = [*dict.fromkeys([*elsewhere, *unread])]
+        return Run(to_numpy(loss), activations, self._collect(grads), names, not_checked, notes, unread)
 
     @property
     def dtype(self) -> str:
@@ -117,7 +124,7 @@ class TorchModel:
         """Tensors that take the places of the model's parameters and floating buffers, in dtype `kind`."""
         tensors: dict[str, torch.Tensor] = {}
         for name, p in self.model.named_parameters():
-            own = p.detach() if name in self.ignored else torch.empty_like(p, dtype=kind, requires_grad=False)
+            own = p.detach().clone() if name in self.ignored else torch.empty_like(p, dtype=kind, requires_grad=False)
             tensors["model." + name] = own.to(kind)
         for entry in self.table:
             place = tensors["model." + entry.theirs]
@@ -128,8 +135,8 @@ class TorchModel:
         for name, _ in self._used():
             tensors["model." + name].requires_grad_(True)
         for name, buffer in self.model.named_buffers():
-            if buffer.is_floating_point():
-                tensors["model." + name] = buffer.detach().to(kind)
+            copy = buffer.detach().clone()  # a model may count in a buffer
+            tensors["model." + name] = copy.to(kind) if buffer.is_floating_point() else copy
         return tensors
 
     def _collect(self, theirs: Mapping[str, torch.Tensor]) -> dict[str, Tensor]:
@@ -150,6 +157,14 @@ class _Whole(nn.Module):
         return self.loss(self.model, images, tokens)
 
 
+def _ours(stand_ins: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor for tensor in stand_ins.values() if tensor.requires_grad]
+
+
+def _gradient(stand_in: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(stand_in, requires_grad=False) if stand_in.grad is None else stand_in.grad
+
+
 def to_numpy(tensor: torch.Tensor) -> Tensor:
     """A copy as float64 (from float64) or float32 (from anything narrower, exactly)."""
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -158,14 +173,16 @@ def to_numpy(tensor: torch.Tensor) -> Tensor:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients on, no autocast; afterwards modes, random states, default dtype as they were."""
+    """Evaluation mode, gradients on, no autocast; afterwards all is as it was: modes, random states, default dtype,
+    what the model keeps beside its parameters, and their gradients."""
     modes = {module: module.training for module in model.modules()}
     default = torch.get_default_dtype()
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with (
-        random_states(),
+        as_it_was(),
+        put_back(model, parameters=False),
         torch.random.fork_rng([device] if cuda else []),
         torch.inference_mode(False),  # which turns gradients on, too
         torch.autocast(device.type, enabled=False),

@@ -12,11 +12,29 @@ from typing import Any, Literal
 from siglip_ref.check.mistakes.change import Edit, Reference, reference
 from siglip_ref.errors import UsageError
 
-__all__ = ["CATALOGUE", "FILES", "Edit", "Kind", "Mistake", "Reference", "entries", "executable", "find", "reference"]
+__all__ = [
+    "CATALOGUE",
+    "FILES",
+    "Edit",
+    "Home",
+    "Kind",
+    "Mistake",
+    "Reference",
+    "entries",
+    "executable",
+    "find",
+    "reference",
+]
 
 # one vector: its numbers alone show it; several steps: only optimiser steps do; across ranks: needs two or more ranks;
 # not numeric: no number of the reference changes; equivalent: changes nothing in exact arithmetic
 Kind = Literal["one vector", "several steps", "across ranks", "not numeric", "equivalent"]
+
+# The check that is there to see it: check_loss, check_model, check_distributed_loss (ranks), check_step ...; pixels:
+# only the gradient of the images shows it; equivalent: nothing does; "": none of these.
+Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokenize", "equivalent", ""]
+_HOME: dict[Kind, Home] = {"several steps": "step", "across ranks": "ranks", "equivalent": "equivalent"}
+_LOSS = {"loss.py", "ops/pair_block.py", "ops/normalize.py"}
 
 FILES = ("loss", "ranks", "towers", "backward", "training", "equivalent", "elsewhere")
 
@@ -24,7 +42,8 @@ FILES = ("loss", "ranks", "towers", "backward", "training", "equivalent", "elsew
 @dataclass(frozen=True)
 class Mistake:
     """One entry. id: never changes; text: what is wrong; shows: how its numbers deviate, or why they do not; repair:
-    what to do; seen: in which repository and issue; edits: the mistake, made in the reference."""
+    what to do; seen: in which repository and issue; edits: the mistake, made in the reference; home: the check that is
+    there to see it."""
 
     id: str
     kind: Kind
@@ -33,6 +52,7 @@ class Mistake:
     repair: str
     seen: str
     edits: tuple[Edit, ...] = ()
+    home: Home = ""
 
 
 def entries(name: str) -> list[Mistake]:
@@ -41,10 +61,23 @@ def entries(name: str) -> list[Mistake]:
     return [_entry(value, **fields) for fields in content["mistake"] for value in fields.pop("values", [""])]
 
 
-def _entry(value: str, text: str, edits: tuple[dict[str, str], ...] = (), **fields: Any) -> Mistake:
+def _entry(
+    value: str, text: str, edits: tuple[dict[str, str], ...] = (), home: Home | None = None, **fields: Any
+) -> Mistake:
     """value: what an entry of several forms says where it says VALUE."""
-    made = (Edit(edit["file"], edit["old"], edit["new"].replace("VALUE", value)) for edit in edits)
-    return Mistake(**fields, text=text.replace("VALUE", value), edits=tuple(made))
+    made = tuple(Edit(edit["file"], edit["old"], edit["new"].replace("VALUE", value)) for edit in edits)
+    home = _home(fields["kind"], made) if home is None else home
+    return Mistake(**fields, text=text.replace("VALUE", value), edits=made, home=home)
+
+
+def _home(kind: Kind, edits: tuple[Edit, ...]) -> Home:
+    """Of an entry that does not say: by its kind, and by the files in which it is made."""
+    if kind != "one vector":
+        return _HOME.get(kind, "")
+    files = {edit.file for edit in edits}
+    if "procedures.py" in files:
+        return "step"
+    return "loss" if files <= _LOSS else "model"
 
 
 CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in entries(name)}
