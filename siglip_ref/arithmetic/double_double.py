@@ -10,7 +10,7 @@ transformations of matrix multiplication by using fast routines of matrix multip
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -94,7 +94,7 @@ class DoubleDouble(NDArrayOperatorsMixin):
         if func is np.concatenate:
             return _joined([double_double(x) for x in args[0]], *args[1:], **kwargs)
         if func in (np.full_like, np.zeros_like, np.broadcast_to):
-            first, *rest = (double_double(args[0]), *args[1:])
+            first, rest = double_double(args[0]), list(args[1:])
             low = () if func is not np.full_like else (0.0, *rest[1:])
             return DoubleDouble(func(first.high, *rest, **kwargs), func(first.low, *(low or rest), **kwargs))
         return NotImplemented
@@ -254,7 +254,7 @@ def _larger(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
     return DoubleDouble(np.where(first, a.high, b.high), np.where(first, a.low, b.low))
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": _add,
     "subtract": _subtract,
     "negative": _negative,

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import numpy as np
 
 from siglip_ref.check.adapters import Dtype
 from siglip_ref.check.model_noise import ModelNoise, measured_anew
 from siglip_ref.check.model_probe import model_probe
-from siglip_ref.check.model_reference import UNIT_ROUNDOFF
 from siglip_ref.check.noise_models import FILE, Stored, key_of, read, stamp_of_models, write
 from siglip_ref.check.noise_table import FACTOR
 from siglip_ref.conventions import PRESETS
@@ -53,7 +53,7 @@ def wanted() -> Iterator[Wanted]:
     """Everything that ships."""
     tiny, mu = config("tiny"), config("mu/16")
     square = replace(tiny, image_size=(5 * tiny.patch, 5 * tiny.patch))
-    for cfg, conventions, dtype in product((tiny, square, mu), PRESETS.values(), UNIT_ROUNDOFF):
+    for cfg, conventions, dtype in product((tiny, square, mu), PRESETS.values(), get_args(Dtype)):
         yield Wanted(replace(cfg, conventions=conventions), dtype)
 
 
