@@ -15,6 +15,7 @@ from siglip_ref.check.compare import Row
 from siglip_ref.check.dump import judge as judge_dump
 from siglip_ref.check.frameworks import Framework, Inputs, Setting, load_framework
 from siglip_ref.check.loss import check_loss
+from siglip_ref.check.probes import WIDE_FORMATS
 from siglip_ref.check.truth import Convention, Truth, truth
 from siglip_ref.check.truth import judge as judge_probe
 from siglip_ref.loss import sigmoid_loss
@@ -194,7 +195,8 @@ def _drawn_run(form: Form, framework: Framework, setting: Setting, drawn: int, r
 
 @lru_cache(maxsize=4096)
 def _truth(drawn: int, raw: bool, convention: Convention, setting: Setting) -> tuple[Any, Truth]:
-    probe = drawn_probe(drawn, raw)
+    full = setting.dtype if setting.dtype in WIDE_FORMATS and not setting.autocast else None
+    probe = drawn_probe(drawn, raw, full)
     return probe, truth(probe, convention, setting)
 
 

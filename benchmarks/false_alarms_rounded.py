@@ -75,7 +75,7 @@ def _runs(name: str, chance: bool, dtype: str, least: int) -> Iterator[Trial]:
         for seed in range(HELD_OUT, HELD_OUT + -(-least // (2 * len(chosen)))):
             for vector in chosen:
                 yield Trial(name, dtype, vector.id, seed, True, *_golden(vector, dtype, seed, chance))
-    setting = Rounds("float32", "float32", "cpu", False, dtype)
+    setting = Rounds("float32", "float32", "cpu", False, arithmetic=dtype)
     probes = min(DRAWN, least)
     judged, seed = 0, HELD_OUT
     while judged < least:

@@ -12,14 +12,15 @@ import numpy as np
 
 from siglip_ref.check.adapters import Run
 from siglip_ref.check.frameworks import Inputs, Outcome
-from siglip_ref.check.probes import Probe, short, unit_rows
+from siglip_ref.check.probes import Probe, short
+from siglip_ref.check.rows import UNIT, full_rows, unit_rows
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 
 HELD_OUT = (
     1000  # seeds from here on; what was calibrated used 0, and the inputs in the order in which they are packaged
 )
-UNIT = 256
+
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,27 @@ def loss_order(seed: int, shape: tuple[int, int]) -> LossOrder:
     return LossOrder(rng.permutation(shape[0]), rng.permutation(shape[1]), rng.choice([-1.0, 1.0], shape[1]))
 
 
-def drawn_probe(seed: int, raw: bool) -> Probe:
-    """Inputs that no calibration saw: any shape, scale and bias, fresh to saturated; raw: rows of any length."""
+def drawn_probe(seed: int, raw: bool, full: str | None = None) -> Probe:
+    """Inputs that no calibration saw: any shape, scale and bias, fresh to saturated; raw: rows of any length.
+
+    full : every second probe has the full mantissas of this format; None: all are exact in 16 bits
+    """
     rng = np.random.default_rng([seed, 2303])
     shape = (int(rng.choice([1, 2, 5, 9, 16, 23, 33])), int(rng.choice([5, 8, 13, 20, 32])))
-    image = unit_rows(rng.standard_normal(shape), rng)
+
+    def rows(directions: Array) -> Array:
+        return full_rows(directions, full) if full and seed % 2 else unit_rows(directions, rng) / UNIT
+
+    image = rows(rng.standard_normal(shape))
     likeness, other = rng.uniform(-0.5, 1.0), rng.standard_normal(shape) / np.sqrt(shape[1])
-    text = unit_rows(likeness * image / UNIT + 0.8 * other, rng)
+    text = rows(likeness * image + 0.8 * other)
     if rng.random() < 0.2:  # duplicate captions
         text[1::3] = text[: len(text[1::3]) * 3 : 3]
     log_scale, balanced = short(rng.uniform(1.5, 4.8)), -np.log(max(shape[0] - 1, 2))
     bias = short(float(rng.choice([balanced, balanced, -10.0, -16.0, rng.uniform(-40, 10)])))
     lengths = 2.0 ** (rng.integers(-3, 4, (2, shape[0], 1)) if raw else np.zeros((2, 1, 1)))
     name = f"drawn {seed}"
-    return Probe(name, image / UNIT * lengths[0], text / UNIT * lengths[1], log_scale, short(np.exp(log_scale)), bias)
+    return Probe(name, image * lengths[0], text * lengths[1], log_scale, short(np.exp(log_scale)), bias)
 
 
 @dataclass(frozen=True)
