@@ -44,8 +44,8 @@ def resolve(path: str | Path) -> Path:
     except Exception as error:  # the hub's client has many kinds of its own
         raise UsageError(
             expected=f"the model {name} from the hub",
-            got=first_line(error),
-            cause="no such model, no network, or no leave to read it",
+            got=first_line(error).removeprefix("Got: "),
+            cause="no such model, no network, or no permission to read it",
             repair=command,
         ) from error
 

@@ -80,10 +80,11 @@ class Harm:
         self.named, self.fault, self.over = None, "", False
         folder = Path(tempfile.mkdtemp(prefix="harm-"))
         mark = str(uuid.uuid4())
-        words = SHORT if kind == "guard" else JOBS[job] + ["--out", str(folder / "run")] * (job != "loss")
+        ends = kind == "guard" or (name == "stop" and kind in ("launcher", "proxy"))  # by itself: nobody ends it
+        words = SHORT if ends else JOBS[job] + ["--out", str(folder / "run")] * (job != "loss")
         env = os.environ | ELSEWHERE | {MARK: mark, "OMP_NUM_THREADS": "1"}
         env |= {"NUMBA_CACHE_DIR": str(folder / "kernels")} if job == "compiling" else {}
-        program = [PYTHON, *PROGRAMS.get(job, ["-m", "siglip_ring"])]
+        program = [PYTHON, *PROGRAMS.get("" if ends else job, ["-m", "siglip_ring"])]
         command = [*mpiexec(ranks), *program, *words, "--stall-limit", str(LIMIT)]
         with (folder / "err").open("w") as err:
             quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
@@ -160,7 +161,9 @@ def harm(number, seed, compiling=False, most=8):
     for _ in range(number):
         job = "compiling" if compiling else rng.choice(["train", "loss"])
         kind = rng.choices(TARGETS, (4, 3, 1, 1, 1))[0]
-        name = rng.choice(list(SIGNALS))
+        name = rng.choice(
+            [name for name in SIGNALS if kind != "proxy" or name in ("kill", "stop")]
+        )  # it ignores others
         ranks = rng.randint(2, most)
         delay = rng.uniform(0, 15 if compiling else 10)
         done.append(Harm(rng, job, kind, name, ranks, delay))
