@@ -22,7 +22,6 @@ HELD_OUT = (
 )
 
 
-
 @dataclass(frozen=True)
 class LossOrder:
     """Another order of the pairs and of the dimensions, some of which change sign."""
