@@ -19,7 +19,7 @@ import numpy as np
 from siglip_ref.check.ranks import Ran, Task, read
 from siglip_ref.check.ranks_child import RETURNED
 from siglip_ref.check.ranks_pulse import EVERY, last_pulse, wait_for_ever
-from siglip_ref.check.ranks_stop import Died, State, deadlock, failed, not_joined, told, too_late
+from siglip_ref.check.ranks_stop import Died, State, deadlock, ended, failed, not_joined, told, too_late
 from siglip_ref.errors import UsageError
 
 JOINING = 600.0  # seconds until all ranks have imported what they need; a whole `limit`, where that is longer
@@ -130,9 +130,9 @@ def _state(folder: Path, rank: int, process: Process) -> State:
     returned = _returned(folder, rank)
     died = told(error) if error.exists() else None
     if died is None and process.poll() is not None and not returned:
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        text = f"ended with exit code {process.returncode}" + "".join(f": {line[:300]}" for line in last)
-        died = Died(text, code=process.returncode)
+        died = Died(
+            ended(process.returncode, log.read_text(encoding="utf-8", errors="replace")), code=process.returncode
+        )
     return State(rank, begun.removeprefix(RETURNED), returned, last_pulse(folder / f"pulse-{rank}"), died)
 
 

@@ -15,6 +15,7 @@ from siglip_ref.errors import UsageError
 
 _FIELDS = ("expected", "got", "cause", "repair")
 _GAVE_UP = re.compile(r"time[sd]?[ _-]?out|rendezvous.*(stuck|terminat)", re.IGNORECASE)
+_FOREIGN = re.compile(r"site-packages|<frozen|[/\\]siglip_ref[/\\]check[/\\]")  # no place in the user's code
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # no function does that to itself
 _MOST = 3  # different things that ranks are said to do
 
@@ -59,6 +60,20 @@ def in_a_line(error: BaseException) -> str:
     ]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line or '?'})" if frames else ""
     return f"{type(error).__name__}: {lines[0][:300]}{where}"
+
+
+def ended(code: int, log: str) -> str:
+    """How a process ended that told nothing. log: what it printed; a crash leaves its stack there, innermost first."""
+    how = f"ended with exit code {code}"
+    if code < 0:
+        try:
+            how = f"ended by {signal.Signals(-code).name}"
+        except ValueError:  # a signal without a name
+            how = f"ended by signal {-code}"
+    frames = [frame for frame in re.findall(r'File "(.*)", line (\d+) in', log) if not _FOREIGN.search(frame[0])]
+    if frames:
+        return f"{how} ({Path(frames[0][0]).name}:{frames[0][1]})"
+    return how + "".join(f": {line[:300]}" for line in log.strip().splitlines()[-1:])
 
 
 # --- one of them failed

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.report import Report
 
 CLEAR = 1000.0  # times the noise: enough to show; of the vectors that do, the smallest is taken
+RANKS = 4  # at which a missing hop, no hop at all and a repeated one are three different things
 # for changes that no vector sees: one of these is felt by each, if only in the last digit
 QUIET = ("ranks/w3-balanced", "loss/balanced-b6-d13", "block/plain")
 
@@ -26,15 +27,27 @@ def show(mistake: Mistake) -> "Report":
 
 
 def vector_for(mistake: Mistake) -> Vector:
-    """The smallest vector that shows the mistake clearly, or else the one that shows it best."""
+    """The smallest vector that shows the mistake clearly, or else the one that shows it best.
+
+    Of two or three ranks much is the same: on two, to miss one rank's texts is to miss all others'."""
     rows = measured().power.get(mistake.id, {})
     seen = [name for name, row in rows.items() if (row[1] or 0.0) >= CLEAR]
     seen = seen or [measured().best(mistake.id, "float32")[1]] * bool(rows)
     if seen:
-        return min(map(packaged().find, seen), key=lambda vector: sum(v.size for v in vector.expected.values()))
+        return min(map(packaged().find, seen), key=lambda vector: (_few(vector), _size(vector)))
     files = {edit.file for edit in mistake.edits}
     place = 0 if "procedures.py" in files else 1 if "ops/pair_block.py" in files else 2
     return packaged().find(QUIET[place])
+
+
+def _few(vector: Vector) -> bool:
+    """Ranks, but fewer than RANKS of them."""
+    ranks = sum(name.startswith("image_embed/rank") for name in vector.inputs)
+    return 0 < ranks < RANKS
+
+
+def _size(vector: Vector) -> int:
+    return sum(values.size for values in vector.expected.values())
 
 
 def describe(mistake: Mistake) -> str:

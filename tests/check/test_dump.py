@@ -163,3 +163,9 @@ def test_kinds_of_names() -> None:
     assert kind_of("d_w/attn/q/bias") == ("gradient", "w/attn/q/bias")
     assert kind_of("@image/pool") == ("gradient", "@image/pool")
     assert kind_of("step1/tower/bias") == ("value", "step1/tower/bias")
+
+
+def test_a_demo_over_ranks_is_on_four_of_them() -> None:
+    report = show(CATALOGUE["ring-hop-missing"])
+    assert "ranks/w4" in report.title
+    assert [finding.id for finding in report.findings] == ["ring-hop-missing"], report
