@@ -128,7 +128,9 @@ def what_it_is(path: Path) -> str:
         b"version https://git-lfs": "a git-lfs pointer: the file itself was never downloaded (git lfs pull)",
         b"<!DOCTYPE": "a page of HTML: a download that needed a login, or a wrong address",
         b"<html": "a page of HTML: a download that needed a login, or a wrong address",
-        b"PK\x03\x04": "a zip archive (.npz, or torch's .pt) that is broken, or has another ending than its kind",
+        b"PK\x03\x04": ""
+        if path.suffix in (".npz", ".pt", ".pth", ".bin")
+        else "a zip archive, as .npz and torch's .pt are, under another ending",
         b"\x80\x02": "a pickle",
         b"\x00" * 64: "a file of zeros: its place was taken, and the download never came",
     }

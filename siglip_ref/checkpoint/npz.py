@@ -31,7 +31,12 @@ class Header(NamedTuple):
 def open_npz(path: Path) -> Store:
     """Its arrays, which must be numbers: a pickled one is refused."""
     archive = zipfile.ZipFile(path)
-    members = {entry.filename.removesuffix(".npy"): entry for entry in list_members(archive)}
+    try:
+        listed = list_members(archive)
+    except ValueError as error:
+        cause = "an archive that another program put together, or that was changed"
+        raise unreadable(path, "an archive as numpy.savez writes it", str(error), cause, "save it anew") from error
+    members = {entry.filename.removesuffix(".npy"): entry for entry in listed}
     headers = {name: _numbers(path, archive, entry) for name, entry in members.items()}
     claimed = sum(math.prod(header.shape) * header.kind.itemsize for header in headers.values())
     if claimed > files.CAP:
