@@ -129,3 +129,46 @@ def jax_ring_stopped(image, text, log_scale, bias, *, axis_name):
         text = jax.lax.stop_gradient(jax.lax.ppermute(text, axis_name, [(i, (i - 1) % world) for i in range(world)]))
         loss += jax_block(image, text, log_scale, bias, False)
     return loss
+
+
+# --- JAX, as big_vision writes it: the axis has a name of its own, beside the loss stand numbers to look at
+
+
+def jax_terms(image, text, scale, bias, positives):
+    import jax
+    import jax.numpy as jnp
+
+    logits = scale * image @ text.T + bias
+    sign = 2 * jnp.eye(len(image)) - 1 if positives else -jnp.ones(logits.shape)
+    return -jax.nn.log_sigmoid(sign.astype(logits.dtype) * logits).sum(-1).mean(), logits
+
+
+def jax_gathered_others(image, text, scale, bias):
+    """The other ranks' texts in one block."""
+    import jax
+    import jax.numpy as jnp
+
+    others = jnp.roll(jax.lax.all_gather(text, "batch"), -jax.lax.axis_index("batch"), 0)[1:]
+    own, logits = jax_terms(image, text, scale, bias, True)
+    rest, _ = jax_terms(image, others.reshape(-1, text.shape[1]), scale, bias, False)
+    return own + rest, {"lowest": logits.min(), "positives": jnp.diag(logits).mean()}
+
+
+def jax_device_by_device(image, text, scale, bias):
+    """A sum over ranks in which all but one give zeros, once for every device that there is."""
+    import jax
+
+    me = jax.lax.axis_index("batch")
+    loss, logits = jax_terms(image, text, scale, bias, True)
+    for device in range(jax.device_count()):
+        other = jax.lax.psum((me == device) * text, "batch")
+        loss += (me != device) * jax_terms(image, other, scale, bias, False)[0]
+    return loss, {"lowest": logits.min()}
+
+
+def jax_whole_loss(image, text, scale, bias, *, axis_name):
+    """The loss of the gathered batch, on every rank."""
+    import jax
+
+    images, texts = (jax.lax.all_gather(x, axis_name, tiled=True) for x in (image, text))
+    return jax_terms(images, texts, scale, bias, True)[0]
