@@ -226,6 +226,6 @@ def _explain(error: UsageError) -> None:
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
-    for name in ("expected", "got", "cause", "repair"):
-        grid.add_row(Text(name, "dim"), Text(str(getattr(error, name)), "bold" if name == "repair" else ""))
+    for name, text in error.parts.items():
+        grid.add_row(Text(name, "dim"), Text(text, "bold" if name == "repair" else ""))
     Console(stderr=True).print(Panel(grid, title="siglip-ref cannot do this", border_style="red", title_align="left"))

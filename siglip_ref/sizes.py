@@ -114,10 +114,13 @@ def config(name: str) -> Config:
     21
     """
     if name not in SIZES:
+        from siglip_ref.near import near
+
         raise UsageError(
             expected="a model size: " + ", ".join(SIZES),
             got=repr(name),
-            cause="there is no size by this name",
+            cause="",
             repair='sr.config("B/16-256"), or dataclasses.replace(sr.config("tiny"), ...) for a size of your own',
+            near=near(name, SIZES),
         )
     return SIZES[name]

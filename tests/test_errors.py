@@ -22,3 +22,9 @@ def test_it_travels_between_processes() -> None:
     again = pickle.loads(pickle.dumps(ERROR))
     assert isinstance(again, UsageError)
     assert (again.expected, again.got, again.cause, again.repair) == ERROR.args
+
+
+def test_what_follows_from_nothing_is_left_out_and_what_is_near_has_a_line() -> None:
+    error = UsageError("a size", "'tine'", "", "tiny", near=["tiny"])
+    assert str(error).splitlines() == ["expected: a size", "got:      'tine'", "near:     tiny", "repair:   tiny"]
+    assert pickle.loads(pickle.dumps(error)).near == ("tiny",)

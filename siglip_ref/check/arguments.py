@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from siglip_ref.check.frameworks import ARGUMENTS, Setting, describe
+from siglip_ref.check.refusals import holds_its_own
 from siglip_ref.check.tolerance import ARITHMETIC
 from siglip_ref.check.truth import CONVENTIONS, Convention
 from siglip_ref.errors import UsageError
@@ -20,13 +21,16 @@ def require_instance(fn: object) -> None:
         raise UsageError(
             expected="a function, or an object that can be called",
             got=f"the class {describe(fn)}" if isinstance(fn, type) else f"a {type(fn).__name__}",
-            cause="a class is not yet a loss" if isinstance(fn, type) else "another thing by this name",
+            cause="a class is not yet a loss" if isinstance(fn, type) else "",
             repair=f"give an instance: {fn.__name__}(...)" if isinstance(fn, type) else "check the name",
         )
 
 
 def require_arguments(fn: Callable[..., Any], arguments: Sequence[str] = ARGUMENTS, **by_name: str) -> None:
     """A function that can be called with these arguments by position, and these by name."""
+    own = holds_its_own(fn, len(arguments))
+    if own:
+        raise own
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # compiled functions need not tell

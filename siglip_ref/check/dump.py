@@ -54,7 +54,7 @@ def check_dump(path: str | Path, vector: str | None = None, dtype: str | None = 
         raise UsageError(
             expected="the id of the golden vector that this is the answer to",
             got=f"{path.name}, which does not say",
-            cause='a file without the metadata "vector"',
+            cause=_no_metadata(path),
             repair=f"check_dump({path.name!r}, vector=...); siglip-ref vectors list shows all",
         )
     return judge(
@@ -186,9 +186,19 @@ def _require(vector: Vector, got: Mapping[str, Array], dtype: str) -> None:
         raise UsageError(
             expected=f"tensors of {vector.id}: " + ", ".join(list(vector.expected)[:8]),
             got=", ".join(unknown[:4]) or "no tensor at all",
-            cause="names of another vector, or of the framework",
+            cause=_whose(unknown),
             repair=f"siglip-ref vectors export FOLDER --only {vector.id} writes the names",
         )
+
+
+def _no_metadata(path: Path) -> str:
+    return "an .npz has no metadata" if path.suffix == ".npz" else 'its metadata holds no "vector"'
+
+
+def _whose(names: Sequence[str]) -> str:
+    """The vector that has all these tensors, if there is one."""
+    owner = next((v.id for v in packaged().vectors.values() if names and set(names) <= v.expected.keys()), "")
+    return f"{owner} has tensors of these names" if owner else ""
 
 
 def _dtype_of(tensors: Mapping[str, Array]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from siglip_ref.errors import UsageError
+from siglip_ref.near import near
 from siglip_ref.ops.elementary import Array
 
 # Ways to call a loss. Every framework can do "plain"; the others are the contract a hand-written backward may break.
@@ -116,8 +117,9 @@ def require_framework(name: object, check: str) -> None:
         raise UsageError(
             expected='framework "torch", "jax" or "numpy"',
             got=repr(name),
-            cause="there is no such framework here",
-            repair=f'siglip_ref.{check}(fn, framework="torch")',
+            cause="",
+            repair=f'siglip_ref.{check}(fn, framework="torch"); on the command line --framework torch',
+            near=near(name, INSTALL) if isinstance(name, str) else (),
         )
     if not installed(name):
         raise UsageError(
@@ -151,7 +153,8 @@ def framework_of(fn: Callable[..., Any], check: str = "check_loss") -> str:
         expected="a function that shows which framework it uses",
         got=f"{describe(fn)}, which " + ("uses torch and jax" if found else "names neither torch, jax nor numpy"),
         cause="the framework is taken from the names a function uses, and from its module",
-        repair=f'write it down: siglip_ref.{check}(fn, framework="torch"), or "jax", or "numpy"',
+        repair=f'write it down: siglip_ref.{check}(fn, framework="torch"), or "jax", or "numpy"; on the command line '
+        "--framework torch",
     )
 
 

@@ -76,7 +76,7 @@ def require_device(device: str) -> None:
         raise UsageError(
             expected="a device that Torch can use here",
             got=f"{device!r}: {str(cause).splitlines()[0][:200]}",
-            cause="no such device, or a Torch that was built without it",
+            cause="",
             repair='device="cpu", or install the Torch of your accelerator',
         ) from None
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from siglip_ref.check.answers import in_a_line
 from siglip_ref.check.compare import Row
 from siglip_ref.check.contract import kept
 from siglip_ref.check.diagnose import explain
@@ -18,12 +17,12 @@ from siglip_ref.check.mistakes import Mistake
 from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, suspects
 from siglip_ref.check.probes import POINTS, Probe, loss_probes, points_of
+from siglip_ref.check.refusals import refuses_everything
 from siglip_ref.check.report import Finding, Report, worst_rows
 from siglip_ref.check.seen import seen_of
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.check.verdict import judgement
-from siglip_ref.errors import UsageError
 
 UNSTABLE = {"log-of-sigmoid", "log-one-plus-exp"}  # of which a hint knows one, and the reference both
 _REFUSED = (True, True, 99, True, True, True, np.inf)  # worse than any fit
@@ -92,13 +91,7 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
         if min(scores) < _REFUSED:
             run.refused.clear()
             return candidates[scores.index(min(scores))]
-    raise UsageError(
-        expected="a loss that can be called with (image_embed, text_embed, log_scale, bias)",
-        got=f"{in_a_line(run.first_refusal)} at every probe",
-        cause="shapes, dtype or device that the loss cannot take, or another order of arguments",
-        repair="give the shapes it needs, dims=dict(batch=16, dim=32); another dtype=; or wrap it: "
-        "lambda image, text, log_scale, bias: fn(...)",
-    ) from run.first_refusal
+    raise refuses_everything(run.first_refusal, run.setting.device) from run.first_refusal
 
 
 def exponentiates(log: Outcome | None, linear: Outcome | None) -> bool | None:

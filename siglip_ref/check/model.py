@@ -201,7 +201,7 @@ def _require_options(dtype: str, weights: str, batch: int) -> Dtype:
         raise UsageError(
             expected=f'dtype one of {", ".join(UNIT_ROUNDOFF)}; weights "probe" or "own"; batch at least 2',
             got=f"dtype {dtype!r}, weights {weights!r}, batch {batch}",
-            cause="a typing mistake, or a torch dtype where its name is wanted",
+            cause="" if isinstance(dtype, str) else "a dtype itself, where its name is wanted",
             repair='sr.check_model(model, dtype="float32", weights="probe")',
         )
     return cast(Dtype, dtype)

@@ -97,6 +97,6 @@ def require_names(run: Run, exact: Reference) -> None:
         raise UsageError(
             expected="a Run with the gradient of every parameter, and activations named as the reference names them",
             got=f"no gradient of: {', '.join(missing[:4]) or 'none'}; unknown: {', '.join(unknown[:4]) or 'none'}",
-            cause="a name left out or misspelt in the Adapter",
+            cause="",
             repair="siglip_ref.params.shapes(cfg) lists parameters, sr.forward(..., activations=True) activations",
         )

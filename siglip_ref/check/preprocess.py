@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from siglip_ref.check.answers import answered
 from siglip_ref.check.compare import Row
-from siglip_ref.check.frameworks import as_float64
+from siglip_ref.check.mistakes import CATALOGUE
+from siglip_ref.check.preprocess_output import pixels_of
 from siglip_ref.check.process import as_it_was
 from siglip_ref.check.report import Finding, Report
 from siglip_ref.errors import UsageError
@@ -32,9 +32,6 @@ RANGES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]
     "ImageNet's mean and deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CLIP's mean and deviation": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-
-
-_EXPECTED = "one image: (3, S, S), (S, S, 3), or a batch of one, of real numbers"
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def check_preprocess(fn: Callable[[Image.Image], Any], convention: str | Preproc
     how = PREPROCESS[convention] if isinstance(convention, str) else convention
     images = [picture(*shape) for shape in SHAPES]
     with as_it_was():
-        given = [answered(_EXPECTED, lambda: _channels_last(fn(image))) for image in images]  # noqa: B023
+        given = [pixels_of(fn, image) for image in images]
     rows = [_row(image, got, how) for image, got in zip(images, given, strict=True)]
     title = f"preprocessing, as {how.name}"
     report = Report(title, "PASS" if all(row.right for row in rows) else "FAIL", rows, conventions=_words(how))
@@ -92,24 +89,6 @@ def picture(height: int, width: int) -> Image.Image:
     red, green = (x * x // 9 + y * 2) % 256, (x * 5 + y * y // 7) % 256
     blue = ((x // 7 + y // 4) % 2) * 180 + (x * y // 31) % 76
     return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
-
-
-def _channels_last(out: Any) -> Pixels:
-    """float64 (S, S, 3) of whatever fn gave."""
-    if hasattr(out, "keys"):
-        out = out["pixel_values"]
-    array: Pixels = as_float64(out[0] if isinstance(out, list) and out else out)
-    array = array.reshape(array.shape[-3:]) if array.ndim > 3 and array.size == np.prod(array.shape[-3:]) else array
-    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[-1] != 3:
-        raise UsageError(
-            expected=_EXPECTED,
-            got=f"shape {array.shape}",
-            cause="patches, several images, or another number of channels",
-            repair="fn takes one image and gives its pixels",
-        )
-    return array
 
 
 def _row(image: Image.Image, got: Pixels, how: Preprocess) -> Row:
@@ -135,6 +114,9 @@ def _explain(report: Report, images: list[Image.Image], given: list[Pixels], how
         report.findings.append(Finding("unknown", "pixels", "", evidence, "compare the steps one by one"))
         return
     wanted = Guess(_filter(how), "squash", _range(how))
+    if best == wanted:  # nothing is nearer than what was declared, and yet it is not that
+        report.findings.append(_beside(images, given, how, distance))
+        return
     other = next((p.name for p in PREPROCESS.values() if Guess(_filter(p), "squash", _range(p)) == best), None)
     evidence = f"{distance:.2f} levels from: {best.filter}, {best.geometry}, {best.range}, {best.channels}"
     if other:
@@ -151,6 +133,25 @@ def _explain(report: Report, images: list[Image.Image], given: list[Pixels], how
         if getattr(best, field) != getattr(wanted, field):
             found = f"{field}: {getattr(best, field)}, not {getattr(wanted, field)} ({distance:.2f} levels from it)"
             report.findings.append(Finding(id_, "pixels", "", found, repair))
+
+
+def _beside(images: list[Image.Image], given: list[Pixels], how: Preprocess, distance: float) -> Finding:
+    """What follows the declared steps nearly: pixels beyond their range, or else how far it is off."""
+    table = levels(how).astype(np.float64)
+    unit, low, high = np.ptp(table), table.min(0), table.max(0)
+    beyond = [np.maximum(low - got, got - high).max() / unit * 255 for got in given]
+    wanted = [table[resize(image, got.shape[:2], how), np.arange(3)] for image, got in zip(images, given, strict=True)]
+    clipped = [np.clip(got, low, high) for got in given]
+    left = max(float(np.abs(a - b).mean() / unit * 255) for a, b in zip(clipped, wanted, strict=True))
+    if max(beyond) > 1:
+        mistake = CATALOGUE["resize-not-clipped"]
+        evidence = f"{mistake.text}: up to {max(beyond):.0f} levels beyond it; {distance:.2f} levels off in the mean"
+        evidence += f", {left:.2f} when clipped"
+        return Finding(mistake.id, "pixels", "", evidence, mistake.repair)
+    most = max(float(np.abs(a - b).max() / unit * 255) for a, b in zip(given, wanted, strict=True))
+    evidence = f"nothing is nearer than what was declared, {distance:.2f} levels off in the mean, {most:.0f} at most"
+    repair = f"look at how {how.filter} is computed: its weights, whether bytes are rounded or cut, the corners"
+    return Finding("unknown", "pixels", "", evidence, repair)
 
 
 def _distances(images: list[Image.Image], given: list[Pixels]) -> Iterator[tuple[Guess, float]]:

@@ -209,10 +209,11 @@ def read_dims(dims: Dims) -> tuple[int, int, list[Shape]]:
         shapes = [tuple(shape) for shape in dims]
         if shapes and all(len(s) == 2 and all(isinstance(n, int) and n >= 1 for n in s) for s in shapes):
             return 1, 1, shapes  # type: ignore[return-value]
+    others = [key for key in dims if key not in ("batch", "dim")] if isinstance(dims, Mapping) else []
     raise UsageError(
         expected="dims as multiples, dict(batch=16, dim=32), or as a list of shapes, [(64, 128), (96, 128)]",
         got=repr(dims),
-        cause="other keys, or numbers below 1",
+        cause=f"other keys: {', '.join(map(str, others))}" if others else "",
         repair="dims=dict(batch=16, dim=32)",
     )
 

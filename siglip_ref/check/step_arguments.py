@@ -18,7 +18,7 @@ def require_arguments(
         raise UsageError(
             expected=f"step_fn({given})",
             got=f"a {type(step_fn).__name__}",
-            cause="another thing by this name",
+            cause="a class is not yet a step" if isinstance(step_fn, type) else "",
             repair=f"check_step(lambda {given}: ..., rule{'' if model is None else ', model'})",
         )
     try:
@@ -36,7 +36,7 @@ def require_arguments(
         raise UsageError(
             expected="what the step is meant to do: an AdamW or a BigVision",
             got=f"a {type(rule).__name__}",
-            cause="the optimiser itself, or its settings as a dict",
+            cause="",
             repair="check_step(step_fn, sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0))",
         )
     right = (dtype is None or dtype in UNIT_ROUNDOFF) and weights in ("probe", "own")
@@ -52,6 +52,6 @@ def require_arguments(
         raise UsageError(
             expected="schedule: the factor on lr as a function of the step, counted from 0",
             got=f"a {type(schedule).__name__}",
-            cause="the optimiser's own scheduler, or a list of factors",
+            cause="",
             repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.optim",
         )

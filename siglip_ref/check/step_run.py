@@ -79,7 +79,7 @@ class Update:
             raise UsageError(
                 expected=f"{describe(fn)}({given}) that returns params, state: a dict of arrays and anything",
                 got=f"a {type(result).__name__}" + (f" of {len(result)}" if isinstance(result, tuple | list) else ""),
-                cause="the function updates in place and returns nothing, or returns the parameters alone",
+                cause=_returned(result),
                 repair="return params, state",
             )
         params, self.state = result
@@ -93,7 +93,7 @@ class Update:
             raise UsageError(
                 expected="parameters of the same names and shapes as they were given",
                 got=f"other ones: {', '.join(wrong[:4])}",
-                cause="a parameter left out, renamed or reshaped",
+                cause="",
                 repair="return every parameter, also those that do not change",
             )
         self.held = dict(params)
@@ -114,6 +114,13 @@ class Update:
         if self.framework == "torch":
             return np.array(value.detach().cpu().double().numpy())
         return as_float64(value)
+
+
+def _returned(result: Any) -> str:
+    """What an update gave instead of parameters and a state, where it is plain."""
+    if result is None:
+        return "nothing came back: the function updates in place"
+    return "the parameters came back alone" if isinstance(result, Mapping) else ""
 
 
 @dataclass
@@ -156,7 +163,7 @@ class Model:
             raise UsageError(
                 expected="restart() that returns nothing, a step function, or a model and its step function",
                 got=f"a {type(result).__name__}",
-                cause="the state was returned instead of loaded",
+                cause="",
                 repair="load it in restart(), and return the new step function",
             )
 
@@ -235,7 +242,7 @@ def take_steps(
             raise UsageError(
                 expected="a model whose weights are numbers",
                 got="NaN or infinity among its own weights, before any step",
-                cause="a training that diverged, or a broken conversion",
+                cause="",
                 repair='check_step(step_fn, rule, model, weights="probe")',
             )
         say(f"step {k + 1}")

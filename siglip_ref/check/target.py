@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_ref.errors import UsageError
+from siglip_ref.near import near
 
 
 def load_callable(target: str) -> Callable[..., Any]:
@@ -28,11 +29,13 @@ def load_callable(target: str) -> Callable[..., Any]:
     value: Any = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     for part in name.split("."):
         if not hasattr(value, part):
+            alike = near(part, vars(value))
             raise UsageError(
                 expected=f"{part} in {place}",
                 got="these names: " + (", ".join(n for n in vars(value) if not n.startswith("_"))[:300] or "none"),
-                cause="a typing mistake, or a name that is made only when the file runs as a program",
-                repair=f'siglip-ref check loss "{place}:NAME" with one of these names',
+                cause="",
+                repair=f'siglip-ref check loss "{place}:{alike[0] if alike else "NAME"}"',
+                near=alike,
             )
         value = getattr(value, part)
     return value  # type: ignore[no-any-return]
@@ -50,7 +53,7 @@ def _load_module(name: str) -> object:
         raise UsageError(
             expected=f"a module {name}",
             got=f"no module {cause.name}",
-            cause="another working directory, or not installed here" if own else f"{name} itself imports {cause.name}",
+            cause=f"neither installed nor in {here}" if own else f"{name} itself imports {cause.name}",
             repair=f'give the file instead: "{name.replace(".", "/")}.py:NAME"' if own else f"pip install {cause.name}",
         ) from cause
     except Exception as cause:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.answers import answered
+from siglip_ref.check.answers import in_a_line
 from siglip_ref.check.compare import Row, compare
 from siglip_ref.check.process import as_it_was
 from siglip_ref.check.report import Finding, Report
@@ -28,6 +28,7 @@ TEXTS = (
     "",
     "word " * 100,
 )
+SHOWN = 40  # letters of a text that a report prints
 # Two texts that some conventions make equal: what it is about, and whose cleaning makes them so. Beyond ASCII both may
 # be unknown letters to a vocabulary, and so equal without any cleaning.
 PAIRS = (
@@ -63,10 +64,10 @@ def check_tokenize(
     how = named_convention(convention)
     if length < 8:
         raise UsageError("length at least 8", str(length), "no SigLIP is that short", "length=64")
-    found = _ids(fn, list(TEXTS))
+    found = _ids(fn, TEXTS)
     report = Report(f"tokenising, as {how.name}, {length} ids", "PASS", [])
     report.conventions = {"clean": how.clean, "end": str(how.eos), "padding": str(how.pad), "length": str(length)}
-    findings = [*_shape(found, _ids(fn, [TEXTS[0]])[0], how, length), *_cleaning(fn, how)]
+    findings = [*_shape(found, _ids(fn, TEXTS[:1])[0], how, length), *_cleaning(fn, how)]
     report.rows = [row for row, _ in findings]
     report.findings = [finding for _, finding in findings if finding]
     if tokenizer is None:
@@ -86,7 +87,12 @@ def _judge(name: str, wrong: Sequence[str], id_: str, evidence: str, repair: str
     row = compare(name, np.array([float(len(wrong))]), np.zeros(1), 0.0, kind="value")
     if not wrong:
         return row, None
-    return row, Finding(id_, "ids", "", f"{evidence}: {wrong[0]!r}", repair)
+    return row, Finding(id_, "ids", "", f"{evidence}: {_short(wrong[0])}", repair)
+
+
+def _short(text: str) -> str:
+    """A text as a report prints it: a long one by its beginning, and how many words it has."""
+    return repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}... ({len(text.split())} words)"
 
 
 def _shape(found: Ids, alone: list[int], how: TextConvention, length: int) -> Iterator[Judged]:
@@ -115,7 +121,7 @@ def _shape(found: Ids, alone: list[int], how: TextConvention, length: int) -> It
 def _cleaning(fn: Callable[[list[str]], Any], how: TextConvention) -> Iterator[Judged]:
     """Texts that this convention, and only some others, make equal."""
     for name, one, two, by in PAIRS:
-        first, second = _ids(fn, [one, two])
+        first, second = _ids(fn, (one, two))
         equal, wanted = first == second, how.clean in by
         if equal and "ASCII" in name:
             continue
@@ -145,19 +151,23 @@ def _compare_ids(report: Report, found: Ids, how: TextConvention, length: int, f
         report.findings.append(finding)
 
 
-def _ids(fn: Callable[[list[str]], Any], texts: list[str]) -> Ids:
-    """Lists of whole numbers, whatever fn gave."""
-    expected = f"{len(texts)} rows of ids, whole numbers, for {len(texts)} texts"
+def _ids(fn: Callable[[list[str]], Any], texts: Sequence[str]) -> Ids:
+    """What fn gives for these texts, as lists of whole numbers."""
     with as_it_was():
-        rows = answered(expected, lambda: _rows(fn(texts)))
-    if len(rows) != len(texts):
-        raise UsageError(
-            expected=expected,
-            got=f"{len(rows)}",
-            cause="fn takes one text, or gives something else than ids",
-            repair="lambda texts: tokenizer(texts).input_ids",
-        )
-    return rows
+        try:
+            rows = _rows(fn(list(texts)))
+            told = f"{len(rows)} rows of ids"
+        except Exception as error:  # whatever a user's function raises, or gives that are no ids
+            rows, told = None, in_a_line(error)
+        if rows is not None and len(rows) == len(texts):
+            return rows
+        alone = _takes_one(fn, texts[0])
+    raise UsageError(
+        expected=f"fn(texts) that takes a list of texts and gives {len(texts)} rows of ids, whole numbers",
+        got=told,
+        cause="it takes one text" if alone else "",
+        repair="lambda texts: [fn(text) for text in texts]" if alone else "lambda texts: tokenizer(texts).input_ids",
+    )
 
 
 def _rows(out: Any) -> Ids:
@@ -168,3 +178,14 @@ def _rows(out: Any) -> Ids:
     if any(number != id for row, own in zip(rows, ids, strict=True) for number, id in zip(row, own, strict=True)):
         raise TypeError("ids that are no whole numbers")
     return ids
+
+
+def _takes_one(fn: Callable[..., Any], text: str) -> bool:
+    """Whether fn gives ids, or a row of them, for a text by itself."""
+    try:
+        out = fn(text)
+        out = out["input_ids"] if hasattr(out, "keys") else out
+        ids = np.asarray(out.tolist() if hasattr(out, "tolist") else out)
+        return ids.dtype.kind in "iu" and ids.size > 0
+    except Exception:
+        return False

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from siglip_ref.errors import UsageError
+from siglip_ref.near import near
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 
@@ -96,11 +97,13 @@ def open_data(name: str) -> Data:
 
         return digits()
     if not Path(name).exists():
+        alike = near(name, ("shapes", "digits"))
         raise UsageError(
             expected="--data shapes, digits, a folder of captioned images, or a captions.csv",
             got=repr(name),
-            cause="there is nothing at this path",
-            repair="check the path",
+            cause="it is none of the two names, and there is nothing at this path",
+            repair=f"--data {alike[0]}" if alike else "check the path",
+            near=alike,
         )
     from siglip_ref.data.files import from_files
 

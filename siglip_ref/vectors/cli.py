@@ -131,12 +131,19 @@ def demo(mistake: Annotated[str, typer.Argument(metavar="MISTAKE-ID")]) -> None:
 
 
 def explain(mistake: Annotated[str | None, typer.Argument(metavar="[MISTAKE-ID]")] = None) -> None:
-    """What a mistake is, where it was seen, how to repair it, who sees it. Without an id: all of them."""
-    from siglip_ref.check.mistakes import CATALOGUE, find
+    """What a mistake is, where it was seen, how to repair it, who sees it. Without an id: all of them.
+
+    Every id that a report prints is known here, also those that are no mistakes.
+    """
+    from siglip_ref.check.mistakes import CATALOGUE, WORDS, find
     from siglip_ref.vectors.demo import describe
 
     if mistake is None:
         for entry in CATALOGUE.values():
             typer.echo(f"{entry.id:<36}{entry.kind:<15}{entry.text}")
+        for word, meaning in WORDS.items():
+            typer.echo(f"{word:<36}{'in reports':<15}{meaning.partition(chr(10))[0]}")
+    elif mistake in WORDS:
+        typer.echo(f"{mistake}: {WORDS[mistake]}")
     else:
         typer.echo(describe(find(mistake)))

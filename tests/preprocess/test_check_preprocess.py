@@ -127,3 +127,59 @@ def test_wrong_use():
 def test_no_test_image_is_square():
     assert all(height != width for height, width in SHAPES)
     assert picture(4, 6).size == (6, 4)
+
+
+def in_floats(image, clip=False):
+    """Torch's own resize of floats, which overshoots at edges."""
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)[None]
+    x = torch.nn.functional.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True) * 2 - 1
+    return (x.clamp(-1, 1) if clip else x).numpy()
+
+
+def test_the_declared_convention_is_never_advised_again():
+    """What is nearest to the declared steps, and yet not them, is told by what it does."""
+    report = sr.check_preprocess(in_floats, "huggingface")
+    assert report.verdict == "FAIL" and [finding.id for finding in report.findings] == ["resize-not-clipped"], report
+    assert "levels beyond it" in report.findings[0].evidence and "clip" in report.findings[0].repair
+    assert sr.check_preprocess(lambda image: in_floats(image, clip=True), "huggingface").passed
+
+
+@pytest.mark.parametrize("name", PREPROCESS)
+def test_nearly_declared_is_no_other_convention(name):
+    """Every pixel a level too bright: nothing else is nearer, for each of the conventions."""
+    fn = as_declared(name)
+    report = sr.check_preprocess(lambda image: fn(image) + 2 / 255, name)
+    assert report.verdict == "FAIL" and report.findings, report
+    assert f'check_preprocess(fn, "{name}")' not in report.findings[0].repair
+    if report.findings[0].id == "unknown":
+        assert "nothing is nearer than what was declared" in report.findings[0].evidence
+
+
+def batched(images):
+    return np.stack([as_declared("huggingface")(image) for image in images])
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (batched, "it takes a list of images"),
+        (lambda image: 1 / 0, "ZeroDivisionError"),
+        (lambda image: "a text", "as numbers"),
+        (lambda image: {"pixels": as_declared("huggingface")(image)}, "with 'pixels'"),
+        (lambda image: [np.zeros((3, 4, 4)), np.zeros((3, 5, 5))], "as numbers"),
+        (lambda image: np.zeros((32, 32)), "without an axis"),
+        (lambda image: np.zeros((1, 32, 32)), "1 channels"),
+        (lambda image: None, "one image"),
+    ],
+)
+def test_what_is_no_preprocessing_of_one_image_is_told(fn, words):
+    with pytest.raises(sr.UsageError, match=words):
+        sr.check_preprocess(fn)
+
+
+def test_a_batched_function_is_told_how_to_be_given():
+    with pytest.raises(sr.UsageError) as raised:
+        sr.check_preprocess(batched)
+    assert raised.value.repair == "lambda image: fn([image])"
+    assert sr.check_preprocess(lambda image: batched([image])).passed

@@ -128,3 +128,27 @@ def test_wrong_use(right):
     with pytest.raises(sr.UsageError, match="length"):
         sr.check_tokenize(right, length=2)
     assert np.asarray(right(["a"])).shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (lambda text: [ord(letter) for letter in text.lower()], "it takes one text"),
+        (lambda text: np.array([ord(letter) for letter in text.lower()]), "it takes one text"),
+        (lambda texts: 1 / 0, "ZeroDivisionError"),
+        (lambda texts: None, "a list of texts"),
+        (lambda texts: {"ids": []}, "KeyError"),
+    ],
+)
+def test_what_takes_no_list_of_texts_is_told(fn, words):
+    with pytest.raises(sr.UsageError, match=words) as raised:
+        sr.check_tokenize(fn)
+    assert ("for text in texts" in raised.value.repair) == (words == "it takes one text")
+
+
+def test_a_long_text_is_shown_by_its_beginning(right):
+    """Only the text that is far too long is wrong: it is not cut."""
+    report = sr.check_tokenize(lambda texts: [row + [1] * (len(text) > 90) for row, text in zip(
+        right(texts).tolist(), texts, strict=True)])  # fmt: skip
+    assert report.verdict == "FAIL"
+    assert "(100 words)" in report.findings[0].evidence and len(report.findings[0].evidence) < 120

@@ -10,7 +10,11 @@ from typing import Any
 from siglip_ref.check.adapters import Adapter
 from siglip_ref.check.target import load_callable
 from siglip_ref.errors import UsageError
+from siglip_ref.near import near
 from siglip_ref.sizes import SIZES, config
+
+# without what it depends on: that brings a torchvision which does not fit the torch that is there
+_OPEN_CLIP = "--no-deps open_clip_torch timm"
 
 # class, package it comes from: the adapter's module and function
 KNOWN = {
@@ -70,6 +74,14 @@ def load_target(target: str) -> object:
 
 
 def _huggingface(name: str) -> object:
+    if name not in SIZES:
+        raise UsageError(
+            expected=f"hf: and one of {', '.join(SIZES)}",
+            got=repr(f"hf:{name}"),
+            cause="",
+            repair="siglip-ref check model hf:tiny",
+            near=[f"hf:{one}" for one in near(name, SIZES)],
+        )
     cfg = config(name)
     if cfg.naflex or not cfg.text_head:
         usable = ", ".join(size for size, c in SIZES.items() if not c.naflex and c.text_head)
@@ -99,7 +111,7 @@ def _saved(directory: Path) -> object:
                 raise KeyError(f"no {', '.join(lacking[:3])} in the weights")
             return model
         if (directory / "open_clip_config.json").is_file():
-            return _needed("open_clip", "open_clip_torch", "open_clip").create_model(f"local-dir:{directory}")
+            return _needed("open_clip", _OPEN_CLIP, "open_clip").create_model(f"local-dir:{directory}")
     except UsageError:
         raise
     except Exception as error:  # whatever the libraries raise at a broken file
@@ -118,16 +130,27 @@ def _saved(directory: Path) -> object:
 
 
 def _open_clip(name: str) -> object:
-    open_clip = _needed("open_clip", "open_clip_torch", "open_clip")
+    open_clip = _needed("open_clip", _OPEN_CLIP, "open_clip")
     if name not in open_clip.list_models() or "SigLIP" not in name:
-        known = ", ".join(model for model in open_clip.list_models() if "SigLIP" in model)
+        known = [model for model in open_clip.list_models() if "SigLIP" in model]
         raise UsageError(
-            expected=f"one of {known}",
+            expected=f"one of {', '.join(known)}",
             got=repr(name),
             cause="open_clip has no SigLIP model of this name",
             repair="open_clip:ViT-B-16-SigLIP",
+            near=near(name, known),
         )
     return open_clip.create_model(name)
+
+
+def _why(package: str, error: Exception) -> str:
+    """Whether it is missing itself, or lacks something, or does not fit what is there."""
+    lacking = error.name if isinstance(error, ModuleNotFoundError) else None
+    if lacking is None:
+        return f"{package} is installed, but does not import here"
+    if lacking == package or lacking.startswith(f"{package}."):
+        return f"{package} is not installed here"
+    return f"{package} is installed here, but not {lacking}, which it needs"
 
 
 def _needed(package: str, install: str, module: str) -> Any:
@@ -137,6 +160,6 @@ def _needed(package: str, install: str, module: str) -> Any:
         raise UsageError(
             expected=f"{package}, installed and working",
             got=f"{type(error).__name__}: {error}",
-            cause=f"{package} is not installed here, or something it needs is missing or does not fit",
+            cause=_why(package, error),
             repair=f"pip install {install}",
         ) from error

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from siglip_ref.check.mistakes.change import Edit, Reference, reference
+from siglip_ref.check.mistakes.words import WORDS
 from siglip_ref.errors import UsageError
+from siglip_ref.near import near
 
 __all__ = [
     "CATALOGUE",
     "FILES",
+    "WORDS",
     "Edit",
     "Home",
     "Kind",
@@ -36,7 +39,7 @@ Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokeni
 _HOME: dict[Kind, Home] = {"several steps": "step", "across ranks": "ranks", "equivalent": "equivalent"}
 _LOSS = {"loss.py", "ops/pair_block.py", "ops/normalize.py"}
 
-FILES = ("loss", "ranks", "towers", "backward", "training", "equivalent", "elsewhere")
+FILES = ("loss", "contract", "ranks", "towers", "backward", "training", "equivalent", "elsewhere")
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,13 @@ def find(name: str) -> Mistake:
     'one vector'
     """
     if name not in CATALOGUE:
-        near = [known for known in CATALOGUE if any(part in known for part in name.split("-") if len(part) > 3)]
+        alike = near(name, [*CATALOGUE, *WORDS])
         raise UsageError(
             expected=f"the id of one of {len(CATALOGUE)} mistakes",
             got=repr(name),
-            cause="no entry has this id" + (f"; near: {', '.join(near[:5])}" if near else ""),
-            repair="siglip-ref explain, without an id, lists them all",
+            cause="",
+            repair=f"siglip-ref explain {alike[0]}" if alike else "siglip-ref explain, without an id, lists them all",
+            near=alike,
         )
     return CATALOGUE[name]
 

@@ -1,0 +1,14 @@
+"""Ids that reports print and that are no mistakes: what each of them means."""
+
+WORDS = {
+    "unknown": """what it looks like
+
+No mistake of the catalogue explains the numbers. The finding says what was measured: where the deviation begins, which
+factor or which terms it is made of, which settings nearly fit. Look at the first tensor that deviates, at its smallest
+probe; report.save_case("case") writes that probe and a program that shows the fault.""",
+    "convention": """another convention
+
+Everything is right under another legal convention than the declared one: a scale that is given itself, rows that are
+normalised inside, gradients that are summed instead of averaged, another resize. The finding names the argument that
+declares it. If it is not what you meant, it is a mistake all the same.""",
+}
