@@ -114,7 +114,7 @@ class Harm:
         except (IndexError, StopIteration, ProcessLookupError):  # it was over before
             self.over, self.rank = True, -1
         start = time.monotonic()
-        stopped = number == signal.SIGSTOP and kind in ("launcher", "proxy")
+        stopped = number == signal.SIGSTOP and kind in ("launcher", "proxy") and not self.over
         while stopped and ours(mark, process.pid) and time.monotonic() - start < ALLOWED:
             time.sleep(0.1)  # all of ours end, or go on to the end; the launcher itself is its owner's
         if stopped and kind == "launcher" and not ours(mark, process.pid):
