@@ -46,7 +46,7 @@ def place(tmp_path_factory):
 
 @pytest.mark.parametrize("ops", [specification, fast], ids=["specification", "fast"])
 def test_probabilities_are_those_of_transformers(place, ops):
-    pictures, labels = [image(*size) for size in SIZES], [text for text in TEXTS if text.strip()]
+    pictures, labels = [image(*size) for size in SIZES], [text for text in TEXTS if any(map(str.isalnum, text))]
     texts = [f"This is a photo of {label}." for label in labels]
     tokens = SiglipTokenizer(str(place / "spiece.model"))(texts, padding="max_length", max_length=64, truncation=True)
     values = SiglipImageProcessorPil.from_pretrained(place)(images=pictures, return_tensors="pt")["pixel_values"]
