@@ -92,15 +92,16 @@ def check_model(
     others = list(other_conventions(run, judge, probe, cfg, chosen))
     # with its own weights a model is judged at its own scale; on probe weights any probe will do
     judged = judgement(rows, at="" if weights == "own" else None)
-    broken = not_finite(probe.params, run) + not_read(run)
-    judged = Judgement("FAIL") if broken else judged
-    verdict, findings = judged.verdict, hints(adapter) + broken
-    if verdict == "FAIL" and not broken:
+    broken, unread = not_finite(probe.params, run), not_read(run)
+    judged = Judgement("FAIL") if broken or unread else judged
+    verdict, findings = judged.verdict, hints(adapter) + broken + unread
+    if any(row.verdict == "FAIL" for row in rows) and not broken:
         say("what explains it")
         with other_random_numbers():
             found = unsteady(run, _run(adapter, probe, kind))
         if not found:
-            verdict, found = explain(run, judge, rows, others, probe, cfg, chosen)
+            explained, found = explain(run, judge, rows, others, probe, cfg, chosen)
+            verdict = "FAIL" if unread else explained
         findings += found
     elif verdict == "PASS" and conventions is None and (strange := unusual(chosen)):
         verdict = "OTHER CONVENTION"
