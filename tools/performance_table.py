@@ -1,4 +1,4 @@
-"""Write the tables of speed and growth into README and docs/performance.md, from benchmarks/results; misses included.
+"""Write the tables of speed, growth and first checks into README and docs, from benchmarks/results; misses included.
 
 `python tools/performance_table.py` rewrites what stands between the markers; `--check` only says whether it is current.
 """
@@ -12,7 +12,7 @@ from siglip_ref.bench import Result, read
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "checking-a-loss")))
 END = "<!-- end -->"
 
 WORDS = {
@@ -100,7 +100,22 @@ def growth() -> str:
     return "\n".join([*lines, "", f"The tower is a text tower in float32; {base} where it is not the axis."])
 
 
-TABLES = {"performance": table, "growth": growth}
+def first_check() -> str:
+    """CPU seconds of the first check of a process, beyond its imports."""
+    found = json.loads((RESULTS / "first_check.json").read_text())
+    aims = {name: 1.5 for name in found["seconds"] if name.startswith("torch")}
+    aims |= {name: 3.0 for name in found["seconds"] if name.startswith("check_model")}
+    lines = ["| first check of a process | CPU beyond the imports |", "|---|---:|"]
+    for name, spent in found["seconds"].items():
+        lines.append(f"| {name} | {cell(spent, aims.get(name), ' s', at_most=True)} |")
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("numpy", "torch", "jax", "transformers"))
+    return "\n".join(
+        [*lines, "", f"One thread, medians of fresh processes, on {machine['cpu']}; {versions}. JAX compiles."]
+    )
+
+
+TABLES = {"performance": table, "growth": growth, "first check": first_check}
 
 
 def renewed(text: str) -> str:

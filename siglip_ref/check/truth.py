@@ -50,8 +50,8 @@ class Truth:
     overflows: dict[str, bool]
 
 
-def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
-    """Loss and gradients by the numbers the function is given, in float64."""
+def exact_loss(probe: Probe, convention: Convention) -> LossAndGrads:
+    """Loss and gradients by the numbers the function is given, without rounding."""
     wide = np.longdouble if probe.shape[0] ** 2 * probe.shape[1] <= _WIDE_UP_TO else np.float64
     raw = probe.image_embed.astype(wide), probe.text_embed.astype(wide)
     scale = wide(probe.scale) if convention.scale == "linear" else np.exp(wide(probe.log_scale))
@@ -64,11 +64,19 @@ def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
             d_image_embed=normalize_backward(exact.d_image_embed, x_cache),
             d_text_embed=normalize_backward(exact.d_text_embed, y_cache),
         )
-    linear = convention.scale == "linear"
-    if linear:
-        exact = exact._replace(d_log_scale=exact.d_log_scale / scale)
-    given = Given(convention.norm if raws else None, linear, setting.regime, setting.scalar_dtype)
-    asked = probe.scale if linear else probe.log_scale
+    return exact._replace(d_log_scale=exact.d_log_scale / scale) if convention.scale == "linear" else exact
+
+
+def given_of(convention: Convention, setting: Setting) -> Given:
+    """How a loss of this convention is given its inputs, and what it computes in."""
+    norm = convention.norm if convention.embeddings == "raw" else None
+    return Given(norm, convention.scale == "linear", setting.regime, setting.scalar_dtype)
+
+
+def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
+    """Loss and gradients by the numbers the function is given, in float64."""
+    exact, given = exact_loss(probe, convention), given_of(convention, setting)
+    asked = probe.scale if given.linear else probe.log_scale
     noise = loss_noise(given, probe.image_embed, probe.text_embed, asked, probe.bias, exact)
     spread = LossAndGrads(*(np.broadcast_to(noise.absolute[n], np.shape(v)) for n, v in exact._asdict().items()))
     overflows = LossAndGrads(*(name in noise.overflows for name in LossAndGrads._fields))
