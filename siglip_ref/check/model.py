@@ -27,6 +27,7 @@ from siglip_ref.check.model_diagnosis import (
     unsteady,
     unusual,
 )
+from siglip_ref.check.model_findings import begun
 from siglip_ref.check.model_judge import make_judge
 from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
@@ -97,7 +98,7 @@ def check_model(
     others = list(other_conventions(run, judge, probe, cfg, chosen))
     # with its own weights a model is judged at its own scale; on probe weights any probe will do
     judged = judgement(details, at="" if weights == "own" else None)
-    broken = not_finite(probe.params, run) + not_read(run)
+    broken = not_finite(probe.params, run) + begun([row for row in details if not row.probe], run, not_read(run))
     judged = Judgement("FAIL") if broken else judged
     verdict, findings = judged.verdict, hints(adapter) + broken
     if verdict == "FAIL" and not broken:

@@ -102,6 +102,17 @@ def _beginning(rows: list[Row], run: Run) -> Finding:
     return Finding("unknown", first.name, first.rows, evidence, repair)
 
 
+def begun(rows: list[Row], run: Run, findings: Sequence[Finding]) -> list[Finding]:
+    """The findings, each with the place where the deviation begins."""
+    if all(row.verdict != "FAIL" for row in rows):
+        return list(findings)
+    begins = _beginning(rows, run)
+    return [
+        replace(one, evidence=f"{one.evidence}; {begins.evidence}", repair=f"{one.repair}; {begins.repair}")
+        for one in findings
+    ]
+
+
 def _tower(name: str) -> str:
     return name.split("/")[0]
 

@@ -3,7 +3,6 @@
 The reference's last stage starts from what the model itself had pooled, so a mistake in a tower does not count here.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -144,7 +143,7 @@ def _of_logits(judged: Judged) -> Iterator[str]:
         if not {"logits", "image/embed", "text/embed"} <= shown.keys():
             continue
         similarity, logits = shown["image/embed"] @ shown["text/embed"].T, shown["logits"]
-        factor, limit = math.exp(scale.log_scale), judge.of_value["logits"]
+        factor, limit = scale.scale, judge.of_value["logits"]
         if compare("logits", logits, factor * similarity + scale.bias, limit).right:
             continue
         fitted = np.polyfit(similarity.ravel(), logits.ravel(), 1)

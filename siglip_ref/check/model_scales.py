@@ -52,7 +52,13 @@ class Scale:
         >>> Scale("released scale", math.log(112), -16.0).label
         'released scale (112, bias -16)'
         """
-        return f"{self.name} ({math.exp(self.log_scale):.3g}, bias {self.bias:.3g})"
+        return f"{self.name} ({self.scale:.3g}, bias {self.bias:.3g})"
+
+    @property
+    def scale(self) -> float:
+        """What the similarity is multiplied by; infinite where float64 cannot hold it."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.log_scale))
 
 
 OWN, RELEASED, LARGE, SMALL = "own scale", "released scale", "large logits", "small scale"

@@ -87,9 +87,9 @@ class TorchModel:
                 elsewhere = [originals[id(leaf)] for leaf in leaves_under(loss) if id(leaf) in originals]
             # where the graph leads to the user's own parameters, nothing of theirs may run
             torch.autograd.backward(loss, inputs=_ours(stand_ins) if elsewhere else None)
+            activations = taken | {name: to_numpy(value) for name, value in given.items()}  # before taps see more
             silent = [name for name, _ in self._used() if stand_ins["model." + name].grad is None]
             unread = not_read(whole, stand_ins, given_to, silent, (loss, given))
-        activations = taken | {name: to_numpy(value) for name, value in given.items()}
         unreached = [tap for tap in self.taps if tap.ours not in taken and tap not in absent]
         notes = [f"no gradient reached {name}: it counts as zero" for name in silent]
         grads = {name: _gradient(stand_ins["model." + name]) for name, _ in self._used()}
