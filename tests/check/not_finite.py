@@ -1,11 +1,12 @@
 """Ways in which a program's numbers are none: a grammar, and what each way makes of an array."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 
 Array = Any
 Target = Literal[
@@ -118,3 +119,21 @@ class Calls:
         if self.when == "again":  # once to find the convention, once at the probe itself
             return bool(self.seen[key] > 2)
         return True
+
+
+def cases(targets: Collection[str], few: int, dtypes: Sequence[str] = ("float32",), every: int = 1) -> list[Any]:
+    """Parameters (way, dtype, whole) for a test: every way that has a place in this check, in every dtype.
+
+    few : how many of them run always, in float32; the others nightly
+    every : of the ways, each so-many-th
+
+    whole : whether what explains a failure runs, too: in one dtype of each way, as it costs more than all the rest
+    """
+    found = []
+    for number, way in enumerate([way for way in ways() if way.target in targets][::every]):
+        for k, dtype in enumerate(dtypes):
+            always = number < few and dtype == "float32"
+            marks = () if always else pytest.mark.nightly
+            whole = k == number % len(dtypes)
+            found.append(pytest.param(way, dtype, whole, marks=marks, id=f"{way}, {dtype}"))
+    return found
