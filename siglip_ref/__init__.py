@@ -3,6 +3,7 @@
 Names load on first use, so that `import siglip_ref` costs nothing.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from siglip_ref.zeroshot import Model as Model
 
 __version__ = "0.1.0"
+_IMPORTED_IN = os.getpid()  # another process than this one was forked from it: its threads are not there any more
 
 # public name: the module it lives in
 _HOMES = {

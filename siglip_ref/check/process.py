@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+import siglip_ref
+
 
 @contextmanager
 def as_it_was() -> Iterator[None]:
@@ -48,9 +50,14 @@ def random_states() -> Iterator[None]:
 
 @contextmanager
 def torch_as_it_was() -> Iterator[None]:
-    """Torch's global settings; its random states are forked where the device is known."""
+    """Torch's global settings; its random states are forked where the device is known.
+
+    In a forked process one thread: Torch's other threads stayed with its parent, and it would wait for them for ever.
+    """
     before = [(read, write, read()) for read, write in _torch_settings()]
     try:
+        if os.getpid() != siglip_ref._IMPORTED_IN:
+            sys.modules["torch"].set_num_threads(1)
         yield
     finally:
         for read, write, value in before:
