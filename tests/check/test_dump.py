@@ -60,7 +60,7 @@ def test_npz_and_names(tmp_path: Path) -> None:
     assert sr.check_dump(tmp_path / "a.npz", vector="loss/one-pair").passed
     with pytest.raises(sr.UsageError, match="does not say"):
         sr.check_dump(tmp_path / "a.npz")
-    with pytest.raises(sr.UsageError, match="another vector"):
+    with pytest.raises(sr.UsageError, match="loss/init-b6-d13 has tensors of these names"):
         sr.check_dump(tmp_path / "a.npz", vector="ops/mlp")
     with pytest.raises(sr.UsageError, match="ending"):
         sr.check_dump(tmp_path / "a.pt", vector="ops/mlp")
