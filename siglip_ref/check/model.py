@@ -3,7 +3,7 @@
 import platform
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from importlib import metadata
@@ -16,6 +16,7 @@ from siglip_ref.check.adapters.find import adapter_for
 from siglip_ref.check.adapters.find import load_target as load_target
 from siglip_ref.check.answers import answered
 from siglip_ref.check.compare import Row
+from siglip_ref.check.mistakes import CATALOGUE
 from siglip_ref.check.model_diagnosis import (
     blind,
     declare,
@@ -27,9 +28,10 @@ from siglip_ref.check.model_diagnosis import (
     unsteady,
     unusual,
 )
-from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
+from siglip_ref.check.model_judge import make_judge
 from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
+from siglip_ref.check.model_scales import Judged, Scale, judged_at, one_each, run_at, scales_of
 from siglip_ref.check.model_sight import model_sight
 from siglip_ref.check.process import random_states
 from siglip_ref.check.report import Case, Report
@@ -80,27 +82,31 @@ def check_model(
     cfg = adapter.config
     chosen = conventions or cfg.conventions
     probe = model_probe(cfg, batch, kind, adapter.parameters(kind) if weights == "own" else None)
-    say(f"the model in {kind}")
-    run = _run(adapter, probe, kind)
     say("the reference in float64")
     exact = reference(probe, cfg, chosen, np.float64)
+    scales = scales_of(exact, probe, kind)
+    say(f"the model in {kind}, at {len(scales)} scales and biases")
+    runs = _runs(adapter, probe, scales, kind)
+    run = runs[0]
     say("the noise of rounding")
     coarsest = _coarsest(adapter, kind)
     judge = make_judge(exact, probe, cfg, chosen, kind, coarsest)
-    rows = judged_rows(run, judge)
+    found_at = judged_at(runs, scales, judge, cfg, chosen)
+    details = found_at.details
+    rows = one_each(details)
     say("other conventions")
     others = list(other_conventions(run, judge, probe, cfg, chosen))
     # with its own weights a model is judged at its own scale; on probe weights any probe will do
-    judged = judgement(rows, at="" if weights == "own" else None)
+    judged = judgement(details, at="" if weights == "own" else None)
     broken, unread = not_finite(probe.params, run), not_read(run)
     judged = Judgement("FAIL") if broken or unread else judged
     verdict, findings = judged.verdict, hints(adapter) + broken + unread
-    if any(row.verdict == "FAIL" for row in rows) and not broken:
+    if any(row.verdict == "FAIL" for row in details) and not broken:
         say("what explains it")
         with other_random_numbers():
-            found = unsteady(run, _run(adapter, probe, kind))
+            found = unsteady(run, _runs(adapter, probe, scales[:1], kind)[0])
         if not found:
-            explained, found = explain(run, judge, rows, others, probe, cfg, chosen)
+            explained, found = explain(found_at, others, probe, cfg, chosen)
             verdict = "FAIL" if unread else explained
         named = any(finding.id != "unknown" for finding in found)  # which says why nothing reads those parameters
         findings = [one for one in findings if not (named and one in unread)] + found
@@ -109,7 +115,7 @@ def check_model(
         findings.append(declare(chosen, strange, "the model's configuration says so, and it computes what it says"))
     say("what this check would have seen")
     in_range = [row.name for row in rows if row.right or row.verdict == "FAIL"]
-    seen = model_sight(in_range, judge, probe, cfg, chosen, coarsest, weights == "own")
+    seen = model_sight(in_range, found_at, probe, cfg, chosen, coarsest, weights == "own")
     return Report(
         title=f"{adapter.name}; {kind}; {weights} weights; {batch} pairs",
         verdict=verdict,
@@ -117,19 +123,19 @@ def check_model(
         findings=findings,
         conventions=_stated(chosen, adapter, kind),
         not_checked=run.not_checked + _rims(rows),
-        blind=blind(others, chosen) + in_the_catalogue(seen.blind),
-        notes=_notes(run, rows),
-        details=rows,
-        case=_case(run, judge, rows, probe, adapter.name, kind, weights, batch),
+        blind=blind(others, chosen) + _unseen(seen.blind),
+        notes=_notes(run, rows, scales),
+        details=details,
+        case=_case(found_at, rows, probe, adapter.name, kind, weights, batch),
         sight=seen,
         unjudged=judged.unjudged,
     )
 
 
-def _run(adapter: Adapter, probe: Probe, dtype: Dtype) -> Run:
-    """What the model gives."""
+def _runs(adapter: Adapter, probe: Probe, scales: Sequence[Scale], dtype: Dtype) -> list[Run]:
+    """What the model gives at each scale."""
     expected = f"a model that runs forward and backward in {dtype}"
-    return answered(expected, lambda: adapter.run(probe.params, probe.images, probe.tokens, dtype))
+    return answered(expected, lambda: run_at(adapter, probe, scales, dtype))
 
 
 @contextmanager
@@ -157,8 +163,18 @@ def _stated(chosen: Conventions, adapter: Adapter, dtype: Dtype) -> dict[str, st
     return stated
 
 
-def _notes(run: Run, rows: list[Row]) -> list[str]:
+def _unseen(ids: Sequence[str]) -> list[str]:
+    """With the catalogue's words; those of a loss need rows of their own, which a model's embeddings are not."""
+    of_loss = [id for id in ids if all(edit.file in ("loss.py", "ops/pair_block.py") for edit in CATALOGUE[id].edits)]
+    lines = in_the_catalogue([id for id in ids if id not in of_loss])
+    return lines + [f"{line}; check_loss on your loss sees this" for line in in_the_catalogue(of_loss)]
+
+
+def _notes(run: Run, rows: list[Row], scales: Sequence[Scale]) -> list[str]:
     notes = list(run.notes)
+    if len(scales) > 1:
+        others = "; ".join(scale.label for scale in scales[1:])
+        notes.append(f"logits, loss and the gradients next to the embeddings were judged at these, too: {others}")
     if any(row.verdict == "zero by structure" for row in rows):
         notes.append(
             "gradients of key biases are zero by structure (softmax does not see a shift common to all keys): what any "
@@ -168,19 +184,23 @@ def _notes(run: Run, rows: list[Row]) -> list[str]:
 
 
 def _rims(rows: list[Row]) -> list[str]:
-    return [f"{row.name}: {row.note}" for row in rows if row.verdict == "out of range"]
+    beyond = [row for row in rows if row.verdict == "out of range"]
+    return [f"{row.name}{f' at {row.probe}' if row.probe else ''}: {row.note}" for row in beyond]
 
 
 def _case(
-    run: Run, judge: Judge, rows: list[Row], probe: Probe, name: str, dtype: Dtype, weights: str, batch: int
+    found_at: Judged, rows: list[Row], probe: Probe, name: str, dtype: Dtype, weights: str, batch: int
 ) -> Case | None:
     """The inputs, and the tensor that is furthest off beside what it should be."""
     judged = [row for row in rows if row.verdict in ("pass", "FAIL")]
     if not judged:
         return None
     row = max(judged, key=lambda row: row.excess)
+    labels = [scale.label for scale in found_at.scales]
+    place = labels.index(row.probe) if row.probe else 0
+    run, exact = found_at.runs[place], found_at.judges[place].exact
     got = run.grads if row.kind == "gradient" else run.activations | {"loss": run.loss}
-    expected = judge.exact.grads if row.kind == "gradient" else judge.exact.activations | {"loss": judge.exact.loss}
+    expected = exact.grads if row.kind == "gradient" else exact.activations | {"loss": exact.loss}
     arrays = {"input/images": probe.images, "input/tokens": probe.tokens}
     arrays |= {f"got/{row.name}": got[row.name], f"expected/{row.name}": expected[row.name]}
     versions = [f"Python {platform.python_version()}"]
@@ -189,8 +209,9 @@ def _case(
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             continue
+    where = f" at {row.probe}" if row.probe else ""
     program = (
-        f"# {name}: {row.name} deviates most. Seen with {', '.join(versions)}.\n"
+        f"# {name}: {row.name} deviates most{where}. Seen with {', '.join(versions)}.\n"
         "# case.npz holds the inputs; the probe weights are the same on every machine.\n"
         "import siglip_ref as sr\n\nmodel = ...  # the model that was checked\n"
         f"sr.check_model(model, dtype={dtype!r}, weights={weights!r}, batch={batch}).raise_if_failed()\n"

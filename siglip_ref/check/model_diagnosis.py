@@ -8,12 +8,16 @@ import numpy as np
 
 from siglip_ref import ops
 from siglip_ref.check.adapters import Adapter, Hint, Run
-from siglip_ref.check.compare import Row, compare
+from siglip_ref.check.compare import compare
 from siglip_ref.check.mistakes import find
-from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
-from siglip_ref.check.model_mistakes import Found, find_mistakes
+from siglip_ref.check.model_findings import and_more, findings_of, of_roundings
+from siglip_ref.check.model_judge import Judge, make_judge
+from siglip_ref.check.model_last_stage import LAST, explain_last_stage
+from siglip_ref.check.model_mistakes import find_mistakes
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import reference
+from siglip_ref.check.model_scales import Judged, judged_at
+from siglip_ref.check.model_search import Found
 from siglip_ref.check.report import Finding
 from siglip_ref.check.verdict import Verdict, verdict_of
 from siglip_ref.conventions import PRESETS, Conventions
@@ -105,107 +109,48 @@ def _fits(got: Mapping[str, Array], values: Mapping[str, Array], judge: Judge, t
 
 
 def explain(
-    run: Run,
-    judge: Judge,
-    rows: list[Row],
-    others: list[Other],
-    probe: Probe,
-    cfg: Config,
-    chosen: Conventions,
+    judged: Judged, others: list[Other], probe: Probe, cfg: Config, chosen: Conventions
 ) -> tuple[Verdict, list[Finding]]:
     """Another convention under which all is right, else the mistakes that were made, else where it begins."""
+    judge, run = judged.judge, judged.runs[0]
     changes: dict[str, Any] = {}
     for tower in ("image", "text"):
         if not _fits(run.activations, judge.exact.activations, judge, tower):
             changes |= next((other.changes for other in others if other.fits[tower]), {})
     if not changes:
-        return "FAIL", _mistakes(find_mistakes(run, judge, probe, cfg, chosen), rows, run)
+        return "FAIL", _mistakes(judged, probe, cfg, chosen)
     other = replace(chosen, **changes)
     exact = reference(probe, cfg, other, np.float64)
     judge_of_other = make_judge(exact, probe, cfg, other, judge.dtype, judge.coarsest)  # with noise of its own
-    again = judged_rows(run, judge_of_other)
-    under_other = verdict_of(again)
+    again = judged_at(judged.runs, judged.scales, judge_of_other, cfg, other)
+    under_other = verdict_of(again.details)
     if under_other == "PASS":
         return "OTHER CONVENTION", [declare(other, changes, "every value and every gradient is right then")]
     found = find_mistakes(run, judge, probe, cfg, chosen)
     if found.whole or under_other == "NOT JUDGED":
-        return "FAIL", _mistakes(found, rows, run)
-    found = find_mistakes(run, judge_of_other, probe, cfg, other)
+        return "FAIL", _mistakes(judged, probe, cfg, chosen, found)
     evidence = "its activations are right then, but not all gradients"
-    return "FAIL", [declare(other, changes, evidence), *_mistakes(found, again, run)]
+    return "FAIL", [declare(other, changes, evidence), *_mistakes(again, probe, cfg, other)]
 
 
-def _mistakes(found: Found, rows: list[Row], run: Run) -> list[Finding]:
-    """One finding for each mistake that was found; where it begins, in the first of them or by itself."""
-    begins = _beginning(rows, run)
-    if found.left_out:
-        begins = replace(begins, evidence=f"{begins.evidence}; {found.left_out}")
-    if not found.made:
-        elsewhere = [name for name in found.unexplained if name != begins.tensor]
-        if elsewhere:
-            more = f"{', '.join(elsewhere[:3])}{_and_more(len(elsewhere) - 3)}"
-            begins = replace(begins, evidence=f"{begins.evidence}; wrong by itself, too: {more}")
-        elif found.unexplained:
-            begins = replace(
-                begins, evidence=f"{begins.evidence}; given what it makes of it, all later values are right"
-            )
-        return [begins]
-    stages: dict[str, frozenset[str]] = {}
-    mistakes = {placed.mistake.id: placed.mistake for placed in found.made}
-    for placed in found.made:
-        stages[placed.mistake.id] = stages.get(placed.mistake.id, frozenset()) | placed.stages
-    together = "it" if len(mistakes) == 1 else f"all {len(mistakes)} of them"
-    explained = f"with {together} made in the reference, every value and every gradient is the model's"
-    if not found.whole:
-        explained = f"{found.share:.0%} of all that deviates is explained: repair it, and check again"
-    findings: list[Finding] = []
-    for id, mistake in mistakes.items():
-        parts = [f"{mistake.text}; made {_place(stages[id], run)}", *([] if findings else [begins.evidence]), explained]
-        findings.append(
-            Finding(id, begins.tensor, begins.rows if not findings else "", "; ".join(parts), mistake.repair)
-        )
-    if found.unexplained:
-        more = (
-            f"{', '.join(found.unexplained[:4])}{_and_more(len(found.unexplained) - 4)}: wrong even on the model's own"
-        )
-        evidence = f"{more} input to it, and no mistake of the catalogue explains it"
-        findings.append(Finding("unknown", found.unexplained[0], "", evidence, "look at what is computed there"))
-    return findings
-
-
-def _place(stages: frozenset[str], run: Run) -> str:
-    """Where a mistake was made, in words."""
-    words = []
-    for tower in ("image", "text"):
-        parts = sorted(name for name in stages if _tower(name) == tower)
-        if {f"{tower}/stem", f"{tower}/embed"} <= set(parts):
-            words.append(f"in the {tower} tower")
-        elif parts:
-            theirs = f" ({run.names[parts[0]]})" if len(parts) == 1 and parts[0] in run.names else ""
-            words.append(f"only where {', '.join(parts[:4])}{_and_more(len(parts) - 4)} is computed{theirs}")
-    return " and ".join(words) if words else "in the loss"
-
-
-def _beginning(rows: list[Row], run: Run) -> Finding:
-    """Where the deviation begins, and between which two tensors the mistake is to be looked for."""
-    wrong = [row for row in rows if row.verdict == "FAIL"]
-    first = next((row for row in wrong if row.kind != "gradient"), wrong[-1])
-    before = [row.name for row in rows[: rows.index(first)] if row.right and _tower(row.name) == _tower(first.name)]
-    theirs = f" ({run.names[first.name]})" if first.name in run.names else ""
-    if first.kind == "gradient":
-        beside = _and_more(len(wrong) - 1)
-        evidence = f"every value is right, but the gradient of {first.name}{theirs} is not{beside}"
-        repair = "look at the backward pass: a detached tensor, a custom backward, a factor on the gradient"
-    else:
-        evidence = f"{first.name}{theirs} is the first value that deviates" + (
-            f"; {before[-1]} is still right" if before else ""
-        )
-        repair = f"look at what is computed between {before[-1] if before else 'the input'} and {first.name}"
-    return Finding("unknown", first.name, first.rows, evidence, repair)
-
-
-def _tower(name: str) -> str:
-    return name.split("/")[0]
+def _mistakes(
+    judged: Judged, probe: Probe, cfg: Config, conventions: Conventions, found: Found | None = None
+) -> list[Finding]:
+    """What is found at the model's own scale, and what its last stage shows at others beside that."""
+    run, findings = judged.runs[0], list[Finding]()
+    rows = [row for row in judged.details if not row.probe]
+    if any(row.verdict == "FAIL" for row in rows):
+        found = found or find_mistakes(run, judged.judge, probe, cfg, conventions)
+        findings = of_roundings(list(found.rounded.values()), run, rows)
+        if found.made or found.unexplained or not findings:
+            findings += findings_of(found, rows, run)
+    if all(row.verdict != "FAIL" for row in judged.details if row.probe):
+        return findings
+    last = explain_last_stage(judged, cfg, conventions)
+    if last:  # it knows more of what else would be called unknown
+        findings = [one for one in findings if one.id != "unknown" or one.tensor not in LAST]
+    named = {one.id for one in findings if one.id != "unknown"}
+    return findings + [one for one in last if one.id not in named]
 
 
 def unsteady(run: Run, again: Run) -> list[Finding]:
@@ -231,13 +176,9 @@ def hints(adapter: Adapter) -> list[Finding]:
     for hint in getattr(adapter, "hints", ()):
         grouped.setdefault((hint.id, hint.repair), []).append(hint)
     return [
-        Finding(id, hints[0].place, "", hints[0].evidence + _and_more(len(hints) - 1), repair)
+        Finding(id, hints[0].place, "", hints[0].evidence + and_more(len(hints) - 1), repair)
         for (id, repair), hints in grouped.items()
     ]
-
-
-def _and_more(count: int) -> str:
-    return f" (and {count} more)" if count > 0 else ""
 
 
 def not_finite(params: Mapping[str, Array], run: Run) -> list[Finding]:
@@ -245,7 +186,7 @@ def not_finite(params: Mapping[str, Array], run: Run) -> list[Finding]:
     bad = [name for name, value in params.items() if not np.isfinite(value).all()]
     if not bad:
         return []
-    evidence = f"{run.names.get(bad[0], bad[0])} holds NaN or infinity{_and_more(len(bad) - 1)}"
+    evidence = f"{run.names.get(bad[0], bad[0])} holds NaN or infinity{and_more(len(bad) - 1)}"
     return [Finding("unknown", bad[0], "", evidence, "look at where these weights come from: training, or conversion")]
 
 
@@ -255,7 +196,7 @@ def not_read(run: Run) -> list[Finding]:
         return []
     ours = {theirs: name for name, theirs in run.names.items()}
     first, many = run.unread[0], "this parameter" if len(run.unread) == 1 else "these parameters"
-    evidence = f"{', '.join(run.unread[:4])}{_and_more(len(run.unread) - 4)}: your forward does not read {many} through"
+    evidence = f"{', '.join(run.unread[:4])}{and_more(len(run.unread) - 4)}: your forward does not read {many} through"
     evidence += " the module, but the tensor itself by another name, or a copy made before; or not at all"
     repair = f"read {first} as an attribute of its module in forward; fuse or flatten weights there"
     return [Finding("unknown", ours.get(first, first), "", evidence, repair)]

@@ -1,7 +1,7 @@
 """Which mistakes of the catalogue a model holds, and in which stages: values first, stage by stage, then gradients."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -15,47 +15,20 @@ from siglip_ref.check.model_judge import Judge
 from siglip_ref.check.model_placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_reference import KEY_BIAS
+from siglip_ref.check.model_rounding import Rounding, find_roundings
+from siglip_ref.check.model_search import Found, Search, affordable
 from siglip_ref.check.model_stages import TOWERS, readable, stage_values
 from siglip_ref.check.predict import in_the_loss
 from siglip_ref.check.seen import Seen
 from siglip_ref.conventions import Conventions
-from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 
-BUDGET = 2e10  # multiplications that a search may take: seconds
 _TRAIN = 3  # a forward and backward pass costs so many forward passes
+_ROUNDINGS = 40  # what `find_roundings` costs, in passes through its stage
 _SCOPES = 4  # in how many places a mistake of the backward pass is tried, about
 
 
 Table = dict[tuple[Mistake, ...], dict[str, float]]  # by mistakes made together: how far each stage is off
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search knows: the model's run, the judge, and the reference's inputs in the precision of the search."""
-
-    run: Run
-    judge: Judge
-    probe: Probe
-    cfg: Config
-    conventions: Conventions
-    shown: Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Found:
-    """made : the mistakes and their stages; share : of everything that deviates, explained with them; unexplained :
-    stages that are wrong by themselves and stay so; left_out : what was too large to be tried."""
-
-    made: tuple[Placed, ...]
-    share: float
-    unexplained: tuple[str, ...]
-    left_out: str = ""
-
-    @property
-    def whole(self) -> bool:
-        """Every value and every gradient is what these mistakes make of it."""
-        return bool(self.made) and self.share >= FINDING
 
 
 def find_mistakes(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions: Conventions) -> Found:
@@ -66,18 +39,19 @@ def find_mistakes(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions
     search = Search(run, judge, probe, cfg, conventions, readable(run.activations, judge.exact.activations, precision))
     sets: list[tuple[Placed, ...]] = [()]
     unexplained: list[str] = []
+    rounded: dict[str, Sequence[Rounding]] = {}
     with np.errstate(all="ignore"):
         for part in (*TOWERS, LOSS):
-            alike, rest = _of_loss(search) if part == LOSS else _of_tower(search, part)
+            alike, rest = _of_loss(search) if part == LOSS else _of_tower(search, part, rounded)
             unexplained += rest
             # mistakes that agree in every value are told apart by their gradients
-            sets = [(*made, *others) for made in sets for others in alike][: _affordable(search, _TRAIN)]
+            sets = [(*made, *others) for made in sets for others in alike][: affordable(search, _TRAIN)]
         ranked = sorted(((_share(search, made), made) for made in sets), key=lambda entry: -entry[0])
         share, made = ranked[0]
         finite = all(np.isfinite(grad).all() for grad in run.grads.values())
-        if made or unexplained or not finite:  # gradients are searched where the values they follow from are right
-            return Found(made, share, tuple(unexplained))
-        if _affordable(search, _TRAIN) < len(executable("one vector")) * _SCOPES:
+        if made or unexplained or rounded or not finite:  # gradients: where the values they follow from are right
+            return Found(made, share, tuple(unexplained), rounded=rounded)
+        if affordable(search, _TRAIN) < len(executable("one vector")) * _SCOPES:
             return Found((), share, (), "mistakes of the backward pass were not tried: the model is large")
         for placed in _on_the_way_back(search):
             if (explained := _share(search, (placed,))) >= FINDING:
@@ -85,14 +59,23 @@ def find_mistakes(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions
     return Found((), share, ())
 
 
-def _of_tower(search: Search, tower: str) -> tuple[list[tuple[Placed, ...]], list[str]]:
-    """Sets of mistakes that explain the wrong stages of one tower equally well, and the stages that none explains."""
+def _of_tower(
+    search: Search, tower: str, rounded: dict[str, Sequence[Rounding]]
+) -> tuple[list[tuple[Placed, ...]], list[str]]:
+    """Sets of mistakes that explain the wrong stages of one tower equally well, and the stages that none explains;
+    those that a product in fewer bits explains go to `rounded`."""
     right = _excesses(search, tower, (), None)
     wrong = [name for name, excess in right.items() if not excess <= 1]
+    room = max(1, affordable(search, _ROUNDINGS / len(stages_of(search.cfg, tower))))
+    for stage in wrong[:room]:
+        dtype = search.judge.dtype
+        if alike := find_roundings(stage, search.run.activations, search.probe, search.cfg, search.conventions, dtype):
+            rounded[stage] = alike
+    wrong = [name for name in wrong if name not in rounded]
     if not wrong:
         return [()], []
     candidates = [m for m in executable("one vector") if all(_in_a_tower(edit.file) for edit in m.edits)]
-    room = _affordable(search, len(candidates) / len(stages_of(search.cfg, tower)))
+    room = affordable(search, len(candidates) / len(stages_of(search.cfg, tower)))
     wanted = set(right) if room >= len(right) else set(wrong[: max(room, 1)])
     open_ = set(wrong) & wanted
     made: list[tuple[Placed, ...]] = [()]
@@ -131,7 +114,7 @@ def _pairs(
         made[0] for made, table in tables.items() if len(made) == 1 and table.get(stage) not in (None, right[stage])
     ]
     pairs = list(combinations(touching, 2))
-    if not pairs or _affordable(search, len(pairs) / len(stages_of(search.cfg, tower))) < 1:
+    if not pairs or affordable(search, len(pairs) / len(stages_of(search.cfg, tower))) < 1:
         return {}
     fitting = [pair for pair in pairs if _excesses(search, tower, pair, {stage}).get(stage, np.inf) <= 1]
     return {pair: _excesses(search, tower, pair, wanted) for pair in fitting}
@@ -242,12 +225,3 @@ def _seen(search: Search) -> list[Seen]:
 
 def _in_a_tower(file: str) -> bool:
     return file.startswith(("ops/", "towers/")) and file not in ("ops/pair_block.py", "towers/model.py")
-
-
-def _affordable(search: Search, passes: float) -> int:
-    """How often so many forward passes can be made."""
-    cfg = search.cfg
-    sizes = {"image": cfg.patches, "text": cfg.text_length}
-    weights = {tower: sum(w.size for n, w in search.probe.params.items() if n.startswith(tower)) for tower in sizes}
-    once = len(search.probe.images) * sum(tokens * weights[tower] for tower, tokens in sizes.items())
-    return int(BUDGET / (passes * once))

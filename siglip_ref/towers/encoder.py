@@ -1,6 +1,6 @@
 """The encoder both towers share: pre-norm blocks, then a final norm."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +10,7 @@ from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Tower
 
 Cache = tuple[Any, ...]
+Encode = Callable[..., tuple[Array, Any, dict[str, Array]]]  # `encoder_forward`, or what can stand in its place
 
 
 def block_forward(
@@ -81,6 +82,22 @@ def encoder_forward(
     out, norm_cache = ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
     activations["norm"] = out
     return out, (block_caches, norm_cache), activations
+
+
+def encoder_states(
+    x: Array,
+    weights: Mapping[str, Array],
+    tower: Tower,
+    gelu: GeluForm,
+    eps: float,
+    mask: Array | None,
+    ops: ModuleType,
+) -> tuple[Array, None, dict[str, Array]]:
+    """`encoder_forward` for those who want no gradients: every block's cache is dropped as soon as it is made."""
+    block = getattr(ops, "block_forward", block_forward)
+    for layer in range(tower.depth):
+        x = block(x, subtree(weights, f"block{layer:02d}"), tower.heads, gelu, eps, mask, ops)[0]
+    return ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)[0], None, {}
 
 
 def encoder_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, dict[str, Array], dict[str, Array]]:

@@ -8,11 +8,16 @@ from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Config
-from siglip_ref.towers.encoder import Cache, encoder_backward, encoder_forward
+from siglip_ref.towers.encoder import Cache, Encode, encoder_backward, encoder_forward
 
 
 def image_tower_forward(
-    images: Array, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, ops: ModuleType
+    images: Array,
+    weights: Mapping[str, Array],
+    cfg: Config,
+    conventions: Conventions,
+    ops: ModuleType,
+    encode: Encode = encoder_forward,
 ) -> tuple[Array, Cache, dict[str, Array]]:
     """From pixels to one vector per image, not yet of unit length.
 
@@ -20,6 +25,7 @@ def image_tower_forward(
     ----------
     images : array, shape (B, height, width, 3), in [-1, 1]
     weights : patch/..., position, blockII/..., norm/..., pool/...
+    encode : the encoder; `encoder_states` where no gradients are wanted
 
     Returns
     -------
@@ -29,13 +35,13 @@ def image_tower_forward(
 
     Source: big_vision models/vit.py with pool_type "map": the final norm before the pooling, no projection after it.
     """
-    if hasattr(ops, "image_tower_forward"):  # a twin may fuse more than single operations
+    if encode is encoder_forward and hasattr(ops, "image_tower_forward"):  # a twin may fuse more than single operations
         fused: tuple[Array, Cache, dict[str, Array]] = ops.image_tower_forward(images, weights, cfg, conventions, ops)
         return fused
     gelu, eps = conventions.image_gelu, conventions.image_norm_eps
     patches, patch_cache = ops.patch_embed_forward(images, weights["patch/kernel"], weights["patch/bias"], cfg.patch)
     stem, _ = ops.position_forward(patches, weights["position"])
-    tokens, encoder_cache, activations = encoder_forward(stem, weights, cfg.image, gelu, eps, None, ops)
+    tokens, encoder_cache, activations = encode(stem, weights, cfg.image, gelu, eps, None, ops)
     pooled, pool_cache = ops.map_head_forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps)
     cache = (patch_cache, weights["position"], encoder_cache, pool_cache)
     return pooled, cache, {"stem": stem} | activations | {"pool": pooled}

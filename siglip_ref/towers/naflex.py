@@ -11,7 +11,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Config
-from siglip_ref.towers.encoder import Cache, encoder_backward, encoder_forward
+from siglip_ref.towers.encoder import Cache, Encode, encoder_backward, encoder_forward
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ class Patches:
 
 
 def naflex_tower_forward(
-    images: Patches, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, ops: ModuleType
+    images: Patches,
+    weights: Mapping[str, Array],
+    cfg: Config,
+    conventions: Conventions,
+    ops: ModuleType,
+    encode: Encode = encoder_forward,
 ) -> tuple[Array, Cache, dict[str, Array]]:
     """From patches to one vector per image, not yet of unit length; as `image_tower_forward` otherwise.
 
@@ -43,7 +48,7 @@ def naflex_tower_forward(
     """
     gelu, eps, mask = conventions.image_gelu, conventions.image_norm_eps, images.seen[:, None, None, :]  # (B, 1, 1, N)
     stem, (patch_cache, resize_caches) = naflex_stem(images, weights, cfg, ops)
-    tokens, encoder_cache, activations = encoder_forward(stem, weights, cfg.image, gelu, eps, mask, ops)
+    tokens, encoder_cache, activations = encode(stem, weights, cfg.image, gelu, eps, mask, ops)
     pooled, pool_cache = ops.map_head_forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps, mask)
     cache = (patch_cache, resize_caches, encoder_cache, pool_cache)
     return pooled, cache, {"stem": stem} | activations | {"pool": pooled}

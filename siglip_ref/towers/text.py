@@ -8,7 +8,7 @@ import numpy as np
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
-from siglip_ref.towers.encoder import Cache, encoder_backward, encoder_forward
+from siglip_ref.towers.encoder import Cache, Encode, encoder_backward, encoder_forward
 
 
 def text_tower_forward(
@@ -18,6 +18,7 @@ def text_tower_forward(
     conventions: Conventions,
     ops: ModuleType,
     mask: Array | None = None,
+    encode: Encode = encoder_forward,
 ) -> tuple[Array, Cache, dict[str, Array]]:
     """From token ids to one vector per text, not yet of unit length.
 
@@ -27,6 +28,7 @@ def text_tower_forward(
     weights : token, position, blockII/..., norm/..., head/... (no head: So400m i18n)
     mask : array of bool, shape (B, N), or None: which tokens may be seen. SigLIP was trained without any mask: it sees
         its padding
+    encode : the encoder; `encoder_states` where no gradients are wanted
 
     Returns
     -------
@@ -36,7 +38,7 @@ def text_tower_forward(
 
     Source: big_vision models/proj/image_text/text_transformer.py.
     """
-    if hasattr(ops, "text_tower_forward"):  # a twin may fuse more than single operations
+    if encode is encoder_forward and hasattr(ops, "text_tower_forward"):  # a twin may fuse more than single operations
         fused: tuple[Array, Cache, dict[str, Array]] = ops.text_tower_forward(
             tokens, weights, cfg, conventions, ops, mask
         )
@@ -45,7 +47,7 @@ def text_tower_forward(
     embedded, token_cache = ops.token_embed_forward(tokens, weights["token"])
     stem, _ = ops.position_forward(embedded, weights["position"])
     gelu, eps = conventions.text_gelu, conventions.text_norm_eps
-    states, encoder_cache, activations = encoder_forward(stem, weights, cfg.text, gelu, eps, seen, ops)
+    states, encoder_cache, activations = encode(stem, weights, cfg.text, gelu, eps, seen, ops)
     pooled, pool_cache = ops.pool_forward(states, tokens, conventions.text_pooling)
     activations = {"stem": stem} | activations | {"pool": pooled}
     head_cache = None

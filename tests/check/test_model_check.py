@@ -50,8 +50,9 @@ def test_the_reference_passes(dtype):
     assert [row.name for row in report.rows] == [*values, "loss", *sr.init(cfg)]
 
 
-def test_own_weights():
-    report = sr.check_model(ReferenceAdapter(), "float32", "own")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_own_weights(dtype):
+    report = sr.check_model(ReferenceAdapter(), dtype, "own")
     assert report.verdict == "PASS"
     assert "own weights" in report.title
 
@@ -179,7 +180,17 @@ def test_what_a_run_cannot_see_is_listed_and_counted():
     assert len(coarse.seen) + len(coarse.blind) == coarse.of == fine.sight.of
 
 
-@pytest.mark.parametrize("name", ["gelu-tanh-vs-erf", "layernorm-eps-1e-5", "label-sign", "embed-norm-eps"])
+def test_what_only_special_rows_of_a_loss_show_is_listed_with_the_check_that_sees_it():
+    report = sr.check_model(ReferenceAdapter(), "float32")
+    lines = [line for line in report.blind if line.endswith("; check_loss on your loss sees this")]
+    assert {line.split(":")[0] for line in lines} == {"normalised-again", "equal-captions-as-positives"}
+    assert {"scale-clamped", "log-of-sigmoid", "log-one-plus-exp"} <= set(report.sight.seen)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gelu-tanh-vs-erf", "layernorm-eps-1e-5", "label-sign", "embed-norm-eps", "scale-clamped", "log-of-sigmoid"],
+)
 def test_what_is_said_of_a_mistake_is_true(name):
     """A model with the mistake fails where the sight says so, and passes where it is said to be blind."""
     mistake = CATALOGUE[name]

@@ -1,6 +1,6 @@
 """A JAX model whose parameters are a tree in big_vision's layout, with a loss_fn(params, images, tokens)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,18 +54,28 @@ class BigVision:
 
     def run(self, params: Mapping[str, Tensor], images: Tensor, tokens: Tensor, dtype: Dtype) -> Run:
         """Loss and gradients under jit, products in full precision."""
+        return self.runs([params], images, tokens, dtype)[0]
+
+    def runs(self, points: Sequence[Mapping[str, Tensor]], images: Tensor, tokens: Tensor, dtype: Dtype) -> list[Run]:
+        """The same at several weights, compiled once."""
+        compiled = self.compiled()
+        return [self._run(compiled, params, images, tokens, dtype) for params in points]
+
+    def _run(
+        self, compiled: Callable[..., Any], params: Mapping[str, Tensor], images: Tensor, tokens: Tensor, dtype: Dtype
+    ) -> Run:
         with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
             leaves = [jnp.asarray(array).astype(dtype) for array in self._to_theirs(params).values()]
             tree = jax.tree_util.tree_unflatten(self._tree, leaves)
             pixels, ids = jnp.asarray(images).astype(dtype), jnp.asarray(tokens.astype(np.int32))
-            (loss, activations), grads = self.compiled()(tree, pixels, ids)
+            (loss, activations), grads = compiled(tree, pixels, ids)
             by_path = {_path(path): _numpy(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]}
             named = {name: _numpy(value) for name, value in activations.items()}
         names = {entry.ours: entry.theirs for entry in self._table}
         return Run(_numpy(loss), named, self._to_ours(by_path), names)
 
     def compiled(self) -> Callable[..., Any]:
-        """Traced anew for each run: a loss that draws random numbers must show."""
+        """Traced anew for each call: a loss that draws random numbers must show."""
         return jax.jit(jax.value_and_grad(self._with_activations, has_aux=True))
 
     def _with_activations(self, tree: Any, images: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:

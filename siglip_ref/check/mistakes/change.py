@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.ops.elementary import Array
 
 # what may be changed; everything else (sizes, conventions, parameters) is shared with the original
@@ -178,6 +179,11 @@ def bfloat16(x: Array) -> Array:
     return np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.asarray(x).dtype)
 
 
+def shortened(x: Array, form: str) -> Array:
+    """x rounded to a format of fewer bits, and back."""
+    return round_to(x, FORMATS[form]).astype(np.asarray(x).dtype)
+
+
 def dropped(x: Array) -> Array:
     """A tenth of the elements set to zero and the rest scaled up, the same ones in every run."""
     keep = np.random.default_rng(0).random(np.shape(x)) >= 0.1
@@ -185,4 +191,4 @@ def dropped(x: Array) -> Array:
 
 
 # names that an edit's new text may use besides those of its file
-HELPERS = {"bfloat16": bfloat16, "dropped": dropped}
+HELPERS = {"bfloat16": bfloat16, "shortened": shortened, "dropped": dropped}

@@ -1,0 +1,170 @@
+"""Which product of a model is computed in fewer bits than the model itself: bfloat16, float16, tf32, or float32.
+
+One product at a time, and one side of it, is rounded in the reference, which starts from the model's own input to the
+stage. Rounding to few bits is as good as a fingerprint: numbers that were rounded elsewhere, or to other bits, leave a
+deviation as large as the one to be explained. A few numbers that lie next to a tie may round the other way in the
+model, so what counts is the deviation that is left in the mean square.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.check.mistakes import Edit, Reference, reference
+from siglip_ref.check.model_probe import Probe
+from siglip_ref.check.model_products import (
+    ALL,
+    ATTENTION,
+    HEAD,
+    LINEAR,
+    MLP,
+    PATCH,
+    SIDES,
+    WORDS,
+    Product,
+    edits_of,
+)
+from siglip_ref.conventions import Conventions
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.tree import subtree
+from siglip_ref.sizes import Config
+from siglip_ref.towers.text import seen_tokens
+
+FOUND = 0.3  # of the deviation, in the mean square, that may be left
+ALIKE = 3.0  # times what the best leaves: nothing tells these apart
+_FLOOR = 0.01  # numbers next to a tie
+_LARGEST = 0.1  # of a stage: more than one rounding of one product does
+_ROWS = 1  # images or texts on which candidates are tried
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """One product of one stage, its side, and the formats that explain the stage alike; left: of the deviation."""
+
+    stage: str
+    product: str
+    side: str
+    formats: tuple[str, ...]
+    left: float
+
+    def __str__(self) -> str:
+        bits = {FORMATS[form].bits for form in self.formats}
+        how = f"{' or '.join(self.formats)} ({' or '.join(map(str, sorted(bits)))} bits)"
+        return f"the {self.side} of {WORDS[self.product]}, rounded to {how}"
+
+
+def find_roundings(
+    stage: str, shown: Mapping[str, Array], probe: Probe, cfg: Config, conventions: Conventions, dtype: str
+) -> list[Rounding]:
+    """What explains one wrong stage of a tower: usually one, several where nothing tells them apart; or nothing.
+
+    Parameters
+    ----------
+    stage : name of the activation it leads to
+    shown : the model's own activations
+    probe, cfg, conventions, dtype : as in the check
+    """
+    products = _products(stage)
+    right = _stage(reference(), stage, shown, probe, cfg, conventions) if products else None
+    if right is None or stage not in shown:
+        return []
+    got = np.asarray(shown[stage][:_ROWS], np.float64)
+    off = _size(got - right)
+    if not 0 < off <= _LARGEST * _size(right):
+        return []
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for name, side, form, edits in _candidates(products, dtype):
+        value = _stage(reference(edits), stage, shown, probe, cfg, conventions)
+        left = _size(got - value) / off if value is not None else np.inf
+        of_side = found.setdefault((name, side), {})
+        of_side[form] = min(left, of_side.get(form, np.inf))
+    best = min(left for forms in found.values() for left in forms.values())
+    if not best <= FOUND:
+        return []
+    limit = ALIKE * best + _FLOOR
+    alike = [
+        Rounding(stage, name, side, tuple(form for form, left in forms.items() if left <= limit), min(forms.values()))
+        for (name, side), forms in found.items()
+        if min(forms.values()) <= limit
+    ]
+    alone = [one for one in alike if one.product not in (LINEAR, ALL)]
+    return alone or alike[:1]
+
+
+def _candidates(products: Sequence[Product], dtype: str) -> Iterator[tuple[str, str, str, tuple[Edit, ...]]]:
+    """Product, side, format, and the edits that make it: each product alone, then all linear layers, then all."""
+    for form in _formats(dtype):
+        for side in SIDES:
+            for product in products:
+                for edits in edits_of(product, side, form):
+                    yield product.name, side, form, edits
+            linear = [product for product in products if product.added]
+            for name, some in ((LINEAR, linear), (ALL, products)):
+                if len(some) > 1:
+                    yield name, side, form, tuple(edit for one in some for edit in next(edits_of(one, side, form)))
+
+
+def _formats(dtype: str) -> tuple[str, ...]:
+    """Those with fewer bits, the coarsest first."""
+    names = ("bfloat16", "float16", "tf32", "float32")
+    return tuple(name for name in names if FORMATS[name].bits < FORMATS[dtype].bits)
+
+
+def _products(stage: str) -> tuple[Product, ...]:
+    part = stage.split("/")[-1]
+    if stage == "image/pool":
+        return (*ATTENTION, *MLP)
+    return {"+attn": ATTENTION, "+mlp": MLP, "stem": PATCH if stage.startswith("image") else (), "head": HEAD}.get(
+        part, ()
+    )
+
+
+def _stage(
+    spec: Reference, stage: str, shown: Mapping[str, Array], probe: Probe, cfg: Config, conventions: Conventions
+) -> Array | None:
+    """The stage in float64, on the model's own input to it, of the first rows; None where that is not shown."""
+    tower, _, name = stage.partition("/")
+    weights = subtree(probe.params, tower)
+    weights = {key: np.asarray(value, np.float64) for key, value in weights.items() if _belongs(key, name)}
+    sizes = cfg.image if tower == "image" else cfg.text
+    gelu, eps = (getattr(conventions, f"{tower}_{field}") for field in ("gelu", "norm_eps"))
+    if name == "stem":
+        images = np.asarray(probe.images[:_ROWS], np.float64)
+        patches, _ = spec.ops.patch_embed_forward(images, weights["patch/kernel"], weights["patch/bias"], cfg.patch)
+        return spec.ops.position_forward(patches, weights["position"])[0]
+    before = _before(name)
+    if f"{tower}/{before}" not in shown:
+        return None
+    x = np.asarray(shown[f"{tower}/{before}"][:_ROWS], np.float64)
+    if name == "head":
+        return spec.ops.linear_forward(x, weights["head/kernel"], weights["head/bias"])[0]
+    if name == "pool":
+        return spec.ops.map_head_forward(x, subtree(weights, "pool"), sizes.heads, gelu, eps)[0]
+    block = subtree(weights, name.split("/")[0])
+    which = "1" if name.endswith("+attn") else "2"
+    normed, _ = spec.ops.layer_norm_forward(x, block[f"norm{which}/gamma"], block[f"norm{which}/beta"], eps)
+    if which == "2":
+        return x + spec.ops.mlp_forward(normed, subtree(block, "mlp"), gelu)[0]
+    mask = seen_tokens(probe.tokens[:_ROWS], None, conventions) if tower == "text" else None
+    return x + spec.ops.attention_forward(normed, normed, subtree(block, "attn"), sizes.heads, mask)[0]
+
+
+def _before(name: str) -> str:
+    """The activation from which a stage starts."""
+    block, _, half = name.partition("/")
+    if half == "+mlp":
+        return f"{block}/+attn"
+    if half == "+attn":
+        number = int(block.removeprefix("block"))
+        return f"block{number - 1:02d}/+mlp" if number else "stem"
+    return {"pool": "norm", "head": "pool"}[name]
+
+
+def _belongs(key: str, name: str) -> bool:
+    return key.startswith({"stem": ("patch/", "position"), "head": ("head/",), "pool": ("pool/",)}.get(name, name[:8]))
+
+
+def _size(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
