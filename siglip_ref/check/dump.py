@@ -1,6 +1,7 @@
 """Judge tensors that any program wrote for a golden vector: NumPy alone, whatever language or framework made them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,12 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
     _require(vector, got, dtype)
     noise = measured().noise_of(vector, dtype)
     rows, seen, missing = [], [], []
-    for name, expected in vector.expected.items():
-        kind, shown = kind_of(name)
-        level = noise[name]
+    for name in in_order(vector):
+        expected, (kind, shown), level = vector.expected[name], kind_of(name), noise[name]
         if name not in got:
             missing.append(shown)
-            rows.append(not_checked(shown, kind, "not in the file"))
+            if not partial:
+                rows.append(not_checked(shown, kind, "not in the file"))
         elif level is None:
             rows.append(out_of_range(shown, kind, f"overflows in {dtype} even with correct rounding"))
         else:
@@ -85,8 +86,7 @@ def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, part
             allowed = np.asarray(TIMES * level * vector.unit(name))
             if got[name].shape == expected.shape:
                 seen.append(Seen(vector.id, name, got[name], expected, allowed))
-    # with partial, what is not in the file was not asked for
-    judged = judgement(rows, asked=lambda row: not partial or row.verdict != "not checked")
+    judged = judgement(rows)
     judged = Judgement("FAIL") if missing and not partial else judged
     worth = _sight(vector, dtype, {row.name for row in rows if row.right or row.verdict == "FAIL"})
     notes = [f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}"] if missing else []
@@ -127,6 +127,18 @@ def _power(vector: Vector, mistake: Mistake, dtype: str, judged: Collection[str]
     return max((found[n] / level for n, level in noise.items() if level and kind_of(n)[1] in judged), default=0.0)
 
 
+def in_order(vector: Vector) -> list[str]:
+    """The expected tensors as the network has them: values on the way forward, what comes out last; then gradients, so
+    that the way back goes through them from the last to the first."""
+    values = [name for name in vector.expected if kind_of(name)[0] != "gradient"]
+    values.sort(key=lambda name: name == "out")  # a tower's vectors have it first
+    inputs = [name.removeprefix("params/") for name in vector.inputs]
+    places = {name: place for place, name in enumerate([*inputs, *(f"@{name}" for name in values)])}
+    gradients = [name for name in vector.expected if kind_of(name)[0] == "gradient"]
+    gradients.sort(key=lambda name: places.get(kind_of(name)[1], len(places)))
+    return values + gradients
+
+
 def kind_of(name: str) -> tuple[Kind, str]:
     """What an expected tensor is, and its name in a report.
 
@@ -155,12 +167,35 @@ def _findings(vector: Vector, seen: Sequence[Seen], dtype: str) -> list[Finding]
     known = [CATALOGUE[name] for name, rows in measured().power.items() if vector.id in rows and name in CATALOGUE]
     alone = {mistake.id: share_explained(seen, predict([mistake])) for mistake in known}
     best = sorted(known, key=lambda mistake: -alone[mistake.id])[:COMBINED]
-    return explain(
-        seen,
-        [mistake for mistake in known if mistake in best],
-        predict,
-        is_gradient=lambda name: kind_of(name)[0] == "gradient",
-    )
+    seen = [one for one in seen if not _is_gradient(one.name)] + [one for one in seen if _is_gradient(one.name)][::-1]
+    found = explain(seen, [mistake for mistake in known if mistake in best], predict, is_gradient=_is_gradient)
+    if any(_is_gradient(one.name) for one in seen):
+        return found
+    return _told_once(found, lambda id: predict([CATALOGUE[id]]))
+
+
+def _told_once(found: Sequence[Finding], predict: Callable[[str], Mapping[tuple[str, str], Array]]) -> list[Finding]:
+    """Of a forward pass alone: mistakes with the same values are one finding, as only the way back tells them apart."""
+    told: list[Finding] = []
+    for one in found:
+        same = next((i for i, other in enumerate(told) if _same_values(one, other, predict)), None)
+        if same is None:
+            told.append(one)
+        else:
+            evidence = f"{told[same].evidence}; {one.id} has the same values: no gradient in this file tells them apart"
+            told[same] = replace(told[same], evidence=evidence)
+    return told
+
+
+def _same_values(one: Finding, other: Finding, predict: Callable[[str], Mapping[tuple[str, str], Array]]) -> bool:
+    if not {one.id, other.id} <= CATALOGUE.keys():
+        return False
+    mine, theirs = predict(one.id), predict(other.id)
+    return all(_is_gradient(key[1]) or np.array_equal(x, theirs[key], equal_nan=True) for key, x in mine.items())
+
+
+def _is_gradient(name: str) -> bool:
+    return kind_of(name)[0] == "gradient"
 
 
 def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[tuple[str, str], Array]:

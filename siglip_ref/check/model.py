@@ -124,7 +124,7 @@ def check_model(
         conventions=_stated(chosen, adapter, kind),
         not_checked=run.not_checked + _rims(rows),
         blind=blind(others, chosen) + _unseen(seen.blind),
-        notes=_notes(run, rows, scales),
+        notes=_notes(run, rows, scales, weights),
         details=details,
         case=_case(found_at, rows, probe, adapter.name, kind, weights, batch),
         sight=seen,
@@ -170,8 +170,13 @@ def _unseen(ids: Sequence[str]) -> list[str]:
     return lines + [f"{line}; check_loss on your loss sees this" for line in in_the_catalogue(of_loss)]
 
 
-def _notes(run: Run, rows: list[Row], scales: Sequence[Scale]) -> list[str]:
+def _notes(run: Run, rows: list[Row], scales: Sequence[Scale], weights: str) -> list[str]:
     notes = list(run.notes)
+    if weights == "own":
+        notes.append(
+            "the reference took its weights from this very model: a wrong conversion (queries and keys exchanged, a "
+            "patch kernel transposed) is on both sides, and this check cannot see it"
+        )
     if len(scales) > 1:
         others = "; ".join(scale.label for scale in scales[1:])
         notes.append(f"logits, loss and the gradients next to the embeddings were judged at these, too: {others}")

@@ -36,9 +36,11 @@ def findings_of(found: Found, rows: list[Row], run: Run) -> list[Finding]:
     findings: list[Finding] = []
     for id, mistake in mistakes.items():
         parts = [f"{mistake.text}; made {_place(stages[id], run)}", *([] if findings else [begins.evidence]), explained]
-        findings.append(
-            Finding(id, begins.tensor, begins.rows if not findings else "", "; ".join(parts), mistake.repair)
-        )
+        # each carries the first tensor that it spoils; what only gradients show begins where they do
+        spoils = {name for placed in found.made if placed.mistake.id == id for name in placed.spoils}
+        own = next((row for row in rows if row.verdict == "FAIL" and row.name in spoils), None)
+        tensor, wrong = (own.name, own.rows) if own else (begins.tensor, begins.rows)
+        findings.append(Finding(id, tensor, wrong, "; ".join(parts), mistake.repair))
     if found.unexplained:
         more = (
             f"{', '.join(found.unexplained[:4])}{and_more(len(found.unexplained) - 4)}: wrong even on the model's own"

@@ -114,6 +114,8 @@ def _inputs(judged: Judged) -> str:
 
 def _given_logits(judged: Judged, wrong: Sequence[Seen]) -> str:
     """Whether the loss follows from the logits that the model shows."""
+    if not wrong:
+        return "the loss is not computed from these logits"
     for run, judge in zip(judged.runs, judged.judges, strict=True):
         logits = np.asarray(run.activations["logits"], np.float64)
         if not np.isfinite(logits).all():
@@ -121,7 +123,7 @@ def _given_logits(judged: Judged, wrong: Sequence[Seen]) -> str:
         signed = np.where(np.eye(len(logits), dtype=bool), -logits, logits)
         if not compare("loss", run.loss, softplus(signed).sum() / len(logits), judge.of_value["loss"]).right:
             return "the loss is not the loss of these logits either"
-    return "the loss is right, given these logits" if wrong else "the loss is not computed from these logits"
+    return "the loss is right, given these logits"
 
 
 def _seen(run: Run, scale: Scale, right: Mapping[str, Array], judge: Judge) -> Iterator[Seen]:

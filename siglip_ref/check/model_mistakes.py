@@ -97,7 +97,14 @@ def _of_tower(
         made = [
             (
                 *others,
-                *(Placed(m, frozenset(stages_of(search.cfg, tower) if everywhere else explained[ms])) for m in ms),
+                *(
+                    Placed(
+                        m,
+                        frozenset(stages_of(search.cfg, tower) if everywhere else explained[ms]),
+                        frozenset(explained[ms]),
+                    )
+                    for m in ms
+                ),
             )
             for others in made
             for ms in best

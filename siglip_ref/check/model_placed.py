@@ -21,10 +21,12 @@ _STAGE_OF = {"patch_embed": "stem", "token_embed": "stem", "map_head": "pool", "
 
 @dataclass(frozen=True)
 class Placed:
-    """A mistake, and the stages (names of the activations that they lead to) in which it is made."""
+    """A mistake, and the stages (names of the activations that they lead to) in which it is made; spoils: those of them
+    that are wrong by themselves through it, where that is known."""
 
     mistake: Mistake
     stages: frozenset[str]
+    spoils: frozenset[str] = frozenset()
 
 
 def stages_of(cfg: Config, tower: str) -> tuple[str, ...]:

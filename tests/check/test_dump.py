@@ -169,3 +169,55 @@ def test_a_demo_over_ranks_is_on_four_of_them() -> None:
     report = show(CATALOGUE["ring-hop-missing"])
     assert "ranks/w4" in report.title
     assert [finding.id for finding in report.findings] == ["ring-hop-missing"], report
+
+
+def forward(vector: str, mistake: str | None = None) -> dict[str, np.ndarray]:
+    """Values alone, as a program without gradients writes them."""
+    return {name: x for name, x in answer(vector, mistake).items() if kind_of(name)[0] != "gradient"}
+
+
+@pytest.mark.parametrize(
+    ("vector", "mistake", "first"),
+    [
+        ("image/tiny-model", "layernorm-eps-1e-5", "image/block00/+attn"),
+        ("image/tiny-model", "gelu-tanh-vs-erf", "image/block00/+mlp"),
+        ("text/tiny-model", "attention-scale-width", "text/block00/+attn"),
+        ("text/tiny-model", "eos-pooling-argmax", "text/pool"),
+        ("block/plain", "attention-scale-heads", "after_attention"),
+    ],
+)
+def test_a_deviation_begins_at_the_first_stage_and_not_at_what_comes_out(vector, mistake, first) -> None:
+    report = judge(packaged().find(vector), forward(vector, mistake), "float32", "", partial=True)
+    assert report.first_divergent is not None and report.first_divergent.name == first
+    assert report.findings[0].tensor.split(", ")[0] == first
+    assert report.rows[-1].name == "out"
+
+
+def test_what_nobody_knows_begins_at_the_first_stage_too() -> None:
+    wrong = forward("image/tiny-model")
+    wrong = {name: x * np.float32(1.01) if name != "image/stem" else x for name, x in wrong.items()}
+    [finding] = judge(packaged().find("image/tiny-model"), wrong, "float32", "", partial=True).findings
+    assert "begins at image/block00/+attn" in finding.evidence
+
+
+def test_a_wrong_gradient_begins_where_the_way_back_meets_it_first() -> None:
+    wrong = answer("image/tiny-model")
+    for name in ("d/image/patch/kernel", "d/image/block00/mlp/out/bias"):
+        wrong[name] = wrong[name] * 2
+    report = judge(packaged().find("image/tiny-model"), wrong, "float32", "")
+    assert report.first_divergent is not None and report.first_divergent.name == "image/block00/mlp/out/bias"
+
+
+@pytest.mark.parametrize("vector", ["image/tiny-model", "text/tiny-model"])
+def test_which_derivative_a_gelu_has_is_not_said_of_a_forward_pass_alone(vector: str) -> None:
+    report = judge(packaged().find(vector), forward(vector, "gelu-tanh-vs-erf"), "float32", "", partial=True)
+    assert [finding.id for finding in report.findings] == ["gelu-tanh-vs-erf"]
+    assert "gelu-forward-and-backward-differ has the same values: no gradient" in report.findings[0].evidence
+    whole = judge(packaged().find(vector), answer(vector, "gelu-forward-and-backward-differ"), "float32", "")
+    assert "gelu-forward-and-backward-differ" in [finding.id for finding in whole.findings]
+
+
+def test_what_was_left_out_on_purpose_has_no_rows() -> None:
+    report = judge(packaged().find("image/tiny-model"), forward("image/tiny-model"), "float32", "", partial=True)
+    assert report.passed and {row.verdict for row in report.rows} == {"pass"}
+    assert report.not_checked == ["60 tensors that are not in the file"]

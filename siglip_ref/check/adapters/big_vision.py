@@ -1,5 +1,6 @@
 """A JAX model whose parameters are a tree in big_vision's layout, with a loss_fn(params, images, tokens)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from siglip_ref.check.adapters import Dtype, Run
 from siglip_ref.checkpoint.big_vision import plain, prefix, read_config, table
 from siglip_ref.checkpoint.names import Tensor, require_match
 from siglip_ref.conventions import PRESETS, Conventions
+from siglip_ref.errors import UsageError
 from siglip_ref.params import shapes
 
 
@@ -42,6 +44,8 @@ class BigVision:
         self._leaves = {_path(path): leaf for path, leaf in leaves}
         found = {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}
         self.name, self._loss_fn = name, loss_fn
+        if image_size is None:
+            _require_square(plain(found))
         self.config = read_config(plain(found), image_size, conventions)
         above = prefix(found)
         self._table = tuple(replace(e, theirs=above + e.theirs) for e in table(self.config, plain(found)))
@@ -95,6 +99,23 @@ class BigVision:
             e.ours: arrays[e.theirs].reshape(e.part[1], -1)[e.part[0]].reshape(shape)
             for shape, e in ((shapes(self.config)[e.ours], e) for e in self._table)
         }
+
+
+def _require_square(found: Mapping[str, tuple[int, ...]]) -> None:
+    """That the positions are those of square images, as is assumed where no image_size is given."""
+    position, kernel = found.get("img/pos_embedding"), found.get("img/embedding/kernel")
+    if position is None or kernel is None or len(kernel) != 4 or not position[-1]:
+        return  # a tree of another layout, or of no fixed grid: it is said elsewhere
+    patches, patch = math.prod(position) // position[-1], kernel[0]
+    if math.isqrt(patches) ** 2 != patches:
+        rows = max(n for n in range(1, math.isqrt(patches) + 1) if patches % n == 0)
+        likely = rows * patch, patches // rows * patch
+        raise UsageError(
+            expected="image_size=(height, width), where images are not square",
+            got=f"img/pos_embedding {position}: {patches} patches, which no square has, and no image_size",
+            cause="rectangular images, of which the tree does not tell height from width",
+            repair=f"BigVision(..., image_size={likely}), or the height and width that they really have",
+        )
 
 
 def _path(keys: tuple[Any, ...]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_ref.check.adapters import Adapter
+from siglip_ref.check.adapters.refused import refused
 from siglip_ref.check.target import load_callable
 from siglip_ref.errors import UsageError
 from siglip_ref.near import near
@@ -25,21 +26,20 @@ KNOWN = {
 
 def adapter_for(model: object) -> Adapter:
     """The Adapter of a model of a known kind; an Adapter is returned as it is."""
-    for kind in type(model).__mro__:
-        home = (kind.__name__, kind.__module__.split(".")[0])
-        if home in KNOWN:
-            module, function = KNOWN[home]
-            made: Adapter = getattr(import_module(module), function)(model)
-            return made
-    if isinstance(model, Adapter):
+    maker = _maker(model)
+    if maker:
+        module, function = maker
+        made: Adapter = getattr(import_module(module), function)(model)
+        return made
+    if isinstance(model, Adapter) and not isinstance(model, type):
         return model
-    inner = next((name for name in ("module", "_orig_mod", "base_model") if hasattr(model, name)), None)
-    raise UsageError(
-        expected="a transformers SiglipModel, an open_clip SigLIP model, or a siglip_ref Adapter",
-        got=f"{type(model).__module__}.{type(model).__qualname__}",
-        cause="a wrapper around the model" if inner else "a model of an unknown kind",
-        repair=f"give model.{inner}" if inner else "write an Adapter: examples/ has one for torch and one for JAX",
-    )
+    raise refused(model, lambda part: bool(_maker(part)) or isinstance(part, Adapter))
+
+
+def _maker(model: object) -> tuple[str, str] | None:
+    """Module and function that make the Adapter of a model of a known kind."""
+    homes = ((kind.__name__, kind.__module__.split(".")[0]) for kind in type(model).__mro__)
+    return next((KNOWN[home] for home in homes if home in KNOWN), None)
 
 
 def load_target(target: str) -> object:

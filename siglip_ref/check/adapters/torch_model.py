@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from siglip_ref.check.adapters import Dtype, Hint, Run
+from siglip_ref.check.adapters.torch_lacking import require_all
 from siglip_ref.check.adapters.torch_reads import in_the_graph, not_read, require_numbers
 from siglip_ref.check.held import put_back
 from siglip_ref.check.held_torch import leaves_under
@@ -61,6 +62,7 @@ class TorchModel:
 
     def __post_init__(self) -> None:
         require_numbers(self.model)
+        require_all(self.model, (entry.theirs for entry in self.table), self.ignored, self.config.name)
         found = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         require_match(self.table, found, self.config, self.ignored)
 

@@ -1,0 +1,81 @@
+"""Why a model is of no kind that check_model takes, and what to do with it: read off the model itself."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from siglip_ref.errors import UsageError
+
+EXPECTED = "a transformers SiglipModel, an open_clip SigLIP model, or a siglip_ref Adapter"
+WRITE_ONE = "write an Adapter: examples/ has one for torch and one for JAX"
+_WRAPPED_IN = ("module", "_orig_mod", "base_model", "model")  # DataParallel and DDP, torch.compile, PEFT, trainers
+_DEEP = 4
+
+_WHOLE = "check_model takes whole models of two towers"
+_GRAFT = (
+    "put it into a whole one: full = SiglipModel(SiglipConfig(vision_config=..., text_config=...)); "
+    "full.{side}_model = tower; sr.check_model(full)"
+)
+_NAFLEX = (
+    "a SigLIP 2 of fixed resolution is a SiglipModel, which check_model takes; for NaFlex save it and compare with "
+    "sr.load(DIR).embed_images"
+)
+# class of transformers: what it is, what to do
+OF_TRANSFORMERS = {
+    "SiglipVisionModel": (f"the image tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="vision")),
+    "SiglipVisionTransformer": (f"the image tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="vision")),
+    "SiglipTextModel": (f"the text tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="text")),
+    "SiglipTextTransformer": (f"the text tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="text")),
+    "SiglipForImageClassification": (
+        f"an image tower with a classifier in place of SigLIP's pooling head; {_WHOLE}",
+        "check the SiglipModel that it was made from; its classifier is no part of SigLIP",
+    ),
+    "Siglip2Model": ("a NaFlex model of SigLIP 2, which check_model does not take yet", _NAFLEX),
+    "Siglip2VisionModel": ("the image tower of a NaFlex model, which check_model does not take yet", _NAFLEX),
+    "Siglip2TextModel": (f"the text tower of a Siglip2Model alone; {_WHOLE}", _NAFLEX),
+    "Siglip2ForImageClassification": ("a NaFlex tower with a classifier, which check_model does not take yet", _NAFLEX),
+}
+_NO_HEAD = "vision_use_head is off: it ends without SigLIP's pooling head, so there is no image embedding to judge"
+
+
+def refused(model: Any, is_known: Callable[[Any], bool]) -> UsageError:
+    """The error for a model that nobody adapts; is_known: whether check_model would take what it is given."""
+    kind = type(model)
+    cause, repair = _why(model, is_known)
+    return UsageError(EXPECTED, f"{kind.__module__}.{kind.__qualname__}", cause, repair)
+
+
+def _why(model: Any, is_known: Callable[[Any], bool]) -> tuple[str, str]:
+    if isinstance(model, type):
+        return "the class, where a model of it is wanted", f"sr.check_model({model.__name__}(...))"
+    if isinstance(model, str | dict):
+        return f"a {type(model).__name__}, where the model itself is wanted", "load it first, then give the model"
+    home = {(base.__name__, base.__module__.split(".")[0]) for base in type(model).__mro__}
+    if any(root == "peft" for _, root in home):
+        return "adapters (LoRA) around a model", "model = model.merge_and_unload(), then check what it returns"
+    for name, (cause, repair) in OF_TRANSFORMERS.items():
+        if (name, "transformers") in home:
+            without = getattr(getattr(model, "config", None), "vision_use_head", True) is False
+            return (
+                (f"{cause}; {_NO_HEAD}", "check the SiglipModel that it was cut from") if without else (cause, repair)
+            )
+    inside = next((path for path, part in _inside(model) if is_known(part)), None)
+    if inside:
+        return "a wrapper around a model that check_model takes", f"give model.{inside}"
+    if any(root == "timm" for _, root in home) or hasattr(model, "trunk"):
+        return (
+            f"an image tower of timm alone; {_WHOLE}",
+            "give the whole open_clip model; a tower of timm's goes into one: model.visual.trunk = tower",
+        )
+    return "", WRITE_ONE
+
+
+def _inside(model: Any, path: str = "", deep: int = _DEEP) -> Iterator[tuple[str, Any]]:
+    """What a model holds under a wrapper's names, at any depth; then all its modules."""
+    for name in _WRAPPED_IN:
+        part = vars(model).get(name) if hasattr(model, "__dict__") else None
+        part = part if part is not None else getattr(model, name, None)
+        if part is not None and part is not model and deep:
+            yield f"{path}{name}", part
+            yield from _inside(part, f"{path}{name}.", deep - 1)
+    if not path and hasattr(model, "named_modules"):
+        yield from ((name, part) for name, part in model.named_modules() if name)

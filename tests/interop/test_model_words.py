@@ -1,0 +1,221 @@
+"""What is said of models that cannot be judged, or are wrong: the cause is what was got, the repair can be done."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from model_mistakes import after, exact, first_end, layers, pooled_with
+from models import TINY, hugging_face
+from test_model_examples import example, quick_to_compile  # noqa: F401  # a fixture
+from test_model_open_clip import build
+from torch import nn
+from transformers import Siglip2Config, Siglip2Model, SiglipForImageClassification, SiglipModel, SiglipVisionModel
+
+import siglip_ref as sr
+from siglip_ref.check.adapters.big_vision import BigVision
+from siglip_ref.check.adapters.huggingface import make_config
+
+
+def refusal(model):
+    with pytest.raises(sr.UsageError) as caught:
+        sr.check_model(model)
+    return caught.value
+
+
+def naflex():
+    sizes = dict(hidden_size=10, num_hidden_layers=1, num_attention_heads=2, intermediate_size=13)
+    text = sizes | dict(vocab_size=29, max_position_embeddings=9, projection_size=10)
+    text |= dict(bos_token_id=None, eos_token_id=None)
+    return Siglip2Model(Siglip2Config(vision_config=sizes | dict(num_patches=16, patch_size=4), text_config=text))
+
+
+def without_head():
+    config = make_config(TINY).vision_config
+    config.vision_use_head = False
+    return SiglipVisionModel(config)
+
+
+def of_peft(model):
+    """What peft returns, by the only thing that is looked at: where its class comes from."""
+    return type("PeftModel", (nn.Module,), {"__module__": "peft.peft_model"})()
+
+
+def in_a_trainer(model):
+    trainer = nn.Module()
+    trainer.siglip = model
+    return trainer
+
+
+# what is given, phrases of the cause, of the repair
+KINDS = {
+    "image tower": (lambda m: m.vision_model, "the image tower of a SiglipModel alone", "full.vision_model = tower"),
+    "text tower": (lambda m: m.text_model, "the text tower of a SiglipModel alone", "full.text_model = tower"),
+    "no pooling head": (lambda m: without_head(), "vision_use_head is off", "the SiglipModel that it was cut from"),
+    "classifier": (
+        lambda m: SiglipForImageClassification(make_config(TINY)),
+        "a classifier in place of SigLIP's pooling head",
+        "the SiglipModel that it was made from",
+    ),
+    "NaFlex": (lambda m: naflex(), "a NaFlex model of SigLIP 2", "sr.load(DIR).embed_images"),
+    "NaFlex image tower": (lambda m: naflex().vision_model, "the image tower of a NaFlex model", "sr.load(DIR)"),
+    "open_clip's image tower": (lambda m: build().visual, "an image tower of timm alone", "the whole open_clip model"),
+    "timm's trunk": (lambda m: build().visual.trunk, "an image tower of timm alone", "model.visual.trunk = tower"),
+    "DataParallel": (nn.DataParallel, "a wrapper", "give model.module"),
+    "torch.compile": (torch.compile, "a wrapper", "give model._orig_mod"),
+    "both": (lambda m: nn.DataParallel(torch.compile(m)), "a wrapper", "give model.module._orig_mod"),
+    "trainer": (in_a_trainer, "a wrapper", "give model.siglip"),
+    "peft": (of_peft, "adapters (LoRA)", "merge_and_unload()"),
+    "class": (type, "the class, where a model of it is wanted", "sr.check_model(SiglipModel(...))"),
+    "name": (lambda m: "google/siglip-base-patch16-224", "a str, where the model itself is wanted", "load it first"),
+    "Linear": (lambda m: nn.Linear(2, 2), "", "write an Adapter"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_another_kind_is_told_what_it_is_and_what_to_do(kind):
+    make, cause, repair = KINDS[kind]
+    error = refusal(make(hugging_face()))
+    assert cause in error.cause and repair in error.repair, error
+    assert bool(cause) == bool(error.cause)
+
+
+def test_nobody_is_sent_to_base_model_which_is_the_model_itself():
+    for model in (hugging_face().vision_model, naflex(), without_head()):
+        assert model.base_model is model
+        assert "base_model" not in str(refusal(model))
+
+
+def test_the_repair_for_a_tower_alone_works():
+    tower = hugging_face().vision_model
+    full = SiglipModel(make_config(TINY))
+    full.vision_model = tower
+    assert sr.check_model(full).passed
+
+
+class Lora(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.base_layer = linear
+        self.lora_A = nn.Linear(linear.in_features, 2, bias=False)
+        self.lora_B = nn.Linear(2, linear.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+def no_final_norm(model):
+    model.vision_model.post_layernorm = nn.Identity()
+
+
+def tied(model):
+    first, second = layers(model, "image")
+    second.mlp.fc1.weight = first.mlp.fc1.weight
+
+
+def no_bias(model):
+    layers(model, "text")[0].mlp.fc1.bias = None
+
+
+def no_logit_bias(model):
+    del model.logit_bias
+
+
+def lora(model):
+    attention = layers(model, "image")[0].self_attn
+    attention.q_proj = Lora(attention.q_proj)
+
+
+def lora_on_the_pooling_head(model):
+    attention = model.vision_model.head.attention
+    attention.out_proj = Lora(attention.out_proj)
+
+
+def a_buffer(model):
+    fc1 = layers(model, "text")[0].mlp.fc1
+    weight = fc1.weight.detach()
+    del fc1.weight
+    fc1.register_buffer("weight", weight)
+
+
+def an_extra_layer(model):
+    model.extra = nn.Linear(2, 2)
+
+
+LACKING = {
+    no_final_norm: ("the model has no vision_model.post_layernorm: Identity stands in its place", "SigLIP has it"),
+    tied: ("tied weights: vision_model.encoder.layers.1.mlp.fc1.weight and vision_model.encoder.layers.0", "its own"),
+    no_bias: ("text_model.encoder.layers.0.mlp.fc1 has no bias", "bias=True"),
+    no_logit_bias: ("the model has no logit_bias", "model.logit_bias = nn.Parameter(torch.tensor(-10.0))"),
+    lora: ("adapters (LoRA) that are not merged", "merge_and_unload()"),
+    lora_on_the_pooling_head: ("adapters (LoRA) that are not merged", "merge_and_unload()"),
+    a_buffer: ("text_model.encoder.layers.0.mlp.fc1.weight is no parameter of the model", "nn.Parameter"),
+    an_extra_layer: ("the model has more than a SigLIP has", "the SigLIP in it alone"),
+}
+
+
+@pytest.mark.parametrize("make", LACKING, ids=lambda make: make.__name__)
+def test_what_a_model_lacks_is_named(make):
+    model = hugging_face()
+    make(model)
+    error, (cause, repair) = refusal(model), LACKING[make]
+    assert cause in error.cause and repair in error.repair, error
+    assert "saved" not in str(error), "this is no file"
+
+
+@pytest.mark.parametrize("make", [tied, no_logit_bias], ids=lambda make: make.__name__)
+def test_the_repair_for_what_is_lacking_works(make):
+    model = hugging_face()
+    make(model)
+    exec(refusal(model).repair.removeprefix("give each its own: "), {"model": model, "nn": nn, "torch": torch})
+    assert sr.check_model(model).passed
+
+
+def test_each_of_several_findings_carries_its_own_tensor():
+    model = hugging_face()
+    exact(model)
+    pooled_with(first_end)(model)
+    layers(model, "image")[1].layer_norm2.eps = 1e-5
+    tensors = {one.id: one.tensor for one in sr.check_model(model).findings if one.id != "layernorm-eps"}
+    assert tensors == {
+        "layernorm-eps-1e-5": "image/block01/+mlp",
+        "gelu-tanh-vs-erf": "text/block01/+mlp",
+        "eos-pooling-first-eos": "text/pool",
+    }
+
+
+def test_unknown_logits_are_told_with_the_inputs_that_are_right():
+    model = hugging_face()
+    forward = model.forward
+
+    def wrong(**given):
+        out = forward(**given)
+        out.logits_per_image = out.logits_per_image * 1.5
+        return out
+
+    model.forward = wrong
+    [finding] = sr.check_model(model).findings
+    assert finding.tensor == "logits"
+    assert "image/embed and text/embed are right" in finding.evidence
+    assert "the loss is not computed from these logits" in finding.evidence
+
+
+def test_rectangular_images_without_their_size_are_asked_for_it():
+    module = example("check_jax_model", depth=1)
+    params = module.init()
+    table = params["img"]["pos_embedding"]
+    params["img"]["pos_embedding"] = module.jnp.concatenate([table, table], 1)
+    with pytest.raises(sr.UsageError) as caught:
+        BigVision(module.loss_fn, params)
+    error = caught.value
+    side = module.GRID * module.PATCH
+    assert "image_size=" in error.expected and "rectangular" in error.cause
+    assert f"image_size=({side}, {2 * side})" in error.repair
+    cfg = BigVision(module.loss_fn, params, image_size=(side, 2 * side)).config
+    assert cfg == replace(cfg, image_size=(side, 2 * side))
+
+
+def test_a_tower_that_is_detached_is_right_in_every_value():
+    model = hugging_face()
+    after(model.text_model.head, lambda x: x.detach())
+    [finding] = sr.check_model(model).findings
+    assert "every value is right" in finding.evidence
