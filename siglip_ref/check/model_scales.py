@@ -184,8 +184,9 @@ def judge_at(scale: Scale, judge: Judge, cfg: Config, conventions: Conventions) 
         return last_stage(arrays | moved, cfg, conventions, ops=ops)
 
     found = measure(compute, given, exact, regime, few=True)
-    with np.errstate(all="ignore"):
-        noise = {name: float(np.divide(found.absolute[name], np.max(np.abs(x)))) for name, x in exact.items()}
+    tops = {name: float(np.max(np.abs(value))) for name, value in exact.items()}
+    # where all terms cancel there is nothing that an error could be measured by
+    noise = {name: float(found.absolute[name]) / top if top else np.inf for name, top in tops.items()}
     limits = {name: allowed(level) for name, level in noise.items()}
     gradients = {name.removeprefix("d "): x for name, x in exact.items() if name.startswith("d ")}
     of_grad = {name: limits[f"d {name}"] for name in gradients}
