@@ -84,12 +84,12 @@ def check_model(
     probe = model_probe(cfg, batch, kind, adapter.parameters(kind) if weights == "own" else None)
     say("the reference in float64")
     exact = reference(probe, cfg, chosen, np.float64)
-    scales = scales_of(exact, probe, kind)
+    coarsest = _coarsest(adapter, kind)
+    scales = scales_of(exact, probe, kind, coarsest)
     say(f"the model in {kind}, at {len(scales)} scales and biases")
     runs = _runs(adapter, probe, scales, kind)
     run = runs[0]
     say("the noise of rounding")
-    coarsest = _coarsest(adapter, kind)
     judge = make_judge(exact, probe, cfg, chosen, kind, coarsest)
     found_at = judged_at(runs, scales, judge, cfg, chosen)
     details = found_at.details

@@ -15,6 +15,7 @@ from siglip_ref.check.model_judge import Judge, make_judge
 from siglip_ref.check.model_last_stage import LAST, explain_last_stage
 from siglip_ref.check.model_mistakes import find_mistakes
 from siglip_ref.check.model_probe import Probe
+from siglip_ref.check.model_range import told_apart
 from siglip_ref.check.model_reference import reference
 from siglip_ref.check.model_scales import Judged, judged_at
 from siglip_ref.check.model_search import Found
@@ -141,7 +142,10 @@ def _mistakes(
     rows = [row for row in judged.details if not row.probe]
     if any(row.verdict == "FAIL" for row in rows):
         found = found or find_mistakes(run, judged.judge, probe, cfg, conventions)
-        findings = of_roundings(list(found.rounded.values()), run, rows)
+        rounded = (
+            told_apart(found.rounded, run.activations, judged.moved.activations) if judged.moved else found.rounded
+        )
+        findings = of_roundings(list(rounded.values()), run, rows)
         if found.made or found.unexplained or not findings:
             findings += findings_of(found, rows, run)
     if all(row.verdict != "FAIL" for row in judged.details if row.probe):

@@ -41,13 +41,17 @@ _ROWS = 1  # images or texts on which candidates are tried
 
 @dataclass(frozen=True)
 class Rounding:
-    """One product of one stage, its side, and the formats that explain the stage alike; left: of the deviation."""
+    """One product of one stage, its side, and the formats that explain the stage alike.
+
+    off : how far the stage is from what is right, in the mean square; left : what of that these formats leave
+    """
 
     stage: str
     product: str
     side: str
     formats: tuple[str, ...]
     left: float
+    off: float
 
     def __str__(self) -> str:
         bits = {FORMATS[form].bits for form in self.formats}
@@ -85,7 +89,9 @@ def find_roundings(
         return []
     limit = ALIKE * best + _FLOOR
     alike = [
-        Rounding(stage, name, side, tuple(form for form, left in forms.items() if left <= limit), min(forms.values()))
+        Rounding(
+            stage, name, side, tuple(form for form, left in forms.items() if left <= limit), min(forms.values()), off
+        )
         for (name, side), forms in found.items()
         if min(forms.values()) <= limit
     ]

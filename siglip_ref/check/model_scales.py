@@ -21,6 +21,7 @@ from siglip_ref.check.mistakes import reference as specification_with
 from siglip_ref.check.model_judge import Judge, judged_rows, rows_of
 from siglip_ref.check.model_noise import allowed
 from siglip_ref.check.model_probe import Probe
+from siglip_ref.check.model_range import can_be_shifted, shifted
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, Reference
 from siglip_ref.check.noise import FLOAT64, measure
 from siglip_ref.conventions import Conventions
@@ -39,11 +40,12 @@ LOG_112 = {"float64": 4.718498871295094, "float32": 4.718498706817627, "bfloat16
 
 @dataclass(frozen=True)
 class Scale:
-    """Scale and bias of one run. name: why it is there."""
+    """Scale and bias of one run. name: why it is there; shifted: on weights of the same function, see `model_range`."""
 
     name: str
     log_scale: float
     bias: float
+    shifted: bool = False
 
     @property
     def label(self) -> str:
@@ -64,11 +66,13 @@ class Scale:
 OWN, RELEASED, LARGE, SMALL = "own scale", "released scale", "large logits", "small scale"
 
 
-def scales_of(exact: Reference, probe: Probe, dtype: Dtype) -> list[Scale]:
+def scales_of(exact: Reference, probe: Probe, dtype: Dtype, coarsest: Dtype = "float64") -> list[Scale]:
     """The scales and biases at which a model is judged: its own first, see the names above.
 
     exact : the reference on the probe; its embeddings say at which scale logits become large
+    coarsest : what some step of the model is forced to: one of float16 cannot hold shifted weights
     """
+    in_range = dtype in ("float64", "float32") and coarsest != "float16"
     own = Scale(OWN, float(probe.params["log_scale"]), float(probe.params["bias"]))
     similarity = exact.activations["image/embed"] @ exact.activations["text/embed"].T
     if not np.isfinite(similarity).all():
@@ -77,7 +81,7 @@ def scales_of(exact: Reference, probe: Probe, dtype: Dtype) -> list[Scale]:
         own,
         Scale(RELEASED, LOG_112[dtype], -16.0),
         _large(similarity, REACH[dtype], MOST[dtype]),
-        Scale(SMALL, -0.75, STEEP[dtype]),
+        Scale(SMALL, -0.75, STEEP[dtype], shifted=in_range and can_be_shifted(probe.params)),
     ]
 
 
@@ -110,7 +114,7 @@ def at(probe: Probe, scale: Scale) -> Probe:
     """The same probe with another scale and bias."""
     if scale.name == OWN:
         return probe
-    params = dict(probe.params)
+    params = shifted(probe.params) if scale.shifted else dict(probe.params)
     for name in ("log_scale", "bias"):  # weights of its own may be held in float32, whatever it computes in
         exact = np.float64(getattr(scale, name))
         kept = exact.astype(params[name].dtype)
@@ -205,6 +209,11 @@ class Judged:
     scales: Sequence[Scale]
     judges: Sequence[Judge]
     details: list[Row]
+
+    @property
+    def moved(self) -> Run | None:
+        """The run on shifted weights, if there is one."""
+        return next((run for run, scale in zip(self.runs, self.scales, strict=True) if scale.shifted), None)
 
     @property
     def judge(self) -> Judge:

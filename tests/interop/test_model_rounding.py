@@ -6,6 +6,7 @@ from models import hugging_face, wide
 
 import siglip_ref as sr
 from siglip_ref.check.model_products import WORDS
+from siglip_ref.check.model_range import MOVED
 
 FORMATS = {"float32": ("bfloat16", "float16", "tf32"), "float64": ("float32",)}
 BITS = {"bfloat16": 8, "float16": 11, "tf32": 11, "float32": 24}
@@ -33,6 +34,8 @@ def require_named(model, dtype, name, stage, form, side):
     assert f"the {side} of {WORDS[name]}, rounded to " in finding.evidence
     assert form in finding.evidence
     assert f"({BITS[form]} bits)" in finding.evidence
+    if (name, side) in MOVED:
+        assert f"rounded to {form} ({BITS[form]} bits)" in finding.evidence, finding.evidence
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,13 @@ def require_named(model, dtype, name, stage, form, side):
 )
 def test_one_product_in_fewer_bits_is_named(case):
     require_named(hugging_face(), *case)
+
+
+@pytest.mark.parametrize("form", ["float16", "tf32"])
+@pytest.mark.parametrize(("name", "stage"), [("scores", "text/block00/+attn"), ("mlp/in", "image/pool")])
+def test_float16_and_tf32_are_told_apart_by_their_range(name, stage, form):
+    assert (name, "inputs") in MOVED
+    require_named(hugging_face(), "float32", name, stage, form, "inputs")
 
 
 @pytest.mark.nightly
