@@ -196,8 +196,8 @@ def main():
             model = hugging_face()
             make(model)
             report = sr.check_model(model, dtype)
-            first = report.findings[0] if report.findings else None
-            placed = first is not None and first.tensor == place
+            last = report.findings[-1] if report.findings else None  # after parameters that it does not read
+            placed = last is not None and last.tensor == place
             unnamed = all(finding.id == "unknown" for finding in report.findings)
             for key, held in (("flagged", not report.passed), ("placed", placed), ("unnamed", unnamed)):
                 counts[key] += held
