@@ -105,10 +105,10 @@ def test_every_operation_has_a_twin_or_a_reason() -> None:
 @pytest.mark.parametrize("name", [*fast.TWINS, *fast.HIGHER_TWINS])
 def test_same_signature(name: str) -> None:
     specification = getattr(import_module(fast.HIGHER_TWINS[name][1]) if name in fast.HIGHER_TWINS else ops, name)
-    wanted = [
+    wanted = [  # a specification that is given another encoder does not hand over to a twin
         p
         for p in inspect.signature(specification).parameters.values()
-        if p.name != "ops" or name.startswith(("block", "image_tower", "text_tower"))
+        if (p.name != "ops" or name.startswith(("block", "image_tower", "text_tower"))) and p.name != "encode"
     ]
     found = list(inspect.signature(getattr(fast, name)).parameters.values())
     assert [(p.name, p.default) for p in found[: len(wanted)]] == [(p.name, p.default) for p in wanted]
