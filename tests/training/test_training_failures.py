@@ -104,7 +104,7 @@ def test_ranks_that_drift_apart_are_named(tmp_path, monkeypatch):
         ({"data": "nowhere"}, "nothing at this path"),
         ({"freeze": "image"}, "name a checkpoint"),
         ({"data": "shapes", "loss": "labels"}, "one folder a class"),
-        ({"model": "giant"}, "no size by this name"),
+        ({"model": "giant"}, "got: +'giant'"),
     ],
 )
 def test_settings_that_do_not_fit(changes, words, tmp_path):

@@ -69,7 +69,7 @@ def test_a_folder_with_other_things_is_refused_and_stays_as_it_was(tmp_path):
     "changes, words",
     [
         ({"model": "tiny"}, "bytes need"),
-        ({"model": "giant"}, "no size by this name"),
+        ({"model": "giant"}, "got: +'giant'"),
         ({"data": "nowhere"}, "nothing at this path"),
         ({"freeze": "image"}, "name a checkpoint"),
     ],
