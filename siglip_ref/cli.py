@@ -74,6 +74,7 @@ def check_loss_command(
     precision: Annotated[str, typer.Option(help="pure or autocast")] = "pure",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     frozen: Annotated[list[str] | None, typer.Option(help="an input without gradient; may be repeated")] = None,
+    size: Annotated[str, typer.Option(help="real: also 4,100 pairs; small: at most 1,151")] = "real",
     json: Json = None,
     save_case: SaveCase = None,
 ) -> None:
@@ -92,6 +93,7 @@ def check_loss_command(
             precision=precision,  # type: ignore[arg-type]
             progress=progress,
             frozen=frozen or (),
+            size=size,  # type: ignore[arg-type]
         )
     finish(report, json, save_case)
 

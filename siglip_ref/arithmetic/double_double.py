@@ -27,6 +27,7 @@ _INVERSE_FACTORIALS = [
     (float(term), float(term - Fraction(float(term))))
     for term in (Fraction(1, math.factorial(n)) for n in range(1, _TAYLOR + 1))
 ]
+_TERM_BY_TERM = 2**13  # products, at most
 _BITS = 110  # of a factor that a product uses, below the largest number of its row or column
 
 
@@ -179,7 +180,11 @@ def _sqrt(a: DoubleDouble) -> DoubleDouble:
 
 
 def _matmul(x: DoubleDouble, y: DoubleDouble) -> DoubleDouble:
-    """Factors are cut into slices of so few bits that float64 holds every sum of their products: any BLAS is exact."""
+    """Term by term where there are few. Else factors are cut into slices of so few bits that float64 holds every sum of
+    their products, and any BLAS is exact; what lies 2^-110 below the largest number of its row is then lost."""
+    if x.size * y.shape[1] <= _TERM_BY_TERM:
+        terms = _multiply(x[:, :, None], y[None])  # (n, k, m)
+        return terms.sum(1)
     inner = x.shape[-1]
     bits = (53 - max(inner - 1, 1).bit_length()) // 2
     count = -(-_BITS // bits)

@@ -17,7 +17,7 @@ from siglip_ref.arithmetic.rounded import ACCUMULATOR, Format, Rounded, cast
 from siglip_ref.ops.elementary import Array, number, sigmoid, softplus
 
 Ops = Any
-Positives = Literal["signed", "subtracted", "apart"]
+Positives = Literal["signed", "subtracted", "crossed", "apart"]
 
 # Torch's and XLA's kernels of these take a narrow format, compute in float32 and round once.
 KERNELS = (
@@ -71,29 +71,36 @@ def _cast_all(x: Any, form: Format) -> Any:
     return tuple(_cast_all(item, form) for item in x) if isinstance(x, tuple) else cast(x, form)
 
 
-def pair_block(positives: Positives, scale_first: bool, by_logarithm: bool = False) -> Callable[..., Any]:
+def pair_block(
+    positives: Positives, scale_first: bool, by_logarithm: bool = False, pairs: int | None = None
+) -> Callable[..., Any]:
     """`siglip_ref.ops.pair_block` in another of its equal forms, gradients as autograd makes them: 1 / B comes first.
 
     Parameters
     ----------
     positives : "signed", softplus(-l), as the specification; "subtracted", softplus(l) - l per pair (binary
-        cross-entropy); "apart", sum of softplus(l) over all pairs, minus the sum of l over the matching ones, whose
-        similarities are computed by themselves
+        cross-entropy); "crossed", (1 - match) l + softplus(-l), Torch's form of that; "apart", sum of softplus(l) over
+        all pairs, minus the sum of l over the matching ones, whose similarities are computed by themselves
     scale_first : the scale multiplied into the image embeddings, not into the similarity
     by_logarithm : the sigmoid as exp(l - softplus(l)), which is how JAX differentiates softplus
+    pairs : B, if the block is a part of a batch
     """
     gate = _sigmoid_by_logarithm if by_logarithm else sigmoid
 
     def block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> tuple[Array, ...]:
         scale = np.exp(log_scale)
         similarity = x @ y.T
-        share = number(1, similarity) / len(x)
+        whole = pairs or len(x)
+        share = number(1, similarity) / whole
         logits = ((scale * x) @ y.T if scale_first else scale * similarity) + bias
         if positives == "signed":
             loss = softplus(np.where(match, -logits, logits)).sum()
             d_logits = np.where(match, -gate(-logits), gate(logits))
         elif positives == "subtracted":
             loss = (softplus(logits) - np.where(match, logits, 0)).sum()
+            d_logits = gate(logits) - match
+        elif positives == "crossed":
+            loss = (np.where(match, 0, logits) + softplus(-logits)).sum()
             d_logits = gate(logits) - match
         else:
             loss, d_logits = softplus(logits).sum(), gate(logits)
@@ -111,7 +118,7 @@ def pair_block(positives: Positives, scale_first: bool, by_logarithm: bool = Fal
             d_own = scale * np.full_like(own, share)
             d_x, d_y = d_x - _placed(d_own[:, None] * y[j], i, x), d_y - _placed(d_own[:, None] * x[i], j, y)
             d_log_scale, d_bias = d_log_scale - (d_own * own).sum(), d_bias - np.full_like(own, share).sum()
-        return loss, *(len(x) * d for d in (d_x, d_y, d_log_scale, d_bias))
+        return loss, *(whole * d for d in (d_x, d_y, d_log_scale, d_bias))
 
     return block
 

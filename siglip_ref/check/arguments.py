@@ -8,6 +8,7 @@ from typing import Any
 
 from siglip_ref.check.frameworks import ARGUMENTS, Setting, describe
 from siglip_ref.check.refusals import holds_its_own
+from siglip_ref.check.repeated import Size
 from siglip_ref.check.tolerance import ARITHMETIC
 from siglip_ref.check.truth import CONVENTIONS, Convention
 from siglip_ref.errors import UsageError
@@ -115,6 +116,18 @@ def setting_of(
             repair='frozen=("image_embed",)',
         )
     return Setting(name, scalar, str(device), precision == "autocast", still)
+
+
+def require_size(size: str) -> Size:
+    """How large the largest batch is."""
+    if size in ("small", "real"):
+        return size  # type: ignore[return-value]
+    raise UsageError(
+        expected='size "small", up to 1,151 pairs, or "real", 4,100 pairs besides',
+        got=repr(size),
+        cause="there is no such size",
+        repair='check_loss(fn, size="real")',
+    )
 
 
 def dtype_name(dtype: object, argument: str) -> str:

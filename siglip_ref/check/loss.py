@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from siglip_ref.check.arguments import declared_conventions, require_arguments, require_instance, setting_of
+from siglip_ref.check.arguments import (
+    declared_conventions,
+    require_arguments,
+    require_instance,
+    require_size,
+    setting_of,
+)
 from siglip_ref.check.frameworks import framework_of, load_framework
 from siglip_ref.check.held import put_back
 from siglip_ref.check.loss_calls import Loss, Progress, Run
 from siglip_ref.check.loss_run import run_check
 from siglip_ref.check.probes import Dims
 from siglip_ref.check.process import as_it_was
+from siglip_ref.check.repeated import Size
 from siglip_ref.check.report import Report
 from siglip_ref.check.truth import EmbeddingKind, ScaleKind
 
@@ -26,6 +33,7 @@ def check_loss(
     precision: Literal["pure", "autocast"] = "pure",
     progress: Progress | None = None,
     frozen: Sequence[str] = (),
+    size: Size = "small",
 ) -> Report:
     """Judge a sigmoid loss: its value and its four gradients, at points where every term of it is visible.
 
@@ -43,6 +51,8 @@ def check_loss(
     precision : "pure", all in dtype; "autocast", embeddings in float32, products in dtype (Torch)
     progress : called with the name of each step
     frozen : inputs that need no gradient, ("image_embed",) for a locked image tower: fn is given them without one
+    size : "small", up to 1,151 pairs; "real", 4,100 pairs besides. A batch that would take more than 20 s, or more than
+        half of the free memory, is left out, which the report says
 
     Returns
     -------
@@ -74,4 +84,4 @@ def check_loss(
     declared = declared_conventions(scale, embeddings)
     loaded = load_framework(framework or framework_of(fn))
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
-        return run_check(Run(fn, loaded, setting, dims, progress), declared)
+        return run_check(Run(fn, loaded, setting, dims, progress, require_size(size)), declared)

@@ -8,6 +8,8 @@ from siglip_ref.check.answers import in_a_line
 from siglip_ref.check.compare import Row
 from siglip_ref.check.frameworks import Framework, Inputs, Outcome, Setting, Way
 from siglip_ref.check.probes import Dims, Probe
+from siglip_ref.check.repeated import Size
+from siglip_ref.check.resources import Cost, measured
 from siglip_ref.check.truth import Convention, Truth
 from siglip_ref.errors import UsageError
 
@@ -42,6 +44,8 @@ class Run:
     setting: Setting
     dims: Dims
     progress: Progress | None
+    size: Size = "small"
+    costs: list[Cost] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     first_refusal: Exception | None = None
     outcomes: dict[str, tuple[Probe, Outcome, Truth]] = field(default_factory=dict)
@@ -59,7 +63,11 @@ class Run:
         scale = probe.scale if convention.scale == "linear" else probe.log_scale
         inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
         try:
-            return self.framework.call(self.fn, inputs, self.setting, way)
+            with measured(*probe.shape, self.setting.device) as cost:
+                outcome = self.framework.call(self.fn, inputs, self.setting, way)
+            if way == "plain":
+                self.costs.append(cost)
+            return outcome
         except UsageError:
             raise
         except Exception as error:  # whatever a user's function raises is its answer

@@ -10,6 +10,7 @@ from siglip_ref.check.diagnose import explain
 from siglip_ref.check.exchanged import finding as exchanged
 from siglip_ref.check.exchanged import right_when_exchanged
 from siglip_ref.check.frameworks import Inputs, Outcome, describe
+from siglip_ref.check.large import judged, large_batches, large_findings
 from siglip_ref.check.loss_calls import Run
 from siglip_ref.check.loss_case import case_of
 from siglip_ref.check.loss_words import blind_spots, convention_finding, conventions_in_words, hints, next_steps
@@ -129,6 +130,7 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     """Every probe, then every clause of the contract, under one convention."""
     run.refused.clear()
     run.outcomes.clear()
+    left_out = [*left_out]
     points = points_of(convention.embeddings, run.setting.dtype)
     probes, _ = loss_probes(points, run.dims, run.setting.dtype, run.setting.scalar_dtype)
     details: list[Row] = []
@@ -141,14 +143,17 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     findings = _refused_values(run, convention, details)
     broken, notes = kept(run, convention, details)
     findings += broken + _explained(run, convention, hints(details, run.setting))
-    judged = judgement(details)
+    large = large_batches(run, convention, left_out)
+    findings += large_findings(details, large, run.setting.dtype in ("bfloat16", "float16"))
+    details += judged(large)
+    verdict = judgement(details)
     judged_as_wrong = {row.probe for row in details if row.trouble == "refused"}
     not_checked = left_out + [f"d {name}: frozen, as declared" for name in run.setting.frozen]
     not_checked += [str(one) for one in run.refused if one.label not in judged_as_wrong]
     seen = loss_sight(run.outcomes, details, convention, run.setting, run.ways)
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
-        verdict=judged.verdict,
+        verdict=verdict.verdict,
         rows=worst_rows(details),
         findings=findings,
         conventions=conventions_in_words(convention, declared),
@@ -156,10 +161,10 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
         blind=in_the_catalogue(seen.blind) + blind_spots(details, run.setting),
         details=details,
         sight=seen,
-        unjudged=judged.unjudged,
+        unjudged=verdict.unjudged,
     )
-    report.case = case_of(report, run.fn, run.framework.name, run.setting, convention, run.outcomes)
-    report.notes = notes + next_steps(report, len(run.outcomes), convention)
+    report.case = case_of(report, run.fn, run.framework.name, run.setting, convention, run.outcomes | large)
+    report.notes = notes + next_steps(report, len(run.outcomes) + len(large), convention)
     return report
 
 

@@ -94,7 +94,7 @@ def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple
     random = np.random.default_rng(seed)
     for form_of_loss, tiles in product(LOSS_FORMS, (1,) if few else (1, 3)):
         form = with_changes(fused(regime.kernels) | {"pair_block": pair_block(*form_of_loss)})
-        form.tiles = tiles
+        form.tiles, form.form_of_loss = tiles, form_of_loss
         form.normalises_again = tiles > 1 or (few and form_of_loss is LOSS_FORMS[0])  # a loss may: see `tolerance`
         if not few:
             yield regime.rounding, form
@@ -144,8 +144,10 @@ def measure(
         # a number far below the unit of float32 is lost there as a whole, which says nothing of float64: there, too,
         # sigmoid(l) - 1 is zero from l = 37 on
         for form_of_loss in LOSS_FORMS:
+            form = with_changes({"pair_block": pair_block(*form_of_loss)})
+            form.form_of_loss = form_of_loss
             with np.errstate(all="ignore"):
-                got = compute(dict(arrays), with_changes({"pair_block": pair_block(*form_of_loss)}))
+                got = compute(dict(arrays), form)
                 errors = {name: _reach(np.asarray(value) - exact[name], by_row) for name, value in got.items()}
             scaled |= {n: np.where(np.isfinite(e), np.maximum(scaled[n], e), scaled[n]) for n, e in errors.items()}
         return Noise(scaled, frozenset(name for name, value in exact.items() if not np.isfinite(value).all()))

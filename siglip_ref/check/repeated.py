@@ -20,7 +20,7 @@ from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_for
 Size = Literal["small", "real"]
 
 DISTINCT = 131
-MIDDLE = Point("a thousand pairs", (1151, 14), COLD, -9.0, full=True, hunts="tiles that drop what lies beyond")
+MIDDLE = Point("a thousand pairs", (1151, 14), COLD, -10.5, full=True, hunts="tiles that drop what lies beyond")
 REAL = Point("a real batch", (4100, 24), 1.46875, -8.9375, "close", full=True, hunts="sums that cancel; tiles")
 
 

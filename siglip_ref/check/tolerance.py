@@ -21,8 +21,7 @@ from siglip_ref.ops.normalize import NormKind
 SAFETY = TIMES
 ARITHMETIC = {name: FORMATS[name] for name in ("float64", "float32", "bfloat16", "float16")}
 MANY_PAIRS = 2**15  # from here on one run of each kind holds enough elements
-# where rows are unit to rounding, and a loss that normalises them all the same, for safety, moves nothing but that
-_FINE = ("float32", "tf32")
+_FINE = ("float32", "tf32")  # where rows are unit to rounding, not exactly
 NORM_EPS = {"none": 0.0, "additive": 1e-8, "clamp": 1e-12}
 
 
@@ -115,8 +114,8 @@ def _loss(given: Given, a: dict[str, Array], ops: Any) -> dict[str, Array]:
     if given.norm:
         (x, x_cache), (y, y_cache) = (ops.normalize_forward(rows, given.norm, NORM_EPS[given.norm]) for rows in (x, y))
         caches = [x_cache, y_cache]
-    elif getattr(ops, "normalises_again", False) and given.regime in _FINE and not (_exact(x) and _exact(y)):
-        x, y = (ops.normalize_forward(rows, "clamp", NORM_EPS["clamp"])[0] for rows in (x, y))
+    else:
+        x, y = unit_rows_again(given, x, y, ops)
     log_scale = np.log(a["scale"]) if given.linear else a["scale"]
     tile = -(-len(x) // getattr(ops, "tiles", 1))
     out = sigmoid_loss(x, y, log_scale, a["bias"], tile=tile, ops=ops)._asdict()
@@ -128,6 +127,14 @@ def _loss(given: Given, a: dict[str, Array], ops: Any) -> dict[str, Array]:
     if given.linear:
         out["d_log_scale"] = out["d_log_scale"] / a["scale"]
     return out
+
+
+def unit_rows_again(given: Given, x: Array, y: Array, ops: Any) -> tuple[Array, Array]:
+    """Unit rows, normalised all the same in some runs: a loss may do so for safety, and moves nothing but rounding."""
+    if not getattr(ops, "normalises_again", False) or given.regime not in _FINE or (_exact(x) and _exact(y)):
+        return x, y
+    x, y = (ops.normalize_forward(rows, "clamp", NORM_EPS["clamp"])[0] for rows in (x, y))
+    return x, y
 
 
 def _exact(rows: Array) -> bool:

@@ -1,34 +1,20 @@
 """What a loss must give at a probe: the exact value and gradients, and the noise that a correct program may add."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from siglip_ref.check.compare import Kind, Row, compare, out_of_range
+from siglip_ref.check.exact import Convention, EmbeddingKind, ScaleKind, exact_loss
 from siglip_ref.check.frameworks import Outcome, Setting
 from siglip_ref.check.probes import Probe
+from siglip_ref.check.repeated import Repeated
+from siglip_ref.check.repeated_noise import repeated_noise
 from siglip_ref.check.tolerance import SAFETY, Given, loss_noise
-from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
 
-ScaleKind = Literal["log", "linear"]
-EmbeddingKind = Literal["unit", "raw"]
-
-# The reference computes in something wider than float64 where the machine has it, up to this many products.
-_WIDE_UP_TO = 2**24
-
-
-@dataclass(frozen=True)
-class Convention:
-    """What a loss is given. scale: the logarithm, or the scale itself; embeddings: unit rows, or any rows, which it
-    normalises; norm: how it then guards the division (of no interest for unit rows)."""
-
-    scale: ScaleKind
-    embeddings: EmbeddingKind
-    norm: NormKind = "none"
-
+__all__ = ["CONVENTIONS", "Convention", "EmbeddingKind", "ScaleKind", "Truth", "judge", "truth"]
 
 # In the order in which they are tried: what fits two of them is called by the first.
 CONVENTIONS = (
@@ -50,23 +36,6 @@ class Truth:
     overflows: dict[str, bool]
 
 
-def exact_loss(probe: Probe, convention: Convention) -> LossAndGrads:
-    """Loss and gradients by the numbers the function is given, without rounding."""
-    wide = np.longdouble if probe.shape[0] ** 2 * probe.shape[1] <= _WIDE_UP_TO else np.float64
-    raw = probe.image_embed.astype(wide), probe.text_embed.astype(wide)
-    scale = wide(probe.scale) if convention.scale == "linear" else np.exp(wide(probe.log_scale))
-    raws = convention.embeddings == "raw"
-    eps = 1e-8 if convention.norm == "additive" else 0.0
-    (x, x_cache), (y, y_cache) = (normalize_forward(rows, convention.norm, eps) if raws else (rows, ()) for rows in raw)
-    exact = sigmoid_loss(x, y, np.log(scale), np.asarray(probe.bias, wide))
-    if raws:
-        exact = exact._replace(
-            d_image_embed=normalize_backward(exact.d_image_embed, x_cache),
-            d_text_embed=normalize_backward(exact.d_text_embed, y_cache),
-        )
-    return exact._replace(d_log_scale=exact.d_log_scale / scale) if convention.scale == "linear" else exact
-
-
 def given_of(convention: Convention, setting: Setting) -> Given:
     """How a loss of this convention is given its inputs, and what it computes in."""
     norm = convention.norm if convention.embeddings == "raw" else None
@@ -76,8 +45,11 @@ def given_of(convention: Convention, setting: Setting) -> Given:
 def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
     """Loss and gradients by the numbers the function is given, in float64."""
     exact, given = exact_loss(probe, convention), given_of(convention, setting)
-    asked = probe.scale if given.linear else probe.log_scale
-    noise = loss_noise(given, probe.image_embed, probe.text_embed, asked, probe.bias, exact)
+    if isinstance(probe, Repeated):
+        noise = repeated_noise(given, probe)
+    else:
+        asked = probe.scale if given.linear else probe.log_scale
+        noise = loss_noise(given, probe.image_embed, probe.text_embed, asked, probe.bias, exact)
     spread = LossAndGrads(*(np.broadcast_to(noise.absolute[n], np.shape(v)) for n, v in exact._asdict().items()))
     overflows = LossAndGrads(*(name in noise.overflows for name in LossAndGrads._fields))
     return Truth(

@@ -1,0 +1,102 @@
+"""Batches of a real size in a check of a loss: what they cost is seen from the smaller ones first."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from siglip_ref.check.compare import Row, wrong_rows
+from siglip_ref.check.frameworks import Outcome
+from siglip_ref.check.mistakes import CATALOGUE
+from siglip_ref.check.probes import Point
+from siglip_ref.check.repeated import MIDDLE, REAL, Repeated, Size, repeated_probe
+from siglip_ref.check.report import Finding
+from siglip_ref.check.resources import affordable, extrapolated
+from siglip_ref.check.truth import Convention, Truth, judge, truth
+
+if TYPE_CHECKING:
+    from siglip_ref.check.loss_calls import Run
+
+Outcomes = dict[str, tuple[Repeated, Outcome, Truth]]
+
+
+def points_at(size: Size) -> tuple[Point, ...]:
+    """The middle one always, the real one where it is asked for."""
+    return (MIDDLE, REAL) if size == "real" else (MIDDLE,)
+
+
+def large_batches(run: "Run", convention: Convention, left_out: list[str]) -> Outcomes:
+    """What came back at every batch that can be afforded, by label; else the reason, in `left_out`."""
+    found: Outcomes = {}
+    for point in points_at(run.size):
+        probe = repeated_probe(point, run.dims, run.setting.dtype, run.setting.scalar_dtype)
+        if probe is None:
+            left_out.append(f"{point.name}: B = {point.shape[0]} is not among the given dims")
+            continue
+        if not _affordable(run, probe, convention, left_out):
+            break
+        outcome = run.call(probe, convention, "plain", probe.label)
+        if not isinstance(outcome, Outcome):
+            break
+        found[probe.label] = probe, outcome, truth(probe, convention, run.setting)
+    return found
+
+
+def _affordable(run: "Run", probe: Repeated, convention: Convention, left_out: list[str]) -> bool:
+    """Whether the batch costs too much, as far as the smaller ones tell."""
+    if not run.costs:
+        return False
+    device, shape = run.setting.device, probe.shape
+    cost = extrapolated(run.costs, *shape)
+    if not affordable(cost, device):  # the first call of a shape may have compiled something
+        last = max(run.costs, key=lambda cost: cost.pairs)
+        again = next((p for p, _, _ in run.outcomes.values() if p.shape == (last.pairs, last.width)), None)
+        if again is not None:
+            run.costs.remove(last)
+            run.call(again, convention, "plain", again.label)
+            cost = extrapolated(run.costs, *shape)
+    if affordable(cost, device):
+        return True
+    left_out.append(f"{probe.label}: {cost}, as far as smaller batches tell; allowed are 20 s and half of what is free")
+    return False
+
+
+def judged(outcomes: Outcomes) -> list[Row]:
+    """One row per tensor and batch."""
+    return [row for label, (_, outcome, right) in outcomes.items() for row in judge(outcome, right, label)]
+
+
+def large_findings(small: Sequence[Row], outcomes: Outcomes, narrow: bool) -> list[Finding]:
+    """Where a loss is right in every small batch and wrong in a large one: which rows, or which sums.
+
+    Parameters
+    ----------
+    narrow : the loss computes in 16 bits
+    """
+    wrong = [row for row in judged(outcomes) if row.verdict == "FAIL"]
+    if not wrong or any(row.verdict == "FAIL" for row in small):
+        return []
+    label = wrong[0].probe
+    here = [row for row in wrong if row.probe == label]
+    _, outcome, right = outcomes[label]
+    places = {name: _far_off(outcome, right, name) for name in ("image_embed", "text_embed")}
+    told = [f"d {name}: {place}" for name, place in places.items() if place]
+    names = ", ".join(row.name if row.kind == "value" else f"d {row.name}" for row in here)
+    evidence = "; ".join([f"right at up to 131 pairs, wrong at {label}: {names}", *told])
+    scalars = all(row.kind == "gradient" and not row.name.endswith("embed") for row in here)
+    id = "sums-cancel-in-16-bits" if narrow and scalars else "beyond-a-tile"
+    return [Finding(id, here[0].name, here[0].rows, evidence, CATALOGUE[id].repair)]
+
+
+def _far_off(outcome: Outcome, right: Truth, name: str) -> str:
+    """The rows that are zero, or off by half of their size and more, where others are not."""
+    got, exact = outcome.gradients.get(name), right.exact[name]
+    if got is None or np.shape(got) != exact.shape:
+        return ""
+    with np.errstate(all="ignore"):
+        size, far = np.abs(exact).max(-1), np.abs(got - exact).max(-1)
+        kinds = {"zero": (np.asarray(got) == 0).all(-1), "off by half of their size and more": ~(far < 0.5 * size)}
+    for kind, rows in kinds.items():
+        if rows.any() and not rows.all():
+            return wrong_rows(rows[:, None]).replace("wrong, the rest right", kind)
+    return ""

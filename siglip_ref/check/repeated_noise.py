@@ -1,0 +1,133 @@
+"""The noise of a correct loss at a batch of a real size, where most rows are equal.
+
+Equal pairs round alike, so the errors of 31 copies add up as the values do: relative to the whole they are those of one
+copy. One copy of every row, against all rows of the batch, shows them, at 131 / B of the cost.
+
+Sums over the batch need a look of their own: a running sum rounds equal terms alike, so its error grows with how often
+a row comes, and products of other libraries run otherwise than those of the machine at hand.
+"""
+
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from siglip_ref import ops as specification
+from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.arithmetic.variants import pair_block
+from siglip_ref.check.noise import FLOAT64, REGIMES, Noise, measure
+from siglip_ref.check.repeated import Repeated
+from siglip_ref.check.tolerance import NORM_EPS, Given, scalars_of, unit_rows_again
+from siglip_ref.loss import LossAndGrads
+from siglip_ref.ops.elementary import Array, sigmoid
+
+# Pairs from which on a loss in 16 bits must not take the small difference of sums that are each rounded: positives
+# apart from all pairs, or one tile apart from the next. The gradient of the bias, which is such a difference, must then
+# be right to 60 % in bfloat16, whatever drowned it; in float16 underflow may.
+LARGE = 2048
+BIAS_AT_MOST = 0.1  # times its size
+_FACTORS = (1.0, 1.19, 1.41, 1.68)  # at which sums run into the powers of two at other places
+TILE = 4  # texts in the smallest tiles that a smaller batch may come in
+
+
+def repeated_noise(given: Given, probe: Repeated) -> Noise:
+    """As `siglip_ref.check.tolerance.loss_noise` gives it, for a batch of a real size."""
+    rows = distinct_noise(given, probe)
+    return Noise(
+        {name: level[probe.order] if np.ndim(level) else level for name, level in rows.absolute.items()}, rows.overflows
+    )
+
+
+@lru_cache(maxsize=64)
+def distinct_noise(given: Given, probe: Repeated) -> Noise:
+    """Of the distinct rows, in the order of `probe.rows`."""
+    arrays = {
+        "image_embed": probe.rows[0],
+        "text_embed": probe.rows[1],
+        "scale": np.array(probe.scale if given.linear else probe.log_scale),
+        "bias": np.array(probe.bias),
+    }
+    compute = partial(_one_copy, given, probe.order)
+    with np.errstate(all="ignore"):
+        exact = compute(dict(arrays), specification)
+    large, narrow = len(probe.order) >= LARGE, _in_16_bits(given)
+    # in 16 bits every form is also rounded to nearest: by chance what underflows is right on average
+    found = measure(compute, arrays, exact, given.regime, scalars=scalars_of(given), by_row=True, few=not narrow)
+    if not narrow:
+        _let_sums_run(found, probe, FLOAT64 if given.regime == "float64" else 1.0)
+    if large and narrow and "bfloat16" in given.regime:
+        found.absolute["d_bias"] = np.minimum(found.absolute["d_bias"], BIAS_AT_MOST * np.abs(exact["d_bias"]))
+    return found
+
+
+def _let_sums_run(found: Noise, probe: Repeated, unit: float) -> None:
+    """Every row's gradient is allowed what the worst of them shows where a product adds one term after the other.
+
+    Parameters
+    ----------
+    unit : of the arithmetic, in units of float32
+    """
+    images, texts = probe.rows
+    logits = np.exp(probe.log_scale) * (images @ texts.T) + probe.bias
+    sizes, worst = {}, 0.0
+    for name, slopes, others in (("d_image_embed", logits, texts), ("d_text_embed", logits.T, images)):
+        weights = np.exp(probe.log_scale) / len(probe.order) * sigmoid(slopes)[:, probe.order].T
+        for factor in _FACTORS:
+            terms = np.float32(factor * weights[:, :, None] * others[probe.order][:, None, :])  # (B, distinct rows, D)
+            total, running = terms.sum(0, dtype=np.float64), np.add.accumulate(terms, 0)[-1]
+            size = np.abs(total).max(-1, keepdims=True)  # before what normalising takes away
+            worst = max(worst, (np.abs(running - total) / size).max())
+            sizes[name] = size / factor
+    for name, size in sizes.items():
+        found.absolute[name] = np.maximum(found.absolute[name], worst * unit * size)
+
+
+def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Any) -> dict[str, Array]:
+    """Loss and gradients of one copy of each image against all texts, and of each text against all images."""
+    images, texts, caches = a["image_embed"], a["text_embed"], []
+    if given.norm:
+        eps = NORM_EPS[given.norm]
+        (images, one), (texts, other) = (ops.normalize_forward(rows, given.norm, eps) for rows in (images, texts))
+        caches = [one, other]
+    else:
+        images, texts = unit_rows_again(given, images, texts, ops)
+    log_scale = np.log(a["scale"]) if given.linear else a["scale"]
+    copies, pairs = len(images), len(order)
+    block, tiles = _form(given, pairs, ops)
+    own, loss, d_images, d_texts, d_log_scale, d_bias = np.eye(copies, pairs, dtype=bool), 0, 0, 0, 0, 0
+    for part in np.array_split(np.arange(pairs), tiles):
+        others = order[part]
+        row = block(images, texts[others], log_scale, a["bias"], own[:, part])
+        column = block(images[others], texts, log_scale, a["bias"], own[:, part].T)
+        loss, d_log_scale, d_bias = loss + row[0], d_log_scale + row[3], d_bias + row[4]
+        d_images, d_texts = d_images + row[1], d_texts + column[2]
+    if caches:
+        d_images, d_texts = (
+            ops.normalize_backward(d, cache) for d, cache in zip((d_images, d_texts), caches, strict=True)
+        )
+    if given.linear:
+        d_log_scale = d_log_scale / a["scale"]
+    named = LossAndGrads(loss / copies, d_images / pairs, d_texts / pairs, d_log_scale / copies, d_bias / copies)
+    return named._asdict()
+
+
+def _form(given: Given, pairs: int, ops: Any) -> tuple[Any, int]:
+    """How this run computes a block, and in how many tiles. Gradients carry 1 / B from the beginning."""
+    form, tiles = getattr(ops, "form_of_loss", None), getattr(ops, "tiles", 1)
+    if not form:
+        return ops.pair_block, tiles
+    positives, *rest = form
+    if _in_16_bits(given):
+        positives = "crossed" if positives == "subtracted" else positives
+        if pairs >= LARGE:
+            tiles, positives = 1, "signed" if positives == "apart" else positives
+        elif tiles > 1 and positives == "signed":
+            tiles = -(-pairs // TILE)
+    return pair_block(positives, *rest, pairs=pairs), tiles
+
+
+def _in_16_bits(given: Given) -> bool:
+    if given.regime == "float64":
+        return False
+    rounding = REGIMES[given.regime].rounding
+    return (rounding.product_out or rounding.format).bits < FORMATS["float32"].bits
