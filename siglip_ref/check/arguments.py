@@ -94,7 +94,12 @@ def require_seconds(argument: str, value: object, usual: float) -> float:
 
 
 def setting_of(
-    dtype: object, scalar_dtype: object, device: str, precision: str, frozen: str | Sequence[str] = ()
+    dtype: object,
+    scalar_dtype: object,
+    device: str,
+    precision: str,
+    frozen: str | Sequence[str] = (),
+    products: str | None = None,
 ) -> Setting:
     """In what the loss will be computed; types may be names, or a framework's own."""
     name, scalar = dtype_name(dtype, "dtype"), dtype_name(scalar_dtype, "scalar_dtype")
@@ -115,7 +120,14 @@ def setting_of(
             cause="another name" if set(still) - set(ARGUMENTS) else "no input is left whose gradient is asked for",
             repair='frozen=("image_embed",)',
         )
-    return Setting(name, scalar, str(device), precision == "autocast", still)
+    if products is not None and (products not in ("tf32", "bfloat16") or name != "float32"):
+        raise UsageError(
+            expected='products "tf32" or "bfloat16", with dtype "float32", or None: products are not rounded',
+            got=f'products {products!r} with dtype "{name}"',
+            cause="only products of float32 numbers are sped up so",
+            repair='check_loss(fn, products="tf32")',
+        )
+    return Setting(name, scalar, str(device), precision == "autocast", still, products or "")
 
 
 def require_size(size: str) -> Size:

@@ -70,19 +70,19 @@ def proven(probe: Probe, convention: Convention) -> LossAndGrads:
 def _loss_in(arithmetic: Callable[[Any], Array], probe: Probe, convention: Convention) -> LossAndGrads:
     """arithmetic: makes its numbers of float64 ones."""
     linear = convention.scale == "linear"
-    scale = arithmetic(np.asarray(probe.scale)) if linear else None
+    scale: Array = arithmetic(np.asarray(probe.scale))
     log_scale = np.log(scale) if linear else arithmetic(np.asarray(probe.log_scale))
     bias, norm = arithmetic(np.asarray(probe.bias)), convention.norm if convention.embeddings == "raw" else None
     if isinstance(probe, Repeated):
         images, texts = (arithmetic(rows) for rows in probe.rows)
         found = repeated_loss(images, texts, log_scale, bias, probe.order, norm, convention.eps)
     else:
-        rows = [arithmetic(probe.image_embed), arithmetic(probe.text_embed)]
+        images, texts = arithmetic(probe.image_embed), arithmetic(probe.text_embed)
         caches: list[Any] = []
         if norm:
-            (rows[0], one), (rows[1], other) = (normalize_forward(x, norm, convention.eps) for x in rows)
+            (images, one), (texts, other) = (normalize_forward(x, norm, convention.eps) for x in (images, texts))
             caches = [one, other]
-        found = sigmoid_loss(*rows, log_scale, bias)
+        found = sigmoid_loss(images, texts, log_scale, bias)
         if caches:
             by_rows = (found.d_image_embed, found.d_text_embed)
             d_x, d_y = (normalize_backward(d, cache) for d, cache in zip(by_rows, caches, strict=True))

@@ -41,13 +41,14 @@ _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "flax": "jax", "optax
 @dataclass(frozen=True)
 class Setting:
     """In what a loss is computed. dtype: of the products; autocast: inputs float32, products in dtype; frozen: inputs
-    that need no gradient."""
+    that need no gradient; products: "tf32" or "bfloat16", to which float32 products may round what goes into them."""
 
     dtype: str
     scalar_dtype: str
     device: str
     autocast: bool
     frozen: tuple[str, ...] = ()
+    products: str = ""
 
     @property
     def input_dtype(self) -> str:
@@ -57,13 +58,16 @@ class Setting:
     @property
     def regime(self) -> str:
         """What its rounding noise is measured in: see `siglip_ref.check.noise`."""
+        if self.products:
+            return self.products if self.products == "tf32" else f"{self.products} products"
         kind = "cpu" if self.device == "cpu" else "cuda"  # what is no CPU is modelled as a GPU
         return f"autocast {self.dtype} on {kind}" if self.autocast else self.dtype
 
     @property
     def words(self) -> str:
         """For titles."""
-        return f"{self.dtype}{', autocast' * self.autocast} on {self.device}"
+        products = f", products in {self.products}" if self.products else ""
+        return f"{self.dtype}{', autocast' * self.autocast}{products} on {self.device}"
 
 
 @dataclass(frozen=True)

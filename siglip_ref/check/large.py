@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.compare import Row, wrong_rows
-from siglip_ref.check.frameworks import Outcome
+from siglip_ref.check.frameworks import Outcome, Setting
 from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.probes import Point
+from siglip_ref.check.probes import WIDE_FORMATS, Point
+from siglip_ref.check.product_findings import ROUNDINGS
 from siglip_ref.check.repeated import MIDDLE, REAL, Repeated, Size, repeated_probe
+from siglip_ref.check.repeated_noise import LARGE
 from siglip_ref.check.report import Finding
 from siglip_ref.check.resources import affordable, extrapolated
 from siglip_ref.check.truth import Convention, Truth, judge, truth
@@ -59,6 +61,21 @@ def _affordable(run: "Run", probe: Repeated, convention: Convention, left_out: l
         return True
     left_out.append(f"{probe.label}: {cost}, as far as smaller batches tell; allowed are 20 s and half of what is free")
     return False
+
+
+def looks_for(setting: Setting, outcomes: Outcomes) -> tuple[dict[str, bool], dict[str, str]]:
+    """Of mistakes that no edit makes: whether this run did look for them; and where it need not, why."""
+    wide = setting.dtype in WIDE_FORMATS
+    real = any(len(probe.order) >= LARGE for probe, _, _ in outcomes.values())
+    looked = {"beyond-a-tile": bool(outcomes), "gradient-wrong-at-tie": True}
+    looked |= {id: not setting.products for id in ROUNDINGS if wide} | (
+        {} if wide else {"sums-cancel-in-16-bits": real}
+    )
+    reasons = dict.fromkeys(ROUNDINGS, "in float32 and float64") | {"sums-cancel-in-16-bits": "in 16 bits"}
+    if setting.dtype == "float32":
+        looked.pop("products-in-float32")
+        reasons["products-in-float32"] = "in float64"
+    return looked, {id: why for id, why in reasons.items() if id not in looked}
 
 
 def judged(outcomes: Outcomes) -> list[Row]:

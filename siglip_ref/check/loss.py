@@ -34,6 +34,7 @@ def check_loss(
     progress: Progress | None = None,
     frozen: Sequence[str] = (),
     size: Size = "small",
+    products: Literal["tf32", "bfloat16"] | None = None,
 ) -> Report:
     """Judge a sigmoid loss: its value and its four gradients, at points where every term of it is visible.
 
@@ -53,6 +54,7 @@ def check_loss(
     frozen : inputs that need no gradient, ("image_embed",) for a locked image tower: fn is given them without one
     size : "small", up to 1,151 pairs; "real", 4,100 pairs besides. A batch that would take more than 20 s, or more than
         half of the free memory, is left out, which the report says
+    products : "tf32" or "bfloat16", where float32 products round what goes into them on purpose
 
     Returns
     -------
@@ -80,7 +82,7 @@ def check_loss(
         fn = load_callable(fn)
     require_instance(fn)
     require_arguments(fn)
-    setting = setting_of(dtype, scalar_dtype, device, precision, frozen)
+    setting = setting_of(dtype, scalar_dtype, device, precision, frozen, products)
     declared = declared_conventions(scale, embeddings)
     loaded = load_framework(framework or framework_of(fn))
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):

@@ -46,6 +46,7 @@ class Run:
     progress: Progress | None
     size: Size = "small"
     costs: list[Cost] = field(default_factory=list)
+    products: str = ""  # the argument that would declare how fn rounds its products, once it is known
     refused: list[Refusal] = field(default_factory=list)
     first_refusal: Exception | None = None
     outcomes: dict[str, tuple[Probe, Outcome, Truth]] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """One check of a loss from beginning to end: the convention, every probe, every clause of the contract."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from siglip_ref.check.diagnose import explain
 from siglip_ref.check.exchanged import finding as exchanged
 from siglip_ref.check.exchanged import right_when_exchanged
 from siglip_ref.check.frameworks import Inputs, Outcome, describe
-from siglip_ref.check.large import judged, large_batches, large_findings
+from siglip_ref.check.large import judged, large_batches, large_findings, looks_for
 from siglip_ref.check.loss_calls import Run
 from siglip_ref.check.loss_case import case_of
 from siglip_ref.check.loss_words import blind_spots, convention_finding, conventions_in_words, hints, next_steps
@@ -18,10 +19,14 @@ from siglip_ref.check.mistakes import Mistake
 from siglip_ref.check.patterns import patterns
 from siglip_ref.check.predict import Context, Predicted, suspects
 from siglip_ref.check.probes import POINTS, Probe, loss_probes, points_of
+from siglip_ref.check.product_findings import declared_otherwise, declaring, product_findings
+from siglip_ref.check.products import rounded_products
 from siglip_ref.check.refusals import refuses_everything
 from siglip_ref.check.report import Finding, Report, worst_rows
-from siglip_ref.check.seen import seen_of
+from siglip_ref.check.seen import distance, seen_of
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
+from siglip_ref.check.ties import tie_finding
+from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.check.verdict import judgement
 
@@ -46,7 +51,22 @@ def run_check(run: Run, declared: Sequence[Convention]) -> Report:
     if meant:
         report = _full(run, meant, declared, _probes(run)[1])
         report.findings = [exchanged()]
-    return report
+        return report
+    return _with_rounded_products(run, declared, report) or report
+
+
+def _with_rounded_products(run: Run, declared: Sequence[Convention], report: Report) -> Report | None:
+    """The report of a loss that is right where products may round what goes into them; None for any other."""
+    argument = run.products
+    if not argument or run.setting.products:
+        return None
+    again = Run(run.fn, run.framework, replace(run.setting, products=argument), run.dims, run.progress, run.size)
+    other = _run_check(again, declared)
+    if not other.passed:
+        return None
+    other.verdict = "OTHER CONVENTION"
+    other.findings = [declared_otherwise(argument, run.setting.dtype), *report.findings]
+    return other
 
 
 def _run_check(run: Run, declared: Sequence[Convention]) -> Report:
@@ -150,7 +170,8 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     judged_as_wrong = {row.probe for row in details if row.trouble == "refused"}
     not_checked = left_out + [f"d {name}: frozen, as declared" for name in run.setting.frozen]
     not_checked += [str(one) for one in run.refused if one.label not in judged_as_wrong]
-    seen = loss_sight(run.outcomes, details, convention, run.setting, run.ways)
+    looked_for, reasons = looks_for(run.setting, large)
+    seen = loss_sight(run.outcomes, details, convention, run.setting, run.ways, looked_for, reasons)
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
         verdict=verdict.verdict,
@@ -192,6 +213,14 @@ def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[F
     plain = {label: entry for label, entry in run.outcomes.items() if label == entry[0].label}
     seen = [one for label, (_, outcome, right) in plain.items() for one in seen_of(label, outcome, right)]
     contexts = {label: Context(probe, convention, probe.shape[:1]) for label, (probe, _, _) in plain.items()}
+    probes = {label: probe for label, (probe, _, _) in plain.items()}
+    parts = [] if run.setting.products else rounded_products(seen, probes, convention, run.setting.dtype)
+    run.products = declaring(parts, run.setting.dtype)
+    if parts:
+        return product_findings(parts, SAFETY * max(distance(one, one.exact) for one in seen))
+    tie = tie_finding(seen, probes, convention)
+    if tie:
+        return [tie]
 
     def predict(mistakes: Sequence[Mistake]) -> Predicted:
         return Predicted(mistakes, contexts, run.setting.dtype)

@@ -64,6 +64,7 @@ _ON_CUDA = ("layer_norm_forward", "layer_norm_backward", "softmax_forward", "sof
 REGIMES = {
     "float32": Regime(Rounding(FORMATS["float32"])),
     "tf32": Regime(Rounding(FORMATS["float32"], product_in=FORMATS["tf32"]), source="modelled"),
+    "bfloat16 products": Regime(Rounding(FORMATS["float32"], product_in=FORMATS["bfloat16"]), source="modelled"),
     "bfloat16": Regime(Rounding(FORMATS["bfloat16"])),
     "float16": Regime(Rounding(FORMATS["float16"])),
     "autocast bfloat16 on cpu": Regime(_autocast(FORMATS["bfloat16"])),

@@ -12,11 +12,12 @@ from random import Random
 
 import numpy as np
 
+from siglip_ref.check.exact import Convention, exact_loss
 from siglip_ref.check.frameworks import Setting
 from siglip_ref.check.noise_table import FACTOR, FILE, STEPS, Key, Table, encode, read, stamp, write
 from siglip_ref.check.probes import Probe, loss_probes, points_of
 from siglip_ref.check.tolerance import Given, key_of, measured_noise
-from siglip_ref.check.truth import CONVENTIONS, Convention, exact_loss, given_of
+from siglip_ref.check.truth import CONVENTIONS, given_of
 from siglip_ref.ops.elementary import Array
 
 NARROW = ("bfloat16", "float16")

@@ -27,6 +27,7 @@ GradientScale = Literal[
 ]  # and on the way back: into the logits' gradient, the rows, or after
 
 SIMILARITY, OF_IMAGE, OF_TEXT = "image_embed @ text_embed.T", "d_logits @ text_embed", "d_logits.T @ image_embed"
+LOGITS = "scale * similarity + bias"
 FORMS = {"float32": ("tf32", "bfloat16", "float16"), "float64": ("float32", "tf32", "bfloat16", "float16")}
 EITHER = "tf32 or float16"  # formats of 11 bits, which only numbers below 2^-14 tell apart
 NEARLY_ALL = 0.9  # of the rows that are wrong, or would be
@@ -44,6 +45,13 @@ class Part:
     place: Place
     form: str
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What it makes wrong."""
+        return {OF_IMAGE: ("image_embed",), OF_TEXT: ("text_embed",)}.get(
+            self.product, ("loss", "image_embed", "text_embed")
+        )
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -60,7 +68,7 @@ class Backward:
     """The way back to one embedding. rounded: the logits' gradient, the other embedding's rows, what comes out."""
 
     form: str = ""
-    rounded: tuple[bool, bool, bool] = (False, False, False)
+    rounded: tuple[bool, ...] = (False, False, False)
     scale: GradientScale = "after"
     share: bool = True  # 1 / B is in the logits' gradient already
 
@@ -104,7 +112,7 @@ def rounded_products(
     if not wrong or dtype not in FORMS:
         return []
     by_name = {(one.probe, one.name): one for one in seen}
-    numbers = {label: _numbers(probe, convention) for label, probe in probes.items()}
+    numbers = {label: numbers_of(probe, convention) for label, probe in probes.items()}
     order = _telling_first(wrong, numbers)
     forward = _forward(by_name, numbers, order, dtype, convention)
     if forward is None:
@@ -119,7 +127,8 @@ def rounded_products(
     return list(_parts(forward, found["image_embed"], found["text_embed"]))
 
 
-def _numbers(probe: Probe, convention: Convention) -> Numbers:
+def numbers_of(probe: Probe, convention: Convention) -> Numbers:
+    """What the loss computes with, in float64."""
     images, texts = probe.image_embed, probe.text_embed
     caches: tuple[tuple[Array, ...], ...] = ()
     if convention.embeddings == "raw":
@@ -313,7 +322,7 @@ def _parts(forward: Forward, image: Backward, text: Backward) -> Iterator[Part]:
     if any(forward.inputs):
         yield Part(SIMILARITY, "inputs", forward.form)
     if forward.at:
-        what = {"similarity": SIMILARITY, "scaled": f"scale * ({SIMILARITY})", "logits": "the logits"}[forward.at]
+        what = {"similarity": SIMILARITY, "scaled": f"scale * ({SIMILARITY})", "logits": LOGITS}[forward.at]
         yield Part(what, "output", forward.form)
     for what, back in ((OF_IMAGE, image), (OF_TEXT, text)):
         if any(back.rounded[:2]):

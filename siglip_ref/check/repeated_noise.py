@@ -116,14 +116,14 @@ def _form(given: Given, pairs: int, ops: Any) -> tuple[Any, int]:
     form, tiles = getattr(ops, "form_of_loss", None), getattr(ops, "tiles", 1)
     if not form:
         return ops.pair_block, tiles
-    positives, *rest = form
+    positives, scale_first, by_logarithm = form
     if _in_16_bits(given):
         positives = "crossed" if positives == "subtracted" else positives
         if pairs >= LARGE:
             tiles, positives = 1, "signed" if positives == "apart" else positives
         elif tiles > 1 and positives == "signed":
             tiles = -(-pairs // TILE)
-    return pair_block(positives, *rest, pairs=pairs), tiles
+    return pair_block(positives, scale_first, by_logarithm, pairs), tiles
 
 
 def _in_16_bits(given: Given) -> bool:

@@ -70,8 +70,15 @@ def loss_sight(
     convention: Convention,
     setting: Setting,
     ways: Sequence[Way],
+    looked_for: Mapping[str, bool] | None = None,
+    reasons: Mapping[str, str] | None = None,
 ) -> Sight:
-    """Of a loss in one process: outcomes by label, as judged in `details`; ways: the clauses of its contract."""
+    """Of a loss in one process: outcomes by label, as judged in `details`; ways: the clauses of its contract.
+
+    Parameters
+    ----------
+    looked_for, reasons : as `shown` and `reasons` of `sight`: what is found without an edit that makes it
+    """
     judged = {(row.probe, row.name) for row in details if row.right or row.verdict == "FAIL"}
 
     def effect(mistake: Mistake, dtype: str) -> Iterable[tuple[Array, Array, Array]]:
@@ -89,7 +96,8 @@ def loss_sight(
     shown = {one.id: True for one in clauses}
     for one in clauses:
         shown[one.id] &= any(probe.endswith(one.label) for probe in called)
-    return sight([m for m in own if m.id not in unfit], setting.dtype, effect, shown=shown, reasons=unfit)
+    mine = [m for m in own if m.id not in unfit]
+    return sight(mine, setting.dtype, effect, shown=shown | dict(looked_for or {}), reasons=unfit | dict(reasons or {}))
 
 
 def _normalises(mistake: Mistake) -> bool:

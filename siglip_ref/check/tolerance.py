@@ -21,7 +21,7 @@ from siglip_ref.ops.normalize import NormKind
 SAFETY = TIMES
 ARITHMETIC = {name: FORMATS[name] for name in ("float64", "float32", "bfloat16", "float16")}
 MANY_PAIRS = 2**15  # from here on one run of each kind holds enough elements
-_FINE = ("float32", "tf32")  # where rows are unit to rounding, not exactly
+_FINE = ("float32", "tf32", "bfloat16 products")  # where rows are unit to rounding, not exactly
 NORM_EPS = {"none": 0.0, "additive": 1e-8, "clamp": 1e-12}
 
 

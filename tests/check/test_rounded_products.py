@@ -1,0 +1,62 @@
+"""Rounding one product of a loss, what goes in or what comes out: it shows, at ten times the noise, and is named."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.check.loss import check_loss
+from siglip_ref.check.product_findings import INPUTS, OUTPUTS
+
+PRODUCTS = ("similarity", "image", "text")
+CASES = [("float32", form) for form in ("tf32", "bfloat16", "float16")]
+CASES += [("float64", form) for form in ("float32", "tf32", "bfloat16", "float16")]
+
+
+def cast(x: Any, form: str) -> Any:
+    return np.asarray(round_to(np.asarray(x, np.float64), FORMATS[form])).astype(x.dtype)
+
+
+def rounding(which: str, place: str, form: str) -> Callable[..., Any]:
+    """The right loss, but for one product."""
+
+    def multiply(name: str, x: Any, y: Any) -> Any:
+        if name == which and place == "inputs":
+            x, y = cast(x, form), cast(y, form)
+        out = x @ y
+        return cast(out, form) if name == which and place == "output" else out
+
+    def fn(x: Any, y: Any, log_scale: Any, bias: Any) -> tuple[Any, ...]:
+        scale, pairs, own = np.exp(log_scale).astype(x.dtype), len(x), np.eye(len(x), dtype=bool)
+        similarity = multiply("similarity", x, y.T)
+        logits = scale * similarity + bias.astype(x.dtype)
+        signed = np.where(own, -logits, logits)
+        decay = np.exp(-np.abs(signed))
+        loss = (np.maximum(signed, 0) + np.log1p(decay)).sum() / pairs
+        d_logits = (
+            np.where(own, -1, 1).astype(x.dtype) * np.where(signed > 0, 1, decay) / (1 + decay) / x.dtype.type(pairs)
+        )
+        d_x, d_y = (
+            scale * multiply(name, d, rows) for name, d, rows in (("image", d_logits, y), ("text", d_logits.T, x))
+        )
+        return loss, d_x, d_y, (d_logits * similarity).sum() * scale, d_logits.sum()
+
+    return fn
+
+
+@pytest.mark.parametrize("place", ["inputs", "output"])
+@pytest.mark.parametrize("which", PRODUCTS)
+@pytest.mark.parametrize(("dtype", "form"), CASES)
+def test_one_rounded_product_shows_and_is_named(dtype: str, form: str, which: str, place: str) -> None:
+    report = check_loss(rounding(which, place, form), "numpy", dtype, scale="log", embeddings="unit")
+    declared = dtype == "float32" and place == "inputs" and form in ("tf32", "bfloat16")
+    assert report.verdict == ("OTHER CONVENTION" if declared else "FAIL")
+    if declared:
+        assert f'products="{form}"' in report.findings[0].repair
+    else:
+        assert max(row.times for row in report.details if row.verdict == "FAIL") >= 10
+    found = next(finding for finding in report.findings if finding.id != "convention")
+    assert found.id == ("products-in-float32" if form == "float32" else INPUTS if place == "inputs" else OUTPUTS)
+    assert form in found.evidence and place in found.evidence
