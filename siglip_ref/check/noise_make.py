@@ -1,6 +1,7 @@
 """Which noise of losses ships, and how its table is measured, renewed and verified: behind `siglip-ref noise`.
 
-Shipped is what a check asks for again and again: every standard probe, under every convention, in every regime.
+Shipped is what a check asks for again and again: every standard probe, and every batch of a real size, under every
+convention, in every regime.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,9 @@ from siglip_ref.check.exact import Convention, exact_loss
 from siglip_ref.check.frameworks import Setting
 from siglip_ref.check.noise_table import FACTOR, FILE, STEPS, Key, Table, encode, read, stamp, write
 from siglip_ref.check.probes import Probe, loss_probes, points_of
+from siglip_ref.check.product_findings import DECLARED
+from siglip_ref.check.repeated import MIDDLE, REAL, Repeated, repeated_probe
+from siglip_ref.check.repeated_noise import distinct_noise, of_distinct, repeated_key
 from siglip_ref.check.tolerance import Given, key_of, measured_noise
 from siglip_ref.check.truth import CONVENTIONS, given_of
 from siglip_ref.ops.elementary import Array
@@ -29,6 +33,7 @@ SETTINGS = (
     *PLAIN,
     *(Setting(dtype, dtype, "cpu", False) for dtype in NARROW),  # scale and bias in 16 bits, too
     *(Setting(dtype, "float32", device, True) for dtype in NARROW for device in ("cpu", "cuda")),
+    *(Setting("float32", "float32", "cpu", False, products=products) for products in DECLARED),
 )
 SAMPLE = 40  # entries that are measured anew before all others are believed
 
@@ -54,7 +59,8 @@ class Wanted:
     @property
     def key(self) -> Key:
         """By which it is found."""
-        return key_of(*self.asked)
+        given = self.asked[0]
+        return repeated_key(given, self.probe) if isinstance(self.probe, Repeated) else key_of(*self.asked)
 
     @property
     def words(self) -> str:
@@ -64,6 +70,9 @@ class Wanted:
     def measure(self) -> Codes:
         """Measured now."""
         exact = exact_loss(self.probe, self.convention)
+        if isinstance(self.probe, Repeated):
+            found = distinct_noise(self.asked[0], self.probe)
+            return encode(found, of_distinct(exact, self.probe), self.setting.regime)
         return encode(measured_noise(*self.asked, exact), exact, self.setting.regime)
 
 
@@ -71,8 +80,10 @@ def wanted() -> dict[Key, Wanted]:
     """Everything that ships, each entry once."""
     found: dict[Key, Wanted] = {}
     for setting, convention in product(SETTINGS, CONVENTIONS):
-        points = points_of(convention.embeddings, setting.dtype)
-        for probe in loss_probes(points, None, setting.dtype, setting.scalar_dtype)[0]:
+        asked = None, setting.dtype, setting.scalar_dtype
+        standard, _ = loss_probes(points_of(convention.embeddings, setting.dtype), *asked)
+        large = [repeated_probe(point, *asked) for point in (MIDDLE, REAL)]
+        for probe in (*standard, *(one for one in large if one)):
             entry = Wanted(probe, setting, convention)
             found.setdefault(entry.key, entry)
     return found

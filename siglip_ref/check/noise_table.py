@@ -34,6 +34,8 @@ SOURCES = (
     "arithmetic/rounded.py",
     "arithmetic/variants.py",
     "check/noise.py",
+    "check/repeated.py",
+    "check/repeated_noise.py",
     "check/tolerance.py",
     "loss.py",
     "ops/elementary.py",

@@ -75,9 +75,13 @@ def measured_noise(
 
 def key_of(given: Given, image_embed: Array, text_embed: Array, scale: float, bias: float) -> Key:
     """Of the table: a digest of all numbers that the loss is given; how it is given them, and what it computes in."""
+    return digest(image_embed, text_embed, scale, bias), way_of(given)
+
+
+def way_of(given: Given) -> str:
+    """How a loss is given its numbers, and what it computes in: half of a key."""
     scalars = "" if given.regime == "float64" else scalars_of(given)
-    way = f"{given.norm or 'unit'}, {'linear' if given.linear else 'log'}, {given.regime}, {scalars}"
-    return digest(image_embed, text_embed, scale, bias), way
+    return f"{given.norm or 'unit'}, {'linear' if given.linear else 'log'}, {given.regime}, {scalars}"
 
 
 def scalars_of(given: Given) -> str:

@@ -46,7 +46,7 @@ def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
     """Loss and gradients by the numbers the function is given, in float64."""
     exact, given = exact_loss(probe, convention), given_of(convention, setting)
     if isinstance(probe, Repeated):
-        noise = repeated_noise(given, probe)
+        noise = repeated_noise(given, probe, exact)
     else:
         asked = probe.scale if given.linear else probe.log_scale
         noise = loss_noise(given, probe.image_embed, probe.text_embed, asked, probe.bias, exact)
