@@ -29,6 +29,7 @@ from siglip_ref.check.ties import tie_finding
 from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
 from siglip_ref.check.verdict import judgement
+from siglip_ref.check.zero_rows import excused
 
 UNSTABLE = {"log-of-sigmoid", "log-one-plus-exp"}  # of which a hint knows one, and the reference both
 _REFUSED = (True, True, 99, True, True, True, np.inf)  # worse than any fit
@@ -160,6 +161,7 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
             right = truth(probe, convention, run.setting)
             run.outcomes[probe.label] = probe, outcome, right
             details += judge(outcome, right, probe.label)
+    details = excused(run, convention, details, left_out)
     findings = _refused_values(run, convention, details)
     broken, notes = kept(run, convention, details)
     findings += broken + _explained(run, convention, hints(details, run.setting))
