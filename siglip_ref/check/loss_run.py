@@ -216,13 +216,14 @@ def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[F
     seen = [one for label, (_, outcome, right) in plain.items() for one in seen_of(label, outcome, right)]
     contexts = {label: Context(probe, convention, probe.shape[:1]) for label, (probe, _, _) in plain.items()}
     probes = {label: probe for label, (probe, _, _) in plain.items()}
-    parts = [] if run.setting.products else rounded_products(seen, probes, convention, run.setting.dtype)
-    run.products = declaring(parts, run.setting.dtype)
-    if parts:
-        return product_findings(parts, SAFETY * max(distance(one, one.exact) for one in seen))
-    tie = tie_finding(seen, probes, convention)
-    if tie:
-        return [tie]
+    if all(np.shape(one.got) == one.exact.shape for one in seen):
+        parts = [] if run.setting.products else rounded_products(seen, probes, convention, run.setting.dtype)
+        run.products = declaring(parts, run.setting.dtype)
+        if parts:
+            return product_findings(parts, SAFETY * max(distance(one, one.exact) for one in seen))
+        tie = tie_finding(seen, probes, convention)
+        if tie:
+            return [tie]
 
     def predict(mistakes: Sequence[Mistake]) -> Predicted:
         return Predicted(mistakes, contexts, run.setting.dtype)

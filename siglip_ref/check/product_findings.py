@@ -54,7 +54,7 @@ def _id(part: Part) -> str:
 def declaring(parts: Sequence[Part], dtype: str) -> str:
     """The argument products= under which these roundings would be right; empty if there is none."""
     forms = {part.form for part in parts}
-    if dtype != "float32" or any(part.place != "inputs" for part in parts):
+    if not parts or dtype != "float32" or any(part.place != "inputs" for part in parts):
         return ""
     forms = {"tf32"} if forms <= {"tf32", EITHER} else forms
     return forms.pop() if len(forms) == 1 and forms <= set(DECLARED) else ""

@@ -1,7 +1,7 @@
 """Rows of zeros, where a loss that is given unit rows asks for unit rows, or makes them so once more.
 
 Such a loss is right: a row of zeros has no direction, and is nothing that it was written for. It is known by what it
-does with rows of twice the length: it refuses them, or its value stays. A loss that takes rows as they are has no excuse.
+does with rows of twice the length: it refuses them, or its value stays. One that takes rows as they are has no excuse.
 """
 
 from dataclasses import replace

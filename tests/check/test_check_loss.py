@@ -54,7 +54,8 @@ def report_scalars(report: Any) -> set[str]:
 
 def test_float64_agrees_far_below_what_is_asked() -> None:
     rows = check_loss(right, dtype="float64").details
-    cancelling = ("saturated, right", "numbers below 2^-14")  # the gradient of the scale is a sum that nearly vanishes
+    # gradients of scale or bias are sums that nearly vanish there
+    cancelling = ("saturated, right", "numbers below 2^-14", "a thousand pairs")
     judged = [row for row in rows if not row.probe.startswith(cancelling)]
     assert max(row.error for row in judged) < 1e-14
 
@@ -208,9 +209,10 @@ def test_what_fn_refuses_is_not_checked_with_its_reason() -> None:
         return right(x, *rest)
 
     report = check_loss(kernel, framework="numpy")
-    assert report.passed and report.not_checked == ["many pairs (B=131, D=10): ValueError: at most 128 pairs"]
+    refused = ("many pairs (B=131, D=10)", "a thousand pairs (B=1151, D=14)")
+    assert report.passed and report.not_checked == [f"{probe}: ValueError: at most 128 pairs" for probe in refused]
     assert "at most 128 pairs" in str(report)
-    assert not any(row.probe.startswith("many pairs") for row in report.details)
+    assert not any(row.probe in refused for row in report.details)
 
 
 def test_dims_bring_a_kernel_the_shapes_it_needs() -> None:
