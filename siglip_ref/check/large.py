@@ -100,8 +100,7 @@ def large_findings(small: Sequence[Row], outcomes: Outcomes, narrow: bool) -> li
     told = [f"d {name}: {place}" for name, place in places.items() if place]
     names = ", ".join(row.name if row.kind == "value" else f"d {row.name}" for row in here)
     evidence = "; ".join([f"right at up to 131 pairs, wrong at {label}: {names}", *told])
-    scalars = all(row.kind == "gradient" and not row.name.endswith("embed") for row in here)
-    id = "sums-cancel-in-16-bits" if narrow and scalars else "beyond-a-tile"
+    id = "sums-cancel-in-16-bits" if narrow and not told else "beyond-a-tile"
     return [Finding(id, here[0].name, here[0].rows, evidence, CATALOGUE[id].repair)]
 
 
