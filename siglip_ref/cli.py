@@ -75,6 +75,7 @@ def check_loss_command(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     frozen: Annotated[list[str] | None, typer.Option(help="an input without gradient; may be repeated")] = None,
     size: Annotated[str, typer.Option(help="real: also 4,100 pairs; small: at most 1,151")] = "real",
+    products: Annotated[str | None, typer.Option(help="tf32 or bfloat16: to which products round on purpose")] = None,
     json: Json = None,
     save_case: SaveCase = None,
 ) -> None:
@@ -94,6 +95,7 @@ def check_loss_command(
             progress=progress,
             frozen=frozen or (),
             size=size,  # type: ignore[arg-type]
+            products=products,  # type: ignore[arg-type]
         )
     finish(report, json, save_case)
 

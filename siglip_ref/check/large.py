@@ -13,7 +13,7 @@ from siglip_ref.check.product_findings import ROUNDINGS
 from siglip_ref.check.repeated import MIDDLE, REAL, Repeated, Size, repeated_probe
 from siglip_ref.check.repeated_noise import LARGE
 from siglip_ref.check.report import Finding
-from siglip_ref.check.resources import affordable, extrapolated
+from siglip_ref.check.resources import affordable, extrapolated, return_freed
 from siglip_ref.check.truth import Convention, Truth, judge, truth
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def _affordable(run: "Run", probe: Repeated, convention: Convention, left_out: l
         again = next((p for p, _, _ in run.outcomes.values() if p.shape == (last.pairs, last.width)), None)
         if again is not None:
             run.costs.remove(last)
+            return_freed()
             run.call(again, convention, "plain", again.label)
             cost = extrapolated(run.costs, *shape)
     if affordable(cost, device):

@@ -1,10 +1,11 @@
 """What a call costs in time and memory, what a larger one will, and whether that can be afforded here."""
 
+import ctypes
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ def affordable(cost: Cost, device: str) -> bool:
     return cost.seconds <= SECONDS and (free is None or cost.memory <= SHARE * free)
 
 
+def return_freed() -> None:
+    """Give the system back what was freed: else a call takes it once more, and seems to need none."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def free_memory(device: str = "cpu") -> float | None:
     """Bytes that this process can still take, on its device; None where nobody says."""
     cuda = _cuda(device)
@@ -84,10 +91,7 @@ def _available() -> float | None:
 
 def _cgroup() -> float | None:
     """What a container leaves."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in _CGROUPS:
         try:
             return float(int((_LIMITS / limit).read_text()) - int((_LIMITS / used).read_text()))
         except (OSError, ValueError):  # no such file, or "max"

@@ -106,12 +106,26 @@ def test_what_costs_too_much_is_left_out_and_the_reason_told() -> None:
     assert not any("B=1151" in row.probe or "B=4100" in row.probe for row in report.details)
 
 
+def test_what_takes_too_much_memory_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(x: Any, *rest: Any) -> tuple[Any, ...]:
+        kept = np.ones((len(x), len(x), 96), np.float32)  # 0.5 GB at 1,151 pairs
+        return right(x, *rest) if kept.size else ()
+
+    monkeypatch.setattr("siglip_ref.check.resources.free_memory", lambda device: 2.0**29)
+    report = check_loss(greedy, "numpy", scale="log", embeddings="unit")
+    (told,) = report.not_checked
+    assert report.passed and told.startswith("a thousand pairs (B=1151, D=14): ") and told.count("GB") == 1
+    assert "half of what is free" in told
+    assert not any("B=1151" in row.probe for row in report.details)
+
+
 def test_costs_grow_with_the_square_and_are_held_against_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     with measured(3, 5, "cpu") as cost:
         held = np.ones(2**24)  # 128 MiB
         time.sleep(0.02)
     assert cost.seconds >= 0.02 and cost.memory > 2**26 and held.size
     small, large = Cost(22, 7, 0.01, 0.0), Cost(1151, 14, 0.51, 4 * 2.0**30)
+    assert str(Cost(4100, 24, 40.2, 51.1 * 2**30)) == "40 s, 51 GB"
     grown = extrapolated([small, large], 4604, 14)
     assert grown.seconds == pytest.approx(0.01 + 16 * 0.5) and grown.memory == 2.0**36 and str(grown) == "8 s, 64 GB"
     monkeypatch.setattr("siglip_ref.check.resources.free_memory", lambda device: 2.0**37)

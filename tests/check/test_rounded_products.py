@@ -46,6 +46,7 @@ def rounding(which: str, place: str, form: str) -> Callable[..., Any]:
     return fn
 
 
+@pytest.mark.nightly  # the same in Torch runs always
 @pytest.mark.parametrize("place", ["inputs", "output"])
 @pytest.mark.parametrize("which", PRODUCTS)
 @pytest.mark.parametrize(("dtype", "form"), CASES)
