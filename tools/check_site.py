@@ -38,7 +38,7 @@ def defects(site: Path) -> list[str]:
         for path in site.rglob("*.html")
         if "_static" not in path.parts
     }
-    wrong = []
+    wrong = [] if pages else [f"no page in {site}"]
     for path, page in pages.items():
         for target in page.loads:
             if urlsplit(target).netloc:
