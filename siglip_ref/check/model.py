@@ -23,7 +23,6 @@ from siglip_ref.check.model_diagnosis import (
     explain,
     hints,
     not_finite,
-    not_read,
     other_conventions,
     unsteady,
     unusual,
@@ -33,8 +32,9 @@ from siglip_ref.check.model_probe import Probe, model_probe
 from siglip_ref.check.model_reference import UNIT_ROUNDOFF, reference
 from siglip_ref.check.model_scales import Judged, Scale, judged_at, one_each, run_at, scales_of
 from siglip_ref.check.model_sight import model_sight
+from siglip_ref.check.model_unread import explain_unread, not_read
 from siglip_ref.check.process import random_states
-from siglip_ref.check.report import Case, Report
+from siglip_ref.check.report import Case, Finding, Report
 from siglip_ref.check.sight import in_the_catalogue
 from siglip_ref.check.verdict import Judgement, judgement
 from siglip_ref.conventions import Conventions
@@ -100,7 +100,7 @@ def check_model(
     judged = judgement(details, at="" if weights == "own" else None)
     broken, unread = not_finite(probe.params, run), not_read(run)
     judged = Judgement("FAIL") if broken or unread else judged
-    verdict, findings = judged.verdict, hints(adapter) + broken + unread
+    verdict, found = judged.verdict, list[Finding]()
     if any(row.verdict == "FAIL" for row in details) and not broken:
         say("what explains it")
         with other_random_numbers():
@@ -108,11 +108,11 @@ def check_model(
         if not found:
             explained, found = explain(found_at, others, probe, cfg, chosen)
             verdict = "FAIL" if unread else explained
-        named = any(finding.id != "unknown" for finding in found)  # which says why nothing reads those parameters
-        findings = [one for one in findings if not (named and one in unread)] + found
+        if unread:
+            found, unread = explain_unread(found, run, judge, probe, cfg, chosen)
     elif verdict == "PASS" and conventions is None and (strange := unusual(chosen)):
         verdict = "OTHER CONVENTION"
-        findings.append(declare(chosen, strange, "the model's configuration says so, and it computes what it says"))
+        found = [declare(chosen, strange, "the model's configuration says so, and it computes what it says")]
     say("what this check would have seen")
     in_range = [row.name for row in rows if row.right or row.verdict == "FAIL"]
     seen = model_sight(in_range, found_at, probe, cfg, chosen, coarsest, weights == "own")
@@ -120,7 +120,7 @@ def check_model(
         title=f"{adapter.name}; {kind}; {weights} weights; {batch} pairs",
         verdict=verdict,
         rows=rows,
-        findings=findings,
+        findings=hints(adapter) + broken + unread + found,
         conventions=_stated(chosen, adapter, kind),
         not_checked=run.not_checked + _rims(rows),
         blind=blind(others, chosen) + _unseen(seen.blind),

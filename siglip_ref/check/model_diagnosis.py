@@ -194,18 +194,6 @@ def not_finite(params: Mapping[str, Array], run: Run) -> list[Finding]:
     return [Finding("unknown", bad[0], "", evidence, "look at where these weights come from: training, or conversion")]
 
 
-def not_read(run: Run) -> list[Finding]:
-    """Parameters that were replaced for the check, and made no difference."""
-    if not run.unread:
-        return []
-    ours = {theirs: name for name, theirs in run.names.items()}
-    first, many = run.unread[0], "this parameter" if len(run.unread) == 1 else "these parameters"
-    evidence = f"{', '.join(run.unread[:4])}{and_more(len(run.unread) - 4)}: your forward does not read {many} through"
-    evidence += " the module, but the tensor itself by another name, or a copy made before; or not at all"
-    repair = f"read {first} as an attribute of its module in forward; fuse or flatten weights there"
-    return [Finding("unknown", ours.get(first, first), "", evidence, repair)]
-
-
 def declare(conventions: Conventions, changes: Mapping[str, object], evidence: str) -> Finding:
     stated = ", ".join(f"{field}={value!r}" for field, value in changes.items())
     argument = f'conventions=sr.preset("{conventions.name}", {_differences(conventions)})'

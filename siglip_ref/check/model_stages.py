@@ -80,6 +80,18 @@ def stage_values(
     return prefixed(tower, {name: (passed | values)[name] for name in activations if name in passed | values})
 
 
+def stage_of(name: str) -> str:
+    """The stage that reads a parameter of a tower.
+
+    >>> stage_of("text/block01/norm2/gamma"), stage_of("image/patch/bias"), stage_of("text/head/kernel")
+    ('text/block01/+mlp', 'image/stem', 'text/head')
+    """
+    tower, part, *rest = name.split("/")
+    if part.startswith("block"):
+        return f"{tower}/{part}/{'+attn' if rest[0] in ('norm1', 'attn') else '+mlp'}"
+    return f"{tower}/{'stem' if part in ('patch', 'token', 'position') else part}"
+
+
 def readable(run: Mapping[str, Array], exact: Mapping[str, Array], precision: type) -> dict[str, Array]:
     """The activations that can stand as the input of a stage: of the right shape, and finite."""
     return {

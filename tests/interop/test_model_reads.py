@@ -80,6 +80,40 @@ def test_several_are_named_together_and_a_detached_one_is_not_among_them() -> No
     assert finding.evidence.startswith(", ".join(names) + ": your forward does not read these parameters")
 
 
+def test_a_bias_that_is_left_out_is_named_where_its_stage_deviates_and_an_alias_beside_it_by_itself() -> None:
+    model = tiny()
+    head, fc2 = model.text_model.head, model.vision_model.encoder.layers[1].mlp.fc2
+    head.forward = lambda x: F.linear(x, head.weight)
+    [finding] = sr.check_model(model).findings
+    assert finding.tensor == "text/head"
+    assert "text_model.head.bias: nothing reads it, and with zeros in its place this stage is" in finding.evidence
+    assert finding.repair.endswith("text_model.head.bias is left out")
+    box = [fc2.weight]
+    fc2.forward = lambda x: F.linear(x, box[0], fc2.bias)
+    first, *others = sr.check_model(model).findings
+    assert first.evidence.startswith("vision_model.encoder.layers.1.mlp.fc2.weight: your forward does not read this")
+    assert any("text_model.head.bias: nothing reads it" in one.evidence for one in others)
+
+
+def test_a_scale_and_a_bias_of_the_logits_that_nothing_reads_are_flagged() -> None:
+    model = tiny()
+    forward = model.forward
+
+    def without(**given: Any) -> Any:
+        out = forward(**given)
+        image, text = out.image_embeds, out.text_embeds
+        logits = 10 * text @ image.T
+        signs = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+        out.logits_per_text, out.logits_per_image = logits, logits.T
+        out.loss = -F.logsigmoid(signs * logits).sum(-1).mean()
+        return out
+
+    model.forward = without
+    report = sr.check_model(model)
+    assert report.verdict == "FAIL"
+    assert report.findings[0].id == "no-gradient-arrives" and report.findings[0].tensor == "d log_scale"
+
+
 def test_a_detached_parameter_is_read() -> None:
     model = tiny()
     head = model.text_model.head

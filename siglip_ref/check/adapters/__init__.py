@@ -17,6 +17,7 @@ class Run:
     names : what the model calls our parameters and activations, for the report
     not_checked : activations that could not be read, each with the reason
     unread : what the model calls parameters of which it does not read the numbers that it was given
+    elsewhere : those of them that it reads by another name
     """
 
     loss: Array
@@ -26,6 +27,7 @@ class Run:
     not_checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

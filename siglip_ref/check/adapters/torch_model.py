@@ -100,7 +100,7 @@ class TorchModel:
         not_checked += [f"{tap.ours}: the pass never called {tap.module!r}" for tap in unreached]
         names = {tap.ours: f"{tap.side} of {tap.module}" for tap in self.taps} | {e.ours: e.theirs for e in self.table}
         unread = [*dict.fromkeys([*elsewhere, *unread])]
-        return Run(to_numpy(loss), activations, self._collect(grads), names, not_checked, notes, unread)
+        return Run(to_numpy(loss), activations, self._collect(grads), names, not_checked, notes, unread, elsewhere)
 
     @property
     def dtype(self) -> str:
