@@ -15,7 +15,7 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import Rounded
 from siglip_ref.check.adapters import Adapter, Dtype, Run
-from siglip_ref.check.compare import Row
+from siglip_ref.check.compare import Row, compare
 from siglip_ref.check.mistakes import Reference as Specification
 from siglip_ref.check.mistakes import reference as specification_with
 from siglip_ref.check.model_judge import Judge, judged_rows, rows_of
@@ -29,6 +29,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 
 POOLED = ("image/pool", "text/head", "text/pool")  # activations from which the last stage starts
+EMBEDS = ("image/embed", "text/embed")
 # how far logits reach: beyond it exp(-x) is zero in the format; and no scale beyond exp of MOST
 REACH = {"float64": 800.0, "float32": 130.0, "bfloat16": 130.0, "float16": 130.0}
 MOST = {"float64": 11.0, "float32": 9.0, "bfloat16": 9.0, "float16": 9.0}
@@ -216,9 +217,25 @@ class Judged:
         return next((run for run, scale in zip(self.runs, self.scales, strict=True) if scale.shifted), None)
 
     @property
+    def with_the_same_embeddings(self) -> "Judged":
+        """Without the run on shifted weights, where that gives the last stage something else than the others."""
+        if self.moved is None or all(_alike(name, self.moved, self.runs[0], self.judge) for name in EMBEDS):
+            return self
+        kept = [k for k, scale in enumerate(self.scales) if not scale.shifted]
+        labels = {"", *(self.scales[k].label for k in kept)}
+        runs, scales, judges = ([of[k] for k in kept] for of in (self.runs, self.scales, self.judges))
+        return Judged(runs, scales, judges, [row for row in self.details if row.probe in labels])
+
+    @property
     def judge(self) -> Judge:
         """Of the run at the model's own scale."""
         return self.judges[0]
+
+
+def _alike(name: str, one: Run, other: Run, judge: Judge) -> bool:
+    if name not in one.activations or name not in other.activations:
+        return True
+    return compare(name, one.activations[name], other.activations[name], judge.of_value[name]).right
 
 
 def judged_at(
