@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 STARTING, JOINING, COMPUTING, WAITING, OVER = range(5)
 FIELDS = ("rank", "state", "hop", "chunk", "peer", "gradient", "since")
 # of all: number of ranks in this process, seconds after which they count as stalled, whether the process is the whole
-# job, when the watcher was last awake, whether kernels compile, whether the guard has said what ended the job
-HEAD = ("ranks", "limit", "alone", "beat", "compiling", "spoken")
+# job, when the watcher was last awake, whether kernels compile
+HEAD = ("ranks", "limit", "alone", "beat", "compiling")
 NOTE = 64  # bytes for what a job says of itself, beside its numbers
 MOST = 256  # ranks of one process
 

@@ -3,7 +3,7 @@
 The process that mpiexec starts becomes the watcher. Before anything heavy is loaded it forks the rank, so whatever
 happens to the rank - an exception, a stall, SIGKILL - the watcher is alive to tell; and because it still holds the
 launcher's sockets, the launcher notices nothing, and kills nobody, until the watcher has spoken and ends. Should
-somebody stop or kill the watcher, a guard and the rank itself notice (`mpi.watched`).
+somebody stop or kill the watcher, its guard says so, and the rank is ended (`mpi.watched`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from mpi.crowd import Crowd
 from mpi.launcher import local_ranks
 from mpi.progress import Progress
-from mpi.watched import GRACE, guard, run_watched, wake_with_parent, without_watcher
+from mpi.watched import AT_ITS_END, GRACE, die_with, guard, run_watched, wake_with_parent, without_watcher
 from mpi.words import WRONG_USE, ended, failed, killed
 
 PATIENCE = 5.0  # seconds in which the others end when one has aborted them all, or all refuse alike
@@ -47,19 +47,24 @@ def supervise(work: Callable[[], int], progress: Progress, stall_limit: float = 
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may come before the forks and be heard after them
+    watcher = os.getpid()
     rank_process = os.fork()
     if rank_process == 0:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         close(report_out, answer_in, life_out, life_in)
+        die_with(watcher)
         return run_watched(work, progress, crowd, report_in, answer_out)
     close(report_in, answer_out)
     if os.fork() == 0:
         close(report_out, answer_in, life_in)
-        guard(progress, crowd, life_out)
+        guard(progress, crowd, life_out, watcher)
     os.close(life_out)
-    return Watcher(rank_process, report_out, answer_in, progress, crowd).watch()
+    code = Watcher(rank_process, report_out, answer_in, progress, crowd).watch()
+    with contextlib.suppress(OSError):  # the guard is gone
+        os.write(life_in, AT_ITS_END)
+    return code
 
 
 def close(*descriptors: int) -> None:

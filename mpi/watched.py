@@ -24,6 +24,7 @@ from siglip_ref.training.settings import TrainingStopped
 GRACE = 1.0  # seconds that the rank that knows the cause may speak before those that only feel its loss
 TICK = 0.25  # seconds between two looks at the watcher
 ASLEEP = 2.0  # seconds without a look: the guard was stopped itself, and judges nothing that was before
+AT_ITS_END = b"."  # what a watcher tells its guard when it ends as it should
 PR_SET_PDEATHSIG = 1
 
 
@@ -33,9 +34,15 @@ def wake_with_parent(number: int = signal.SIGCONT) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
+def die_with(parent: int) -> None:
+    """End when the parent does, by the system: in MPI's start no thread of Python can run, and it may wait for ever."""
+    wake_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before
+        os._exit(1)
+
+
 def run_watched(work: Callable[[], int], progress: Progress, crowd: Crowd, reports: int, answers: int) -> int:
     """Run work() and report what it raises; the exit code."""
-    wake_with_parent()
     link = Link(progress, crowd, reports, answers)
     threading.Thread(target=link.listen, name="listens to the watcher", daemon=True).start()
     return run(work, progress, link.report, lambda: link.heard.wait(GRACE))
@@ -106,7 +113,7 @@ class Link:
             os.write(self.reports, text)
 
     def listen(self) -> None:
-        """In a thread: the watcher's answers, and its end, which is the end of the rank."""
+        """In a thread: the watcher's answers; with its end the rank ends, where the system does not see to it."""
         worked = 0.0
         try:
             while True:
@@ -115,10 +122,6 @@ class Link:
                         break
                     self.heard.set()
                 worked = self.note_compiling(worked)
-            if not self.progress.told("spoken"):
-                cause = "its watcher, the process that the launcher started, was killed"
-                text = failed(self.progress.rank(0), self.progress.where(0), cause, "start the job again")
-                self.crowd.speak(text.encode(errors="backslashreplace"))
         finally:
             os._exit(1)  # whatever happens
 
@@ -133,28 +136,29 @@ class Link:
         return worked
 
 
-def guard(progress: Progress, crowd: Crowd, life: int) -> NoReturn:
-    """The watcher's own watcher: should that one be stopped, end it; the rank then ends by itself.
+def guard(progress: Progress, crowd: Crowd, life: int, watcher: int) -> NoReturn:
+    """The watcher's own watcher: should that one be killed, say so; should it be stopped, end it, and the rank with it.
 
-    life : a pipe that is closed when the watcher is gone
+    life : a pipe that is closed when the watcher is gone; what comes through it before is AT_ITS_END
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # they are meant for the watcher, with which this process ends
         signal.signal(number, signal.SIG_IGN)
-    wake_with_parent(signal.SIGKILL)
-    watcher, limit = os.getppid(), 0.0
+    wake_with_parent()
     awake = looked = time.monotonic()
+    cause = "its watcher, the process that the launcher started, was killed"
     try:
-        while not select.select([life], [], [], TICK)[0]:
+        while not (gone := bool(select.select([life], [], [], TICK)[0])):
             now, limit = time.monotonic(), progress.told("limit")
             awake, looked = now if now - looked > ASLEEP else awake, now
             if now - max(awake, progress.told("beat")) > limit:
+                stopped = f"its watcher, process {watcher}, did not move for {limit:g} s (--stall-limit)"
+                cause = f"{stopped}: it is stopped (SIGSTOP)"
                 break
-        else:
+        if gone and os.read(life, 1) == AT_ITS_END:
             os._exit(0)
-        cause = f"its watcher, process {watcher}, did not move for {limit:g} s (--stall-limit): it is stopped (SIGSTOP)"
         text = failed(progress.rank(0), progress.where(0), cause, "start the job again")
-        progress.tell(spoken=True)
         crowd.speak(text.encode(errors="backslashreplace"))
-        os.kill(watcher, signal.SIGKILL)
+        if not gone:
+            os.kill(watcher, signal.SIGKILL)
     finally:
         os._exit(1)

@@ -49,6 +49,29 @@ def test_two_hundred_random_harms(number, seed, compiles):
     assert sum(named) >= 0.99 * len(named), [str(one) for one in done if one.named is False]
 
 
+HELD = """
+import ctypes, sys
+from mpi.progress import Progress
+from mpi.watch import supervise
+
+def work():
+    print("working", flush=True)
+    return ctypes.PyDLL(None).sleep(60)  # as MPI's start: no other thread of Python runs meanwhile
+
+sys.exit(supervise(work, Progress()))
+"""
+
+
+def test_a_rank_that_no_thread_of_python_could_end_ends_with_its_watcher():
+    """It waited in MPI's start for a rank that was gone, for ever."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    watcher = subprocess.Popen([PYTHON, "-c", HELD], **pipes)
+    assert watcher.stdout.readline() == "working\n"
+    watcher.kill()
+    _, err = watcher.communicate(timeout=20)  # the pipes end when the rank and the guard have ended, too
+    assert "its watcher, the process that the launcher started, was killed" in err
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_ranks_whose_launcher_and_watchers_are_killed_do_not_stay(stopped):
     """They spun for ever: the thread that should have ended them died of a write to a dead stderr."""
