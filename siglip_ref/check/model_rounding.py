@@ -84,7 +84,8 @@ def find_roundings(
         left = _size(got - value) / off if value is not None else np.inf
         of_side = found.setdefault((name, side), {})
         of_side[form] = min(left, of_side.get(form, np.inf))
-    best = min(left for forms in found.values() for left in forms.values())
+    # nothing is coarser than bfloat16
+    best = min((left for forms in found.values() for left in forms.values()), default=np.inf)
     if not best <= FOUND:
         return []
     limit = ALIKE * best + _FLOOR

@@ -243,6 +243,21 @@ def test_a_gradient_of_zeros_fails_in_16_bits_too(dtype):
     assert len(wrong) >= 0.9 * sum(row.verdict != "zero by structure" for row in rows)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("stage", ["image/block00/+attn", "text/block01/+mlp", "image/pool", "text/head"])
+def test_a_stage_that_is_a_fifth_off_fails_in_16_bits_too(stage, dtype):
+    """Nothing is coarser than bfloat16: no rounding can explain it there."""
+
+    def spoil(run):
+        values = dict(run.activations)
+        values[stage] = values[stage] * np.linspace(0.8, 1.2, values[stage].shape[-1], dtype=np.float32)
+        return replace(run, activations=values)
+
+    report = sr.check_model(ReferenceAdapter(spoil=spoil), dtype)
+    assert report.verdict == "FAIL"
+    assert [finding.tensor for finding in report.findings] == [stage]
+
+
 def test_the_report_is_complete_as_json(tmp_path):
     report = sr.check_model(ReferenceAdapter(), "float32")
     content = json.loads(report.save(tmp_path / "r.json").read_text())
