@@ -22,6 +22,10 @@ ScaleKind = Literal["log", "linear"]
 EmbeddingKind = Literal["unit", "raw"]
 
 
+# Products of a probe, up to which its truth is always right to the last bit of float64: all of the standard ones.
+PROVEN_UP_TO = 2**18
+
+
 @dataclass(frozen=True)
 class Convention:
     """What a loss is given. scale: the logarithm, or the scale itself; embeddings: unit rows, or any rows, which it
@@ -38,9 +42,17 @@ class Convention:
 
 
 @lru_cache(maxsize=512)  # of a probe, which is made once, under each convention
-def exact_loss(probe: Probe, convention: Convention) -> LossAndGrads:
-    """Loss and gradients by the numbers the function is given; by the scale itself, if that is what it is given."""
-    found = LossAndGrads(*(np.asarray(value, np.float64) for value in _loss_in(double_double, probe, convention)))
+def exact_loss(probe: Probe, convention: Convention, coarse: bool = False) -> LossAndGrads:
+    """Loss and gradients by the numbers the function is given; by the scale itself, if that is what it is given.
+
+    Parameters
+    ----------
+    coarse : nothing finer than float32 is held to it: float64 will do at shapes that a kernel's dims ask for
+    """
+    coarse = coarse and not isinstance(probe, Repeated) and probe.shape[0] ** 2 * probe.shape[1] > PROVEN_UP_TO
+    arithmetic = np.asarray if coarse else double_double
+    with np.errstate(all="ignore"):
+        found = LossAndGrads(*(np.asarray(value, np.float64) for value in _loss_in(arithmetic, probe, convention)))
     for value in found:
         value.flags.writeable = False
     return found

@@ -108,6 +108,8 @@ def _observed(run: Run, probes: list[Probe], candidates: Sequence[Convention]) -
                 normalises = not wrong and convention.embeddings == "raw"  # both are right where rows are frozen
                 linear = convention.scale == "linear"
                 scores.append((wrong > 0, against, wrong, radial, linear, normalises, gap))
+                if not any(scores[-1][:-1]):  # none of the others can be better
+                    return convention
             else:
                 scores.append(_REFUSED)
         if min(scores) < _REFUSED:

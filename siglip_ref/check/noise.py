@@ -9,7 +9,7 @@ Where a result is rounded at all, one unit roundoff is its floor. The tolerance 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -32,7 +32,8 @@ DROWNED = 0.5  # noise of a row by its size: from here on nothing of it can be j
 UNLIKE = 8.0  # times what the middle row shows: such a row is no measure for the others
 ORDERS: tuple[tuple[Order, bool], ...] = (("sequential", True), ("reversed", False), ("pairwise", False))
 # positives, scale first, sigmoid by the logarithm: see `pair_block`
-LOSS_FORMS: tuple[tuple[Positives, bool, bool], ...] = (
+LossForm = tuple[Positives, bool, bool]
+LOSS_FORMS: tuple[LossForm, ...] = (
     ("signed", True, False),
     ("signed", False, True),
     ("subtracted", False, False),
@@ -136,31 +137,67 @@ def measure(
     True
     """
     if regime == "float64":
-        near = {name: round_to(value, FORMATS["float32"]) for name, value in arrays.items()}
-        same = all(np.array_equal(near[name], arrays[name]) for name in arrays)
+        return in_float64(
+            compute,
+            arrays,
+            exact,
+            by_row,
+            lambda near, there: measure(compute, near, there, "float32", by_row=by_row, few=few, seed=seed),
+        )
+
+    def runs() -> Iterator[Mapping[str, Array]]:
+        for rounding, ops in variants(REGIMES[regime], seed, few):
+            of_scalars = replace(rounding, format=FORMATS[scalars]) if scalars else rounding
+            yield compute({n: rounded(v, rounding if v.ndim else of_scalars) for n, v in arrays.items()}, ops)
+
+    return noise_of(runs(), arrays, exact, regime, by_row)
+
+
+def in_float64(
+    compute: Compute,
+    arrays: Mapping[str, Array],
+    exact: Mapping[str, Array],
+    by_row: bool,
+    single: Callable[[dict[str, Array], Mapping[str, Array]], Noise],
+) -> Noise:
+    """The noise in float64, from that in float32.
+
+    Parameters
+    ----------
+    single : (arrays that are exact in float32, what `compute` returns of them without rounding) -> the noise there
+    """
+    near = {name: round_to(value, FORMATS["float32"]) for name, value in arrays.items()}
+    same = all(np.array_equal(near[name], arrays[name]) for name in arrays)
+    with np.errstate(all="ignore"):
+        there = exact if same else {n: np.asarray(v) for n, v in compute(dict(near), with_changes({})).items()}
+    scaled = {name: noise * FLOAT64 for name, noise in single(near, there).absolute.items()}
+    # a number far below the unit of float32 is lost there as a whole, which says nothing of float64: there, too,
+    # sigmoid(l) - 1 is zero from l = 37 on
+    for form_of_loss in LOSS_FORMS:
+        form = with_changes({"pair_block": pair_block(*form_of_loss)})
+        form.form_of_loss = form_of_loss
         with np.errstate(all="ignore"):
-            there = exact if same else {n: np.asarray(v) for n, v in compute(dict(near), with_changes({})).items()}
-        single = measure(compute, near, there, "float32", by_row=by_row, few=few, seed=seed)
-        scaled = {name: noise * FLOAT64 for name, noise in single.absolute.items()}
-        # a number far below the unit of float32 is lost there as a whole, which says nothing of float64: there, too,
-        # sigmoid(l) - 1 is zero from l = 37 on
-        for form_of_loss in LOSS_FORMS:
-            form = with_changes({"pair_block": pair_block(*form_of_loss)})
-            form.form_of_loss = form_of_loss
-            with np.errstate(all="ignore"):
-                got = compute(dict(arrays), form)
-                errors = {name: _reach(np.asarray(value) - exact[name], by_row) for name, value in got.items()}
-            scaled |= {n: np.where(np.isfinite(e), np.maximum(scaled[n], e), scaled[n]) for n, e in errors.items()}
-        return Noise(scaled, frozenset(name for name, value in exact.items() if not np.isfinite(value).all()))
+            got = compute(dict(arrays), form)
+            errors = {name: _reach(np.asarray(value) - exact[name], by_row) for name, value in got.items()}
+        scaled |= {n: np.where(np.isfinite(e), np.maximum(scaled[n], e), scaled[n]) for n, e in errors.items()}
+    return Noise(scaled, frozenset(name for name, value in exact.items() if not np.isfinite(value).all()))
+
+
+def noise_of(
+    runs: Iterable[Mapping[str, Array]],
+    arrays: Mapping[str, Array],
+    exact: Mapping[str, Array],
+    regime: str,
+    by_row: bool,
+) -> Noise:
+    """The largest errors of some runs of a program, each of which returned every tensor."""
     form = REGIMES[regime].rounding.product_out or REGIMES[regime].rounding.format
     terms = max(value.size for value in arrays.values())
-    floor = {name: form.unit * _reach(value, by_row) + terms * form.flushed for name, value in exact.items()}
-    noise, overflows = dict(floor), set()
-    for rounding, ops in variants(REGIMES[regime], seed, few):
-        of_scalars = replace(rounding, format=FORMATS[scalars]) if scalars else rounding
-        inputs = {name: rounded(value, rounding if value.ndim else of_scalars) for name, value in arrays.items()}
-        with np.errstate(all="ignore"):
-            for name, value in compute(inputs, ops).items():
+    noise = {name: form.unit * _reach(value, by_row) + terms * form.flushed for name, value in exact.items()}
+    overflows = set()
+    with np.errstate(all="ignore"):
+        for run in runs:
+            for name, value in run.items():
                 error = _reach(np.asarray(value).view(np.ndarray) - exact[name], by_row)
                 finite = np.isfinite(error)
                 overflows |= set() if finite.all() else {name}

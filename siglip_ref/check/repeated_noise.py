@@ -7,6 +7,7 @@ Sums over the batch need a look of their own: a running sum rounds equal terms a
 a row comes, and products of other libraries run otherwise than those of the machine at hand.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,9 +17,10 @@ from siglip_ref import ops as specification
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import pair_block
 from siglip_ref.check.noise import FLOAT64, REGIMES, Noise, announce, measure
+from siglip_ref.check.noise_quick import FEWER, quick_noise
 from siglip_ref.check.noise_table import Key, digest, table
 from siglip_ref.check.repeated import Repeated
-from siglip_ref.check.tolerance import NORM_EPS, Given, scalars_of, unit_rows_again, way_of
+from siglip_ref.check.tolerance import NORM_EPS, Given, is_quick, scalars_of, unit_rows_again, way_of
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array, sigmoid
 
@@ -28,6 +30,7 @@ from siglip_ref.ops.elementary import Array, sigmoid
 LARGE = 2048
 BIAS_AT_MOST = 0.1  # times its size
 _FACTORS = (1.0, 1.19, 1.41, 1.68)  # at which sums run into the powers of two at other places
+SOME = 16  # rows whose sums are looked at where it must be quick
 TILE = 4  # texts in the smallest tiles that a smaller batch may come in
 
 
@@ -35,8 +38,10 @@ def repeated_noise(given: Given, probe: Repeated, exact: LossAndGrads) -> Noise:
     """As `siglip_ref.check.tolerance.loss_noise` gives it, for a batch of a real size."""
     rows = table().find(repeated_key(given, probe), of_distinct(exact, probe), given.regime)
     if rows is None:
-        announce(f"a loss in {given.regime} at {len(probe.order)} pairs")
-        rows = distinct_noise(given, probe)
+        quick = is_quick(given)
+        if not quick:
+            announce(f"a loss in {given.regime} at {len(probe.order)} pairs")
+        rows = distinct_noise(given, probe, quick)
     return Noise(
         {name: level[probe.order] if np.ndim(level) else level for name, level in rows.absolute.items()}, rows.overflows
     )
@@ -55,8 +60,8 @@ def of_distinct(exact: LossAndGrads, probe: Repeated) -> LossAndGrads:
 
 
 @lru_cache(maxsize=64)
-def distinct_noise(given: Given, probe: Repeated) -> Noise:
-    """Of the distinct rows, in the order of `probe.rows`."""
+def distinct_noise(given: Given, probe: Repeated, quick: bool = False) -> Noise:
+    """Of the distinct rows, in the order of `probe.rows`. quick : as `siglip_ref.check.noise_quick` measures it."""
     arrays = {
         "image_embed": probe.rows[0],
         "text_embed": probe.rows[1],
@@ -67,33 +72,41 @@ def distinct_noise(given: Given, probe: Repeated) -> Noise:
     with np.errstate(all="ignore"):
         exact = compute(dict(arrays), specification)
     large, narrow = len(probe.order) >= LARGE, _in_16_bits(given)
+    unit = FLOAT64 if given.regime == "float64" else 1.0
+    if quick:
+        found = quick_noise(compute, arrays, exact, given.regime, batch=False)
+        _let_sums_run(found, probe, FEWER * unit, rows=SOME, factors=_FACTORS[:1])
+        return found
     # in 16 bits every form is also rounded to nearest: by chance what underflows is right on average
     found = measure(compute, arrays, exact, given.regime, scalars=scalars_of(given), by_row=True, few=not narrow)
     if not narrow:
-        _let_sums_run(found, probe, FLOAT64 if given.regime == "float64" else 1.0)
+        _let_sums_run(found, probe, unit)
     if large and narrow and "bfloat16" in given.regime:
         found.absolute["d_bias"] = np.minimum(found.absolute["d_bias"], BIAS_AT_MOST * np.abs(exact["d_bias"]))
     return found
 
 
-def _let_sums_run(found: Noise, probe: Repeated, unit: float) -> None:
+def _let_sums_run(
+    found: Noise, probe: Repeated, unit: float, rows: int | None = None, factors: Sequence[float] = _FACTORS
+) -> None:
     """Every row's gradient is allowed what the worst of them shows where a product adds one term after the other.
 
     Parameters
     ----------
-    unit : of the arithmetic, in units of float32
+    unit : of the arithmetic, in units of float32; rows : that are looked at, the first ones; None: all
     """
     images, texts = probe.rows
     logits = np.exp(probe.log_scale) * (images @ texts.T) + probe.bias
     sizes, worst = {}, 0.0
     for name, slopes, others in (("d_image_embed", logits, texts), ("d_text_embed", logits.T, images)):
         weights = np.exp(probe.log_scale) / len(probe.order) * sigmoid(slopes)[:, probe.order].T
-        for factor in _FACTORS:
-            terms = np.float32(factor * weights[:, :, None] * others[probe.order][:, None, :])  # (B, distinct rows, D)
+        # before what normalising takes away
+        sizes[name] = np.abs(weights.T @ others[probe.order]).max(-1, keepdims=True)
+        for factor in factors:
+            seen = factor * weights[:, :rows, None]
+            terms = np.float32(seen * others[probe.order][:, None, :])  # (B, distinct rows, D)
             total, running = terms.sum(0, dtype=np.float64), np.add.accumulate(terms, 0)[-1]
-            size = np.abs(total).max(-1, keepdims=True)  # before what normalising takes away
-            worst = max(worst, (np.abs(running - total) / size).max())
-            sizes[name] = size / factor
+            worst = max(worst, (np.abs(running - total) / np.abs(total).max(-1, keepdims=True)).max())
     for name, size in sizes.items():
         found.absolute[name] = np.maximum(found.absolute[name], worst * unit * size)
 

@@ -44,7 +44,8 @@ def given_of(convention: Convention, setting: Setting) -> Given:
 
 def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
     """Loss and gradients by the numbers the function is given, in float64."""
-    exact, given = exact_loss(probe, convention), given_of(convention, setting)
+    exact = exact_loss(probe, convention, coarse=setting.dtype != "float64")
+    given = given_of(convention, setting)
     if isinstance(probe, Repeated):
         noise = repeated_noise(given, probe, exact)
     else:

@@ -24,7 +24,7 @@ print(time.process_time() - start, imports, report.verdict, "sympy" in sys.modul
 """
 
 
-@pytest.mark.parametrize("arguments", ['"bfloat16"', '"float32"'])
+@pytest.mark.parametrize("arguments", ['"bfloat16"', '"float32"', "dims=dict(batch=128, dim=64)"])
 def test_the_first_check_of_a_process_is_quick(arguments: str) -> None:
     """Measuring noise takes five seconds and more; what torch's own import takes tells how fast this machine is."""
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(arguments=arguments)], capture_output=True, text=True)
