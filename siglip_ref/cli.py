@@ -3,7 +3,10 @@
 Everything but Typer loads inside the commands, so that --help answers at once.
 """
 
+import errno
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,12 +49,20 @@ SaveCase = Annotated[Path | None, typer.Option(metavar="FOLDER", help="keep the 
 
 def main() -> None:
     """Run the command; wrong use ends in a panel, not in a traceback, Ctrl-C in a sentence."""
-    with guarded("siglip-ref"):
+    with guarded("siglip-ref"), warnings.catch_warnings():
+        # Pillow warns at half the size of image that is taken here.
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit")
         try:
             app()
         except UsageError as error:
             _explain(error)
             sys.exit(2)
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT):
+                raise
+            _explain(_not_said(error))
+            sys.stderr.flush()
+            os._exit(2)  # what is left in the buffer cannot be written either, and Python would say so at its end
 
 
 @app.callback(invoke_without_command=True)
@@ -63,7 +74,7 @@ def about(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 
 @check.command("loss")
-@no_overwriting(files="json", folders="save_case")
+@no_overwriting(files="json", folders="save_case", inputs="target")
 def check_loss_command(
     target: Annotated[str, typer.Argument(help='"module:name" or "file.py:name"')],
     dtype: Dtype = "float32",
@@ -101,7 +112,7 @@ def check_loss_command(
 
 
 @check.command("model")
-@no_overwriting(files="json", folders="save_case")
+@no_overwriting(files="json", folders="save_case", inputs="target")
 def check_model_command(
     target: Annotated[
         str,
@@ -123,7 +134,7 @@ def check_model_command(
 
 
 @check.command("step")
-@no_overwriting(files="json", folders="save_case")
+@no_overwriting(files="json", folders="save_case", inputs="target")
 def check_step_command(
     target: Annotated[str, typer.Argument(help='"module:name" or "file.py:name", a function that makes the step')],
     json: Json = None,
@@ -211,7 +222,7 @@ def finish(report: "Report", json: str | None, save_case: Path | None) -> None:
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[str], None]]:
     """A moving bar with the name of the current step, on terminals only."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda step: None
         return
     from rich.console import Console
@@ -223,6 +234,16 @@ def _progress(title: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: bar.update(task, description=step[:60])
 
 
+def _not_said(error: OSError) -> UsageError:
+    """For a write that no file is named with: of standard output."""
+    return UsageError(
+        expected="a standard output that takes what is printed",
+        got=str(error),
+        cause="the disk that it leads to is full" if error.errno != errno.EBADF else "it is closed",
+        repair="make room, or let it lead elsewhere",
+    )
+
+
 def _explain(error: UsageError) -> None:
     from rich.console import Console
     from rich.panel import Panel
@@ -231,5 +252,5 @@ def _explain(error: UsageError) -> None:
 
     grid = Table.grid(padding=(0, 2))
     for name, text in error.parts.items():
-        grid.add_row(Text(name, "dim"), Text(text, "bold" if name == "repair" else ""))
+        grid.add_row(Text(name, "dim"), Text(text, "bold" if name == "repair" else "", overflow="fold"))
     Console(stderr=True).print(Panel(grid, title="siglip-ref cannot do this", border_style="red", title_align="left"))

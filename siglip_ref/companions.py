@@ -70,9 +70,9 @@ def image_companions(
     """
     said = list(_said(directory, format_))
     if not said:
-        names = ", ".join(source.file for source in _sources(format_))
+        names = ", ".join(source.file + f" ({source.key})" * bool(source.key) for source in _sources(format_))
         words = f"{fallback.filter}, mean {fallback.mean}, deviation {fallback.std}"
-        notes = [f"images: none of {names} is beside the weights; as {fallback.name}: {words}"]
+        notes = [f"images: no {names} beside the weights says how; as {fallback.name}: {words}"]
         return fallback, _settings(fallback, {}, DEFAULT, cfg), notes if format_ != "big_vision" else []
     first = said[0]
     second = fallback.name.endswith("-2")  # SigLIP 2: bilinear where a file does not say
@@ -119,9 +119,8 @@ def _disagreements(how: Preprocess, first: Said, other: Said) -> Iterator[str]:
 def _unfollowed(said: Said, cfg: Config) -> Iterator[str]:
     """Sizes that are not the model's own, which is what images are resized to."""
     size, patch = said.raw.get("size"), said.raw.get("patch_size")
-    if isinstance(size, dict) and not cfg.naflex:
-        size = [size.get("height"), size.get("width")]
-    sides = size if isinstance(size, list) else [size, size]
+    square = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
+    sides = size if isinstance(size, list) else square
     if size is not None and not cfg.naflex and sides != list(cfg.image_size):
         own = " x ".join(map(str, cfg.image_size))
         yield f"images: {said.file} says size {str(size)[:50]}; the model takes {own}, to which they are resized"

@@ -12,6 +12,7 @@ Three = tuple[float, float, float]
 # transformers writes Pillow's numbers; open_clip and timm write names.
 RESAMPLE: dict[Any, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 NAMES: dict[Any, Filter] = {name: name for name in RESAMPLE.values()}
+FLAGS = ("do_normalize", "do_rescale", "do_resize", "do_center_crop", "do_pad")
 LEAST_STD, MOST = 1e-4, 1e3  # 1/255 is the deviation of those who leave bytes as they are
 MOST_PATCHES = 16_384  # an image of 2048 x 2048 in patches of 16
 
@@ -24,13 +25,22 @@ def image_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("image_mean", "image_std"):
         if settings.get(key) is not None:
             found[key.removeprefix("image_")] = three(settings[key], key)
-    if settings.get("do_normalize") is False:
+    flags = {key: settings[key] for key in FLAGS if settings.get(key) is not None}
+    for key, value in flags.items():
+        if type(value) is not bool:
+            raise UsageError(
+                expected=f"{key}: true or false",
+                got=_short(value),
+                cause="a broken file, or one edited by hand",
+                repair="write true or false, without quotation marks",
+            )
+    if flags.get("do_normalize") is False:
         found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     scale, odd = settings.get("rescale_factor"), []
     if scale is not None and not (_is_number(scale) and abs(scale * 255 - 1) <= 1e-6):
         odd.append(f"rescale_factor {_short(scale)}")
-    odd += [f"{key} {_short(settings[key])}" for key in ("do_rescale", "do_resize") if settings.get(key) is False]
-    odd += [f"{key} {_short(settings[key])}" for key in ("do_center_crop", "do_pad") if settings.get(key)]
+    odd += [f"{key} {_short(settings[key])}" for key in ("do_rescale", "do_resize") if flags.get(key) is False]
+    odd += [f"{key} {_short(settings[key])}" for key in ("do_center_crop", "do_pad") if flags.get(key)]
     if odd:
         raise _foreign("rescale_factor 1/255, resized without a crop", ", ".join(odd))
     if settings.get("max_num_patches") is not None:

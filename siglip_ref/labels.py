@@ -1,5 +1,6 @@
 """Labels of a zero-shot classification: put into a template, and judged in the form in which the model sees them."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from siglip_ref.errors import UsageError
@@ -15,12 +16,24 @@ def fill(template: str, labels: Sequence[str], *, canonicalise: bool = False) ->
         raise UsageError(
             expected='a template with {} in it, and labels that are not empty: --labels "cat,dog"',
             got=f"template {template!r}, {len(labels)} labels" + (f", number {empty[0] + 1} empty" if empty else ""),
-            cause="a stray comma" if empty else "a template without a place for the label, or no label",
+            cause="a stray comma" if empty else "no place for the label in the template" if labels else "no label",
             repair='--template "This is a photo of {}." --labels "cat,dog"',
         )
     if canonicalise:
         template, labels = canonical_prompt(template, "{}"), [canonical_prompt(label, ",") for label in labels]
     return [template.replace("{}", tidy(label)) for label in labels]
+
+
+def look_alike(labels: Sequence[str]) -> list[str]:
+    """A note on labels that look the same and are written in other code points, as an accent apart from its letter."""
+    alike: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        alike.setdefault(unicodedata.normalize("NFC", label), []).append(label)
+    groups = [" = ".join(map(ascii, group)) for group in alike.values() if len(group) > 1]
+    if not groups:
+        return []
+    more = f"; and {len(groups) - 3} more such groups" * (len(groups) > 3)
+    return ["these look the same, and are scored each by its own code points: " + "; ".join(groups[:3]) + more]
 
 
 def require_words(labels: Sequence[str], tokenizer: Tokenizer) -> Sequence[str]:

@@ -12,10 +12,13 @@ from siglip_ref.outputs import require_free
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names")]
 
 
-def no_overwriting(files: str = "", folders: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def no_overwriting(
+    files: str = "", folders: str = "", inputs: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the option --force; without it the outputs that these options name must not be there.
 
     files, folders : names of options, separated by blanks; "-" as a value is standard output
+    inputs : names of what is read, "file.py:name" among them, and never replaced
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,7 +29,9 @@ def no_overwriting(files: str = "", folders: str = "") -> Callable[[Callable[...
             def named(names: str) -> list[Path]:
                 return [Path(given[name]) for name in names.split() if given[name] not in (None, "-")]
 
-            require_free(named(files), named(folders), force)
+            read = [str(path) for path in named(inputs)]
+            read += [path.rpartition(":")[0] for path in read]
+            require_free(named(files), named(folders), force, map(Path, filter(None, read)))
             command(**given)
 
         guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]

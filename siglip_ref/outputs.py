@@ -1,13 +1,17 @@
 """What commands write never replaces what is there, unless --force says so: one rule for all of them."""
 
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from siglip_ref.errors import UsageError
+from siglip_ref.typed import visible
 
 
-def require_free(files: Iterable[Path] = (), folders: Iterable[Path] = (), force: bool = False) -> None:
+def require_free(
+    files: Iterable[Path] = (), folders: Iterable[Path] = (), force: bool = False, inputs: Iterable[Path] = ()
+) -> None:
     """Refuse, before any work, outputs that exist or could not be written.
 
     Parameters
@@ -15,8 +19,12 @@ def require_free(files: Iterable[Path] = (), folders: Iterable[Path] = (), force
     files : must not be there; their folder must
     folders : must be empty, or not there: then they are made
     force : files that are there may be replaced
+    inputs : what is read; no output may be one of them, not even by force, under whatever name
     """
     files, folders = list(files), list(folders)
+    for path in (*files, *folders):
+        require_name(path)
+    _require_no_input(files, inputs)
     taken = [path for path in files if _is_taken(path)] + [path for path in folders if _is_filled(path)]
     if taken and not force:
         names = ", ".join(map(str, taken[:3])) + f" and {len(taken) - 3} more" * (len(taken) > 3)
@@ -29,6 +37,44 @@ def require_free(files: Iterable[Path] = (), folders: Iterable[Path] = (), force
     for problem, cause in (*map(_no_room_for_file, files), *map(_no_room_for_folder, folders)):
         if problem:
             raise UsageError("a place that can be written to", problem, cause, "make the folder, or choose another")
+
+
+def require_name(path: Path) -> None:
+    """Refuse what no file can be called: with what is written meanwhile, NAME.PID.part, in view."""
+    try:
+        os.lstat(path.with_name(f"{path.name}.{os.getpid()}.part") if path.name else path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # which are told apart below
+        return
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            expected="a place that can be written to",
+            got=f"{visible(str(path))[:100]}, {len(os.fsencode(path.name))} bytes long",
+            cause=(error.strerror if isinstance(error, OSError) else None) or str(error),
+            repair="choose a shorter name",
+        ) from error
+
+
+def _require_no_input(files: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse an output that is read, too: by its place on disk, as links and other spellings lead there."""
+
+    def place(path: Path) -> tuple[int, int] | None:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+    outputs = {found: path for path in files if (found := place(path))}
+    if not outputs:
+        return
+    for path in inputs:
+        if (found := place(path)) in outputs:
+            raise UsageError(
+                expected="outputs that are none of the inputs",
+                got=f"{outputs[found]}, which is {path}",
+                cause="one file as input and as output: the input would be lost",
+                repair="choose another name for the output",
+            )
 
 
 def _is_taken(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from siglip_ref.errors import UsageError
 
@@ -43,15 +43,23 @@ def open_image(source: str | Path | Image.Image | Pixels) -> Image.Image:
         source = _from_array(source)
     where = "an image" if isinstance(source, Image.Image) else f"an image in {source}"
     try:
-        if not isinstance(source, str | Path):
-            return _plain(source if isinstance(source, Image.Image) else Image.open(source, formats=formats()))
-        _require_image(Path(source))
-        with _Bounded(io.FileIO(source)) as file:
-            return _plain(Image.open(file, formats=formats()))
+        return _open(source)
     except UsageError:
         raise
     except (Exception, MemoryError) as error:  # Pillow's plugins raise whatever they like on broken files
         raise _unreadable(source, where, error) from error
+
+
+def _open(source: str | Path | Image.Image) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return _plain(source)
+    _require_image(Path(source))
+    with _Bounded(io.FileIO(source)) as file:
+        return _plain(Image.open(file, formats=formats()))
+
+
+class NoRangeError(ValueError):
+    """Pixels of which nobody knows what is black and what white."""
 
 
 class _Bounded(io.BufferedReader):
@@ -136,14 +144,23 @@ def _unreadable(source: Any, where: str, error: BaseException) -> UsageError:
     except (OSError, ValueError, TypeError):
         empty = False
     large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError)
-    return UsageError(
-        expected=where + f" of at most {MAX_PIXELS:,} pixels" * large,
-        got="an empty file" if empty else f"{type(error).__name__}: {error}"[:300],
-        cause="the image would need more memory than this program takes"
-        if large
-        else f"not an image of {', '.join(FORMATS)}, or a broken one",
-        repair="make it smaller" if large else "open it with an image viewer to see",
-    )
+    got = f"{type(error).__name__}: {error}"[:300]
+    cause, repair = "a broken image, or one cut short", "open it with an image viewer to see"
+    if large:
+        cause, repair = "the image would need more memory than this program takes", "make it smaller"
+    elif empty:
+        got, cause = "an empty file", "a download or a copy that never began"
+    elif isinstance(error, UnidentifiedImageError):
+        got, cause = "nothing that any of its readers knows", f"not an image of {', '.join(FORMATS)}, or a broken one"
+    elif isinstance(error, NoRangeError):
+        got, cause, repair = str(error), "pixels that have no agreed range", "save it with 8 bits a channel"
+    elif isinstance(error, FileNotFoundError):
+        cause, repair = "nothing there, or a link to nothing", "check the path"
+    elif isinstance(error, PermissionError):
+        cause, repair = "its permissions", "give the right to read it"
+    elif isinstance(error, OSError) and error.errno is not None:
+        cause, repair = "the system gives no such file", "check the path"
+    return UsageError(where + f" of at most {MAX_PIXELS:,} pixels" * large, got, cause, repair)
 
 
 def _has_transparency(image: Image.Image) -> bool:
@@ -156,10 +173,12 @@ def _has_transparency(image: Image.Image) -> bool:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow would clip 16 bits to white
         values = np.asarray(image)
-        values = values >> 8 if values.max(initial=0) > 255 else values
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        least, most = int(values.min(initial=0)), int(values.max(initial=0))
+        if least < 0 or most > 65_535:
+            raise NoRangeError(f"whole numbers of 32 bits, from {least} to {most}")
+        image = Image.fromarray((values >> 8 if most > 255 else values).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("floating-point pixels, which have no agreed range")
+        raise NoRangeError("floating-point pixels")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return image.convert("RGB")

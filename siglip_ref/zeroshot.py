@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from siglip_ref.data.walk import images_below
 from siglip_ref.embed import computes_with, image_embeddings, text_embeddings
 from siglip_ref.errors import UsageError
-from siglip_ref.labels import fill, require_words, same_to_the_model
+from siglip_ref.labels import fill, look_alike, require_words, same_to_the_model
 from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.pictures import SUFFIXES, is_see_through, open_image
 from siglip_ref.preprocess import Preprocess, patches_of, pixels_of
@@ -119,7 +119,8 @@ class Model:
                 if good:
                     clear += sum(is_clear for _, (_, is_clear) in good)
                     stack = self._stack([image for _, (image, _) in good], done[0].dtype)
-                    done.append(image_embeddings(self.params, stack, self.config, self.ops))
+                    with np.errstate(all="ignore"):  # what overflows is found below
+                        done.append(image_embeddings(self.params, stack, self.config, self.ops))
                     names += [name for name, _ in good]
                 read += len(group)
                 if progress:
@@ -141,7 +142,8 @@ class Model:
         for start in range(0, len(texts), batch):
             tokens = tokenizer(texts[start : start + batch])
             require_known(self, tokens)
-            done.append(text_embeddings(self.params, tokens, self.config, self.ops))
+            with np.errstate(all="ignore"):  # what overflows is found below
+                done.append(text_embeddings(self.params, tokens, self.config, self.ops))
             if progress:
                 progress(min(start + batch, len(texts)), len(texts))
         embeddings = np.concatenate(done)
@@ -170,10 +172,14 @@ class Model:
             require_side(self.sides, self.config, side)
         tokenizer = self.tokenizer()
         texts = fill(template, require_words(labels, tokenizer), canonicalise=tokenizer.convention.prompts)
-        notes = (*cut_note(tokenizer, texts, "labels in their template"), *same_to_the_model(texts, labels, tokenizer))
+        notes = (
+            *cut_note(tokenizer, texts, "labels in their template"),
+            *same_to_the_model(texts, labels, tokenizer),
+            *look_alike(labels),
+        )
         text_embed = self._embed_texts(texts)
         found = self.embed_images(images, batch=batch, threads=threads, progress=progress)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             logits = np.exp(self.params["log_scale"]) * (found.embeddings @ text_embed.T) + self.params["bias"]
         require_finite(logits, found.names, self)
         return ZeroShot(sigmoid(logits), logits, list(labels), found.names, found.skipped, (*notes, *found.notes))

@@ -12,7 +12,7 @@ import typer
 from siglip_ref.errors import UsageError
 from siglip_ref.options import Force
 from siglip_ref.outputs import require_free
-from siglip_ref.typed import read_lines, tidy, visible
+from siglip_ref.typed import read_lines, read_rows, require_some, tidy, visible
 
 if TYPE_CHECKING:
     from siglip_ref.ops.elementary import Array
@@ -51,7 +51,7 @@ def zeroshot(
     top: Annotated[int, typer.Option(min=1, help="labels shown per image; JSON has all")] = 5,
 ) -> None:
     """How well does each label fit each image?"""
-    words = _once(read_lines(Path(labels[1:])) if labels.startswith("@") else list(map(tidy, labels.split(","))))
+    words = _once(_labels(labels))
     loaded = _load(model, tokenizer, preprocess, prefix)
     with progress("images") as report:
         found = loaded.zero_shot(_files(image), words, template, batch=batch, threads=threads, progress=report)
@@ -95,17 +95,22 @@ def embed(
             repair="--out vectors.npy",
         )
     names_file = out.with_suffix(".names.csv")
-    require_free(files=(out, names_file), force=force)
+    sources = [] if images is None else _files(images)
+    require_free(files=(out, names_file), force=force, inputs=sources if text is None else [text])
     loaded = _load(model, tokenizer, preprocess, prefix)
     skipped: list[tuple[str, str]] = []
     if images:
         with progress("images") as report:
-            found = loaded.embed_images(_files(images), batch=batch, threads=threads, progress=report)
+            found = loaded.embed_images(sources, batch=batch, threads=threads, progress=report)
         vectors, names, skipped = found.embeddings, found.names, found.skipped
         _notes(found.notes)
     else:
         assert text is not None
-        names = read_lines(text)
+        names, blank = read_rows(text)
+        require_some(names, text, "text")
+        if blank:
+            of = f"1 blank line of {text} has" if blank == 1 else f"{blank} blank lines of {text} have"
+            _notes([f"{of} no row: rows are counted without"])
         _notes(cut_note(loaded.tokenizer(), names, "texts"))
         with progress("texts") as report, warnings.catch_warnings(action="ignore", category=UserWarning):
             vectors = loaded.embed_texts(names, progress=report)
@@ -136,7 +141,7 @@ def checkpoint(
 @contextmanager
 def progress(what: str) -> "Iterator[Progress | None]":
     """A bar on terminals, nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -161,6 +166,14 @@ def _load(model: str, tokenizer: str | None, preprocess: str | None, prefix: str
 def _notes(notes: Iterable[str]) -> None:
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def _labels(given: str) -> list[str]:
+    """The labels as given: after commas, or in the lines of a file."""
+    if not given.startswith("@"):
+        return list(map(tidy, given.split(",")))
+    file = Path(given[1:])
+    return require_some(read_lines(file), file, "label")
 
 
 def _once(labels: list[str]) -> list[str]:

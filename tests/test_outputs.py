@@ -172,3 +172,44 @@ def test_a_living_process_keeps_its_part_file(tmp_path):
     os.write(theirs[1], b"!!")  # the file, then its folder
     os.waitpid(child, 0)
     assert (tmp_path / "x.npy").read_bytes() == b"child" and [p.name for p in tmp_path.iterdir()] == ["x.npy"]
+
+
+@pytest.mark.parametrize("spelled", ["{name}", "../{folder}/{name}", "link.npy"])
+@pytest.mark.parametrize("option", ["--text", "--images"])
+def test_an_input_is_not_replaced_even_by_force(option, spelled, place, tmp_path, capsys):
+    source = tmp_path / "mine.npy"
+    source.write_bytes((place / ("texts.txt" if option == "--text" else "photo.png")).read_bytes())
+    (tmp_path / "link.npy").symlink_to(source)
+    before = source.read_bytes()
+    out = tmp_path / spelled.format(name=source.name, folder=tmp_path.name)
+    code, err = run(capsys, "embed", "--model", f"{place}/model", option, str(source), "--out", str(out), "--force")
+    assert code == 2 and "the input would be lost" in err and source.read_bytes() == before
+    assert (tmp_path / "link.npy").is_symlink()
+
+
+def test_nor_is_what_is_checked(place, tmp_path, capsys):
+    mine = tmp_path / "losses.py"
+    mine.write_text(LOSS)
+    for words in (
+        ["loss", f"{mine}:right"],
+        ["model", f"{mine}:right"],
+        ["step", f"{mine}:right"],
+        ["dump", str(mine)],
+    ):
+        code, err = run(capsys, "check", *words, "--json", str(mine), "--force")
+        assert code == 2 and "the input would be lost" in err and mine.read_text() == LOSS
+
+
+@pytest.mark.parametrize("name", ["y" * 300, "y" * 245], ids=["no name", "no room for .part"])
+def test_names_that_no_file_can_have(name, place, tmp_path, capsys):
+    """An OSError that nobody caught; or a full disk, said of a name too long, when all work was done."""
+    for words in (
+        ["embed", "--model", f"{place}/model", "--text", f"{place}/texts.txt", "--out", f"{tmp_path}/{name}.npy"],
+        ["check", "loss", f"{place}/losses.py:right", "--json", f"{tmp_path}/{name}.json"],
+        ["check", "loss", f"{place}/losses.py:right", "--save-case", f"{tmp_path}/{name}.json"],
+        ["train", "--data", "digits", "--steps", "1", "--out", f"{tmp_path}/{name}.json"],
+    ):
+        code, err = run(capsys, *words)
+        assert code == 2 and "choose a shorter name" in err, words
+    with pytest.raises(UsageError, match="null"):
+        require_free([tmp_path / "a\0b"])

@@ -27,6 +27,7 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "bfloat16": BFLOAT16,
 }
 AGAIN = "download it again"
+TORCH = (".pt", ".pth", ".bin", ".ckpt")  # of torch.save; the last as Lightning calls them
 CONVERT = (
     'convert it where torch is installed: python -c "import torch, safetensors.torch as s; '
     "w = torch.load('x.pt', map_location='cpu', weights_only=True); "
@@ -68,17 +69,20 @@ class Store:
 
 
 def open_store(path: Path) -> Store:
-    """The tensors of a .safetensors, .npz, .pt, .bin or .pth file, or of a safetensors index of shards."""
+    """The tensors of a .safetensors, .npz, .pt, .pth, .bin or .ckpt file, or of a safetensors index of shards."""
     from siglip_ref.checkpoint.npz import open_npz
     from siglip_ref.checkpoint.safetensors_files import open_safetensors, open_shards
     from siglip_ref.checkpoint.torch_files import open_torch
 
     with last_resort(path, "weights"):
         if not path.is_file():
-            raise unreadable(path, "a file of weights", "nothing of this name", "a spelling mistake", "check the path")
+            got, cause = "nothing of this name", "a spelling mistake"
+            if path.exists():
+                got, cause = "no file, but a folder, a pipe or a device", "something else of this name"
+            raise unreadable(path, "a file of weights", got, cause, "check the path")
         if path.stat().st_size == 0:
             raise unreadable(path, "weights", "an empty file", "a download that never began", AGAIN)
-        torch = dict.fromkeys((".pt", ".pth", ".bin"), open_torch)
+        torch = dict.fromkeys(TORCH, open_torch)
         readers = {".safetensors": open_safetensors, ".npz": open_npz, **torch}
         if path.name.endswith(".safetensors.index.json"):
             return _guarded(open_shards(path), path)
@@ -129,7 +133,7 @@ def what_it_is(path: Path) -> str:
         b"<!DOCTYPE": "a page of HTML: a download that needed a login, or a wrong address",
         b"<html": "a page of HTML: a download that needed a login, or a wrong address",
         b"PK\x03\x04": ""
-        if path.suffix in (".npz", ".pt", ".pth", ".bin")
+        if path.suffix in (".npz", *TORCH)
         else "a zip archive, as .npz and torch's .pt are, under another ending",
         b"\x80\x02": "a pickle",
         b"\x00" * 64: "a file of zeros: its place was taken, and the download never came",

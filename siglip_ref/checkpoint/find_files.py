@@ -19,6 +19,8 @@ WEIGHTS = (  # what a directory may hold, the first found is taken
 
 def resolve(path: str | Path) -> Path:
     """A path that exists, or the folder into which huggingface_hub has put a model's files."""
+    if not str(path):
+        raise UsageError("a directory, a file of weights, or a hub name", "''", "no name was given", "give the path")
     place = Path(path).expanduser()
     with last_resort(place, "weights"):
         if place.exists():
@@ -54,7 +56,7 @@ def find_weights(place: Path) -> tuple[Path, Path | None]:
     """The file of weights, and a folder of LoRA adapters that change them, if there is one."""
     folder = place if place.is_dir() else place.parent
     adapters = folder if any((folder / name).is_file() for name in lora.WEIGHTS) else None
-    if place.is_file() and place.name not in lora.WEIGHTS:
+    if not place.is_dir() and place.name not in lora.WEIGHTS:
         return place, None
     for name in WEIGHTS:
         if (folder / name).is_file():

@@ -127,10 +127,16 @@ def plausible(cfg: Config) -> Config:
     for name, numbers in sizes.items():
         if not all(type(n) is int and 1 <= n <= MOST.get(name, 10**7) for n in numbers):
             raise _implausible("sizes that a model can have", f"{name}: {', '.join(map(str, numbers))}"[:200])
-    if cfg.image.width % cfg.image.heads or cfg.text.width % cfg.text.heads or min(cfg.grid) < 1:
-        raise _implausible("heads that divide the width, and images of at least one patch", str(cfg))
-    if not all(0 < eps < 1 for eps in (cfg.conventions.image_norm_eps, cfg.conventions.text_norm_eps)):
-        raise _implausible("an eps of the layer norms between 0 and 1", str(cfg.conventions))
+    for side, tower in (("images", cfg.image), ("texts", cfg.text)):
+        if tower.width % tower.heads:
+            got = f"{tower.heads} heads of the tower of {side}, which is {tower.width} wide"
+            raise _implausible("heads that divide the width", got)
+    if min(cfg.grid) < 1:
+        raise _implausible("images of at least one patch", f"{cfg.image_size} pixels, patches of {cfg.patch}")
+    how = cfg.conventions
+    for side, eps in (("images", how.image_norm_eps), ("texts", how.text_norm_eps)):
+        if not 0 < eps < 1:
+            raise _implausible("an eps of the layer norms between 0 and 1", f"{eps:g} in the tower of {side}")
     return cfg
 
 

@@ -31,11 +31,14 @@ def notes_on(found: Found, store: Store, names: Mapping[str, str], prefix: str) 
 def several_found(file: Path, found: list[Found]) -> UsageError:
     """The error that lists them, and says how to choose."""
     first = next((one.prefix for one in found if one.prefix), "")
+    cause = "copies of a model, as an average of its weights (EMA), a teacher, or another step"
+    if sorted(one.sides for one in found) == [("image",), ("text",)]:
+        cause = "one tower for each side, whose names do not begin alike: they may be of one model or of two"
     return unreadable(
         file,
         "one SigLIP",
         f"{len(found)}: " + ", ".join(map(str, found[:6])),
-        "copies of a model, as an average of its weights (EMA), a teacher, or another step",
+        cause,
         f'choose one by how its names begin: siglip_ref.load(path, prefix="{first}")',
     )
 

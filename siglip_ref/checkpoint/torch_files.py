@@ -71,7 +71,8 @@ def open_torch(path: Path) -> Store:
     if not isinstance(content, dict):
         got = content.function if isinstance(content, Call) else content
         got = ".".join(got) if isinstance(got, Name) else type(got).__name__
-        raise unreadable(path, "a state dict of tensors", got[:200], "one object, not a dict of tensors", CONVERT)
+        repair = "save its dict of tensors: torch.save(model.state_dict(), 'weights.pt')"
+        raise unreadable(path, "a state dict of tensors", got[:200], "one object, not a dict of tensors", repair)
     rows, tensors = {}, {}
     for name, value in _flat(content):
         found = _tensor(value)

@@ -1,6 +1,7 @@
 """What a training reads: numbered pictures with captions, a part for training and a part that is held out."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,16 +20,18 @@ class Unreadable(Exception):  # noqa: N818  # the picture is at fault, not the p
 
 
 class Item(NamedTuple):
-    """One picture with its captions, as far as a training remembers it: name, bytes of its file, digest of captions."""
+    """A picture with its captions, as far as a training remembers it: bytes of its file, digests of it and of them."""
 
     name: str
     bytes: int
+    content: str
     captions: str
 
     @staticmethod
-    def of(name: str, size: int, captions: Sequence[str]) -> "Item":
+    def of(name: str, size: int, content: str, captions: Sequence[str]) -> "Item":
         """Of captions as they are."""
-        return Item(name, size, hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16] if captions else "")
+        digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16] if captions else ""
+        return Item(name, size, content, digest)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def open_data(name: str) -> Data:
         from siglip_ref.data.digits import digits
 
         return digits()
-    if not Path(name).exists():
+    if not name or not os.path.exists(name):
         alike = near(name, ("shapes", "digits"))
         raise UsageError(
             expected="--data shapes, digits, a folder of captioned images, or a captions.csv",

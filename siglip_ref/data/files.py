@@ -1,6 +1,7 @@
 """Your own images: a folder with captions beside them or class folders in it, or a list of files and captions."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from siglip_ref.typed import read_lines, read_text, tidy, visible
 
 COLUMNS = ("image", "caption")
 PROMPT = "a photo of {}"
+SAMPLE = 1 << 14  # bytes at each of three places in a file, by which another of the same size is known
 LARGEST = 512  # pixels; larger images are halved until they fit: they are kept in memory
 MEMORY = 1 << 30  # bytes of decoded images that are kept
 MODEL = replace(config("mu/16"), text_length=64)  # own captions are sentences: 63 bytes and the end
@@ -61,8 +63,12 @@ def _from_csv(file: Path) -> tuple[Pairs, list[str]]:
     """Pairs, and a note on rows that hold none."""
     text = read_text(file)
     tables = {sign: _table(file, text, sign) for sign in ",;\t"}  # semicolons, where the comma is the decimal point
-    rows = next((rows for rows in tables.values() if set(COLUMNS) <= {cell.lower() for cell in rows[0]}), tables[","])
+    sign = next((sign for sign, rows in tables.items() if set(COLUMNS) <= {cell.lower() for cell in rows[0]}), ",")
+    rows = _table(file, text, sign, strict=True)
     columns = [cell.lower() for cell in rows[0]]
+    twice = [name for name in COLUMNS if columns.count(name) > 1]
+    if twice:
+        raise _no_table(file, f"the first line {visible(', '.join(rows[0]))[:80]}", f"the column {twice[0]} twice")
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         got = f"the first line {visible(', '.join(rows[0]))[:80]}" if columns else "an empty file"
@@ -70,26 +76,31 @@ def _from_csv(file: Path) -> tuple[Pairs, list[str]]:
     image, caption = map(columns.index, COLUMNS)
     full = [row for row in rows[1:] if len(row) > max(image, caption) and row[image] and row[caption]]
     empty = len(rows) - 1 - len(full)
-    notes = [f"{empty} of {len(rows) - 1} rows of {file.name} have no image or no caption, and are left out"]
+    left = (
+        "has no image or no caption, and is left out" if empty == 1 else "have no image or no caption, and are left out"
+    )
+    notes = [f"{empty} of {len(rows) - 1} rows of {file.name} {left}"]
     return [(file.parent / row[image], [row[caption]]) for row in full], notes[: bool(empty)]
 
 
-def _table(file: Path, text: str, separator: str) -> list[list[str]]:
-    """The rows that hold something, or one that is empty."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+def _table(file: Path, text: str, separator: str, strict: bool = False) -> list[list[str]]:
+    """The rows that hold something, or one that is empty; strict: a quotation mark that is not closed is an error."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict)
     try:
         return [row for row in ([tidy(cell) for cell in row] for row in reader) if any(row)] or [[]]
     except csv.Error as error:
-        raise _no_table(file, str(error), "a quotation mark that is never closed, or not a CSV") from error
+        if not strict:  # not the separator that is looked for, perhaps
+            return [[]]
+        raise _no_table(
+            file,
+            f"{error}, by line {reader.line_num}",
+            "a quotation mark that is never closed, or not a CSV",
+            'close it; within quotation marks write "" for one',
+        ) from error
 
 
-def _no_table(file: Path, got: str, cause: str) -> UsageError:
-    return UsageError(
-        f"a CSV in {file}, its first line naming the columns image and caption",
-        got,
-        cause,
-        "make the first line: image,caption",
-    )
+def _no_table(file: Path, got: str, cause: str, repair: str = "make the first line: image,caption") -> UsageError:
+    return UsageError(f"a CSV in {file}, its first line naming the columns image and caption", got, cause, repair)
 
 
 def _from_folder(folder: Path) -> tuple[Pairs, list[str]]:
@@ -104,24 +115,32 @@ def _from_folder(folder: Path) -> tuple[Pairs, list[str]]:
         else:
             bare.append(file.name)
     some = ", ".join(map(visible, bare[:3]))
-    return pairs, [f"{len(bare)} images have no caption, and are left out: {some}{' ...' * (len(bare) > 3)}"] * bool(
-        bare
-    )
+    left = "1 image has no caption, and is" if len(bare) == 1 else f"{len(bare)} images have no caption, and are"
+    return pairs, [f"{left} left out: {some}{' ...' * (len(bare) > 3)}"] * bool(bare)
 
 
 def _items(root: Path, pairs: Pairs) -> tuple[Item, ...]:
     """What a training is begun with, so that it can tell whether it goes on with the same."""
 
-    def size(file: Path) -> int:
-        try:
-            return file.stat().st_size
-        except OSError:
-            return -1
-
     def name(file: Path) -> str:
         return str(file.relative_to(root) if file.is_relative_to(root) else file)
 
-    return tuple(Item.of(name(file), size(file), captions) for file, captions in pairs)
+    return tuple(Item.of(name(file), *_content(file), captions) for file, captions in pairs)
+
+
+def _content(file: Path) -> tuple[int, str]:
+    """Bytes of a file, and a digest of its beginning, middle and end: the whole of a small one."""
+    try:
+        size, digest = file.stat().st_size, hashlib.sha256()
+        if not file.is_file():
+            return -1, ""
+        with file.open("rb") as content:
+            for start in sorted({0, max(0, size // 2 - SAMPLE // 2), max(0, size - SAMPLE)}):
+                content.seek(start)
+                digest.update(content.read(SAMPLE))
+    except OSError:
+        return -1, ""
+    return size, digest.hexdigest()[:16]
 
 
 def _part(pairs: Pairs, classes: Sequence[str]) -> Captioned:

@@ -59,6 +59,8 @@ def with_options(runner: Callable[..., None]) -> Callable[..., None]:
 
 def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
     """One rank's part: train, and let the first rank show and write what came of it."""
+    import numpy as np
+
     from siglip_ref.memory import keep_freed_memory
     from siglip_ref.training.finish import finish, watcher
     from siglip_ref.training.loop import train
@@ -76,7 +78,8 @@ def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
     def end(done: "Run") -> None:
         finish(settings, out, done, parallel, show)
 
-    train(settings, out, parallel, show, every, judge_every, force=force, finish=end)
+    with np.errstate(all="ignore"):  # a loss that is no number stops the training, and says so
+        train(settings, out, parallel, show, every, judge_every, force=force, finish=end)
 
 
 def register(app: typer.Typer) -> None:

@@ -36,7 +36,12 @@ def finish(settings: Settings, out: Path, run: Run, parallel: Parallel, show: Qu
         ) from error
     if run.broken:
         some = "; ".join(f"{name}: {reason}" for name, reason in list(run.skipped.items())[:3])
-        show.say(f"{run.broken} images could not be read and were skipped" + f": {some}" * bool(some))
+        count = (
+            "1 image could not be read and was"
+            if run.broken == 1
+            else f"{run.broken} images could not be read and were"
+        )
+        show.say(f"{count} skipped" + f": {some}" * bool(some))
     show.say(f"{out / 'model'}: " + (in_words(run.judged[-1]) if run.judged else "not judged"))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from siglip_ref.atomic import lock, write_atomically
 from siglip_ref.data.captioned import Item
 from siglip_ref.errors import UsageError
-from siglip_ref.outputs import require_free
+from siglip_ref.outputs import require_free, require_name
 
 MANIFEST, LOCK, PICTURES = "training.json", "training.lock", "pictures.csv"
 FORMAT = "siglip-ref-training/1"
@@ -33,6 +33,7 @@ def is_training(folder: Path) -> bool:
 
 def require_own(out: Path, force: bool = False) -> None:
     """A folder that is new, empty, or of a training; others are refused, unless by force."""
+    require_name(out)
     require_free(folders=[] if is_training(out) or _is_begun(out) else [out], force=force)
 
 
@@ -112,18 +113,20 @@ def changes(out: Path, now: Sequence[Item]) -> str:
     try:
         with (out / PICTURES).open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
             rows = list(csv.reader(lines))[1:]
-        then = [Item(name, int(size), captions) for name, size, captions in rows]
+        then = [Item(name, int(size), content, captions) for name, size, content, captions in rows]
     except (OSError, ValueError):
         return f"other data: what they were, {PICTURES}, cannot be read"
     before, after = Counter(item.name for item in then), Counter(item.name for item in now)
     both = before.keys() & after.keys()
-    sizes = ({item.name: item.bytes for item in items if item.name in both} for items in (then, now))
+    files = ({item.name: (item.bytes, item.content) for item in items if item.name in both} for items in (then, now))
     texts = (Counter((item.name, item.captions) for item in items if item.name in both) for items in (then, now))
-    (size_then, size_now), (text_then, text_now) = sizes, texts
+    (file_then, file_now), (text_then, text_now) = files, texts
+    changed = [name for name in file_then if file_then[name] != file_now[name]]
     found = {
         "new": list((after - before).elements()),
         "gone": list((before - after).elements()),
-        "of another size": [name for name in size_then if size_then[name] != size_now[name]],
+        "of another size": [name for name in changed if file_then[name][0] != file_now[name][0]],
+        "of the same size with other content": [name for name in changed if file_then[name][0] == file_now[name][0]],
         "captioned differently": [name for name, _ in (text_then - text_now).elements()],
     }
     words = [_some(names, what) for what, names in found.items() if names]

@@ -44,7 +44,7 @@ def read_inputs(settings: Settings, ranks: int) -> Inputs:
     batch = settings.batch or int(data.defaults["batch"])
     _require(settings, data, cfg, batch, ranks)
     weights = digest(0, params, "") if settings.init else ""
-    notes = (*data.notes, *_notes_on_texts(data, tokenizer))
+    notes = (*data.notes, *_note_on_batch(batch, data.train.count), *_notes_on_texts(data, tokenizer))
     return Inputs(data, cfg, params, tokenizer, how, kind, batch, weights, notes)
 
 
@@ -77,7 +77,21 @@ def _model(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, P
 
 def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int) -> None:
     """Settings that fit together."""
+    numbers = {"--lr": settings.lr, "--decay": settings.decay or 0.0}
+    odd = [f"{name} {value:g}" for name, value in numbers.items() if not 0 <= value < np.inf]
     problems = [
+        (
+            bool(odd),
+            "--lr and --decay of at least 0, and finite",
+            ", ".join(odd),
+            "leave them out to take what suits the data",
+        ),
+        (
+            not settings.clip > 0,
+            "--clip above 0: the length to which longer gradients are cut",
+            f"--clip {settings.clip:g}",
+            "leave it out for 1, or --clip inf for none",
+        ),
         (batch < ranks, f"--batch of at least {ranks}, a pair for each rank", f"--batch {batch}", "enlarge the batch"),
         (
             bool(settings.freeze) and not settings.init,
@@ -96,6 +110,13 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
     for wrong, expected, got, repair in problems:
         if wrong:
             raise UsageError(expected, got, "these settings do not fit together", repair)
+
+
+def _note_on_batch(batch: int, pairs: int) -> list[str]:
+    """On a batch with more pairs than there are."""
+    if batch <= pairs:
+        return []
+    return [f"batches of {batch} from {pairs} pairs: pairs stand in a batch several times, as negatives of themselves"]
 
 
 def _notes_on_texts(data: Data, tokenizer: Tokenizer) -> list[str]:

@@ -85,7 +85,7 @@ def _require_same_training(saved: Saved, now: dict[str, Any], inputs: Inputs, ou
     if different:
         raise UsageError(
             expected=f"the settings of the training in {out}, which goes on from step {saved.step}",
-            got="; it has " + ", ".join(different),
+            got="another: " + ", ".join(different),
             cause="this folder belongs to another training",
             repair="give another --out, or the same settings",
         )

@@ -16,7 +16,7 @@ Only = Annotated[str | None, typer.Option("--only", help="ids that begin so: a g
 def register(app: typer.Typer, check: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(vectors, name="vectors")
-    check.command("dump")(no_overwriting(files="json")(dump))
+    check.command("dump")(no_overwriting(files="json", inputs="file")(dump))
     app.command("demo")(demo)
     app.command("explain")(explain)
 

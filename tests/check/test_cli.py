@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from siglip_ref import cli
+from siglip_ref.errors import UsageError
+
 LOSSES = """
 import numpy as np
 import siglip_ref as sr
@@ -119,3 +122,16 @@ def test_version_and_help(folder: Path) -> None:
     assert run(folder, "--version")[1].startswith("siglip-ref 0.")
     code, out, _ = run(folder, "--help")
     assert code == 0 and "check" in out
+
+
+def test_a_standard_output_that_is_full(tmp_path):
+    """A traceback, and exit code 1: "not passed"."""
+    command = [sys.executable, "-m", "siglip_ref", "vectors", "list"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2 and "takes what is printed" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_long_path_is_shown_whole(capsys):
+    cli._explain(UsageError("a file", "/" + "x" * 200 + "/name.txt", "", "check it"))
+    assert "name.txt" in "".join(line.strip("│ ") for line in capsys.readouterr().err.splitlines())

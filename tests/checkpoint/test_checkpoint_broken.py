@@ -197,7 +197,7 @@ def test_paths(tmp_path):
     np.savez(tmp_path / "b.npz", a=1)
     refused(tmp_path, "2 files of weights")
     (tmp_path / "weights.onnx").write_bytes(b"x")
-    refused(tmp_path / "weights.onnx", ".onnx")
+    refused(tmp_path / "weights.onnx", ".onnx", "another format")
 
 
 def test_a_hub_name_without_a_hub(monkeypatch):
@@ -255,3 +255,39 @@ def test_torch_files_without_torch_come_with_the_line_that_converts_them(tmp_pat
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pt").write_bytes(b"PK")
     refused(tmp_path / "a.pt", "torch.load('x.pt', map_location='cpu', weights_only=True)")
+
+
+def test_what_is_no_file_of_weights_is_told_apart(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "a pipe or a device")
+    refused(os.devnull, "a pipe or a device")
+    with pytest.raises(UsageError, match="no name was given"):  # the folder that one happens to be in
+        load_checkpoint("")
+
+
+def test_a_checkpoint_of_lightning_is_read_under_its_own_name(tmp_path, place):
+    torch = pytest.importorskip("torch")
+    tensors = {f"model.{name}": torch.tensor(value) for name, value in load_file(place / "model.safetensors").items()}
+    torch.save({"state_dict": tensors, "epoch": 3, "callbacks": {}}, place / "last.ckpt")
+    (place / "model.safetensors").unlink()
+    assert load_checkpoint(place / "last.ckpt").params.keys() == sr.init(CFG).keys()
+    torch.save(list(tensors.values()), place / "last.ckpt")
+    refused(place / "last.ckpt", "one object, not a dict of tensors", "torch.save(model.state_dict()")
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [("num_attention_heads", 3, "3 heads of the tower of images, which is 10 wide"), ("layer_norm_eps", 0, "0 in")],
+)
+def test_the_setting_that_is_wrong_is_shown_alone(place, key, value, words):
+    content = json.loads((place / "config.json").read_text())
+    content["vision_config"][key] = value
+    (place / "config.json").write_text(json.dumps(content))
+    refused(place, words)
+
+
+def test_two_towers_whose_names_begin_otherwise_are_no_copies(place):
+    file = place / "model.safetensors"
+    save_file({f"net_{name}": value for name, value in load_file(file).items()}, file)
+    with pytest.raises(UsageError, match="one tower for each side"):
+        load_checkpoint(place)

@@ -106,6 +106,8 @@ def test_settings_of_naflex(tmp_path):
 def test_a_size_that_is_not_the_models(place):
     settings(place, "preprocessor_config.json", **OWN, size={"height": 384, "width": 384})
     assert any("the model takes 20 x 20" in note for note in sr.load(place).notes)
+    settings(place, "preprocessor_config.json", **OWN, size={"shortest_edge": 20})
+    assert any("says size {'shortest_edge': 20}" in note for note in sr.load(place).notes)
     settings(place, "preprocessor_config.json", **OWN, size={"height": 20, "width": 20})
     assert not [note for note in sr.load(place).notes if "size" in note]
 
@@ -129,8 +131,10 @@ WRONG = {
     "rescale_factor": [1.0, "x", float("nan"), 10**400, [], True],
     "max_num_patches": [0, -3, "x", 10**12, 2.5, True, []],
     "do_center_crop": [True, 1],
-    "do_resize": [False],
-    "do_rescale": [False],
+    "do_resize": [False, 0, "no"],
+    "do_rescale": [False, "false", []],
+    "do_normalize": [0, 1, "no", "", [], 0.0],
+    "do_pad": [True, "yes"],
 }
 
 

@@ -195,3 +195,44 @@ def test_a_box_that_claims_two_gigabytes_reserves_none(tmp_path):
         open_image(tmp_path / "a.jp2")
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "name, content, cause",
+    [
+        ("none.png", None, "nothing there"),
+        ("empty.png", b"", "never began"),
+        ("page.jpg", b"<html>", "not an image of JPEG"),
+        ("cut.png", "cut", "cut short"),
+        ("x" * 300, None, "the system gives no such file"),
+    ],
+)
+def test_the_cause_is_that_of_this_file(tmp_path, name, content, cause):
+    """One cause stood for all; and the error named a class of ours."""
+    if content == "cut":
+        Image.effect_noise((64, 64), 50).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()[:1000]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        open_image(tmp_path / name)
+    assert cause in caught.value.cause and "_Bounded" not in caught.value.got
+
+
+def test_whole_numbers_of_32_bits_are_not_cut_to_white():
+    for values in ([[0, 255_000]], [[-5, 7]]):
+        with pytest.raises(UsageError, match="whole numbers of 32 bits"):
+            open_image(Image.fromarray(np.array(values, np.int32)))
+    assert np.asarray(open_image(Image.fromarray(np.array([[0, 65_535]], np.int32)))).max() == 255
+
+
+def test_the_command_line_takes_what_pillow_warns_of(tmp_path, monkeypatch, capsys):
+    """Half the largest size: a warning that names a line of Pillow's."""
+    import warnings
+
+    import siglip_ref.cli as cli
+
+    text = "Image size (169000000 pixels) exceeds limit of 89478485 pixels"
+    monkeypatch.setattr(cli, "app", lambda: warnings.warn(text, Image.DecompressionBombWarning, stacklevel=1))
+    with warnings.catch_warnings(action="error"):
+        cli.main()

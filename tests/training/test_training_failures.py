@@ -105,6 +105,10 @@ def test_ranks_that_drift_apart_are_named(tmp_path, monkeypatch):
         ({"freeze": "image"}, "name a checkpoint"),
         ({"data": "shapes", "loss": "labels"}, "one folder a class"),
         ({"model": "giant"}, "got: +'giant'"),
+        ({"clip": -1.0}, "clip -1"),
+        ({"clip": float("nan")}, "clip above 0"),
+        ({"decay": float("nan")}, "decay nan"),
+        ({"lr": float("inf")}, "lr inf"),
     ],
 )
 def test_settings_that_do_not_fit(changes, words, tmp_path):
@@ -139,3 +143,12 @@ def test_captions_in_a_csv_and_beside_images(folder, tmp_path):
     with pytest.raises(UsageError, match="image,caption"):
         listed.write_text("file,words\na,b\n")
         open_data(str(listed))
+
+
+def test_a_batch_with_more_pairs_than_there_are_is_said():
+    from siglip_ref.training.inputs import read_inputs
+    from siglip_ref.training.settings import Settings
+
+    several = "pairs stand in a batch several times, as negatives of themselves"
+    notes = [read_inputs(Settings(data="digits", batch=batch), 1).notes for batch in (5000, 24)]
+    assert several in notes[0][0] and not notes[1]

@@ -213,3 +213,23 @@ def test_the_manifest_says_whose_folder_it_is(tmp_path):
     alone(tmp_path, steps=2)
     content = json.loads((tmp_path / MANIFEST).read_text())
     assert content["format"] == folder.FORMAT and content["settings"] == settings(steps=2).as_dict()
+
+
+def test_another_picture_of_the_same_size_is_other_data(tmp_path):
+    """Its name, its bytes and its caption are the same; the numbers were not."""
+    photos = picture_folder(tmp_path / "photos")
+    chosen = {"data": str(photos), "steps": 2, "batch": 6}
+    alone(tmp_path / "out", **chosen)
+    content = bytearray((photos / "03.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (photos / "03.png").write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        alone(tmp_path / "out", **chosen)
+    assert caught.value.got == "1 picture of the same size with other content: 03.png"
+
+
+def test_other_settings_are_told_in_a_sentence(tmp_path):
+    alone(tmp_path, steps=2)
+    with pytest.raises(UsageError) as caught:
+        alone(tmp_path, steps=2, seed=1)
+    assert caught.value.got == "another: seed 0, not 1"

@@ -166,3 +166,34 @@ def test_a_released_size_trained_from_nothing_reads_bytes(photos, monkeypatch):
     monkeypatch.setitem(SIZES, "large", replace(SIZES["mini"], name="large", vocabulary=32_000))
     inputs = read_inputs(Settings(captioned(photos), model="large", batch=4), 1)
     assert inputs.cfg.vocabulary == inputs.tokenizer.vocabulary == len(inputs.params["text/token"]) == 259
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (rows().replace("number 5", '"number 5'), "never closed"),
+        (rows() + 'late.png,"words\n', "never closed"),
+        (rows(head="image,caption,image"), "the column image twice"),
+    ],
+)
+def test_lists_that_can_be_read_in_two_ways(photos, content, words):
+    """An open quotation mark made one caption of all lines after it, without a word."""
+    with pytest.raises(UsageError) as caught:
+        open_data(listed(photos, content, "utf-8"))
+    assert words in caught.value.cause
+
+
+def test_one_is_counted_as_one(photos):
+    captioned(photos)
+    (photos / "03.txt").write_text("\n")
+    assert open_data(str(photos)).notes == ("1 image has no caption, and is left out: 03.png",)
+    assert open_data(listed(photos, rows() + "12.png,\n", "utf-8")).notes == (
+        "1 of 13 rows of captions.csv has no image or no caption, and is left out",
+    )
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b"])
+def test_data_of_no_name(name):
+    """ "" was the folder that one happened to be in."""
+    with pytest.raises(UsageError, match="there is nothing at this path"):
+        open_data(name)

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import warnings
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import siglip_ref as sr
 from siglip_ref import ops as specification
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
-from siglip_ref.labels import require_words, same_to_the_model
+from siglip_ref.labels import look_alike, require_words, same_to_the_model
 from siglip_ref.loading import load
 from siglip_ref.tokenizer import Tokenizer, byte_tokenizer, cut_note
 from siglip_ref.typed import read_lines, tidy, visible
@@ -193,3 +195,65 @@ def test_who_computed_it_is_told_as_it_was(place, photos, tmp_path):
         said.append(done.stdout)
     assert json.loads(said[1])["ops"] == "siglip_ref.ops"
     assert all("the specification, plain NumPy" in text for text in said)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+def test_text_of_two_or_four_bytes_a_letter_is_never_taken_for_utf_8(capsys, place, photos, tmp_path, encoding):
+    """Without a mark its letters are UTF-8 with a zero byte beside each: they were scored so."""
+    (tmp_path / "t.txt").write_bytes("cat\ndog\n".encode(encoding))
+    for words in (
+        ("zeroshot", "--image", photos, "--labels", f"@{tmp_path}/t.txt"),
+        ("embed", "--text", tmp_path / "t.txt", "--out", tmp_path / "x.npy"),
+    ):
+        code, out, err = run(capsys, words[0], "--model", place, *words[1:])
+        assert code == 2 and not out and "UTF-32" in err and "save it as UTF-8" in err
+    (tmp_path / "t.txt").write_bytes(b"cat\ndog\0\nbird\n")
+    with pytest.raises(UsageError, match="a zero byte at byte 7"):
+        read_lines(tmp_path / "t.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_a_file_without_a_line_is_named(capsys, place, photos, tmp_path, content):
+    """`embed` ended with 2 and no word; `zeroshot` spoke of the template."""
+    (tmp_path / "t.txt").write_bytes(content)
+    for words in (
+        ("zeroshot", "--image", photos, "--labels", f"@{tmp_path}/t.txt"),
+        ("embed", "--text", tmp_path / "t.txt", "--out", tmp_path / "x.npy"),
+    ):
+        code, _, err = run(capsys, words[0], "--model", place, *words[1:])
+        assert code == 2 and "no line that holds anything" in err
+        assert "t.txt" in "".join(line.strip("│ ") for line in err.splitlines())
+
+
+@pytest.mark.parametrize(
+    "name, words", [("", "a folder of this name, or no name"), ("none", "a spelling mistake"), ("in", "a folder")]
+)
+def test_why_a_file_of_labels_is_not_read(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UsageError) as caught:
+        read_lines(Path(name))
+    assert words in caught.value.cause
+
+
+def test_blank_lines_between_texts_are_counted(capsys, place, tmp_path):
+    """A row of the vectors is not the line of that number."""
+    (tmp_path / "t.txt").write_text("a\n\n \nb\n\n")
+    code, out, err = run(capsys, "embed", "--model", place, "--text", tmp_path / "t.txt", "--out", tmp_path / "x.npy")
+    assert code == 0 and "2 vectors" in out and "2 blank lines of" in err
+
+
+def test_labels_that_look_the_same_are_named(capsys, place, photos):
+    """An accent in its letter, and one after it: two labels on the screen that nobody can tell apart."""
+    code, _, err = run(
+        capsys, "zeroshot", "--model", place, "--image", photos / "0.png", "--labels", "caf\u00e9,cafe\u0301"
+    )
+    assert code == 0 and r"look the same" in err and r"'caf\xe9' = 'cafe\u0301'" in err
+    assert look_alike(["a", "b", "a"]) == []
+
+
+def test_overflow_is_said_once_in_our_words(photos, tmp_path):
+    """Not as warnings that name the lines of this package."""
+    huge = saved(tmp_path / "huge", **{"image/pool/mlp/in/kernel": lambda value: value + np.float32(3e38)})
+    with warnings.catch_warnings(action="error"), pytest.raises(UsageError, match="results that are numbers"):
+        load(huge, ops=specification).embed_images(photos)
