@@ -97,6 +97,7 @@ def edits_of(product: Product, side: str, form: str) -> Iterator[tuple[Edit, ...
         yield edit(both, whole)
         if product.added:
             yield edit(both, alone)
+            yield edit(_replaced(both, {product.added: short(product.added)}), whole)  # a layer cast as it is
     if product.name == "scores":  # of programs that divide the scores instead of the query
         late = {
             "inputs": (f"{short('query')} @ {short(second)} / root",),

@@ -109,8 +109,9 @@ def _candidates(products: Sequence[Product], dtype: str) -> Iterator[tuple[str, 
                     yield product.name, side, form, edits
             linear = [product for product in products if product.added]
             for name, some in ((LINEAR, linear), (ALL, products)):
-                if len(some) > 1:
-                    yield name, side, form, tuple(edit for one in some for edit in next(edits_of(one, side, form)))
+                ways = [list(edits_of(one, side, form)) for one in some] if len(some) > 1 else []
+                for k in range(max(map(len, ways), default=0)):
+                    yield name, side, form, tuple(edit for way in ways for edit in way[min(k, len(way) - 1)])
 
 
 def _formats(dtype: str) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 """One product of a tower in fewer bits: every product, format and side shows at ten times the noise, and is named."""
 
 import pytest
+import torch
 from model_roundings import CASES, SIDES, make_rounded
 from models import hugging_face, wide
+from torch.nn import functional
 
 import siglip_ref as sr
 from siglip_ref.check.model_products import WORDS
@@ -66,6 +68,19 @@ def test_the_same_in_several_layers_is_told_once():
     report = sr.check_model(model, "float32")
     assert [finding.id for finding in report.findings] == ["product-low-precision"]
     assert "text/block00/+mlp, text/block01/+mlp" in report.findings[0].evidence
+
+
+def test_layers_that_are_cast_as_they_are_with_their_biases_are_named():
+    model = hugging_face()
+    for layer in model.text_model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.forward = lambda x, own=layer: functional.linear(
+                x.bfloat16(), own.weight.bfloat16(), own.bias.bfloat16()
+            ).to(x.dtype)
+    findings = sr.check_model(model, "float32").findings
+    assert [finding.id for finding in findings] == ["product-low-precision"] * 2, findings
+    assert "the inputs and output of every linear layer, rounded to bfloat16 (8 bits)" in findings[0].evidence
+    assert "the inputs and output of the text head, rounded to bfloat16 (8 bits)" in findings[1].evidence
 
 
 def test_bfloat16_rounding_is_nothing_in_a_model_of_bfloat16():
