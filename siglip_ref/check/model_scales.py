@@ -223,8 +223,9 @@ class Judged:
             return self
         kept = [k for k, scale in enumerate(self.scales) if not scale.shifted]
         labels = {"", *(self.scales[k].label for k in kept)}
-        runs, scales, judges = ([of[k] for k in kept] for of in (self.runs, self.scales, self.judges))
-        return Judged(runs, scales, judges, [row for row in self.details if row.probe in labels])
+        rows = [row for row in self.details if row.probe in labels]
+        runs, scales = [self.runs[k] for k in kept], [self.scales[k] for k in kept]
+        return Judged(runs, scales, [self.judges[k] for k in kept], rows)
 
     @property
     def judge(self) -> Judge:
