@@ -17,7 +17,7 @@ from siglip_ref import ops as specification
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import pair_block
 from siglip_ref.check.noise import FLOAT64, REGIMES, Noise, announce, measure
-from siglip_ref.check.noise_quick import FEWER, quick_noise
+from siglip_ref.check.noise_quick import FEWER_STILL, quick_noise
 from siglip_ref.check.noise_table import Key, digest, table
 from siglip_ref.check.repeated import Repeated
 from siglip_ref.check.tolerance import NORM_EPS, Given, is_quick, scalars_of, unit_rows_again, way_of
@@ -75,7 +75,7 @@ def distinct_noise(given: Given, probe: Repeated, quick: bool = False) -> Noise:
     unit = FLOAT64 if given.regime == "float64" else 1.0
     if quick:
         found = quick_noise(compute, arrays, exact, given.regime, batch=False)
-        _let_sums_run(found, probe, FEWER * unit, rows=SOME, factors=_FACTORS[:1])
+        _let_sums_run(found, probe, FEWER_STILL * unit, rows=SOME, factors=_FACTORS[:1])
         return found
     # in 16 bits every form is also rounded to nearest: by chance what underflows is right on average
     found = measure(compute, arrays, exact, given.regime, scalars=scalars_of(given), by_row=True, few=not narrow)

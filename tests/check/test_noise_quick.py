@@ -56,7 +56,7 @@ def test_large_batches_too() -> None:
     given = given_of(CONVENTIONS[0], Setting("float32", "float32", "cpu", False))
     quick, full = distinct_noise(given, probe, quick=True), distinct_noise(given, probe)
     for name, level in full.absolute.items():
-        assert 0.7 < np.median(quick.absolute[name] / level) < 2.5, name
+        assert 0.7 < np.median(quick.absolute[name] / level) < 3, name
 
 
 def test_nothing_is_said_of_what_takes_milliseconds(capfd: pytest.CaptureFixture[str]) -> None:
