@@ -128,7 +128,7 @@ def parse_fault(text: str, world: int) -> tuple[int, int, str]:
     """rank:hop:kind."""
     rank, _, rest = text.partition(":")
     hop, _, kind = rest.partition(":")
-    if not (rank.isdigit() and hop.isdigit() and kind in FAULTS and int(rank) < world and int(hop) < world):
+    if not (rank.isdecimal() and hop.isdecimal() and kind in FAULTS and int(rank) < world and int(hop) < world):
         expected = f"--fault rank:hop:kind, rank and hop below {world}, kind one of {', '.join(FAULTS)}"
         raise UsageError(expected, repr(text), "a typing mistake", "for instance --fault 1:2:raise")
     return int(rank), int(hop), kind

@@ -47,7 +47,7 @@ def is_launched() -> bool:
 def local_ranks() -> set[int]:
     """All ranks of the job, if all are on this machine and their number is known; else none."""
     for all_, here in (("PMI_SIZE", "MPI_LOCALNRANKS"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")):
-        if os.environ.get(all_, "").isdigit() and os.environ[all_] == os.environ.get(here):
+        if os.environ.get(all_, "").isdecimal() and os.environ[all_] == os.environ.get(here):
             return set(range(int(os.environ[all_])))
     return set()
 
@@ -59,7 +59,7 @@ def require_one_world(size: int) -> None:
     ----------
     size : of the world that MPI sees
     """
-    told = {name: int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()}
+    told = {name: int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdecimal()}
     if size > 1 or 1 in told.values() or not any(told.values()) or os.environ.get(ALONE) == "1":
         return
     name, count = max(told.items(), key=lambda item: item[1])

@@ -88,7 +88,7 @@ def one_training(out: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _in_use(out: Path, holder: str) -> UsageError:
     host, _, process = holder.strip().partition(" ")
-    where = f"process {process} on {host}" if process.isdigit() else "another process"
+    where = f"process {process} on {host}" if process.isdecimal() else "another process"
     return UsageError(
         expected="a folder that no other training is using",
         got=f"{out} is in use by {where}",

@@ -64,7 +64,7 @@ def test_shards_cover_the_batch(pairs, world):
 
 def test_faults_are_read_or_refused():
     assert parse_fault("1:2:kill", 4) == (1, 2, "kill")
-    for text in ("", "1", "1:2", "4:0:kill", "0:4:kill", "-1:0:kill", "1:2:dance"):
+    for text in ("", "1", "1:2", "4:0:kill", "0:4:kill", "-1:0:kill", "1:2:dance", "\u00b2:0:kill"):
         with pytest.raises(UsageError, match="for instance --fault"):
             parse_fault(text, 4)
 

@@ -188,6 +188,9 @@ def test_what_a_launcher_says_is_weighed(monkeypatch):
     for name in launcher.SIZES:
         monkeypatch.delenv(name, raising=False)
     require_one_world(1)
+    for nothing in ("\u00b2", "", "-2", "two"):  # the first is a digit, and no number
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", nothing)
+        require_one_world(1)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     require_one_world(2)
     with pytest.raises(UsageError, match="2 processes were started"):
