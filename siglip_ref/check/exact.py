@@ -70,7 +70,7 @@ def proven(probe: Probe, convention: Convention) -> LossAndGrads:
     >>> from siglip_ref.check.probes import POINTS, loss_probes
     >>> probe = loss_probes(POINTS[:1], None, "float64", "float64")[0][0]
     >>> plain = Convention("log", "unit")
-    >>> proven(probe, plain).loss == exact_loss(probe, plain).loss
+    >>> bool(proven(probe, plain).loss == exact_loss(probe, plain).loss)
     True
     """
     from siglip_ref.arithmetic.ball import balls, certify
