@@ -1,4 +1,4 @@
-"""How often is a right program flagged? More than 10,000 runs under frozen tolerances: docs/generated/false-alarms.md.
+"""How often is a right program flagged? More than 90,000 runs under frozen tolerances: docs/generated/false-alarms.md.
 
 python benchmarks/false_alarms.py [--only torch/,jax] [--least 320] [--processes 2]
 """
@@ -45,6 +45,8 @@ def pieces() -> dict[str, Piece]:
             found[f"{family}/{dtype}"] = partial(losses.runs, family, dtype)
     for dtype in losses.SETTINGS:
         found[f"whole/{dtype}"] = partial(losses.whole_checks, dtype)
+    for dtype in ("float64", "float32"):
+        found[f"real/{dtype}"] = partial(losses.real_size, dtype)
     for regime in of_reference.REGIMES:
         found[f"rounded/{regime}"] = partial(of_reference.runs, regime)
     return found

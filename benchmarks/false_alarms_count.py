@@ -19,11 +19,13 @@ PACKAGE = Path(__file__).parents[1] / "siglip_ref"
 # (of measured.json the noise; its power follows the catalogue of mistakes)
 FROZEN = (
     "check/noise.py",
+    "check/noise_quick.py",
+    "check/repeated_noise.py",
     "check/tolerance.py",
     "arithmetic/rounded.py",
     "arithmetic/variants.py",
 )
-FROZEN_FOR_MODELS = ("check/model_noise.py",)
+FROZEN_FOR_MODELS = ("check/model_noise.py", "check/model_scales.py")
 Pieces = dict[str, tuple[list["Stratum"], float]]
 
 

@@ -16,6 +16,7 @@ from siglip_ref.check.dump import judge as judge_dump
 from siglip_ref.check.frameworks import Framework, Inputs, Setting, load_framework
 from siglip_ref.check.loss import check_loss
 from siglip_ref.check.probes import WIDE_FORMATS
+from siglip_ref.check.repeated import REAL, repeated_probe
 from siglip_ref.check.truth import Convention, Truth, truth
 from siglip_ref.check.truth import judge as judge_probe
 from siglip_ref.loss import sigmoid_loss
@@ -134,6 +135,24 @@ def whole_checks(dtype: str, least: int) -> Iterator[Trial]:
             report = check_loss(fn, "torch", setting.dtype, scalar_dtype=setting.scalar_dtype, precision=precision)
             name = f"whole check_loss: {len(forms)} torch forms"
             yield Trial(name, dtype, form.name, seed, False, report.details, report.verdict)
+
+
+def real_size(dtype: str, least: int) -> Iterator[Trial]:
+    """Every Torch form at 4,100 pairs, in another order of pairs and dimensions for each seed."""
+    forms, setting, framework = torch_forms(), SETTINGS[dtype][0], load_framework("torch")
+    probe = repeated_probe(REAL, None, setting.dtype, setting.scalar_dtype)
+    assert probe is not None
+    for form in forms:
+        right = truth(probe, form.convention, setting)
+        scale = probe.scale if form.convention.scale == "linear" else probe.log_scale
+        given = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
+        with framework.environment(form.fn, setting):
+            for seed in range(HELD_OUT, HELD_OUT + -(-least // len(forms))):
+                order = loss_order(seed, probe.shape)
+                got = framework.call(form.fn, order.inputs(given), setting, "plain")
+                rows = judge_probe(order.outcome(got), right, probe.label)
+                name = f"4,100 pairs: {len(forms)} torch forms"
+                yield Trial(name, dtype, f"{form.name}, {probe.label}", seed, False, rows, verdict_on(rows))
 
 
 def _reordering(fn: Callable[..., Any], seed: int) -> Callable[..., Any]:
