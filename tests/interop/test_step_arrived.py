@@ -92,7 +92,7 @@ def test_a_model_whose_weights_stand_still_fails(dtype, lr):
         ("float16", replace(RULE, lr=1e-7)),
         ("bfloat16", BigVision(lr=1e-4, decay=0.0, smallest=3)),
     ],
-    ids=str,
+    ids=["AdamW in bfloat16", "AdamW in float16", "AdamW in float16, slower", "BigVision"],
 )
 def test_updates_that_are_rounded_away_fail_by_name(kind, rule):
     report = check(Kept(kind, rule))

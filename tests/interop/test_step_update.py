@@ -120,7 +120,7 @@ def test_mistakes_of_big_vision_are_named(update, id):
         (adamw(learning_rate=3e-3), "lr=0.003"),
         (adamw(weight_decay=0.0), "decay=0"),
     ],
-    ids=str,
+    ids=["beta2", "eps", "mask", "decay", "lr", "no decay"],
 )
 def test_other_settings_are_told(update, words):
     report = sr.check_step(update, OPTAX_RULE)
