@@ -10,6 +10,7 @@ import pytest
 # Set before anything imports NumPy, and inherited by every process that a test starts.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ.pop("COLUMNS", None)  # reports as wide as where nobody looks, in a process of xdist, too
 
 
 @pytest.hookimpl(wrapper=True)
