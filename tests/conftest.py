@@ -1,6 +1,7 @@
 """One thread a process, and in CI a skipped test is a failed one: what cannot run there must not look as if it had."""
 
 import os
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -11,6 +12,12 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.pop("COLUMNS", None)  # reports as wide as where nobody looks, in a process of xdist, too
+
+
+def pytest_runtest_setup() -> None:
+    """Numba's pool shares its number of threads with Torch: what a test before set there does not count here."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)
