@@ -1,6 +1,6 @@
 """What a scheme costs: messages and numbers sent, exactly; time and memory, by a model fitted on the machine at hand.
 
-Time of one rank = messages * alpha + bytes * beta + pairs * (per_pair + 6 D * per_flop).
+Time of one rank = messages * alpha + bytes * beta + pairs * (per_pair + 6 D * per_flop), less what is hidden.
 """
 
 import math
@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpi.comm import Communicator, ThreadComm
-from mpi.loss import Home, ring_sigmoid_loss
+from mpi.comm import Array, Communicator, ThreadComm
+from mpi.loss import ring_sigmoid_loss
 from mpi.softmax import ring_softmax_loss
-from siglip_ref import ops
 from siglip_ref.errors import UsageError
 
 SCHEMES = ("blocking", "overlapped", "bidirectional", "autograd-like", "allgather", "masked-allreduce", "softmax ring")
@@ -64,42 +63,63 @@ def memory(scheme: str, pairs: int, world: int, dim: int, tile: int) -> int:
 
 
 class Machine(NamedTuple):
-    """Seconds for a message, a byte, a pair of either loss, an addition or multiplication of a matrix product."""
+    """Seconds for a message, a byte, a pair of either loss, an addition or multiplication of a matrix product.
+
+    hidden : how much of the shorter one, of computing and sending, the overlapped ring hides behind the other
+    both : the time of two directions at once, as a share of that of one after the other
+    """
 
     alpha: float
     beta: float
     per_pair: float
     per_softmax_pair: float
     per_flop: float
+    hidden: float = 1.0
+    both: float = 0.5
 
 
 def fit(comm: Communicator, dtype: str, tile: int) -> Machine:
     """Measure this machine, all ranks at once, so that shared cores and memory are in the numbers."""
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-    sizes = [8, 1 << 12, 1 << 16, 1 << 20, 1 << 22]
+    small, large, largest = 8, 1 << 18, 1 << 21  # a link may let a little pass at once, and the rest at its rate
 
     def message(size: int) -> Callable[[], object]:
         out, back = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
         return lambda: comm.Sendrecv(out, left, 0, back, right, 0)
 
-    times = [_typical(comm, message(size), 7) for size in sizes]
-    weights = 1 / np.asarray(times)  # relative errors count, else the small messages say nothing
-    alpha, beta = np.linalg.lstsq(np.column_stack([np.ones(5), sizes]) * weights[:, None], np.ones(5), rcond=None)[0]
+    alpha, some, more = (_typical(comm, message(size), 15) for size in (small, large, largest))
+    beta = (more - some) / (largest - large)
 
-    def visit(dim: int) -> Callable[[], object]:
-        x, zero = np.full((2 * tile, dim), dim**-0.5, dtype), np.zeros((), dtype)
-        home = Home(0, x, zero, zero, ops, tile)
-        return lambda: home.visit(1, x)
+    alone = ThreadComm.alone()
+
+    def whole(dim: int) -> float:
+        """A pair's share of a loss without messages, all its arrays and tiles in it."""
+        x = np.full((4 * tile, dim), dim**-0.5, dtype)
+        return _typical(comm, lambda: ring_sigmoid_loss(alone, x, x, 0.0, 0.0, tile=tile), 9) / (4 * tile) ** 2
 
     x = np.full((2 * tile, 16), 0.25, dtype)
-    alone = ThreadComm.alone()
-    narrow, wide, softmax = (
-        _typical(comm, action, 5) / (2 * tile) ** 2
-        for action in (visit(16), visit(512), lambda: ring_softmax_loss(alone, x, x, 0.0, [2 * tile]))
-    )
+    softmax = _typical(comm, lambda: ring_softmax_loss(alone, x, x, 0.0, [2 * tile]), 9) / (2 * tile) ** 2
+    narrow, wide = whole(16), whole(512)
     per_flop = max(wide - narrow, 0.0) / (6 * (512 - 16))
     per_pair, softmax_pair = narrow - 6 * 16 * per_flop, softmax - 8 * 16 * per_flop
-    return Machine(max(alpha, 0.0), max(beta, 0.0), max(per_pair, 0.0), max(softmax_pair, 0.0), per_flop)
+    machine = Machine(max(alpha, 0.0), max(beta, 0.0), max(per_pair, 0.0), max(softmax_pair, 0.0), per_flop)
+    side = min(tile, 128)
+    return _with_overlap(comm, machine, np.full((4 * side, 512), 512**-0.5, dtype), side)
+
+
+def _with_overlap(comm: Communicator, machine: Machine, x: Array, tile: int) -> Machine:
+    """What sending beside computing, and in two directions at once, saves here: a link may be shared, or a core."""
+
+    def loss(scheme: str) -> Callable[[], object]:
+        return lambda: ring_sigmoid_loss(comm, x, x, 0.0, 0.0, scheme=scheme, tile=tile)
+
+    one, over, two = (_typical(comm, loss(scheme), 9) for scheme in ("blocking", "overlapped", "bidirectional"))
+    sent = traffic("blocking", [len(x)] * comm.size, 0, x.shape[1])
+    talk = sent.messages * machine.alpha + sent.numbers * x.itemsize * machine.beta
+    talk = min(max(talk, 0.01 * one), 0.95 * one)
+    compute = one - talk
+    hidden = (one - over) / min(compute, talk)
+    return machine._replace(hidden=float(np.clip(hidden, 0, 1)), both=float(np.clip((two - compute) / talk, 0.5, 2)))
 
 
 def seconds(machine: Machine, scheme: str, pairs: int, world: int, dim: int, itemsize: int) -> float:
@@ -111,9 +131,9 @@ def seconds(machine: Machine, scheme: str, pairs: int, world: int, dim: int, ite
     sent = traffic(scheme, [pairs // world] * world, 0, dim)
     talk = sent.messages * machine.alpha + sent.numbers * itemsize * machine.beta
     if scheme == "bidirectional":
-        return compute + talk / 2  # two directions at once
+        return compute + talk * machine.both
     if scheme == "overlapped":
-        return max(compute, talk)
+        return compute + talk - machine.hidden * min(compute, talk)
     if scheme == "masked-allreduce":  # of the usual algorithm: W-1 steps to add up, W-1 to spread the result
         steps = 2 * (world - 1)
         one = steps * machine.alpha + steps / world * (pairs // world) * dim * itemsize * machine.beta

@@ -67,7 +67,7 @@ class Hosts:
     def limit(self, megabytes_per_second):
         """Every card sends at most so much: a token bucket."""
         for host in self.names:
-            rate = ["rate", f"{8 * megabytes_per_second}mbit", "burst", "16kb", "limit", "4mb"]
+            rate = ["rate", f"{8 * megabytes_per_second}mbit", "burst", "16kb", "limit", "16mb"]
             subprocess.run(
                 ["tc", "-n", host, "qdisc", "replace", "dev", self.card(host), "root", "tbf", *rate], check=True
             )
