@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # as malloc.h of the GNU C library numbers them
+_CGROUPS = Path("/sys/fs/cgroup")
+_LIMITS = (  # of control groups, version 2 and version 1: the limit, what is used, and what of that is kept of files
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 
 
 def keep_freed_memory() -> bool:
@@ -45,8 +50,9 @@ def free_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        kept = Path("/sys/fs/cgroup/memory.stat").read_text().split()
-        found.append(limit - used + int(kept[kept.index("inactive_file") + 1]))
+    for limit, used, statistics, name in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            room = int((_CGROUPS / limit).read_text()) - int((_CGROUPS / used).read_text())
+            kept = (_CGROUPS / statistics).read_text().split()
+            found.append(room + int(kept[kept.index(name) + 1]))
     return min(found, default=None)

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from siglip_ref import memory
+
 SECONDS = 20.0  # that one call may take
 SHARE = 0.5  # of the free memory
-_CGROUPS = (  # of version 2, and of version 1
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
-_STATUS, _CLEAR, _LIMITS = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/sys/fs/cgroup")
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
@@ -73,30 +71,16 @@ def free_memory(device: str = "cpu") -> float | None:
     cuda = _cuda(device)
     if cuda:
         return float(cuda.mem_get_info(device)[0])
-    limits = [limit for limit in (_available(), _cgroup()) if limit is not None]
-    return min(limits, default=None)
+    free = memory.free_memory()
+    return _installed() if free is None else float(free)
 
 
-def _available() -> float | None:
+def _installed() -> float | None:
+    """All that a machine has, where the system does not say what is free: macOS."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:  # macOS: all there is
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
         return None
-
-
-def _cgroup() -> float | None:
-    """What a container leaves."""
-    for limit, used in _CGROUPS:
-        try:
-            return float(int((_LIMITS / limit).read_text()) - int((_LIMITS / used).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return None
 
 
 def _cuda(device: str) -> Any:
