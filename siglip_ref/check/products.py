@@ -29,7 +29,8 @@ GradientScale = Literal[
 SIMILARITY, OF_IMAGE, OF_TEXT = "image_embed @ text_embed.T", "d_logits @ text_embed", "d_logits.T @ image_embed"
 LOGITS = "scale * similarity + bias"
 FORMS = {"float32": ("tf32", "bfloat16", "float16"), "float64": ("float32", "tf32", "bfloat16", "float16")}
-EITHER = "tf32 or float16"  # formats of 11 bits, which only numbers below 2^-14 tell apart
+OF_11_BITS = ("tf32", "float16")  # which only numbers below 2^-14 tell apart
+EITHER = "tf32 or float16"  # what a part is called where none does
 NEARLY_ALL = 0.8  # of the rows that are wrong, or would be: a cast from float64 may round twice, by way of float32
 ALIKE = 0.01  # shares that chance may make differ
 UNLIKE = 1.3  # times as far away, on average, is another format
@@ -55,22 +56,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Forward:
-    """The way to the logits. inputs: whether images and texts are rounded; at: what is rounded of what comes out."""
+    """The way to the logits. inputs: whether images and texts are rounded; at: what is rounded of what comes out; told:
+    whether the format is told from the other one of as many bits."""
 
     form: str = ""
     inputs: tuple[bool, bool] = (False, False)
     at: Literal["", "similarity", "scaled", "logits"] = ""
     scale_at: ScaleAt = "after"
+    told: bool = True
 
 
 @dataclass(frozen=True)
 class Backward:
-    """The way back to one embedding. rounded: the logits' gradient, the other embedding's rows, what comes out."""
+    """The way back to one embedding. rounded: the logits' gradient, the other embedding's rows, what comes out;
+    told: as in `Forward`."""
 
     form: str = ""
     rounded: tuple[bool, ...] = (False, False, False)
     scale: GradientScale = "after"
     share: bool = True  # 1 / B is in the logits' gradient already
+    told: bool = True
 
 
 _How = TypeVar("_How", Forward, Backward)
@@ -282,11 +287,11 @@ def _best(
         return None
     near = {how: off for how, off in found if _share(off) > top - ALIKE}
     best = min(near, key=lambda how: _mean(near[how]))
-    if best.form not in EITHER.split(" or "):
+    if best.form not in OF_11_BITS:
         return best
-    others = [off for how, off in near.items() if how.form != best.form and how.form in EITHER.split(" or ")]
+    others = [off for how, off in near.items() if how.form != best.form and how.form in OF_11_BITS]
     told = min(map(_mean, others), default=np.inf) > UNLIKE * _mean(near[best])
-    return best if told else replace(best, form=EITHER)
+    return best if told else replace(best, form=OF_11_BITS[0], told=False)
 
 
 def _share(misses: Array) -> float:
@@ -301,7 +306,7 @@ def _mean(misses: Array) -> float:
 
 
 def _round(values: Array, form: str) -> Array:
-    return np.asarray(round_to(values, FORMATS[form.split(" or ")[0]]))
+    return np.asarray(round_to(values, FORMATS[form]))
 
 
 def _misses(one: Seen, value: Array) -> float:
@@ -326,13 +331,16 @@ def _in_units(one: Seen, off: Array) -> Array:
 
 
 def _parts(forward: Forward, image: Backward, text: Backward) -> Iterator[Part]:
+    def named(how: Forward | Backward) -> str:
+        return how.form if how.told else EITHER
+
     if any(forward.inputs):
-        yield Part(SIMILARITY, "inputs", forward.form)
+        yield Part(SIMILARITY, "inputs", named(forward))
     if forward.at:
         what = {"similarity": SIMILARITY, "scaled": f"scale * ({SIMILARITY})", "logits": LOGITS}[forward.at]
-        yield Part(what, "output", forward.form)
+        yield Part(what, "output", named(forward))
     for what, back in ((OF_IMAGE, image), (OF_TEXT, text)):
         if any(back.rounded[:2]):
-            yield Part(what, "inputs", back.form)
+            yield Part(what, "inputs", named(back))
         if back.rounded[2]:
-            yield Part(what, "output", back.form)
+            yield Part(what, "output", named(back))
