@@ -64,13 +64,6 @@ def loss_noise(
     return measured_noise(given, image_embed, text_embed, scale, bias, exact)
 
 
-def _quick(
-    given: Given, image_embed: Array, text_embed: Array, scale: float, bias: float, exact: LossAndGrads
-) -> Noise:
-    inputs = {"image_embed": image_embed, "text_embed": text_embed, "scale": np.array(scale), "bias": np.array(bias)}
-    return quick_noise(partial(_loss, given), inputs, exact._asdict(), given.regime)
-
-
 def is_quick(given: Given) -> bool:
     """Whether the machine itself computes so, and need not be emulated."""
     return given.regime in WIDE_FORMATS and scalars_of(given) in ("float32", given.regime)
