@@ -7,12 +7,12 @@ model, so what counts is the deviation that is left in the mean square.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.check.mistakes import Edit, Reference, reference
+from siglip_ref.check.mistakes import Edit, reference
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.check.model_products import (
     ALL,
@@ -26,11 +26,10 @@ from siglip_ref.check.model_products import (
     Product,
     edits_of,
 )
+from siglip_ref.check.model_stages import stage_of, stage_values
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import subtree
 from siglip_ref.sizes import Config
-from siglip_ref.towers.text import seen_tokens
 
 FOUND = 0.3  # of the deviation, in the mean square, that may be left
 ALIKE = 3.0  # times what the best leaves: nothing tells these apart
@@ -71,17 +70,25 @@ def find_roundings(
     probe, cfg, conventions, dtype : as in the check
     """
     products = _products(stage)
-    right = _stage(reference(), stage, shown, probe, cfg, conventions) if products else None
-    if right is None or stage not in shown:
+    if not products or stage not in shown:
         return []
-    got = np.asarray(shown[stage][:_ROWS], np.float64)
+    tower = stage.split("/")[0]
+    given = {n: np.asarray(x[:_ROWS], np.float64) for n, x in shown.items() if n.startswith(f"{tower}/")}
+    weights = {n: x for n, x in probe.params.items() if n.startswith(f"{tower}/")}
+    weights |= {n: np.asarray(x, np.float64) for n, x in weights.items() if stage_of(n) == stage}
+    images = np.asarray(probe.images[:_ROWS], np.float64)
+    first = replace(probe, params=weights, images=images, tokens=probe.tokens[:_ROWS])
+
+    def computed(edits: tuple[Edit, ...] = ()) -> Array:
+        return stage_values(reference(edits), tower, given, first, cfg, conventions, {stage})[stage]
+
+    got, right = given[stage], computed()
     off = _size(got - right)
     if not 0 < off <= _LARGEST * _size(right):
         return []
     found: dict[tuple[str, str], dict[str, float]] = {}
     for name, side, form, edits in _candidates(products, dtype):
-        value = _stage(reference(edits), stage, shown, probe, cfg, conventions)
-        left = _size(got - value) / off if value is not None else np.inf
+        left = _size(got - computed(edits)) / off
         of_side = found.setdefault((name, side), {})
         of_side[form] = min(left, of_side.get(form, np.inf))
     # nothing is coarser than bfloat16
@@ -127,51 +134,6 @@ def _products(stage: str) -> tuple[Product, ...]:
     return {"+attn": ATTENTION, "+mlp": MLP, "stem": PATCH if stage.startswith("image") else (), "head": HEAD}.get(
         part, ()
     )
-
-
-def _stage(
-    spec: Reference, stage: str, shown: Mapping[str, Array], probe: Probe, cfg: Config, conventions: Conventions
-) -> Array | None:
-    """The stage in float64, on the model's own input to it, of the first rows; None where that is not shown."""
-    tower, _, name = stage.partition("/")
-    weights = subtree(probe.params, tower)
-    weights = {key: np.asarray(value, np.float64) for key, value in weights.items() if _belongs(key, name)}
-    sizes = cfg.image if tower == "image" else cfg.text
-    gelu, eps = (getattr(conventions, f"{tower}_{field}") for field in ("gelu", "norm_eps"))
-    if name == "stem":
-        images = np.asarray(probe.images[:_ROWS], np.float64)
-        patches, _ = spec.ops.patch_embed_forward(images, weights["patch/kernel"], weights["patch/bias"], cfg.patch)
-        return spec.ops.position_forward(patches, weights["position"])[0]
-    before = _before(name)
-    if f"{tower}/{before}" not in shown:
-        return None
-    x = np.asarray(shown[f"{tower}/{before}"][:_ROWS], np.float64)
-    if name == "head":
-        return spec.ops.linear_forward(x, weights["head/kernel"], weights["head/bias"])[0]
-    if name == "pool":
-        return spec.ops.map_head_forward(x, subtree(weights, "pool"), sizes.heads, gelu, eps)[0]
-    block = subtree(weights, name.split("/")[0])
-    which = "1" if name.endswith("+attn") else "2"
-    normed, _ = spec.ops.layer_norm_forward(x, block[f"norm{which}/gamma"], block[f"norm{which}/beta"], eps)
-    if which == "2":
-        return x + spec.ops.mlp_forward(normed, subtree(block, "mlp"), gelu)[0]
-    mask = seen_tokens(probe.tokens[:_ROWS], None, conventions) if tower == "text" else None
-    return x + spec.ops.attention_forward(normed, normed, subtree(block, "attn"), sizes.heads, mask)[0]
-
-
-def _before(name: str) -> str:
-    """The activation from which a stage starts."""
-    block, _, half = name.partition("/")
-    if half == "+mlp":
-        return f"{block}/+attn"
-    if half == "+attn":
-        number = int(block.removeprefix("block"))
-        return f"block{number - 1:02d}/+mlp" if number else "stem"
-    return {"pool": "norm", "head": "pool"}[name]
-
-
-def _belongs(key: str, name: str) -> bool:
-    return key.startswith({"stem": ("patch/", "position"), "head": ("head/",), "pool": ("pool/",)}.get(name, name[:8]))
 
 
 def _size(x: Array) -> float:
