@@ -7,12 +7,13 @@ from numbers import Integral, Real
 from typing import Any
 
 from siglip_ref.check.frameworks import ARGUMENTS, Setting, describe
+from siglip_ref.check.product_findings import DECLARED
 from siglip_ref.check.refusals import holds_its_own
-from siglip_ref.check.repeated import Size
 from siglip_ref.check.tolerance import ARITHMETIC
 from siglip_ref.check.truth import CONVENTIONS, Convention
 from siglip_ref.errors import UsageError
 
+SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch
 _COUNTS = {4: "four", 5: "five", 6: "six"}
 
 
@@ -120,7 +121,7 @@ def setting_of(
             cause="another name" if set(still) - set(ARGUMENTS) else "no input is left whose gradient is asked for",
             repair='frozen=("image_embed",)',
         )
-    if products is not None and (products not in ("tf32", "bfloat16") or name != "float32"):
+    if products is not None and (products not in DECLARED or name != "float32"):
         raise UsageError(
             expected='products "tf32" or "bfloat16", with dtype "float32", or None: products are not rounded',
             got=f'products {products!r} with dtype "{name}"',
@@ -128,18 +129,6 @@ def setting_of(
             repair='check_loss(fn, products="tf32")',
         )
     return Setting(name, scalar, str(device), precision == "autocast", still, products or "")
-
-
-def require_size(size: str) -> Size:
-    """How large the largest batch is."""
-    if size in ("small", "real"):
-        return size  # type: ignore[return-value]
-    raise UsageError(
-        expected='size "small", up to 1,151 pairs, or "real", 4,100 pairs besides',
-        got=repr(size),
-        cause="there is no such size",
-        repair='check_loss(fn, size="real")',
-    )
 
 
 def dtype_name(dtype: object, argument: str) -> str:

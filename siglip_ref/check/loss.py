@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from siglip_ref.check.arguments import (
+    SIZES,
     declared_conventions,
     require_arguments,
     require_instance,
-    require_size,
+    require_one_of,
     setting_of,
 )
 from siglip_ref.check.frameworks import framework_of, load_framework
@@ -83,7 +84,8 @@ def check_loss(
     require_instance(fn)
     require_arguments(fn)
     setting = setting_of(dtype, scalar_dtype, device, precision, frozen, products)
+    require_one_of("size", size, SIZES)
     declared = declared_conventions(scale, embeddings)
     loaded = load_framework(framework or framework_of(fn))
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
-        return run_check(Run(fn, loaded, setting, dims, progress, require_size(size)), declared)
+        return run_check(Run(fn, loaded, setting, dims, progress, size), declared)

@@ -21,6 +21,7 @@ from siglip_ref.ops.elementary import Array, sigmoid, softplus
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 
 Place = Literal["inputs", "output"]
+RoundedAt = Literal["", "similarity", "scaled", "logits"]
 ScaleAt = Literal["after", "image", "text"]  # where the scale is multiplied in, on the way to the logits
 GradientScale = Literal[
     "slopes", "other", "after"
@@ -61,7 +62,7 @@ class Forward:
 
     form: str = ""
     inputs: tuple[bool, bool] = (False, False)
-    at: Literal["", "similarity", "scaled", "logits"] = ""
+    at: RoundedAt = ""
     scale_at: ScaleAt = "after"
     told: bool = True
 
@@ -155,14 +156,13 @@ def _telling_first(wrong: Sequence[Seen], numbers: Mapping[str, Numbers]) -> lis
 
 def _forwards(dtype: str) -> Iterator[Forward]:
     yield Forward()
-    places = [
-        *((inputs, "") for inputs in ((True, True), (True, False), (False, True))),
-        *(((False, False), at) for at in ("similarity", "scaled", "logits")),
-        ((True, True), "similarity"),
-    ]
-    for form, (inputs, at), scale_at in product(FORMS[dtype], places, ("after", "image", "text")):
+    neither, both = (False, False), (True, True)
+    places: list[tuple[tuple[bool, bool], RoundedAt]] = [(both, ""), ((True, False), ""), ((False, True), "")]
+    places += [(neither, "similarity"), (neither, "scaled"), (neither, "logits"), (both, "similarity")]
+    scales: tuple[ScaleAt, ...] = ("after", "image", "text")
+    for form, (inputs, at), scale_at in product(FORMS[dtype], places, scales):
         if at != "scaled" or scale_at == "after":
-            yield Forward(form, inputs, at, scale_at)  # type: ignore[arg-type]
+            yield Forward(form, inputs, at, scale_at)
 
 
 def _logits(n: Numbers, how: Forward) -> Logits:
