@@ -33,7 +33,10 @@ from siglip_ref.errors import UsageError
     ],
 )
 def test_a_harm(kind, name):
-    found = Harm(random.Random(1), "loss", kind, name, 3, 2.0)
+    for delay in (2.0, 0.5, 0.0):  # a quick machine may have ended the job before it is harmed
+        found = Harm(random.Random(1), "loss", kind, name, 3, delay)
+        if not found.over:
+            break
     assert not found.fault and not found.over and found.named in (None, True), found
     assert found.named or kind not in ("rank", "watcher"), found
     assert (found.code == 0) == (kind == "guard"), found
