@@ -66,7 +66,7 @@ class Machine(NamedTuple):
     """Seconds for a message, a byte, a pair of either loss, an addition or multiplication of a matrix product.
 
     hidden : how much of the shorter one, of computing and sending, the overlapped ring hides behind the other
-    both : the time of two directions at once, as a share of that of one after the other
+    both : the time that bytes take in two directions at once, as a share of that of one after the other
     """
 
     alpha: float
@@ -115,11 +115,12 @@ def _with_overlap(comm: Communicator, machine: Machine, x: Array, tile: int) -> 
 
     one, over, two = (_typical(comm, loss(scheme), 9) for scheme in ("blocking", "overlapped", "bidirectional"))
     sent = traffic("blocking", [len(x)] * comm.size, 0, x.shape[1])
-    talk = sent.messages * machine.alpha + sent.numbers * x.itemsize * machine.beta
-    talk = min(max(talk, 0.01 * one), 0.95 * one)
+    wait, carrying = sent.messages * machine.alpha, sent.numbers * x.itemsize * machine.beta
+    talk = min(max(wait + carrying, 0.01 * one), 0.95 * one)
     compute = one - talk
     hidden = (one - over) / min(compute, talk)
-    return machine._replace(hidden=float(np.clip(hidden, 0, 1)), both=float(np.clip((two - compute) / talk, 0.5, 2)))
+    both = (two - compute - wait) / max(carrying, 0.01 * one)
+    return machine._replace(hidden=float(np.clip(hidden, 0, 1)), both=float(np.clip(both, 0.5, 2)))
 
 
 def seconds(machine: Machine, scheme: str, pairs: int, world: int, dim: int, itemsize: int) -> float:
@@ -130,8 +131,8 @@ def seconds(machine: Machine, scheme: str, pairs: int, world: int, dim: int, ite
     compute = pairs / world * pairs * per_pair
     sent = traffic(scheme, [pairs // world] * world, 0, dim)
     talk = sent.messages * machine.alpha + sent.numbers * itemsize * machine.beta
-    if scheme == "bidirectional":
-        return compute + talk * machine.both
+    if scheme == "bidirectional":  # its messages leave in pairs
+        return compute + sent.messages / 2 * machine.alpha + sent.numbers * itemsize * machine.beta * machine.both
     if scheme == "overlapped":
         return compute + talk - machine.hidden * min(compute, talk)
     if scheme == "masked-allreduce":  # of the usual algorithm: W-1 steps to add up, W-1 to spread the result

@@ -44,10 +44,12 @@ class Polled:
         return self.done()
 
     def Wait(self) -> bool:
-        pause = 20e-6
+        """Sleep and ask in turn; often at first, for a library moves a message on only when it is asked."""
+        start, pause = time.monotonic(), 20e-6
         while not self.done():
             time.sleep(pause)
-            pause = min(2 * pause, 1e-3)
+            longest = (time.monotonic() - start) / 100
+            pause = min(2 * pause, max(2e-4, longest), 1e-3)
         return True
 
 

@@ -65,9 +65,9 @@ class Hosts:
         return int(subprocess.run(counted, check=True, capture_output=True, text=True).stdout)
 
     def limit(self, megabytes_per_second):
-        """Every card sends at most so much: a token bucket."""
+        """Every card sends at most so much: a token bucket, large enough for a core that comes a millisecond late."""
         for host in self.names:
-            rate = ["rate", f"{8 * megabytes_per_second}mbit", "burst", "16kb", "limit", "16mb"]
+            rate = ["rate", f"{8 * megabytes_per_second}mbit", "burst", "128kb", "limit", "16mb"]
             subprocess.run(
                 ["tc", "-n", host, "qdisc", "replace", "dev", self.card(host), "root", "tbf", *rate], check=True
             )

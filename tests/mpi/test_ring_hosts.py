@@ -59,7 +59,7 @@ def test_what_a_rank_sends_goes_over_the_wire(count, tmp_path):
 def test_the_cost_model_fitted_on_other_sizes_predicts(rate, latency, tmp_path):
     with hosts(2, tmp_path) as several:
         several.limit(rate)
-        run = several.run(PROGRAM, "cost", latency, ranks=2, timeout=300)
+        run = several.run(PROGRAM, "cost", rate, latency, ranks=2, timeout=300)
     assert run.code == 0 and not run.left, run
     report = json.loads(run.out)
     print(rate, latency, report)

@@ -12,6 +12,7 @@ from mpi.loss import ring_sigmoid_loss
 from mpi.ring import ring
 from mpi.schemes import SCHEMES
 from mpi.softmax import ring_softmax_loss
+from mpi.wrappers import Polled
 from siglip_ref.ops import softmax_loss
 
 SIZES = {
@@ -167,3 +168,18 @@ def test_threads_that_wait_for_ever_end_at_the_timeout():
 
     with pytest.raises(TimeoutError, match="ranks \\[0\\]"):
         ThreadComm.run(2, work, timeout=0.2)
+
+
+@pytest.mark.parametrize("seconds, at_least, at_most", [(0.016, 70, 200), (3.0, 2900, 4000)])
+def test_who_waits_asks_often_at_first_and_seldom_later(seconds, at_least, at_most, monkeypatch):
+    """Over TCP a message moves on only while the library is asked; who waits for long is not to take a core."""
+    clock, asked = [0.0], 0
+    monkeypatch.setattr("mpi.wrappers.time.sleep", lambda pause: clock.__setitem__(0, clock[0] + pause))
+    monkeypatch.setattr("mpi.wrappers.time.monotonic", lambda: clock[0])
+
+    def done():
+        nonlocal asked
+        asked += 1
+        return clock[0] >= seconds
+
+    assert Polled(done).Wait() and at_least <= asked <= at_most

@@ -1,5 +1,5 @@
-"""On ranks of several hosts. `bits`: the deterministic loss, as a fingerprint, and what was sent. `cost RATE`: the cost
-model, fitted here on messages of other sizes, beside what a loss took. Rank 0 prints JSON."""
+"""On ranks of several hosts. `bits`: the deterministic loss, as a fingerprint, and what was sent. `cost RATE
+LATENCY`: the cost model, fitted here on messages of other sizes, beside what a loss took. Rank 0 prints JSON."""
 
 import json
 import sys
@@ -46,10 +46,10 @@ def one_big_trip():
     return counted.bytes
 
 
-def cost(latency):
+def cost(rate, latency):
     comm = Patient(WORLD)
-    if latency:
-        comm = Throttled(comm, latency, float("inf"))
+    if latency:  # added to the time that the bytes take, as on a long cable
+        comm = Throttled(comm, latency, 1e6 * rate)
     machine = fit(comm, "float32", TILE)
     x = np.full((PAIRS, DIM), DIM**-0.5, np.float32)
     rows = {}
@@ -72,7 +72,7 @@ if sys.argv[1] == "bits":
 elif sys.argv[1] == "bytes":
     report = {"sent": WORLD.gather(one_big_trip())}
 else:
-    report = cost(float(sys.argv[2]))
+    report = cost(*map(float, sys.argv[2:]))
 report["hosts"] = sorted(set(WORLD.gather(MPI.Get_processor_name()) or []))
 if WORLD.rank == 0:
     print(json.dumps(report))
