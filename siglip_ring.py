@@ -32,10 +32,9 @@ def main() -> None:
 
 def command() -> int:
     """The command, in the process of the rank."""
-    from mpi.cli import app
+    from mpi.cli import run_app
 
-    app()
-    return 0
+    return run_app()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from mpi.launcher import require_one_world
 from mpi.progress import COMMAND, Progress
 from mpi.watch import supervise
 from siglip_ref.errors import UsageError
-from siglip_ref.options import Force
+from siglip_ref.options import Force, require_words
 from siglip_ref.outputs import require_free
 from siglip_ref.training.command import run as run_training
 from siglip_ref.training.command import with_options
@@ -210,6 +210,7 @@ def main() -> None:
 
 def run_app() -> int:
     """The command, in the process of the rank."""
+    require_words(sys.argv)
     app()
     return 0
 

@@ -19,7 +19,7 @@ from siglip_ref import bench_cli, zeroshot_cli
 from siglip_ref.check import noise_cli
 from siglip_ref.errors import UsageError
 from siglip_ref.interrupt import guarded
-from siglip_ref.options import no_overwriting
+from siglip_ref.options import no_overwriting, require_words
 from siglip_ref.training import command as training
 from siglip_ref.vectors import cli as vectors_cli
 
@@ -53,6 +53,7 @@ def main() -> None:
         # Pillow warns at half the size of image that is taken here.
         warnings.filterwarnings("ignore", "Image size .* exceeds limit")
         try:
+            require_words(sys.argv)
             app()
         except UsageError as error:
             _explain(error)

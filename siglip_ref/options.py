@@ -1,15 +1,36 @@
 """Options that several commands share."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from siglip_ref.errors import UsageError
 from siglip_ref.outputs import require_free
 
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names")]
+
+MAY_BE_EMPTY = ("--prefix",)
+
+
+def require_words(argv: Sequence[str]) -> None:
+    """Refuse empty words: as a path, one would be the folder where the command runs.
+
+    >>> require_words(["siglip-ref", "train", "--out", "run"])
+    """
+    for before, word in pairwise(argv):
+        if (not word and before not in MAY_BE_EMPTY) or (
+            word.startswith("--") and word.endswith("=") and word[:-1] not in MAY_BE_EMPTY
+        ):
+            raise UsageError(
+                expected="a value for every option, and no empty word",
+                got=word or f'"" after {before}',
+                cause="a variable of the shell that is not set",
+                repair="write the value, or leave the option out",
+            )
 
 
 def no_overwriting(

@@ -176,7 +176,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         least, most = int(values.min(initial=0)), int(values.max(initial=0))
         if least < 0 or most > 65_535:
             raise NoRangeError(f"whole numbers of 32 bits, from {least} to {most}")
-        image = Image.fromarray((values >> 8 if most > 255 else values).astype(np.uint8))
+        sixteen = image.mode.startswith("I;16") or image.format == "PPM" or most > 255  # however dark it is
+        image = Image.fromarray((values >> 8 if sixteen else values).astype(np.uint8))
     if image.mode == "F":
         raise NoRangeError("floating-point pixels")
     if image.mode == "P" and "transparency" in image.info:

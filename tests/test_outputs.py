@@ -1,6 +1,7 @@
 """No command writes over what is there: outputs that exist are refused, before any work, unless --force is given."""
 
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -213,3 +214,13 @@ def test_names_that_no_file_can_have(name, place, tmp_path, capsys):
         assert code == 2 and "choose a shorter name" in err, words
     with pytest.raises(UsageError, match="null"):
         require_free([tmp_path / "a\0b"])
+
+
+@pytest.mark.parametrize("module", ["siglip_ref", "siglip_ring"])
+@pytest.mark.parametrize("words", [["--out", ""], ["--out="]])
+def test_a_variable_of_the_shell_that_is_not_set_is_no_folder(module, words, tmp_path):
+    """An empty word was the folder where the command ran, and was filled."""
+    command = [sys.executable, "-m", module, "train", "--data", "digits", "--steps", "1", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "a variable of the shell that is not set" in " ".join(done.stderr.split()), done
+    assert not list(tmp_path.iterdir())

@@ -182,6 +182,17 @@ def test_sixteen_bits_with_a_transparent_value(tmp_path):
     assert open_image(tmp_path / "a.png").size == (8, 8)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_a_dark_picture_of_sixteen_bits_is_dark(suffix, tmp_path):
+    """Where no value was above 255 they were taken for 8 bits: 256 times too bright."""
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "pgm":
+        path.write_bytes(b"P5\n8 8\n65535\n" + np.full((8, 8), 200, ">u2").tobytes())
+    else:
+        Image.fromarray(np.full((8, 8), 200, np.uint16)).save(path)
+    assert np.asarray(open_image(path)).max() == 0
+
+
 def test_a_box_that_claims_two_gigabytes_reserves_none(tmp_path):
     """Pillow's reader of JPEG 2000 asks the file for as many bytes as the box says."""
     import tracemalloc
