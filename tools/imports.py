@@ -20,7 +20,9 @@ Arrows = set[tuple[str, str]]
 
 def arrows_of(graph: grimp.ImportGraph, room: Callable[[str], str]) -> Arrows:
     """From the room that imports to the one that is imported; room(module) is "" for modules that do not count."""
-    pairs = {(room(one), room(other)) for one in graph.modules for other in graph.find_modules_directly_imported_by(one)}
+    pairs = {
+        (room(one), room(other)) for one in graph.modules for other in graph.find_modules_directly_imported_by(one)
+    }
     return {(one, other) for one, other in pairs if one and other and one != other}
 
 
@@ -37,7 +39,7 @@ def circles(arrows: Arrows) -> list[list[str]]:
 def room_below(package: str) -> Callable[[str], str]:
     """The folder or file directly below a package, itself left out."""
     depth = package.count(".") + 1
-    return lambda module: (module.split(".") + [""])[depth] if module.startswith(f"{package}.") else ""
+    return lambda module: [*module.split("."), ""][depth] if module.startswith(f"{package}.") else ""
 
 
 def tell(title: str, graph: grimp.ImportGraph, room: Callable[[str], str]) -> Arrows:
