@@ -8,6 +8,7 @@ tries a second number of ranks too), the one that sends in both directions at W 
 
 import argparse
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,8 +42,9 @@ def right(times: int) -> Iterator[Check]:
 
 
 def spin() -> None:
-    """Until it is ended."""
-    while True:
+    """Until it is ended, or its parent is."""
+    parent = os.getppid()
+    while os.getppid() == parent:
         pass
 
 
