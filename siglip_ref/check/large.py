@@ -15,6 +15,7 @@ from siglip_ref.check.repeated_noise import LARGE
 from siglip_ref.check.report import Finding
 from siglip_ref.check.resources import affordable, extrapolated, return_freed
 from siglip_ref.check.truth import Convention, Truth, judge, truth
+from siglip_ref.ops.elementary import Array
 
 if TYPE_CHECKING:
     from siglip_ref.check.loss_calls import Run
@@ -64,11 +65,14 @@ def _affordable(run: "Run", probe: Repeated, convention: Convention, left_out: l
     return False
 
 
-def looks_for(setting: Setting, outcomes: Outcomes) -> tuple[dict[str, bool], dict[str, str]]:
-    """Of mistakes that no edit makes: whether this run did look for them; and where it need not, why."""
+def looks_for(setting: Setting, outcomes: Outcomes, whole: bool) -> tuple[dict[str, bool], dict[str, str]]:
+    """Of mistakes that no edit makes: whether this run did look for them; and where it need not, why.
+
+    whole : there was a batch that tiles divide, see `siglip_ref.check.tails`
+    """
     wide = setting.dtype in WIDE_FORMATS
     real = any(len(probe.order) >= LARGE for probe, _, _ in outcomes.values())
-    looked = {"beyond-a-tile": bool(outcomes), "gradient-wrong-at-tie": True}
+    looked = {"beyond-a-tile": bool(outcomes), "gradient-wrong-at-tie": True, "tail-counted-twice": whole}
     looked |= {id: not setting.products for id in ROUNDINGS if wide} | (
         {} if wide else {"sums-cancel-in-16-bits": real}
     )
@@ -97,7 +101,7 @@ def large_findings(small: Sequence[Row], outcomes: Outcomes, narrow: bool) -> li
     label = wrong[0].probe
     here = [row for row in wrong if row.probe == label]
     _, outcome, right = outcomes[label]
-    places = {name: _far_off(outcome, right, name) for name in ("image_embed", "text_embed")}
+    places = {name: far_off(outcome.gradients.get(name), right.exact[name]) for name in ("image_embed", "text_embed")}
     told = [f"d {name}: {place}" for name, place in places.items() if place]
     names = ", ".join(row.name if row.kind == "value" else f"d {row.name}" for row in here)
     evidence = "; ".join([f"right at up to 131 pairs, wrong at {label}: {names}", *told])
@@ -105,9 +109,8 @@ def large_findings(small: Sequence[Row], outcomes: Outcomes, narrow: bool) -> li
     return [Finding(id, here[0].name, here[0].rows, evidence, CATALOGUE[id].repair)]
 
 
-def _far_off(outcome: Outcome, right: Truth, name: str) -> str:
+def far_off(got: Array | None, exact: Array) -> str:
     """The rows that are zero, or off by half of their size and more, where others are not."""
-    got, exact = outcome.gradients.get(name), right.exact[name]
     if got is None or np.shape(got) != exact.shape:
         return ""
     with np.errstate(all="ignore"):

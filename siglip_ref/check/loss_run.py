@@ -25,6 +25,7 @@ from siglip_ref.check.refusals import refuses_everything
 from siglip_ref.check.report import Finding, Report, worst_rows
 from siglip_ref.check.seen import distance, seen_of
 from siglip_ref.check.sight import in_the_catalogue, loss_sight
+from siglip_ref.check.tails import has_whole_tiles, tail_finding, with_a_tail
 from siglip_ref.check.ties import tie_finding
 from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
@@ -174,7 +175,7 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
     judged_as_wrong = {row.probe for row in details if row.trouble == "refused"}
     not_checked = left_out + [f"d {name}: frozen, as declared" for name in run.setting.frozen]
     not_checked += [str(one) for one in run.refused if one.label not in judged_as_wrong]
-    looked_for, reasons = looks_for(run.setting, large)
+    looked_for, reasons = looks_for(run.setting, large, has_whole_tiles(probe for probe, _, _ in run.outcomes.values()))
     seen = loss_sight(run.outcomes, details, convention, run.setting, run.ways, looked_for, reasons)
     report = Report(
         title=f"{describe(run.fn)} ({run.framework.name}, {run.setting.words})",
@@ -226,11 +227,15 @@ def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[F
         tie = tie_finding(seen, probes, convention)
         if tie:
             return [tie]
+        tail = tail_finding(seen, probes, convention, run.dims)
+        if tail:
+            return [tail]
 
     def predict(mistakes: Sequence[Mistake]) -> Predicted:
         return Predicted(mistakes, contexts, run.setting.dtype)
 
     found = explain(seen, suspects(ranks=False), predict, lambda wrong: patterns(wrong, contexts))
+    found = with_a_tail(found, run.dims)
     named = {finding.id for finding in found} - {"unknown"}
     certain = [hint for hint in hints if hint.id != "unknown" and not (hint.id in UNSTABLE and named & UNSTABLE)]
     return certain + found if named else hints or found

@@ -30,7 +30,7 @@ class Point:
     """Where to probe. shape (B, D) is a wish: `dims` may round it up. texts: how they lie to the images, see `rows_of`.
 
     bias None: the balanced bias -log(B - 1), at which positives and negatives weigh the same. full: full mantissas,
-    where the format has more than 16 bits.
+    where the format has more than 16 bits. for_its_shape: left out where multiples give another probe its shape.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Point:
     lengths: Sequence[float] = (0,)  # rows are multiplied by 2 ** these, in turn
     full: bool = False
     hunts: str = ""
+    for_its_shape: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +67,18 @@ class Probe:
 
 
 WIDE, TALL, ONE, MANY, LONG = (9, 20), (22, 7), (1, 20), (131, 10), (6, 1031)
+# No tile of 8 and more divides those: here every power of two does, up to 128 of the batch and 64 of the width, and
+# nothing is left over. There are two, so that a fault in how the batch is cut is told from one in how the width is.
+WHOLE, WHOLE_WIDTH = (128, 16), (9, 64)
 COLD, WARM, HOT, BEYOND = 2.3125, 4.6875, 4.8125, 6.9375  # scales of about 10, 109, 123, 1030
+BELOW_ONE = -0.59375  # a scale of 0.55
 
 POINTS = (
     Point("balanced", WIDE, COLD, None, full=True, hunts="negatives that are missing, or counted twice"),
-    Point("balanced, B > D", TALL, COLD, None, hunts="B and D mixed up"),
+    Point("balanced, B > D", TALL, COLD, None, hunts="B and D mixed up", for_its_shape=True),
     Point("init", TALL, COLD, -10.0, full=True, hunts="the positives' part, as a fresh model has it"),
-    Point("trained", WIDE, WARM, -16.0, "far", full=True, hunts="wrong scale, at the values of released models"),
-    Point("trained, B > D", TALL, WARM, -16.0, "far", hunts="wrong scale, at the values of released models"),
+    Point("trained", WHOLE_WIDTH, WARM, -16.0, "far", full=True, hunts="wrong scale, at the values of released models"),
+    Point("trained, B > D", TALL, WARM, -16.0, "far", hunts="B and D mixed up at large scales", for_its_shape=True),
     Point("saturated, right", WIDE, WARM, -50.0, "own", hunts="NaN where every pair is sure and right"),
     Point("saturated, wrong", WIDE, WARM, 50.0, "crossed", hunts="NaN where most pairs are sure and wrong"),
     Point("logits to +-120", TALL, HOT, -3.0, "crossed", full=True, hunts="log-sigmoid not stable in float32"),
@@ -83,6 +88,8 @@ POINTS = (
     Point("many pairs", MANY, COLD, None, full=True, hunts="tiles and chunks that do not divide B"),
     Point("zero logits", WIDE, COLD, 0.0, "axes", hunts="a softplus whose two branches meet wrongly"),
     Point("long rows", LONG, COLD, -8.0, full=True, hunts="tiles of D that drop what lies beyond"),
+    Point("small scale", WIDE, BELOW_ONE, 0.703125, full=True, hunts="a scale or a bias cut at 0, or without sign"),
+    Point("whole tiles", WHOLE, COLD, None, full=True, hunts="a tail where none is left", for_its_shape=True),
 )
 
 # Where the format has more than 16 bits.
@@ -106,7 +113,7 @@ def points_of(embeddings: str, dtype: str) -> tuple[Point, ...]:
     """The standard points of a loss that is given "unit" or "raw" rows, in this dtype.
 
     >>> [len(points_of("unit", dtype)) for dtype in ("bfloat16", "float32")]
-    [15, 16]
+    [17, 18]
     """
     fine = FINE_POINTS if dtype in WIDE_FORMATS else ()
     return POINTS + fine + (RAW_POINTS if embeddings == "raw" else UNIT_POINTS)
@@ -130,6 +137,7 @@ def loss_probes(
     """
     probes, left_out = [], []
     batch, dim, listed = read_dims(dims)
+    taken = set() if listed or not dims else {fitted(p.shape, batch, dim) for p in points if not p.for_its_shape}
     for index, point in enumerate(points):
         pairs, width = listed[index % len(listed)] if listed else point.shape
         if not listed and point.shape == ONE and batch > 1:
@@ -141,6 +149,8 @@ def loss_probes(
                 left_out.append(f"{point.name}: B = 1 is not among the given dims")
                 continue
         shape = (pairs, width) if listed else fitted((pairs, width), batch, dim)
+        if point.for_its_shape and (shape in taken or (listed and point.shape == WHOLE)):
+            continue
         probes.append(make_probe(point, shape, dtype, scalar_dtype))
     done = {probe.shape for probe in probes}
     probes += [make_probe(POINTS[0], shape, dtype, scalar_dtype) for shape in listed if shape not in done]

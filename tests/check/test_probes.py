@@ -103,6 +103,27 @@ def test_points_cover_small_and_large_batches_and_every_regime() -> None:
     assert all(point.hunts for point in POINTS + FINE_POINTS + UNIT_POINTS + RAW_POINTS)
 
 
+def test_every_usual_tile_divides_some_batch_and_some_width_and_none_divides_others() -> None:
+    shapes = {probe.shape for probe in PROBES}
+    for tile in (2, 4, 8, 16, 32, 64, 128):
+        assert {b % tile == 0 for b, _ in shapes} == {True, False}
+        assert tile > 64 or {d % tile == 0 for _, d in shapes} == {True, False}
+    # of which the batch, which the width: at no single shape both, from 32 on
+    assert not {b for b, _ in shapes if b % 32 == 0} & {b for b, d in shapes if d % 32 == 0}
+
+
+def test_scales_below_one_and_moderate_biases_above_zero() -> None:
+    [small] = [probe for probe in PROBES if probe.log_scale < 0]
+    assert small.log_scale < -0.5 and 0.5 < small.bias < 1 and small.scale < 1
+
+
+def test_points_for_a_shape_are_left_out_where_multiples_give_it_to_another() -> None:
+    names = [[probe.name for probe in loss_probes(POINTS, dims)[0]] for dims in (None, {"batch": 128, "dim": 64})]
+    assert set(names[0]) - set(names[1]) == {"one pair", "whole tiles", "balanced, B > D", "trained, B > D"}
+    kept = [probe.name for probe in loss_probes(POINTS, {"dim": 8})[0]]
+    assert "whole tiles" in kept
+
+
 def test_the_same_numbers_every_time() -> None:
     first = PROBES[0]
     again = loss_probes(POINTS, [first.shape])[0][0]
