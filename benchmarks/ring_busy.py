@@ -18,8 +18,8 @@ PAIRS, DIM, REPEATS = 8192, 128, 3
 def worker(way: str, shape: str) -> None:
     import numpy as np
 
+    from mpi.batch import shard_sizes
     from mpi.cli import world
-    from mpi.job import shard_sizes
     from mpi.loss import ring_sigmoid_loss
 
     comm = world(way == "spin")

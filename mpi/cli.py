@@ -82,7 +82,8 @@ def loss(
     force: Force = False,
 ) -> None:
     """Compute the loss and all gradients of a batch; show what every rank held, sent and received, hop by hop."""
-    from mpi.job import Job, run
+    from mpi.batch import Job
+    from mpi.job import run
     from mpi.show import show
 
     check = pairs <= 4096 if check is None else check
@@ -110,7 +111,8 @@ def trace(
     force: Force = False,
 ) -> None:
     """Write what every rank did: a compact JSON with its schema, and a file for ui.perfetto.dev."""
-    from mpi.job import Job, run
+    from mpi.batch import Job
+    from mpi.job import run
     from mpi.trace import write
 
     job = Job(pairs, dim, scheme, tile=tile, unequal=unequal, seed=seed, check=False)

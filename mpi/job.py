@@ -1,17 +1,16 @@
 """The run behind `siglip-ring loss` and `siglip-ring trace`: a batch from a seed, the ring, its trace, the check."""
 
-import math
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from mpi.batch import Job, Outcome, bias_of, make_batch, shard_sizes
 from mpi.comm import Array, Communicator
 from mpi.loss import ring_sigmoid_loss
-from mpi.observe import Event, Faults, Listener, Observed
+from mpi.observe import Faults, Listener, Observed
 from mpi.progress import Progress
 from mpi.trace import Trace, collect
 from siglip_ref import ops
@@ -19,56 +18,6 @@ from siglip_ref.errors import UsageError
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
 
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to compute; `fault` is rank:hop:kind, for demonstrations and tests."""
-
-    pairs: int
-    dim: int
-    scheme: str
-    dtype: str = "float64"
-    tile: int = 128
-    unequal: bool = False
-    seed: int = 0
-    log_scale: float = math.log(10.0)
-    bias: float | None = None  # -log(pairs - 1)
-    check: bool = True
-    fault: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What every rank knows at the end; `worst` is the largest error against one process, if checked."""
-
-    events: list[Event]
-    sizes: list[int]
-    loss: float
-    d_log_scale: float
-    d_bias: float
-    worst: tuple[float, str] | None
-
-
-def shard_sizes(pairs: int, world: int, unequal: bool) -> list[int]:
-    """Pairs of every rank: as even as possible, or (unequal) in proportion 1 : 2 : ... : W."""
-    weights = np.arange(1, world + 1) if unequal else np.ones(world)
-    ends = np.floor(pairs * np.cumsum(weights) / weights.sum() + 1e-9).astype(int)
-    return [int(n) for n in np.diff([0, *ends])]
-
-
-def make_batch(job: Job, pairs: int) -> tuple[Array, Array]:
-    """Unit rows from the seed, every row different; texts lean towards their images, as in a trained model."""
-    rng = np.random.default_rng(job.seed)
-    images = rng.normal(size=(pairs, job.dim))
-    texts = images + rng.normal(size=(pairs, job.dim))
-    images, texts = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, texts))
-    return images.astype(job.dtype), texts.astype(job.dtype)
-
-
-def bias_of(job: Job) -> float:
-    """By default the bias at which positives and negatives balance."""
-    return -math.log(max(job.pairs - 1, 1)) if job.bias is None else job.bias
 
 
 def run(job: Job, comm: Communicator, progress: Progress, slot: int) -> Outcome:

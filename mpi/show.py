@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mpi.observe import Event
 
 if TYPE_CHECKING:
-    from mpi.job import Job, Outcome
+    from mpi.batch import Job, Outcome
 
 HEAD = ("rank", "hop", "received", "sent", "bytes sent", "block", "loss of the block")
 

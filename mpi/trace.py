@@ -13,7 +13,7 @@ from mpi.comm import Communicator
 from mpi.observe import Event
 
 if TYPE_CHECKING:
-    from mpi.job import Job, Outcome
+    from mpi.batch import Job, Outcome
 
 FORMAT = "siglip-ring-trace/1"
 TOY = 64  # pairs up to which a trace holds the batch itself, so that its reader can compute every number again
@@ -112,7 +112,7 @@ def write(folder: Path, job: "Job", outcome: "Outcome") -> int:
 
 
 def _numbers(job: "Job", outcome: "Outcome") -> dict[str, Any]:
-    from mpi.job import bias_of, make_batch
+    from mpi.batch import bias_of, make_batch
 
     images, texts = make_batch(job, job.pairs)
     batch = {"images": images.tolist(), "texts": texts.tolist(), "log_scale": job.log_scale, "bias": bias_of(job)}

@@ -114,7 +114,7 @@ def config(name: str) -> Config:
     21
     """
     if name not in SIZES:
-        from siglip_ref.near import near
+        from siglip_ref.errors import near
 
         raise UsageError(
             expected="a model size: " + ", ".join(SIZES),

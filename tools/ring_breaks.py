@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import siglip_ref as sr
+from mpi.batch import Job, bias_of, make_batch
 from mpi.comm import Array, ThreadComm
-from mpi.job import Job, bias_of, make_batch
 from siglip_ref.check.mistakes import CATALOGUE
 from siglip_ref.check.report import Report
 from siglip_ref.loss import LossAndGrads

@@ -13,8 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from siglip_ref.errors import UsageError
-from siglip_ref.near import near
+from siglip_ref.errors import UsageError, near
 from siglip_ref.ops.elementary import Array
 
 # Ways to call a loss. Every framework can do "plain"; the others are the contract a hand-written backward may break.

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from siglip_ref.errors import UsageError
-from siglip_ref.near import near
+from siglip_ref.errors import UsageError, near
 
 
 def load_callable(target: str) -> Callable[..., Any]:

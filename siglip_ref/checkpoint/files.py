@@ -6,7 +6,7 @@ Whatever a file does to its reader, what leaves this module is a UsageError that
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,39 +66,6 @@ class Store:
     def renamed(self, names: Mapping[str, str]) -> "Store":
         """The same tensors, and no others, under other names: new name -> name in this store."""
         return Store({new: self.tensors[old] for new, old in names.items()}, lambda name: self.read(names[name]))
-
-
-def open_store(path: Path) -> Store:
-    """The tensors of a .safetensors, .npz, .pt, .pth, .bin or .ckpt file, or of a safetensors index of shards."""
-    from siglip_ref.checkpoint.npz import open_npz
-    from siglip_ref.checkpoint.safetensors_files import open_safetensors, open_shards
-    from siglip_ref.checkpoint.torch_files import open_torch
-
-    with last_resort(path, "weights"):
-        if not path.is_file():
-            got, cause = "nothing of this name", "a spelling mistake"
-            if path.exists():
-                got, cause = "no file, but a folder, a pipe or a device", "something else of this name"
-            raise unreadable(path, "a file of weights", got, cause, "check the path")
-        if path.stat().st_size == 0:
-            raise unreadable(path, "weights", "an empty file", "a download that never began", AGAIN)
-        torch = dict.fromkeys(TORCH, open_torch)
-        readers = {".safetensors": open_safetensors, ".npz": open_npz, **torch}
-        if path.name.endswith(".safetensors.index.json"):
-            return _guarded(open_shards(path), path)
-        if path.suffix not in readers:
-            pickled = path.suffix in (".pkl", ".pickle")
-            cause = "pickles can run any code, so they are never opened" if pickled else "another format"
-            raise unreadable(path, "a file of " + ", ".join(readers), path.suffix or "no ending", cause, CONVERT)
-        return _guarded(readers[path.suffix](path), path)
-
-
-def _guarded(store: Store, path: Path) -> Store:
-    def read(name: str) -> Tensor:
-        with last_resort(path, f"the tensor {name}"):
-            return store.read(name)
-
-    return replace(store, read=read)
 
 
 @contextmanager

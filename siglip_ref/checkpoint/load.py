@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from siglip_ref.checkpoint import big_vision
-from siglip_ref.checkpoint.files import Store, last_resort, open_store, unreadable
+from siglip_ref.checkpoint.files import Store, last_resort, unreadable
 from siglip_ref.checkpoint.find_files import adapted, find_weights, resolve, shards_of
 from siglip_ref.checkpoint.kinds import is_finite, require_floats
 from siglip_ref.checkpoint.mismatch import few
 from siglip_ref.checkpoint.names import Table, Tensor, of_sides, to_ours
 from siglip_ref.checkpoint.plan import choose
 from siglip_ref.checkpoint.room import require_room
+from siglip_ref.checkpoint.stores import open_store
 from siglip_ref.checkpoint.wrapped import BOTH, Format, Sides
 from siglip_ref.conventions import Conventions
 from siglip_ref.params import shapes

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siglip_ref.checkpoint.files import Store, open_store, read_json
+from siglip_ref.checkpoint.files import Store, read_json
 from siglip_ref.checkpoint.mismatch import MERGE, few
 from siglip_ref.checkpoint.names import Tensor
+from siglip_ref.checkpoint.stores import open_store
 from siglip_ref.errors import UsageError
 
 SETTINGS = "adapter_config.json"

@@ -1,13 +1,10 @@
 """What a training reads: numbered pictures with captions, a part for training and a part that is held out."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from siglip_ref.errors import UsageError
-from siglip_ref.near import near
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 
@@ -79,35 +76,3 @@ class Data:
     def digest(self) -> str:
         """Of all items, in their order."""
         return hashlib.sha256(repr(self.items).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def open_data(name: str) -> Data:
-    """The data called "shapes" or "digits", or of a folder of captioned images, or of a captions.csv.
-
-    Examples
-    --------
-    >>> open_data("shapes").test.caption(0, STILL)
-    'a small white triangle at the middle right'
-    """
-    from pathlib import Path
-
-    if name == "shapes":
-        from siglip_ref.data.shapes import shapes
-
-        return shapes()
-    if name == "digits":
-        from siglip_ref.data.digits import digits
-
-        return digits()
-    if not name or not os.path.exists(name):
-        alike = near(name, ("shapes", "digits"))
-        raise UsageError(
-            expected="--data shapes, digits, a folder of captioned images, or a captions.csv",
-            got=repr(name),
-            cause="it is none of the two names, and there is nothing at this path",
-            repair=f"--data {alike[0]}" if alike else "check the path",
-            near=alike,
-        )
-    from siglip_ref.data.files import from_files
-
-    return from_files(Path(name))

@@ -14,21 +14,13 @@ from typing import Any
 
 from siglip_ref.atomic import lock, write_atomically
 from siglip_ref.data.captioned import Item
+from siglip_ref.data.walk import FORMAT, MANIFEST, is_training
 from siglip_ref.errors import UsageError
 from siglip_ref.outputs import require_free, require_name
 
-MANIFEST, LOCK, PICTURES = "training.json", "training.lock", "pictures.csv"
-FORMAT = "siglip-ref-training/1"
+LOCK, PICTURES = "training.lock", "pictures.csv"
 PATIENCE = 5.0  # seconds in which a training that was just killed may end, and give the folder back
 _held: set[Path] = set()  # folders that this process has locked: its own calls may nest
-
-
-def is_training(folder: Path) -> bool:
-    """Whether a training wrote its manifest there."""
-    try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def require_own(out: Path, force: bool = False) -> None:

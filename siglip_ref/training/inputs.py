@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.checkpoint.load import Format, load_checkpoint, require_whole
-from siglip_ref.data.captioned import Captioned, Data, open_data
+from siglip_ref.data.captioned import Captioned, Data
+from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
 from siglip_ref.loading import from_checkpoint
 from siglip_ref.params import Params, init

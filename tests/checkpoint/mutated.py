@@ -29,9 +29,9 @@ import siglip_ref as sr
 from siglip_ref import pictures
 from siglip_ref.check.dump import check_dump
 from siglip_ref.checkpoint import files
-from siglip_ref.checkpoint.files import open_store
 from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
+from siglip_ref.checkpoint.stores import open_store
 from siglip_ref.errors import UsageError
 from siglip_ref.loading import load
 from siglip_ref.sizes import Tower

@@ -11,8 +11,8 @@ import siglip_ref
 import siglip_ref as sr
 from siglip_ref.check.mistakes import CATALOGUE, WORDS, find
 from siglip_ref.cli import app
-from siglip_ref.data.captioned import open_data
-from siglip_ref.near import near
+from siglip_ref.data.sources import open_data
+from siglip_ref.errors import near
 
 CHECK = Path(siglip_ref.__file__).parent / "check"
 ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")

@@ -12,9 +12,10 @@ from launch import ring
 
 import mpi.cli
 import mpi.cost
+from mpi.batch import Job, shard_sizes
 from mpi.comm import ThreadComm
 from mpi.cost import Machine, fit, memory, predictions, seconds, traffic
-from mpi.job import Job, parse_fault, shard_sizes
+from mpi.job import parse_fault
 from mpi.progress import Progress
 from mpi.schemes import SCHEMES
 from siglip_ref.errors import UsageError

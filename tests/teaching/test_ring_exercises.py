@@ -11,9 +11,10 @@ import pytest
 
 import siglip_ref as sr
 from mpi import loss
+from mpi.batch import Job
 from mpi.comm import ThreadComm
 from mpi.cost import traffic
-from mpi.job import Job, run
+from mpi.job import run
 from mpi.loss import ring_sigmoid_loss
 from mpi.progress import Progress
 

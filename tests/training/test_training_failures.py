@@ -6,7 +6,8 @@ from PIL import Image
 from training_cases import alone, mini, on_ranks
 
 from mpi.comm import RankFailed
-from siglip_ref.data.captioned import STILL, open_data
+from siglip_ref.data.captioned import STILL
+from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
 from siglip_ref.training.settings import TrainingStopped
 from siglip_ref.training.store import newest

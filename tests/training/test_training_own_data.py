@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from training_cases import alone, mini
 
-from siglip_ref.data.captioned import STILL, open_data
+from siglip_ref.data.captioned import STILL
+from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
 from siglip_ref.tokenizer import byte_tokenizer
 from siglip_ref.training.inputs import read_inputs

@@ -10,8 +10,7 @@ from typing import Any
 from siglip_ref.check.adapters import Adapter
 from siglip_ref.check.adapters.refused import refused
 from siglip_ref.check.target import load_callable
-from siglip_ref.errors import UsageError
-from siglip_ref.near import near
+from siglip_ref.errors import UsageError, near
 from siglip_ref.sizes import SIZES, config
 
 # without what it depends on: that brings a torchvision which does not fit the torch that is there

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from siglip_ref.check.mistakes.change import Edit, Reference, reference
 from siglip_ref.check.mistakes.words import WORDS
-from siglip_ref.errors import UsageError
-from siglip_ref.near import near
+from siglip_ref.errors import UsageError, near
 
 __all__ = [
     "CATALOGUE",
