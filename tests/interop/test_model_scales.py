@@ -74,7 +74,8 @@ UNSTABLE = ("log-of-sigmoid", "log-one-plus-exp")
 WRONG = {
     "scale cut at 100": (made_of(lambda s: s.exp().clamp(max=100)), ("scale-clamped",), "right at own scale"),
     "log scale cut": (made_of(lambda s: s.clamp(max=4.6052).exp()), ("scale-clamped",), "released scale (112"),
-    "scale at least 1": (made_of(lambda s: s.exp().clamp(min=1)), ("unknown",), "1 x similarity"),
+    "scale at least 1": (made_of(lambda s: s.exp().clamp(min=1)), ("scale-clamped",), "right at own scale"),
+    "log scale without its sign": (made_of(lambda s: s.abs().exp()), ("scale-clamped",), "right at own scale"),
     "scale at most 200": (made_of(lambda s: s.exp().clamp(max=200)), ("unknown",), "200 x similarity"),
     "exp twice": (made_of(lambda s: s.exp().exp()), ("unknown",), "the loss is right, given these logits"),
     "bias at least -10": (
