@@ -130,7 +130,11 @@ def compare(
         verdict = "pass" if good.all() else "FAIL"
     trouble: Trouble = "" if np.isfinite(got).all() else "not finite"
     note = _join(f"{np.sum(~np.isfinite(got))} of {got.size} NaN or infinite", note) if trouble else note
-    return Row(name, kind, error, allowed, ratio, cosine, wrong_rows(~good), verdict, note, probe, level, trouble)
+    spared = np.multiply(tolerance, unit)
+    # where less than what is spared is expected nothing at all would pass, too
+    telling = (np.abs(expected) > spared) | (spared == 0) if zero_scale is None else None
+    where = wrong_rows(~good, telling)
+    return Row(name, kind, error, allowed, ratio, cosine, where, verdict, note, probe, level, trouble)
 
 
 def _real(values: Array) -> bool:
@@ -160,31 +164,35 @@ def out_of_range(name: str, kind: Kind, reason: str, probe: str = "", trouble: T
     return Row(name, kind, nan, nan, nan, nan, "", "out of range", reason, probe, trouble=trouble)
 
 
-def wrong_rows(wrong: Array) -> str:
+def wrong_rows(wrong: Array, telling: Array | None = None) -> str:
     """Which rows of a boolean array hold a True, in words; columns where that says more.
+
+    telling : elements whose being right says something; None: all
 
     >>> wrong_rows(np.repeat([False, True], 64)[:, None] & np.ones(5, bool))
     'rows 64-127 wrong, the rest right'
     """
     if wrong.ndim == 0 or not wrong.any():
         return ""
+    telling = np.ones_like(wrong) if telling is None else telling
     if wrong.ndim == 1:
-        return "every element" if wrong.all() else _ranges(wrong, "element")
-    rows = wrong.any(tuple(range(1, wrong.ndim)))
-    columns = wrong.any(tuple(range(wrong.ndim - 1)))
+        return "every element" if wrong.all() else _ranges(wrong, "element", telling)
+    within_row, above = tuple(range(1, wrong.ndim)), tuple(range(wrong.ndim - 1))
+    rows, columns = wrong.any(within_row), wrong.any(above)
     if not rows.all():
-        return _ranges(rows, "row")
-    return _ranges(columns, "column") if not columns.all() else "every row"
+        return _ranges(rows, "row", telling.any(within_row))
+    return _ranges(columns, "column", telling.any(above)) if not columns.all() else "every row"
 
 
-def _ranges(wrong: Array, word: str) -> str:
+def _ranges(wrong: Array, word: str, telling: Array) -> str:
     """Runs of True as '3, 8-11'; with many runs only the first three and a count."""
+    rest = "the rest right" if telling[~wrong].any() else "the rest too small to tell"
     edges = np.flatnonzero(np.diff(np.concatenate(([False], wrong, [False]))))
     runs = [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in zip(edges[::2], edges[1::2], strict=True)]
     many = "s" if wrong.sum() > 1 else ""
     if len(runs) > 4:
-        return f"{word}{many} {', '.join(runs[:3])} ... ({wrong.sum()} of {wrong.size}) wrong, the rest right"
-    return f"{word}{many} {', '.join(runs)} wrong, the rest right"
+        return f"{word}{many} {', '.join(runs[:3])} ... ({wrong.sum()} of {wrong.size}) wrong, {rest}"
+    return f"{word}{many} {', '.join(runs)} wrong, {rest}"
 
 
 def _alignment(got: Array, expected: Array) -> tuple[float, float]:

@@ -17,6 +17,8 @@ from siglip_ref.check.truth import EmbeddingKind, ScaleKind
 
 # The points at which what ranks can do wrong shows: every term weighs, as fresh, as trained, and with sure logits.
 HUNTED = ("balanced", "init", "trained", "saturated, wrong")
+# and those at a number of pairs a rank that tiles divide, so that no tail is left; one has a scale of less than 1
+WHOLE, WHOLE_HUNTED = 32, ("balanced", "small scale")
 WIDTH = 14
 
 
@@ -95,8 +97,8 @@ def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Spl
     each = 5 if world != 5 else 6
     shapes = [(each,) * world] + ([tuple(each - 2 + (3 * rank) % 4 for rank in range(world))] if unequal else [])
     splits, probes = [], []
-    for sizes in shapes:
-        for point in (point for point in POINTS if point.name in HUNTED):
+    for sizes, hunted in [*((sizes, HUNTED) for sizes in shapes), ((WHOLE,) * world, WHOLE_HUNTED)]:
+        for point in (point for point in POINTS if point.name in hunted):
             probe = make_probe(point, (sum(sizes), WIDTH))
             for kind in scales:
                 scale = probe.scale if kind == "linear" else probe.log_scale

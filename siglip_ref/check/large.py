@@ -8,24 +8,27 @@ import numpy as np
 from siglip_ref.check.compare import Row, wrong_rows
 from siglip_ref.check.frameworks import Outcome, Setting
 from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.probes import WIDE_FORMATS, Point
+from siglip_ref.check.probes import COLD, WIDE_FORMATS, Point
 from siglip_ref.check.product_findings import ROUNDINGS
 from siglip_ref.check.repeated import MIDDLE, REAL, Repeated, Size, repeated_probe
 from siglip_ref.check.repeated_noise import LARGE
 from siglip_ref.check.report import Finding
 from siglip_ref.check.resources import affordable, extrapolated, return_freed
+from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import Convention, Truth, judge, truth
 from siglip_ref.ops.elementary import Array
 
 if TYPE_CHECKING:
     from siglip_ref.check.loss_calls import Run
 
+# a power of two, which tiles of 256 to 1,024 divide as well: no tail is left
+WHOLE = Point("whole large tiles", (1024, 14), COLD, -10.5, full=True, hunts="a tail where none is left")
 Outcomes = dict[str, tuple[Repeated, Outcome, Truth]]
 
 
 def points_at(size: Size) -> tuple[Point, ...]:
-    """The middle one always, the real one where it is asked for."""
-    return (MIDDLE, REAL) if size == "real" else (MIDDLE,)
+    """The middle one always; where they are asked for, one of whole tiles and the real one."""
+    return (MIDDLE, WHOLE, REAL) if size == "real" else (MIDDLE,)
 
 
 def large_batches(run: "Run", convention: Convention, left_out: list[str]) -> Outcomes:
@@ -104,9 +107,21 @@ def large_findings(small: Sequence[Row], outcomes: Outcomes, narrow: bool) -> li
     places = {name: far_off(outcome.gradients.get(name), right.exact[name]) for name in ("image_embed", "text_embed")}
     told = [f"d {name}: {place}" for name, place in places.items() if place]
     names = ", ".join(row.name if row.kind == "value" else f"d {row.name}" for row in here)
+    others = [size for size in outcomes if size not in {row.probe for row in wrong}]
+    alone = label.startswith(WHOLE.name) and others  # what is left of a batch by tiles is right, and no tail is wrong
+    told += [f"right at {', '.join(others)}, where a tail is left"] if alone else []
+    twice = alone and all(_is_twice(outcome, right, row.name) for row in here)
     evidence = "; ".join([f"right at up to 131 pairs, wrong at {label}: {names}", *told])
     id = "sums-cancel-in-16-bits" if narrow and not told else "beyond-a-tile"
+    id = "tail-counted-twice" if twice else id
     return [Finding(id, here[0].name, here[0].rows, evidence, CATALOGUE[id].repair)]
+
+
+def _is_twice(outcome: Outcome, right: Truth, name: str) -> bool:
+    """Whether a tensor is 2 times the right one."""
+    got = outcome.loss if name == "loss" else outcome.gradients.get("log_scale" if name == "scale" else name)
+    exact = right.exact[name]
+    return got is not None and bool((np.abs(got - 2 * exact) <= 2 * SAFETY * right.noise[name]).all())
 
 
 def far_off(got: Array | None, exact: Array) -> str:

@@ -29,6 +29,7 @@ from siglip_ref.check.tails import has_whole_tiles, tail_finding, with_a_tail
 from siglip_ref.check.ties import tie_finding
 from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import CONVENTIONS, Convention, Truth, judge, truth
+from siglip_ref.check.unsteady import unsteady_finding
 from siglip_ref.check.verdict import judgement
 from siglip_ref.check.zero_rows import excused
 
@@ -190,7 +191,10 @@ def _full(run: Run, convention: Convention, declared: Sequence[Convention], left
         unjudged=verdict.unjudged,
     )
     report.case = case_of(report, run.fn, run.framework.name, run.setting, convention, run.outcomes | large)
-    report.notes = notes + next_steps(report, len(run.outcomes) + len(large), convention)
+    counted = {row.probe for row in details if row.right or row.verdict == "FAIL"}
+    called = run.outcomes | large
+    pairs = max((probe.shape[0] for label, (probe, _, _) in called.items() if label in counted), default=0)
+    report.notes = notes + next_steps(report, len(called), convention, pairs)
     return report
 
 
@@ -220,6 +224,9 @@ def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[F
     contexts = {label: Context(probe, convention, probe.shape[:1]) for label, (probe, _, _) in plain.items()}
     probes = {label: probe for label, (probe, _, _) in plain.items()}
     if all(np.shape(one.got) == one.exact.shape for one in seen):
+        unsteady = unsteady_finding(run, seen, convention)
+        if unsteady:
+            return [unsteady]
         parts = [] if run.setting.products else rounded_products(seen, probes, convention, run.setting.dtype)
         run.products = declaring(parts, run.setting.dtype)
         if parts:
@@ -227,7 +234,7 @@ def _explained(run: Run, convention: Convention, hints: list[Finding]) -> list[F
         tie = tie_finding(seen, probes, convention)
         if tie:
             return [tie]
-        tail = tail_finding(seen, probes, convention, run.dims)
+        tail = tail_finding(seen, contexts, run.dims)
         if tail:
             return [tail]
 

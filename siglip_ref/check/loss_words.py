@@ -97,11 +97,12 @@ def blind_spots(details: Sequence[Row], setting: Setting) -> list[str]:
     return lines
 
 
-def next_steps(report: Report, calls: int, convention: Convention) -> list[str]:
-    """What to do with this report."""
+def next_steps(report: Report, calls: int, convention: Convention, pairs: int) -> list[str]:
+    """What to do with this report. pairs : of the largest batch that was judged; 0: none was."""
     argument = f'scale="{convention.scale}", embeddings="{convention.embeddings}"'
     out_of_range = sum(row.verdict == "out of range" for row in report.details)
     lines = [f"{len(report.details)} comparisons in {calls} calls; the table shows each tensor at its worst"]
+    lines[0] += f"; judged at up to {pairs:,} pairs" if pairs else ""
     if out_of_range:
         lines.append(f"{out_of_range} of them out of range: there even correct rounding overflows, or drowns the value")
     if report.passed:

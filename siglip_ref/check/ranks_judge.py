@@ -20,6 +20,7 @@ from siglip_ref.check.ranks import Stop
 from siglip_ref.check.ranks_observed import REDUCE, VALUE, Observed, Reduce, Value, Way, ways_of
 from siglip_ref.check.report import Case, Finding, Hop, Report, worst_rows
 from siglip_ref.check.seen import seen_of
+from siglip_ref.check.tails import tail_finding
 from siglip_ref.check.truth import Convention, Truth, judge, truth
 from siglip_ref.check.verdict import did_not_finish, judgement
 
@@ -164,7 +165,8 @@ def _diagnosis(
     def predict(mistakes: Sequence[Mistake]) -> Predicted:
         return Predicted(mistakes, contexts, setting.dtype)
 
-    return explain(seen, suspects(ranks=True), predict, lambda wrong: patterns(wrong, contexts))
+    tail = tail_finding(seen, contexts)
+    return [tail] if tail else explain(seen, suspects(ranks=True), predict, lambda wrong: patterns(wrong, contexts))
 
 
 def _argument(row: Row) -> str:

@@ -5,15 +5,17 @@ empty; tile - rest rows of padding are a whole tile; a loop over B // tile - 1 t
 that no tile divides show nothing of it.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from siglip_ref.check.exact import Convention, exact_loss
+from siglip_ref.check.exact import exact_loss
 from siglip_ref.check.large import far_off
 from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.probes import Dims, Probe, read_dims
+from siglip_ref.check.predict import Context
+from siglip_ref.check.probes import Dims, Probe, Shape, read_dims
 from siglip_ref.check.report import Finding
 from siglip_ref.check.seen import Seen, distance, is_wrong
 from siglip_ref.check.terms import EMBEDS
@@ -31,28 +33,26 @@ def has_whole_tiles(probes: Iterable[Probe]) -> bool:
     return any(probe.shape[0] % TILES[-1] == 0 for probe in probes)
 
 
-def tail_finding(
-    seen: Sequence[Seen], probes: Mapping[str, Probe], convention: Convention, dims: Dims
-) -> Finding | None:
-    """The finding, if what is wrong is so at exactly the shapes that some tile divides; or, where `dims` leaves no
-    other widths, if similarities are twice the right ones at all of them.
+def tail_finding(seen: Sequence[Seen], contexts: Mapping[str, Context], dims: Dims = None) -> Finding | None:
+    """The finding, if something is wrong at exactly the calls whose B or D some tile divides; or, where `dims` leaves
+    no other D, if similarities are twice the right ones at all of them. On ranks B is what each of them has.
 
     Parameters
     ----------
-    seen : every tensor of the plain calls, right ones too; probes : by label
+    seen : every tensor of the plain calls, right ones too; contexts : by label
     """
     wrong = [one for one in seen if is_wrong(one)]
-    off = {probes[one.probe].shape for one in wrong}
-    shapes = {probe.shape for probe in probes.values()}
+    off = {one.probe for one in wrong}
+    shapes = {one.probe: _shape(contexts[one.probe]) for one in seen}
     for axis, name in enumerate(AXES):
-        tiles = [tile for tile in TILES if off == {shape for shape in shapes if shape[axis] % tile == 0} != shapes]
+        tiles = [t for t in TILES if off == {label for label in shapes if shapes[label][axis] % t == 0} != set(shapes)]
         if off and tiles:
-            right, there = (_numbers({shape[axis] for shape in some}) for some in (shapes - off, off))
+            right, there = (_numbers({shapes[label][axis] for label in some}) for some in (shapes.keys() - off, off))
             where = f"right at {name} = {right}, wrong at {name} = {there}, where tiles of {_span(tiles)} leave no tail"
-            twice = _is_twice(wrong, probes, convention, axis)
+            twice = _is_twice(wrong, contexts, axis)
             told = [TWICE[axis]] if twice else _places(wrong)
             return _finding(TAIL if twice else CUT, wrong, "; ".join([where, *told]))
-    if off and read_dims(dims)[1] > 1 and _is_twice(wrong, probes, convention, axis=1):
+    if off and read_dims(dims)[1] > 1 and _is_twice(wrong, contexts, axis=1):
         return _finding(TAIL, wrong, f"{TWICE[1]}, at every D that dims allows")
     return None
 
@@ -72,19 +72,25 @@ def _finding(id: str, wrong: Sequence[Seen], evidence: str) -> Finding:
     return Finding(id, names, "", f"{CATALOGUE[id].text}; {names}: {evidence}", CATALOGUE[id].repair)
 
 
-def _is_twice(wrong: Sequence[Seen], probes: Mapping[str, Probe], convention: Convention, axis: int) -> bool:
+def _shape(context: Context) -> Shape:
+    """Pairs, of which a tile must divide those of every rank, and D."""
+    return math.gcd(*context.sizes), context.probe.shape[1]
+
+
+def _is_twice(wrong: Sequence[Seen], contexts: Mapping[str, Context], axis: int) -> bool:
     """Whether what is wrong is twice the right one (axis 0), or as where all similarities are twice theirs (axis 1)."""
     for one in wrong:
-        to = 2 * one.exact if axis == 0 else _of_twice_the_similarity(probes[one.probe], convention)[one.name]
+        to = 2 * one.exact if axis == 0 else _of_twice_the_similarity(contexts[one.probe])[one.name]
         grown = np.abs(to).max() / (np.abs(one.exact).max() or 1.0)  # and rounding with it
         if not distance(one, to) <= 2 * max(1.0, grown):
             return False
     return True
 
 
-def _of_twice_the_similarity(probe: Probe, convention: Convention) -> dict[str, Array]:
+def _of_twice_the_similarity(context: Context) -> dict[str, Array]:
+    probe = context.probe
     twice = replace(probe, log_scale=probe.log_scale + np.log(2), scale=2 * probe.scale)
-    found = exact_loss(twice, convention)
+    found = exact_loss(twice, context.convention)
     return {
         "loss": found.loss,
         "image_embed": found.d_image_embed,

@@ -16,7 +16,10 @@ from siglip_ref.check.tolerance import SAFETY
 from siglip_ref.check.truth import Convention, Truth
 
 REFUSES = "fn refuses rows that are not unit: at rows of zeros nothing was judged"
-NORMALISES = "fn normalises its rows, and a row of zeros has no direction: nothing was judged there"
+NORMALISES = (
+    "fn gives the same value for rows of twice the length, so it does not take rows as they are; one of zeros has no "
+    "direction: nothing was judged there"
+)
 
 
 def excused(run: Run, convention: Convention, details: list[Row], left_out: list[str]) -> list[Row]:

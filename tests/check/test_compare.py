@@ -85,3 +85,12 @@ def test_with_tolerances_by_element_what_is_allowed_is_the_error_that_would_just
     assert row.verdict == "FAIL" and row.excess == pytest.approx(10)
     shrunk = compare("x", expected + np.array([0.1, 1e-2]) * (0.99 * row.tolerance / row.error), expected, tolerance)
     assert shrunk.verdict == "pass" and shrunk.excess == pytest.approx(0.99)
+
+
+def test_of_elements_below_what_is_allowed_it_is_not_said_that_they_are_right() -> None:
+    expected = np.array([[1.0, 2.0, 1e-9], [1.0, 2.0, 1e-9]])
+    assert compare("x", 2 * expected, expected, 1e-6).rows == "columns 0-1 wrong, the rest too small to tell"
+    assert compare("x", 2 * expected, expected, 1e-12).rows == "every row"
+    expected[1, 2] = 1.0
+    assert compare("x", expected * [2, 2, 1], expected, 1e-6).rows == "columns 0-1 wrong, the rest right"
+    assert compare("x", np.array([2.0, 0.0]), np.array([1.0, 0.0]), np.array([1e-6, 0.0])).rows.endswith("rest right")

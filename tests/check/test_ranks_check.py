@@ -212,3 +212,26 @@ def test_a_function_of_other_arguments_is_refused():
         sr.check_distributed_loss(lambda image, text: 0, **HOW)
     with pytest.raises(sr.UsageError, match="give an instance"):
         sr.check_distributed_loss(ThreadComm, **HOW)
+
+
+@pytest.mark.parametrize("tile", [4, 8, 32])
+def test_a_tail_that_is_the_whole_shard_where_none_is_left_is_named(tile):
+    """Where pairs of a rank fill whole tiles, x[-rest:] with rest = 0 is all of them."""
+
+    def fn(image, text, log_scale, bias, comm):
+        result = ring(image, text, log_scale, bias, comm)
+        return result._replace(
+            **{name: 2 * x for name, x in result._asdict().items()} if len(image) % tile == 0 else {}
+        )
+
+    report = sr.check_distributed_loss(fn, **HOW)
+    assert report.verdict == "FAIL"
+    assert [finding.id for finding in report.findings] == ["tail-counted-twice"], report.findings
+    assert "right at B = 5, wrong at B = 32" in report.findings[0].evidence
+
+
+@pytest.mark.parametrize("change", [np.abs, lambda s: np.maximum(s, 0), lambda s: np.maximum(s, 1)])
+def test_a_scale_that_is_cut_from_below_is_named_on_ranks(change):
+    report = sr.check_distributed_loss(lambda x, y, s, b, comm: ring(x, y, change(s), b, comm), **HOW)
+    assert report.verdict == "FAIL"
+    assert [finding.id for finding in report.findings] == ["scale-clamped"], report.findings

@@ -134,6 +134,14 @@ def test_two_directions_keep_their_name_where_batches_tell() -> None:
     assert [finding.id for finding in report.findings] == ["both-directions-summed"]
 
 
+@pytest.mark.parametrize("tile", [256, 1024])
+def test_tails_of_large_tiles_are_named_at_a_real_size(tile: int) -> None:
+    report = sr.check_loss(all_again(tile), "torch", size="real", scale="log", embeddings="unit")
+    assert report.verdict == "FAIL"
+    assert [finding.id for finding in report.findings] == ["tail-counted-twice"], report.findings
+    assert "wrong at whole large tiles (B=1024, D=14)" in report.findings[0].evidence
+
+
 SCALES = {
     "cut at 0": lambda s: s.clamp(min=0),
     "relu": lambda s: s.relu(),
@@ -166,3 +174,19 @@ def test_the_scale_itself_too() -> None:
 def test_a_bias_that_stays_negative_fails_where_it_is_moderate_and_positive(change) -> None:
     report = sr.check_loss(lambda x, y, s, b: plain(x, y, s, change(b)), "torch")
     assert any(row.verdict == "FAIL" and row.probe.startswith("small scale") for row in report.details)
+
+
+def test_a_loss_that_differs_from_call_to_call_says_so() -> None:
+    def loss(image, text, log_scale, bias):
+        return plain(torch.nn.functional.dropout(image, 0.1), text, log_scale, bias)
+
+    report = sr.check_loss(loss, "torch", scale="log", embeddings="unit")
+    assert report.verdict == "FAIL" and len(report.findings) == 1
+    assert report.findings[0].evidence.startswith("two calls with the same inputs differ by more than rounding: loss")
+
+
+def test_a_report_says_up_to_how_many_pairs_it_judged() -> None:
+    report = sr.check_loss(plain, "torch", scale="log", embeddings="unit")
+    assert "judged at up to 1,151 pairs" in str(report)
+    report = sr.check_loss(plain, "torch", scale="log", embeddings="unit", dims=[(9, 20), (22, 7)])
+    assert "judged at up to 22 pairs" in str(report)
