@@ -88,7 +88,8 @@ POINTS = (
     Point("many pairs", MANY, COLD, None, full=True, hunts="tiles and chunks that do not divide B"),
     Point("zero logits", WIDE, COLD, 0.0, "axes", hunts="a softplus whose two branches meet wrongly"),
     Point("long rows", LONG, COLD, -8.0, full=True, hunts="tiles of D that drop what lies beyond"),
-    Point("small scale", WIDE, BELOW_ONE, 0.703125, full=True, hunts="a scale or a bias cut at 0, or without sign"),
+    # crossed, so that the gradient of the scale, a difference, is not drowned in 16 bits
+    Point("small scale", WIDE, BELOW_ONE, 0.703125, "crossed", full=True, hunts="a scale or a bias cut at 0"),
     Point("whole tiles", WHOLE, COLD, None, full=True, hunts="a tail where none is left", for_its_shape=True),
 )
 
