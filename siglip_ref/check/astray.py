@@ -51,17 +51,18 @@ def astray(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> Iterator[Pa
         sizes = {contexts[one.probe].sizes for one in mine}
         if not sizes or any(len(of) < 2 or len(set(of)) > 1 for of in sizes):
             continue
-        said: dict[int, tuple[str, str]] = {}
+        said: dict[tuple[int, ...], tuple[str, str]] = {}
         for of in sorted(sizes, reverse=True):
             calls = [one for one in mine if contexts[one.probe].sizes == of]
             placed = _placed(calls, [contexts[one.probe] for one in calls], name)
             if placed is None:
                 break
-            said[len(of)] = _in_words(placed, name, len(of))
+            said[of] = _in_words(placed, name, len(of))
         if len(said) == len(sizes) and any(text for text, _ in said.values()):
             texts = {text for text, _ in said.values()}
             ids = {id for _, id in said.values()}
-            text = texts.pop() if len(texts) == 1 else " / ".join(f"{t} (W={world})" for world, (t, _) in said.items())
+            each = dict.fromkeys(f"{text} (W={len(of)})" for of, (text, _) in said.items())
+            text = texts.pop() if len(texts) == 1 else " / ".join(each)
             yield Pattern(name, ids.pop() if len(ids) == 1 else "unknown", text)
 
 

@@ -241,7 +241,8 @@ def _said(by_sizes: Mapping[tuple[int, ...], str]) -> str:
     """The same at every number of ranks, or what it is at each."""
     if len(set(by_sizes.values())) == 1:
         return next(iter(by_sizes.values()))
-    return " / ".join(f"{text or 'nothing'} (W={len(sizes)})" for sizes, text in by_sizes.items())
+    said = (f"{text or 'nothing'} (W={len(sizes)})" for sizes, text in by_sizes.items())
+    return " / ".join(dict.fromkeys(said))  # a number of ranks may be tried with several numbers of pairs
 
 
 def _summed(name: str, terms: Sequence[Term], weights: Weights, zeros: bool) -> Array:
