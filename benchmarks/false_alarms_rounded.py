@@ -11,7 +11,7 @@ from false_alarms_losses import PLAIN, _truth
 from false_alarms_seeds import HELD_OUT, loss_order
 
 from siglip_ref.arithmetic.rounded import FORMATS, Rounding, rounded
-from siglip_ref.arithmetic.variants import KERNELS, fused, pair_block, with_changes
+from siglip_ref.arithmetic.variants import KERNELS, fused, pair_block
 from siglip_ref.check.dump import judge as judge_dump
 from siglip_ref.check.frameworks import Inputs, Outcome, Setting
 from siglip_ref.check.mistakes import reference
@@ -57,9 +57,7 @@ def program(regime: str, rng: np.random.Generator, chance: bool) -> tuple[Roundi
     )
     forms = [form for form in FORMS if form[0] == "signed"] if errs else FORMS
     form = forms[rng.integers(len(forms))]
-    ops = with_changes(fused(sorted(kernels)) | {"pair_block": pair_block(*form)})
-    ops.tiles = int(rng.integers(1, 5))
-    return rounding, ops
+    return rounding, replace(fused(sorted(kernels)), pair_block=pair_block(*form), tiles=int(rng.integers(1, 5)))
 
 
 def runs(dtype: str, least: int) -> Iterator[Trial]:

@@ -6,7 +6,7 @@ python benchmarks/ring_overlap.py
 import json
 import sys
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 
 from ring_common import on_ranks, shard
 
@@ -33,7 +33,7 @@ def worker(kind: str) -> None:
         time.sleep(TILE_TIME)
         return 0.0 * log_scale, np.zeros_like(x), np.zeros_like(y), 0.0 * log_scale, 0.0 * bias
 
-    blocks = ops if kind == "computed" else SimpleNamespace(pair_block=timed_block)
+    blocks = ops.OPS if kind == "computed" else replace(ops.OPS, pair_block=timed_block)
     slow = Throttled(comm, LATENCY, BANDWIDTH)
     runs = [(scheme, link) for scheme in ("blocking", "overlapped") for link in ("free", "slow")]
     for _ in range(REPEATS):

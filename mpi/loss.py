@@ -6,7 +6,7 @@ them. Nothing global remains but three sums.
 """
 
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import numpy as np
 from mpi.agree import agree
 from mpi.comm import Array, Communicator
 from mpi.schemes import REPRODUCIBLE, SCHEMES
-from siglip_ref import ops as specification
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.record import Ops
 from siglip_ref.reproducible import GRANULE, Granules
+from siglip_ref.specification import chosen
 
 TILE = 128  # rows and columns of a block: its temporaries stay in the cache, and below what malloc gives back at once
 
@@ -26,9 +27,7 @@ class Home:
 
     granule, combine, zeros, value = 1, np.add, staticmethod(np.zeros_like), staticmethod(np.asarray)
 
-    def __init__(
-        self, rank: int, image_embed: Array, log_scale: Array, bias: Array, ops: ModuleType | SimpleNamespace, tile: int
-    ) -> None:
+    def __init__(self, rank: int, image_embed: Array, log_scale: Array, bias: Array, ops: Ops, tile: int) -> None:
         self.rank, self.image_embed, self.log_scale, self.bias = rank, image_embed, log_scale, bias
         self.ops, self.tile = ops, tile
         self.sums = np.zeros(3, image_embed.dtype)  # loss, d_log_scale, d_bias
@@ -66,7 +65,7 @@ def ring_sigmoid_loss(
     scheme: str = "blocking",
     deterministic: bool = False,
     tile: int = TILE,
-    ops: ModuleType | SimpleNamespace | None = None,
+    ops: Ops | ModuleType | None = None,
 ) -> LossAndGrads:
     """The sigmoid loss of the global batch; every rank gives its own pairs, and gets their gradients.
 
@@ -96,9 +95,9 @@ def ring_sigmoid_loss(
     known, granule = (REPRODUCIBLE, GRANULE) if deterministic else (list(SCHEMES), 1)
     sizes = agree(comm, image_embed, text_embed, log_scale, bias, scheme, known, granule)
     log_scale, bias = (np.asarray(x, image_embed.dtype).reshape(()) for x in (log_scale, bias))
-    home: Any = Home(comm.rank, image_embed, log_scale, bias, ops or specification, tile)
+    home: Any = Home(comm.rank, image_embed, log_scale, bias, chosen(ops), tile)
     if deterministic:
-        home = Granules(comm.rank, sizes, image_embed, log_scale, bias, ops or specification)
+        home = Granules(comm.rank, sizes, image_embed, log_scale, bias, chosen(ops))
 
     d_text_embed = home.value(SCHEMES[scheme](comm, text_embed, sizes, home))
 

@@ -4,14 +4,16 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from mpi.comm import Array, Communicator, Request, Wrapper
 from mpi.ring import ANSWER
+from siglip_ref.record import Ops
+from siglip_ref.specification import SPECIFICATION, chosen
 
 
 @dataclass
@@ -50,18 +52,21 @@ class Observed(Wrapper):
         self._chunks: dict[tuple[int, int], int] = {}  # (first address, end) of a buffer: whose chunk it holds
         self._float_sums = self._hops = 0
 
-    def ops(self, ops: ModuleType | SimpleNamespace) -> SimpleNamespace:
+    def ops(self, ops: Ops | ModuleType) -> Ops:
         """The same operations, with every block observed."""
+        plain = chosen(ops)
 
         def pair_block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> Any:
-            return self._block(self._owner(y), match.size, lambda: ops.pair_block(x, y, log_scale, bias, match))
+            return self._block(self._owner(y), match.size, lambda: plain.pair_block(x, y, log_scale, bias, match))
 
         def softplus(logits: Array) -> Array:
             """The autograd-like scheme, which has no pair block, calls it once a hop."""
             owner, self._hops = (self.rank + self._hops) % self.size, self._hops + 1
-            return self._block(owner, logits.size, lambda: (ops.softplus(logits),))[0]
+            return self._block(owner, logits.size, lambda: (plain.softplus(logits),))[0]
 
-        return SimpleNamespace(pair_block=pair_block, softplus=softplus, sigmoid=ops.sigmoid)
+        # a twin of `meet` has no blocks to observe
+        meet, total = SPECIFICATION.meet, SPECIFICATION.total
+        return replace(plain, pair_block=pair_block, softplus=softplus, meet=meet, total=total)
 
     def Sendrecv(self, sendbuf: Array, dest: int, sendtag: int, recvbuf: Array, source: int, recvtag: int) -> None:
         going = self._message("send", sendbuf, dest, sendtag)

@@ -1,7 +1,6 @@
 """Training over ranks: what `siglip_ref.training` asks of its parallel object, answered with messages."""
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -10,7 +9,8 @@ from mpi.loss import ring_sigmoid_loss
 from mpi.observe import Observed
 from mpi.progress import Progress
 from mpi.softmax import ring_softmax_loss
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.record import Ops
 
 
 class Ranks:
@@ -30,11 +30,11 @@ class Ranks:
         comm.Allreduce(array, total)
         return total
 
-    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: ModuleType) -> LossAndGrads:
+    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: Ops) -> LossAndGrads:
         comm = Observed(self.comm, self.listener)
         return ring_sigmoid_loss(comm, x, y, log_scale, bias, ops=comm.ops(ops))
 
-    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: ModuleType) -> LossAndGrads:
+    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: Ops) -> LossAndGrads:
         found = ring_softmax_loss(Observed(self.comm, self.listener), x, y, log_scale, sizes)
         return LossAndGrads(*found, np.zeros_like(found.loss))
 

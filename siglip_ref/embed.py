@@ -1,52 +1,63 @@
 """Embeddings without gradients: the towers of `siglip_ref.towers`, each layer's cache dropped as soon as it is made."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from types import ModuleType
+from typing import Any
 
-from siglip_ref import ops as specification
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import subtree
+from siglip_ref.record import Ops, Pair
 from siglip_ref.sizes import Config
+from siglip_ref.specification import SPECIFICATION, chosen
 from siglip_ref.towers.encoder import encoder_states
-from siglip_ref.towers.image import image_tower_forward
-from siglip_ref.towers.naflex import naflex_tower_forward
-from siglip_ref.towers.text import text_tower_forward
 
 
-def best_ops() -> ModuleType:
-    """`siglip_ref.fast` where it is compiled and has every operation, else the specification."""
+def best_ops() -> Ops:
+    """`siglip_ref.fast` where it is compiled, else the specification."""
     try:
         from siglip_ref import fast
     except ImportError:
-        return specification
-    whole = all(hasattr(fast, name) for name in specification.__all__)
-    return fast if whole and fast.COMPILED else specification
+        return SPECIFICATION
+    return fast.OPS if fast.COMPILED else SPECIFICATION
 
 
-def computes_with(ops: ModuleType) -> str:
+def computes_with(ops: Ops) -> str:
     """In words, for reports: what really computes, not what was asked for."""
-    compiled = getattr(ops, "COMPILED", False)
-    return "Numba twins (siglip_ref.fast)" if compiled else "the specification, plain NumPy"
+    return "Numba twins (siglip_ref.fast)" if ops.compiled else "the specification, plain NumPy"
 
 
-def image_embeddings(params: Mapping[str, Array], images: Array, cfg: Config, ops: ModuleType) -> Array:
+def image_embeddings(params: Mapping[str, Array], images: Array, cfg: Config, ops: Ops | ModuleType) -> Array:
     """Unit vectors (B, D) of images; what `siglip_ref.forward` calls image_embed.
 
     images : (B, height, width, 3) in [-1, 1], or `Patches` for a NaFlex model
     """
-    tower = naflex_tower_forward if cfg.naflex else image_tower_forward
-    pooled = tower(images, subtree(params, "image"), cfg, cfg.conventions, ops, encode=encoder_states)[0]
-    return _unit(pooled, cfg.conventions, ops)
+    alone = _without_gradients(chosen(ops))
+    tower = alone.naflex_tower if cfg.naflex else alone.image_tower
+    pooled = tower.forward(images, subtree(params, "image"), cfg, cfg.conventions)[0]
+    return _unit(pooled, cfg.conventions, alone)
 
 
-def text_embeddings(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: ModuleType) -> Array:
+def text_embeddings(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: Ops | ModuleType) -> Array:
     """Unit vectors (B, D) of token ids (B, N); what `siglip_ref.forward` calls text_embed."""
-    weights = subtree(params, "text")
-    pooled = text_tower_forward(tokens, weights, cfg, cfg.conventions, ops, encode=encoder_states)[0]
-    return _unit(pooled, cfg.conventions, ops)
+    alone = _without_gradients(chosen(ops))
+    pooled = alone.text_tower.forward(tokens, subtree(params, "text"), cfg, cfg.conventions)[0]
+    return _unit(pooled, cfg.conventions, alone)
 
 
-def _unit(pooled: Array, how: Conventions, ops: ModuleType) -> Array:
-    out: Array = ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)[0]
+@cache
+def _without_gradients(ops: Ops) -> Ops:
+    """The same operations with an encoder that keeps nothing, in towers that compute operation by operation."""
+    towers = {name: getattr(SPECIFICATION, name) for name in ("image_tower", "naflex_tower", "text_tower")}
+    return replace(ops, encoder=Pair(encoder_states, _no_way_back), **towers)
+
+
+def _no_way_back(*given: Any) -> Any:
+    raise NotImplementedError("embeddings are computed without gradients")
+
+
+def _unit(pooled: Array, how: Conventions, ops: Ops) -> Array:
+    out: Array = ops.normalize.forward(pooled, how.embed_norm, how.embed_norm_eps)[0]
     return out

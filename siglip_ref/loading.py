@@ -13,7 +13,9 @@ from siglip_ref.embed import best_ops
 from siglip_ref.errors import UsageError
 from siglip_ref.preprocess import PREPROCESS, Preprocess
 from siglip_ref.provenance import Setting
+from siglip_ref.record import Ops
 from siglip_ref.refusals import require_side
+from siglip_ref.specification import chosen
 from siglip_ref.tokenizer import Tokenizer, find_tokenizer
 from siglip_ref.wording import TEXT_CONVENTIONS
 from siglip_ref.zeroshot import Model
@@ -28,7 +30,7 @@ def load(
     preprocess: str | Preprocess | None = None,
     conventions: Conventions | None = None,
     dtype: DTypeLike = np.float32,
-    ops: ModuleType | None = None,
+    ops: Ops | ModuleType | None = None,
     prefix: str | None = None,
 ) -> Model:
     """A model from a checkpoint of Hugging Face, open_clip or big_vision; or one tower, alone or in a larger model.
@@ -60,7 +62,7 @@ def from_checkpoint(
     *,
     tokenizer: str | Path | None = None,
     preprocess: str | Preprocess | None = None,
-    ops: ModuleType | None = None,
+    ops: Ops | ModuleType | None = None,
 ) -> Model:
     """The model of weights already read; see `load`."""
     cfg, directory = checkpoint.config, checkpoint.path.parent
@@ -81,7 +83,16 @@ def from_checkpoint(
             made.append(find_tokenizer(tokenizer, directory, cfg.vocabulary, cfg.text_length, words))
         return made[0]
 
-    return Model(cfg, checkpoint.params, how, tokenize, ops or best_ops(), tuple(notes), tuple(found), checkpoint.sides)
+    return Model(
+        cfg,
+        checkpoint.params,
+        how,
+        tokenize,
+        chosen(ops) if ops else best_ops(),
+        tuple(notes),
+        tuple(found),
+        checkpoint.sides,
+    )
 
 
 def _preprocess(

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import product
-from types import ModuleType
 
 from threadpoolctl import LibController, ThreadpoolController
+
+from siglip_ref.record import Ops
 
 _lock = threading.Lock()
 _before: list[list[int]] = []  # one entry for each user: the threads of each library before the first one came
@@ -32,9 +33,9 @@ def blas_on_one_thread() -> Iterator[None]:
         release()
 
 
-def one_pool_for(ops: ModuleType) -> AbstractContextManager[None]:
+def one_pool_for(ops: Ops) -> AbstractContextManager[None]:
     """`blas_on_one_thread` where `ops` are compiled kernels, which have a pool of their own; else nothing is held."""
-    return blas_on_one_thread() if getattr(ops, "COMPILED", False) else nullcontext()
+    return blas_on_one_thread() if ops.compiled else nullcontext()
 
 
 def hold() -> None:

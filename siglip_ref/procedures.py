@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref import ops as specification
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import State
 from siglip_ref.params import Params
+from siglip_ref.record import Ops
+from siglip_ref.specification import chosen
 
 Blocks = dict[tuple[int, int], LossAndGrads]
+Operations = Ops | ModuleType
 
 
 def distributed_loss(
@@ -24,7 +26,7 @@ def distributed_loss(
     text_shards: Sequence[Array],
     log_scale: Array,
     bias: Array,
-    ops: ModuleType | None = None,
+    ops: Operations | None = None,
 ) -> tuple[list[LossAndGrads], Blocks]:
     """The loss of all ranks' pairs together: what every rank holds in the end.
 
@@ -43,7 +45,7 @@ def distributed_loss(
 
     Source: arXiv 2303.15343, figure 1: images stay, at hop s rank r holds the texts of rank r + s.
     """
-    block = (ops or specification).pair_block
+    block = chosen(ops).pair_block
     ranks = len(image_shards)
     pairs = sum(len(x) for x in image_shards)
     blocks: Blocks = {}
@@ -54,7 +56,7 @@ def distributed_loss(
             owner = (rank + hop) % ranks
             x, y = image_shards[rank], text_shards[owner]
             match = np.eye(len(x), len(y), dtype=bool) if hop == 0 else np.zeros((len(x), len(y)), bool)
-            part = blocks[rank, owner] = LossAndGrads(*block(x, y, log_scale, bias, match))
+            part = blocks[rank, owner] = block(x, y, log_scale, bias, match)
             loss[rank] = loss[rank] + part.loss
             d_image[rank] = d_image[rank] + part.d_image_embed
             d_text[owner] = d_text[owner] + part.d_text_embed
@@ -69,7 +71,9 @@ def distributed_loss(
     return shares, blocks
 
 
-def accumulate(images: Sequence[Array], texts: Sequence[Array], log_scale: Array, bias: Array) -> LossAndGrads:
+def accumulate(
+    images: Sequence[Array], texts: Sequence[Array], log_scale: Array, bias: Array, ops: Operations | None = None
+) -> LossAndGrads:
     """Plain gradient accumulation: the mean over micro-batches, each with its own negatives only.
 
     Parameters
@@ -77,7 +81,7 @@ def accumulate(images: Sequence[Array], texts: Sequence[Array], log_scale: Array
     images, texts : one array (b, D) a micro-batch, all of one size
     """
     count = len(images)
-    parts = [sigmoid_loss(x, y, log_scale, bias) for x, y in zip(images, texts, strict=True)]
+    parts = [sigmoid_loss(x, y, log_scale, bias, ops=ops) for x, y in zip(images, texts, strict=True)]
     return LossAndGrads(
         loss=sum(p.loss for p in parts) / count,
         d_image_embed=np.concatenate([p.d_image_embed / count for p in parts]),
@@ -87,7 +91,9 @@ def accumulate(images: Sequence[Array], texts: Sequence[Array], log_scale: Array
     )
 
 
-def accumulate_cached(images: Sequence[Array], texts: Sequence[Array], log_scale: Array, bias: Array) -> LossAndGrads:
+def accumulate_cached(
+    images: Sequence[Array], texts: Sequence[Array], log_scale: Array, bias: Array, ops: Operations | None = None
+) -> LossAndGrads:
     """Accumulation over kept embeddings (GradCache): the large batch's own gradient, one micro-batch at a time.
 
     Every pass computes the whole loss and differentiates by one micro-batch's embeddings, so what all passes share,
@@ -97,7 +103,7 @@ def accumulate_cached(images: Sequence[Array], texts: Sequence[Array], log_scale
     loss, d_log_scale, d_bias = 0, 0, 0
     d_image, d_text = [], []
     for micro in images:
-        whole = sigmoid_loss(np.concatenate(images), np.concatenate(texts), log_scale, bias)
+        whole = sigmoid_loss(np.concatenate(images), np.concatenate(texts), log_scale, bias, ops=ops)
         rows = slice(first, first + len(micro))
         first = first + len(micro)
         d_image.append(whole.d_image_embed[rows])

@@ -11,24 +11,22 @@ Bits still depend on the processor, on the versions of the libraries, and on `op
 """
 
 from collections.abc import Iterator, Sequence
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
 from siglip_ref.errors import UsageError
-from siglip_ref.loss import LossAndGrads
 from siglip_ref.one_thread import blas_on_one_thread
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.record import Ops
 from siglip_ref.tally import MOST_TERMS, merge, put, tally, total
 
 GRANULE = 128
 
-Operations = ModuleType | SimpleNamespace
-
 
 def meet(
     image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, first: int | None,
-    d_image: Array, d_text: Array, sums: Array, ops: Operations,
+    d_image: Array, d_text: Array, sums: Array, *, ops: Ops,
 ) -> None:  # fmt: skip
     """Bring images and texts together, granule by granule.
 
@@ -65,14 +63,14 @@ class Granules:
     rank, sizes : whose images, and every rank's number of pairs (in one process: 0 and [B])
     image_embed : array, shape (sizes[rank], D)
     log_scale, bias : 0-d arrays
-    ops : the operations: `siglip_ref.ops`, or a twin
+    ops : the operations; of them `meet` and `total` are used
     """
 
     tile = granule = GRANULE
     combine = staticmethod(merge)
 
     def __init__(
-        self, rank: int, sizes: Sequence[int], image_embed: Array, log_scale: Array, bias: Array, ops: Operations
+        self, rank: int, sizes: Sequence[int], image_embed: Array, log_scale: Array, bias: Array, ops: Ops
     ) -> None:
         pairs = sum(sizes)
         if pairs > MOST_TERMS * GRANULE:
@@ -111,14 +109,11 @@ class Granules:
         together = (self.image_embed[top:bottom], text_embed[left:right], self.log_scale, self.bias, first)
         granules = self.of_granules[3 * (top // GRANULE) : 3 * -(-bottom // GRANULE)]
         tallies = (self.d_image[top:bottom], d_text[left:right], granules)
-        if hasattr(self.ops, "meet"):
-            self.ops.meet(*together, *tallies)
-        else:
-            meet(*together, *tallies, self.ops)
+        self.ops.meet(*together, *tallies)
 
     def value(self, tallied: Array) -> Array:
         """A gradient's tally as numbers."""
-        result: Array = getattr(self.ops, "total", total)(tallied, self.kind)
+        result: Array = self.ops.total(tallied, self.kind)
         return result
 
     @property
@@ -138,7 +133,7 @@ class Granules:
         return table
 
 
-def sigmoid_loss(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, ops: Operations) -> LossAndGrads:
+def sigmoid_loss(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, ops: Ops) -> LossAndGrads:
     """`siglip_ref.loss.sigmoid_loss` with deterministic=True."""
     kinds = (np.dtype(np.float32), np.dtype(np.float64))
     if any(type(x) is not np.ndarray or x.dtype not in kinds or x.dtype != image_embed.dtype

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.pictures import SUFFIXES, is_see_through, open_image
 from siglip_ref.preprocess import Preprocess, patches_of, pixels_of
 from siglip_ref.provenance import Setting
+from siglip_ref.record import Ops
 from siglip_ref.refusals import clear_notes, require_finite, require_known, require_side
 from siglip_ref.sizes import Config
 from siglip_ref.tokenizer import Tokenizer, cut_note
@@ -77,7 +77,7 @@ class Model:
     params: dict[str, Array]
     preprocess: Preprocess
     tokenizer: Callable[[], Tokenizer]  # made on first need: embedding images needs none
-    ops: ModuleType
+    ops: Ops
     notes: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     sides: tuple[str, ...] = ("image", "text")

@@ -222,7 +222,7 @@ def _as_json(found: "ZeroShot", model: "Model") -> str:
         for i, name in enumerate(found.names)
     ]
     skipped = [{"image": name, "reason": reason} for name, reason in found.skipped]
-    about = {"model": model.config.name, "ops": model.ops.__name__, "computed with": model.computes_with}
+    about = {"model": model.config.name, "ops": model.ops.name, "computed with": model.computes_with}
     content = about | {"notes": [*model.notes, *found.notes], "images": images, "skipped": skipped}
     return json.dumps(content, indent=1, allow_nan=False)
 

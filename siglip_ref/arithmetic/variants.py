@@ -6,18 +6,20 @@ into the embeddings or into the similarity.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import wraps
-from types import FunctionType, SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 
-from siglip_ref import ops
 from siglip_ref.arithmetic.rounded import ACCUMULATOR, Format, Rounded, cast
 from siglip_ref.ops.elementary import Array, number, sigmoid, softplus
+from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.record import Ops, Pair
+from siglip_ref.specification import SPECIFICATION
 
-Ops = Any
 Positives = Literal["signed", "subtracted", "crossed", "apart"]
+LossForm = tuple[Positives, bool, bool]  # the arguments of `pair_block`
 
 # Torch's and XLA's kernels of these take a narrow format, compute in float32 and round once.
 KERNELS = (
@@ -31,29 +33,27 @@ KERNELS = (
 )
 
 
-def with_changes(changes: dict[str, Callable[..., Any]]) -> Ops:
-    """The specification's operations with some replaced, also where other operations call them.
+@dataclass(frozen=True, repr=False)
+class Variant(Ops):
+    """Operations, and how a loss made of them goes about it: the form of its block (None: the specification's), in how
+    many tiles a side, and whether it normalises unit rows once more."""
 
-    Examples
-    --------
-    >>> doubled = with_changes({"softmax_forward": lambda x: (2 * x, None)})
-    >>> doubled.softmax_forward(3.0)[0]
-    6.0
-    """
-    names: dict[str, Any] = {}
-    for name in ops.__all__:
-        function = getattr(ops, name)
-        names[name] = FunctionType(function.__code__, {}, name, function.__defaults__, function.__closure__)
-    names |= changes
-    for name in ops.__all__:
-        if name not in changes:
-            names[name].__globals__.update(getattr(ops, name).__globals__ | names)
-    return SimpleNamespace(**names)
+    form_of_loss: LossForm | None = None
+    tiles: int = 1
+    normalises_again: bool = False
 
 
-def fused(kernels: Iterable[str] = KERNELS) -> dict[str, Callable[..., Any]]:
-    """Changes for `with_changes`: these operations computed in float32, results rounded to the format of the inputs."""
-    return {name: _widened(getattr(ops, name), name.endswith("_forward")) for name in kernels}
+def fused(kernels: Iterable[str] = KERNELS) -> Variant:
+    """The specification with these operations computed in float32, results rounded to the format of the inputs."""
+    changes: dict[str, Any] = {}
+    for kernel in kernels:
+        name, _, way = kernel.rpartition("_")
+        if way in Pair._fields:
+            pair: Pair = changes.get(name, getattr(SPECIFICATION, name))
+            changes[name] = pair._replace(**{way: _widened(getattr(pair, way), way == "forward")})
+        else:
+            changes[kernel] = _widened(getattr(SPECIFICATION, kernel), False)
+    return Variant(**vars(SPECIFICATION) | changes)
 
 
 def _widened(function: Callable[..., Any], has_cache: bool) -> Callable[..., Any]:
@@ -73,7 +73,7 @@ def _cast_all(x: Any, form: Format) -> Any:
 
 def pair_block(
     positives: Positives, scale_first: bool, by_logarithm: bool = False, pairs: int | None = None
-) -> Callable[..., Any]:
+) -> Callable[..., LossAndGrads]:
     """`siglip_ref.ops.pair_block` in another of its equal forms, gradients as autograd makes them: 1 / B comes first.
 
     Parameters
@@ -87,7 +87,7 @@ def pair_block(
     """
     gate = _sigmoid_by_logarithm if by_logarithm else sigmoid
 
-    def block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> tuple[Array, ...]:
+    def block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> LossAndGrads:
         scale = np.exp(log_scale)
         similarity = x @ y.T
         whole = pairs or len(x)
@@ -118,7 +118,7 @@ def pair_block(
             d_own = scale * np.full_like(own, share)
             d_x, d_y = d_x - _placed(d_own[:, None] * y[j], i, x), d_y - _placed(d_own[:, None] * x[i], j, y)
             d_log_scale, d_bias = d_log_scale - (d_own * own).sum(), d_bias - np.full_like(own, share).sum()
-        return loss, *(whole * d for d in (d_x, d_y, d_log_scale, d_bias))
+        return LossAndGrads(loss, *(whole * d for d in (d_x, d_y, d_log_scale, d_bias)))
 
     return block
 

@@ -165,7 +165,8 @@ def _stated(chosen: Conventions, adapter: Adapter, dtype: Dtype) -> dict[str, st
 
 def _unseen(ids: Sequence[str]) -> list[str]:
     """With the catalogue's words; those of a loss need rows of their own, which a model's embeddings are not."""
-    of_loss = [id for id in ids if all(edit.file in ("loss.py", "ops/pair_block.py") for edit in CATALOGUE[id].edits)]
+    files = ("ops/sigmoid_loss.py", "ops/pair_block.py")
+    of_loss = [id for id in ids if all(edit.file in files for edit in CATALOGUE[id].edits)]
     lines = in_the_catalogue([id for id in ids if id not in of_loss])
     return lines + [f"{line}; check_loss on your loss sees this" for line in in_the_catalogue(of_loss)]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref import ops
 from siglip_ref.check.adapters import Adapter, Hint, Run
 from siglip_ref.check.compare import compare
 from siglip_ref.check.mistakes import find
@@ -25,8 +24,7 @@ from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Config
-from siglip_ref.towers.image import image_tower_forward
-from siglip_ref.towers.text import text_tower_forward
+from siglip_ref.specification import SPECIFICATION
 
 # What else a model may follow: tried when a check fails, and used to say what a check could not have seen.
 ALTERNATIVES: tuple[dict[str, Any], ...] = (
@@ -89,18 +87,18 @@ def _values_that_change(
     tower = field.split("_")[0]
     weights = subtree(probe.params, tower)
     if tower == "image":
-        return prefixed("image", image_tower_forward(probe.images, weights, cfg, other, ops)[2])
+        return prefixed("image", SPECIFICATION.image_tower.forward(probe.images, weights, cfg, other)[2])
     values = dict(right)
     if field == "text_pooling":
-        values["text/pool"] = ops.pool_forward(right["text/norm"], probe.tokens, other.text_pooling)[0]
+        values["text/pool"] = SPECIFICATION.pool.forward(right["text/norm"], probe.tokens, other.text_pooling)[0]
         if cfg.text_head:
             head = weights["head/kernel"], weights["head/bias"]
-            values["text/head"] = ops.linear_forward(values["text/pool"], *head)[0]
+            values["text/head"] = SPECIFICATION.linear.forward(values["text/pool"], *head)[0]
     elif tower == "text":
-        return prefixed("text", text_tower_forward(probe.tokens, weights, cfg, other, ops)[2])
+        return prefixed("text", SPECIFICATION.text_tower.forward(probe.tokens, weights, cfg, other)[2])
     pooled = {"image/embed": "image/pool", "text/embed": "text/head" if cfg.text_head else "text/pool"}
     kind, eps = other.embed_norm, other.embed_norm_eps
-    return values | {name: ops.normalize_forward(values[last], kind, eps)[0] for name, last in pooled.items()}
+    return values | {name: SPECIFICATION.normalize.forward(values[last], kind, eps)[0] for name, last in pooled.items()}
 
 
 def _fits(got: Mapping[str, Array], values: Mapping[str, Array], judge: Judge, tower: str) -> bool:

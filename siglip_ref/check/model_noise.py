@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from siglip_ref.check.noise_law import law
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.params import shapes
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.towers.model import values_and_grads
 
@@ -128,7 +128,7 @@ def _measured(
     probe = Probe(params, np.frombuffer(images[1]).reshape(images[0]), captions)
     exact = reference(probe, cfg, conventions, np.float64)
 
-    def compute(rounded: dict[str, Array], ops: Any) -> dict[str, Array]:
+    def compute(rounded: dict[str, Array], ops: Ops) -> dict[str, Array]:
         given, pixels = {name: rounded[name] for name in params}, rounded[""]
         out, loss, grads = values_and_grads(given, pixels, captions, cfg, conventions, ops)
         return out.activations | {"loss": loss} | grads

@@ -1,9 +1,8 @@
 """The whole model, forward and backward, with mistakes made in places: a tower, one block, half a block, the loss."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from siglip_ref.check.model_probe import Probe
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Ops, Pair
 from siglip_ref.sizes import Config
 
 LOSS = "loss"  # the stage from the embeddings to the loss
@@ -52,21 +52,20 @@ def with_mistakes(
         whole = reference(
             tuple(edit for p in made if any(s.startswith(tower) for s in p.stages) for edit in p.mistake.edits)
         )
-        ops = _dispatching(specs)
-        forward = whole.image.image_tower_forward if tower == "image" else whole.text.text_tower_forward
-        pooled, cache, named = forward(inputs, subtree(params, tower), cfg, conventions, ops)
-        norm = specs["embed"].ops
-        embed, norm_cache = norm.normalize_forward(pooled, conventions.embed_norm, conventions.embed_norm_eps)
+        ops = _dispatching(specs, whole.ops)
+        way = ops.image_tower if tower == "image" else ops.text_tower
+        pooled, cache, named = way.forward(inputs, subtree(params, tower), cfg, conventions)
+        norm = specs["embed"].ops.normalize
+        embed, norm_cache = norm.forward(pooled, conventions.embed_norm, conventions.embed_norm_eps)
         embedded.append(embed)
         activations |= prefixed(tower, named | {"embed": embed})
-        back = whole.image.image_tower_backward if tower == "image" else whole.text.text_tower_backward
-        ways_back.append((tower, norm.normalize_backward, norm_cache, back, cache, ops))
+        ways_back.append((tower, norm.backward, norm_cache, way.backward, cache))
     activations["logits"] = np.exp(params["log_scale"]) * (embedded[0] @ embedded[1].T) + params["bias"]
     result = _spec(made, LOSS).loss.sigmoid_loss(*embedded, params["log_scale"], params["bias"])
     grads: dict[str, Array] = {"log_scale": result.d_log_scale, "bias": result.d_bias}
     d_embeds = (result.d_image_embed, result.d_text_embed)
-    for d_embed, (tower, normalize_backward, norm_cache, back, cache, ops) in zip(d_embeds, ways_back, strict=True):
-        of_tower = back(normalize_backward(d_embed, norm_cache), cache, ops)
+    for d_embed, (tower, normalize_backward, norm_cache, back, cache) in zip(d_embeds, ways_back, strict=True):
+        of_tower = back(normalize_backward(d_embed, norm_cache), cache)
         grads |= prefixed(tower, of_tower[1] if tower == "image" else of_tower[0])
     return result.loss, activations, {name: grads[name] for name in params}
 
@@ -75,64 +74,53 @@ def _spec(made: Sequence[Placed], *stages: str) -> Reference:
     return reference(tuple(edit for p in made if p.stages.intersection(stages) for edit in p.mistake.edits))
 
 
-def _dispatching(specs: Mapping[str, Reference]) -> ModuleType:
-    """Operations that know which stage they are in; a cache remembers whose it is, so the way back is its own."""
+def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:
+    """Operations that know which stage they are in; a cache remembers whose it is, so the way back is its own.
+
+    whole : where the towers themselves are taken from
+    """
     numbers = count()
     plain = reference()
 
-    def block_forward(x: Array, weights: Any, heads: int, gelu: Any, eps: float, mask: Any, _: ModuleType) -> Any:
+    def block_forward(x: Array, weights: Any, heads: int, gelu: Any, eps: float, mask: Any) -> Any:
         number = next(numbers)
         first, second = (specs[f"block{number:02d}/{half}"] for half in ("+attn", "+mlp"))
         norms = iter((first, second))
-        ops = _copy(plain)
-        vars(ops).update(
-            layer_norm_forward=lambda *given: _tagged(next(norms), "layer_norm")(*given),
-            attention_forward=_tagged(first, "attention"),
-            mlp_forward=_tagged(second, "mlp"),
-        )
         changed = first if second is plain else second  # only its own edits change how a block is put together
-        out, after, cache = changed.encoder.block_forward(x, weights, heads, gelu, eps, mask, ops)
-        return out, after, (changed, cache)
+        ops = replace(
+            changed.ops,
+            layer_norm=Pair(lambda *given: _tagged(next(norms).ops.layer_norm).forward(*given), _by_owner),
+            attention=_tagged(first.ops.attention),
+            mlp=_tagged(second.ops.mlp),
+        )
+        out, after, cache = ops.block.forward(x, weights, heads, gelu, eps, mask)
+        return out, after, (ops.block, cache)
 
-    def block_backward(d_out: Array, cache: tuple[Reference, Any], ops: ModuleType) -> Any:
-        spec, inner = cache
-        return spec.encoder.block_backward(d_out, inner, ops)
-
-    ops = _copy(plain)
-    for name, stage in _STAGE_OF.items():
-        if stage in specs:
-            setattr(ops, f"{name}_forward", _tagged(specs[stage], name))
-    stem = specs["stem"].ops
-    vars(ops).update(
-        layer_norm_forward=_tagged(specs["norm"], "layer_norm"),  # the only one outside of blocks
-        position_forward=stem.position_forward,
-        position_backward=stem.position_backward,
-        block_forward=block_forward,
-        block_backward=block_backward,
+    stages: dict[str, Any] = {
+        name: _tagged(getattr(specs[stage].ops, name)) for name, stage in _STAGE_OF.items() if stage in specs
+    }
+    return replace(
+        plain.ops,
+        **stages,
+        layer_norm=_tagged(specs["norm"].ops.layer_norm),  # the only one outside of blocks
+        position=specs["stem"].ops.position,
+        block=Pair(block_forward, _by_owner),
+        encoder=whole.encoder,
+        image_tower=whole.image_tower,
+        text_tower=whole.text_tower,
     )
-    return ops
 
 
-def _copy(plain: Reference) -> ModuleType:
-    """The operations, each way back asking the cache whose it is."""
-    ops = ModuleType("siglip_ref.ops, by stage")
-    vars(ops).update({name: getattr(plain.ops, name) for name in plain.ops.__all__})
-    for name in (*_STAGE_OF, "layer_norm", "attention", "mlp"):
-        setattr(ops, f"{name}_backward", _by_owner(name))
-    return ops
+def _tagged(pair: Pair) -> Pair:
+    """The same, with a cache that remembers whose it is."""
 
-
-def _tagged(spec: Reference, name: str) -> Callable[..., Any]:
     def forward(*given: Any) -> Any:
-        out, cache = getattr(spec.ops, f"{name}_forward")(*given)
-        return out, (spec, cache)
+        out, cache = pair.forward(*given)
+        return out, (pair, cache)
 
-    return forward
+    return Pair(forward, _by_owner)
 
 
-def _by_owner(name: str) -> Callable[..., Any]:
-    def backward(d_out: Array, cache: tuple[Reference, Any], *settings: Any) -> Any:
-        spec, inner = cache
-        return getattr(spec.ops, f"{name}_backward")(d_out, inner, *settings)
-
-    return backward
+def _by_owner(d_out: Array, cache: tuple[Pair, Any], *settings: Any) -> Any:
+    pair, inner = cache
+    return pair.backward(d_out, inner, *settings)

@@ -20,7 +20,8 @@ class Product:
 
 
 def _linear(name: str, file: str, result: str, cache: str, x: str, kernel: str, bias: str) -> Product:
-    return Product(name, file, f"{result}, {cache} = linear_forward({x}, {kernel}, {bias})", x, kernel, result, bias)
+    text = f"{result}, {cache} = ops.linear.forward({x}, {kernel}, {bias})"
+    return Product(name, file, text, x, kernel, result, bias)
 
 
 def _dense(name: str, file: str, result: str, cache: str, x: str, part: str) -> Product:

@@ -1,17 +1,17 @@
 """The reference's side of a model check: values, gradients, and the terms of those that are zero by structure."""
 
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from siglip_ref import ops as specification
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
+from siglip_ref.record import Ops, Pair
 from siglip_ref.sizes import Config
+from siglip_ref.specification import SPECIFICATION
 from siglip_ref.towers.model import values_and_grads
 
 UNIT_ROUNDOFF = {name: FORMATS[name].unit for name in ("float64", "float32", "float16", "bfloat16")}
@@ -32,34 +32,25 @@ def reference(probe: Probe, cfg: Config, conventions: Conventions, precision: ty
     """The specification's result on a probe, in float64 or float32; key_terms in float64 only."""
     params: dict[str, Array] = {name: np.asarray(value, precision) for name, value in probe.params.items()}
     images: Array = np.asarray(probe.images, precision)
-    ops, sums = _recording_ops() if precision is np.float64 else (specification, {})
+    ops, sums = _recording() if precision is np.float64 else (SPECIFICATION, {})
     out, loss, grads = values_and_grads(params, images, probe.tokens, cfg, conventions, ops)
     owners = {id(params[name]): name for name in params if name.endswith("/k/kernel")}
     key_terms = {owners[kernel].replace("kernel", "bias"): total for kernel, total in sums.items()}
     return Reference(loss, out.activations, grads, key_terms)
 
 
-def _recording_ops() -> tuple[ModuleType, dict[int, float]]:
+def _recording() -> tuple[Ops, dict[int, float]]:
     """The specification, and a dict that it fills on the way back: id of a key kernel -> sum of the absolute values of
     the terms of its bias's gradient (largest over the features)."""
     sums: dict[int, float] = {}
+    forward, backward = SPECIFICATION.attention
 
     def attention_backward(d_out: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, dict[str, Array]]:
-        kernel = cache[1][1]
-        sums[id(kernel)] = _sum_of_key_terms(d_out, cache)
-        return specification.attention_backward(d_out, cache)
+        sums[id(cache[1][1])] = _sum_of_key_terms(d_out, cache)
+        grads: tuple[Array, Array, dict[str, Array]] = backward(d_out, cache)
+        return grads
 
-    def map_head_backward(d_pooled: Array, cache: tuple[Any, ...]) -> tuple[Array, dict[str, Array]]:
-        attn_cache, norm_cache, mlp_cache = cache
-        d_normed, _ = specification.mlp_backward(d_pooled[:, None], mlp_cache)
-        d_read, _, _ = specification.layer_norm_backward(d_normed, norm_cache)
-        sums[id(attn_cache[1][1])] = _sum_of_key_terms(d_pooled[:, None] + d_read, attn_cache)
-        return specification.map_head_backward(d_pooled, cache)
-
-    ops = ModuleType("siglip_ref.ops, recording")
-    vars(ops).update({name: getattr(specification, name) for name in specification.__all__})
-    vars(ops).update(attention_backward=attention_backward, map_head_backward=map_head_backward)
-    return ops, sums
+    return replace(SPECIFICATION, attention=Pair(forward, attention_backward)), sums
 
 
 def _sum_of_key_terms(d_out: Array, cache: tuple[Any, ...]) -> float:
@@ -67,5 +58,5 @@ def _sum_of_key_terms(d_out: Array, cache: tuple[Any, ...]) -> float:
     _, _, _, (_, out_kernel), query, _, value, root, probability = cache
     batch, heads, length, size = query.shape
     d_mixed = (d_out @ out_kernel.T).reshape(batch, length, heads, size).swapaxes(1, 2)
-    d_scores = specification.softmax_backward(d_mixed @ value.swapaxes(-1, -2), probability)
+    d_scores = SPECIFICATION.softmax.backward(d_mixed @ value.swapaxes(-1, -2), probability)
     return float(np.max((np.abs(d_scores).swapaxes(-1, -2) @ np.abs(query / root)).sum((0, 2))))

@@ -9,7 +9,6 @@ logits, the loss, the gradients of scale and bias, and those of the parameters n
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from siglip_ref.check.model_reference import UNIT_ROUNDOFF, Reference
 from siglip_ref.check.noise import FLOAT64, measure
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 
 POOLED = ("image/pool", "text/head", "text/pool")  # activations from which the last stage starts
@@ -128,7 +128,7 @@ def last_stage(
     cfg: Config,
     conventions: Conventions,
     spec: Specification | None = None,
-    ops: Any = None,
+    ops: Ops | None = None,
 ) -> dict[str, Array]:
     """Logits, loss, and the gradients next to the embeddings, from what is pooled.
 
@@ -144,12 +144,12 @@ def last_stage(
     spec = spec or specification_with()
     ops = ops or spec.ops
     kind, eps = conventions.embed_norm, conventions.embed_norm_eps
-    image, image_cache = ops.normalize_forward(given["image/pool"], kind, eps)
-    text, text_cache = ops.normalize_forward(given["text/head" if cfg.text_head else "text/pool"], kind, eps)
+    image, image_cache = ops.normalize.forward(given["image/pool"], kind, eps)
+    text, text_cache = ops.normalize.forward(given["text/head" if cfg.text_head else "text/pool"], kind, eps)
     log_scale, bias = given["log_scale"], given["bias"]
-    found = spec.loss.sigmoid_loss(image, text, log_scale, bias, ops=None if ops is spec.ops else ops)
-    d_image = ops.normalize_backward(found.d_image_embed, image_cache)
-    d_text = ops.normalize_backward(found.d_text_embed, text_cache)
+    found = spec.loss.sigmoid_loss(image, text, log_scale, bias, ops=ops)
+    d_image = ops.normalize.backward(found.d_image_embed, image_cache)
+    d_text = ops.normalize.backward(found.d_text_embed, text_cache)
     out = {
         "logits": np.exp(log_scale) * (image @ text.T) + bias,
         "loss": found.loss,
@@ -179,7 +179,7 @@ def judge_at(scale: Scale, judge: Judge, cfg: Config, conventions: Conventions) 
     random = np.random.default_rng(11)
     reach = {name: judge.noise[name] * np.max(np.abs(value)) for name, value in given.items() if name in POOLED}
 
-    def compute(arrays: dict[str, Array], ops: Any) -> dict[str, Array]:
+    def compute(arrays: dict[str, Array], ops: Ops) -> dict[str, Array]:
         # float64's noise is measured in float32, and scaled
         finer = FLOAT64 if regime == "float64" and isinstance(arrays["bias"], Rounded) else 1.0
         moved = {

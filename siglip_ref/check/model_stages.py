@@ -4,9 +4,9 @@ A stage leads from one activation that the model shows to the next. Since it sta
 stage is right or wrong whatever happened before it, and a mistake is seen in every stage in which it was made.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import count
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from siglip_ref.check.model_probe import Probe
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Pair
 from siglip_ref.sizes import Config
 
 TOWERS = ("image", "text")
@@ -46,36 +47,35 @@ def stage_values(
     numbers = count()
 
     def block_forward(
-        x: Array, of_block: dict[str, Array], heads: int, gelu: Any, eps: float, mask: Array | None, _: ModuleType
+        x: Array, of_block: dict[str, Array], heads: int, gelu: Any, eps: float, mask: Array | None
     ) -> tuple[Array, Array, None]:
         number = next(numbers)
         attn, mlp = (f"block{number:02d}/{half}" for half in ("+attn", "+mlp"))
         if wanted is not None and {attn, mlp} <= own.keys() and not {f"{tower}/{attn}", f"{tower}/{mlp}"} & set(wanted):
             return own[mlp], own[attn], None
         x = own.get("stem", x) if number == 0 else x
-        rest = (heads, gelu, eps, mask, spec.ops)
-        out, after, _cache = spec.encoder.block_forward(x, of_block, *rest)
+        rest = (heads, gelu, eps, mask)
+        out, after, _cache = spec.ops.block.forward(x, of_block, *rest)
         values[attn] = after
         if attn in own:  # with a projection of zeros, the first half hands on what it was given
             silent = {name: np.zeros_like(of_block[name]) for name in _NO_ATTENTION}
-            out = spec.encoder.block_forward(own[attn], of_block | silent, *rest)[0]
+            out = spec.ops.block.forward(own[attn], of_block | silent, *rest)[0]
         values[mlp] = out
         return own.get(mlp, out), own.get(attn, after), None
 
-    def fed(name: str, source: str) -> Callable[..., Any]:
-        function = getattr(spec.ops, name)
-        return lambda x, *rest: function(own.get(source, x), *rest)
+    def fed(name: str, source: str) -> Pair:
+        function, back = getattr(spec.ops, name)
+        return Pair(lambda x, *rest: function(own.get(source, x), *rest), back)
 
-    ops = ModuleType("siglip_ref.ops, fed by the model")
-    vars(ops).update({name: getattr(spec.ops, name) for name in spec.ops.__all__}, block_forward=block_forward)
-    for name, source in (("map_head_forward", "norm"), ("pool_forward", "norm"), ("linear_forward", "pool")):
-        setattr(ops, name, fed(name, source))
+    block = Pair(block_forward, spec.ops.block.backward)
     if tower == "image":
-        pooled, _, activations = spec.image.image_tower_forward(probe.images, weights, cfg, conventions, ops)
-    else:
-        pooled, _, activations = spec.text.text_tower_forward(probe.tokens, weights, cfg, conventions, ops)
+        ops = replace(spec.ops, block=block, map_head=fed("map_head", "norm"))
+        pooled, _, activations = ops.image_tower.forward(probe.images, weights, cfg, conventions)
+    else:  # its only linear layer outside of blocks is the head
+        ops = replace(spec.ops, block=block, pool=fed("pool", "norm"), linear=fed("linear", "pool"))
+        pooled, _, activations = ops.text_tower.forward(probe.tokens, weights, cfg, conventions)
     last = own.get("head" if tower == "text" and cfg.text_head else "pool", pooled)
-    activations["embed"] = spec.ops.normalize_forward(last, conventions.embed_norm, conventions.embed_norm_eps)[0]
+    activations["embed"] = spec.ops.normalize.forward(last, conventions.embed_norm, conventions.embed_norm_eps)[0]
     passed = {name: value for name, value in activations.items() if not name.startswith("block")}
     return prefixed(tower, {name: (passed | values)[name] for name in activations if name in passed | values})
 

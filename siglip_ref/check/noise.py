@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from typing import Any
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, Format, Order, Rounding, round_to, rounded
-from siglip_ref.arithmetic.variants import Positives, fused, pair_block, with_changes
+from siglip_ref.arithmetic.variants import LossForm, Variant, fused, pair_block
 from siglip_ref.ops.elementary import Array
 
 TIMES = (
@@ -32,7 +31,6 @@ DROWNED = 0.5  # noise of a row by its size: from here on nothing of it can be j
 UNLIKE = 8.0  # times what the middle row shows: such a row is no measure for the others
 ORDERS: tuple[tuple[Order, bool], ...] = (("sequential", True), ("reversed", False), ("pairwise", False))
 # positives, scale first, sigmoid by the logarithm: see `pair_block`
-LossForm = tuple[Positives, bool, bool]
 LOSS_FORMS: tuple[LossForm, ...] = (
     ("signed", True, False),
     ("signed", False, True),
@@ -42,7 +40,7 @@ LOSS_FORMS: tuple[LossForm, ...] = (
     ("apart", True, False),
 )
 
-Compute = Callable[[dict[str, Array], Any], Mapping[str, Array]]
+Compute = Callable[[dict[str, Array], Variant], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,11 @@ class Noise:
     overflows: frozenset[str]
 
 
-def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple[Rounding, Any]]:
+def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple[Rounding, Variant]]:
     """How correct programs compute: a rounding, and the operations; `few`: one run of each kind instead of several."""
     narrow = regime.rounding.format.bits < 24
-    unfused = with_changes(fused(regime.kernels))
-    kernels = with_changes(fused()) if narrow else unfused
+    unfused = fused(regime.kernels)
+    kernels = fused() if narrow else unfused
     for order, fma in ORDERS:
         for ops in (unfused, kernels)[: 1 + narrow]:
             yield replace(regime.rounding, order=order, fma=fma), ops
@@ -95,9 +93,8 @@ def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple
         yield replace(regime.rounding, library=bias), unfused
     random = np.random.default_rng(seed)
     for form_of_loss, tiles in product(LOSS_FORMS, (1,) if few else (1, 3)):
-        form = with_changes(fused(regime.kernels) | {"pair_block": pair_block(*form_of_loss)})
-        form.tiles, form.form_of_loss = tiles, form_of_loss
-        form.normalises_again = tiles > 1 or (few and form_of_loss is LOSS_FORMS[0])  # a loss may: see `tolerance`
+        again = tiles > 1 or (few and form_of_loss is LOSS_FORMS[0])  # a loss may: see `tolerance`
+        form = replace(in_the_form(form_of_loss, unfused), tiles=tiles, normalises_again=again)
         if not few:
             yield regime.rounding, form
         for _ in range(1 if few else STOCHASTIC_RUNS // 2):
@@ -105,6 +102,11 @@ def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple
     for _ in range(1 if few else STOCHASTIC_RUNS):
         for ops in (unfused, kernels)[: 1 + narrow]:
             yield replace(regime.rounding, fma=False, random=random), ops
+
+
+def in_the_form(form_of_loss: LossForm, ops: Variant) -> Variant:
+    """These operations, with a loss in one of its equal forms."""
+    return replace(ops, pair_block=pair_block(*form_of_loss), form_of_loss=form_of_loss)
 
 
 def measure(
@@ -169,13 +171,12 @@ def in_float64(
     near = {name: round_to(value, FORMATS["float32"]) for name, value in arrays.items()}
     same = all(np.array_equal(near[name], arrays[name]) for name in arrays)
     with np.errstate(all="ignore"):
-        there = exact if same else {n: np.asarray(v) for n, v in compute(dict(near), with_changes({})).items()}
+        there = exact if same else {n: np.asarray(v) for n, v in compute(dict(near), fused(())).items()}
     scaled = {name: noise * FLOAT64 for name, noise in single(near, there).absolute.items()}
     # a number far below the unit of float32 is lost there as a whole, which says nothing of float64: there, too,
     # sigmoid(l) - 1 is zero from l = 37 on
     for form_of_loss in LOSS_FORMS:
-        form = with_changes({"pair_block": pair_block(*form_of_loss)})
-        form.form_of_loss = form_of_loss
+        form = in_the_form(form_of_loss, fused(()))
         with np.errstate(all="ignore"):
             got = compute(dict(arrays), form)
             errors = {name: _reach(np.asarray(value) - exact[name], by_row) for name, value in got.items()}

@@ -9,13 +9,22 @@ each other.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import rounded
-from siglip_ref.arithmetic.variants import pair_block, with_changes
-from siglip_ref.check.noise import LIBRARY, LOSS_FORMS, ORDERS, REGIMES, Compute, LossForm, Noise, in_float64, noise_of
+from siglip_ref.arithmetic.variants import LossForm, Variant, fused
+from siglip_ref.check.noise import (
+    LIBRARY,
+    LOSS_FORMS,
+    ORDERS,
+    REGIMES,
+    Compute,
+    Noise,
+    in_float64,
+    in_the_form,
+    noise_of,
+)
 from siglip_ref.ops.elementary import Array
 
 PAIRS = 64  # from here on; of fewer pairs everything is emulated
@@ -46,7 +55,7 @@ def quick_noise(
 
 
 def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterator[Mapping[str, Array]]:
-    random, plain, unfused = np.random.default_rng(0), REGIMES["float32"].rounding, with_changes({})
+    random, plain, unfused = np.random.default_rng(0), REGIMES["float32"].rounding, fused(())
     emulated = [replace(plain, library=bias) for bias in (-LIBRARY, LIBRARY)]
     emulated += [replace(plain, order=order, fma=fma) for order, fma in ORDERS[:2]]
     for rounding in emulated:
@@ -59,14 +68,12 @@ def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterato
         yield _in_another_order(compute, own, _in_the_form(form, TILES[number % 2]), random, batch)
 
 
-def _in_the_form(form: LossForm, tiles: int) -> Any:
-    ops = with_changes({"pair_block": pair_block(*form)})
-    ops.form_of_loss, ops.tiles, ops.normalises_again = form, tiles, tiles > 1
-    return ops
+def _in_the_form(form: LossForm, tiles: int) -> Variant:
+    return replace(in_the_form(form, fused(())), tiles=tiles, normalises_again=tiles > 1)
 
 
 def _in_another_order(
-    compute: Compute, arrays: Mapping[str, Array], ops: Any, random: np.random.Generator, batch: bool
+    compute: Compute, arrays: Mapping[str, Array], ops: Variant, random: np.random.Generator, batch: bool
 ) -> Mapping[str, Array]:
     """One run with columns moved, and rows too if they may be, its results moved back."""
     pairs, width = arrays["image_embed"].shape

@@ -41,6 +41,7 @@ SOURCES = (
     "ops/elementary.py",
     "ops/normalize.py",
     "ops/pair_block.py",
+    "ops/sigmoid_loss.py",
 )
 _WORDS = re.compile(r'"""(?s:.*?)"""|#.*|\s+')  # docstrings, comments, white space
 

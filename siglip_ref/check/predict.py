@@ -88,7 +88,7 @@ def predict_loss(
     caches: list[Any] = []
     if convention.embeddings == "raw":
         eps = 1e-8 if convention.norm == "additive" else 0.0
-        (x_unit, x_cache), (y, y_cache) = (spec.ops.normalize_forward(rows, convention.norm, eps) for rows in (x, y))
+        (x_unit, x_cache), (y, y_cache) = (spec.ops.normalize.forward(rows, convention.norm, eps) for rows in (x, y))
         caches = [x_cache, y_cache]
         one_side = any(mistake.id == ONE_SIDE for mistake in mistakes)
         x = x if one_side else x_unit
@@ -97,7 +97,7 @@ def predict_loss(
     else:
         loss, d_x, d_y, d_log_scale, d_bias = _on_ranks(spec, x, y, log_scale, bias, sizes, final)
     if caches:
-        d_x_raw, d_y = (spec.ops.normalize_backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
+        d_x_raw, d_y = (spec.ops.normalize.backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
         d_x = d_x if one_side else d_x_raw
     by_scale = {"scale": d_log_scale / scale} if convention.scale == "linear" else {"log_scale": d_log_scale}
     return {"loss": loss, "image_embed": d_x, "text_embed": d_y} | by_scale | {"bias": d_bias}

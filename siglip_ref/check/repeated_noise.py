@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref import ops as specification
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.arithmetic.variants import pair_block
+from siglip_ref.arithmetic.variants import Variant, fused, pair_block
 from siglip_ref.check.noise import FLOAT64, REGIMES, Noise, announce, measure
 from siglip_ref.check.noise_quick import FEWER_STILL, quick_noise
 from siglip_ref.check.noise_table import Key, digest, table
@@ -70,7 +69,7 @@ def distinct_noise(given: Given, probe: Repeated, quick: bool = False) -> Noise:
     }
     compute = partial(_one_copy, given, probe.order)
     with np.errstate(all="ignore"):
-        exact = compute(dict(arrays), specification)
+        exact = compute(dict(arrays), fused(()))
     large, narrow = len(probe.order) >= LARGE, _in_16_bits(given)
     unit = FLOAT64 if given.regime == "float64" else 1.0
     if quick:
@@ -111,12 +110,12 @@ def _let_sums_run(
         found.absolute[name] = np.maximum(found.absolute[name], worst * unit * size)
 
 
-def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Any) -> dict[str, Array]:
+def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
     """Loss and gradients of one copy of each image against all texts, and of each text against all images."""
     images, texts, caches = a["image_embed"], a["text_embed"], []
     if given.norm:
         eps = NORM_EPS[given.norm]
-        (images, one), (texts, other) = (ops.normalize_forward(rows, given.norm, eps) for rows in (images, texts))
+        (images, one), (texts, other) = (ops.normalize.forward(rows, given.norm, eps) for rows in (images, texts))
         caches = [one, other]
     else:
         images, texts = unit_rows_again(given, images, texts, ops)
@@ -132,7 +131,7 @@ def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Any) -> dict
         d_images, d_texts = d_images + row[1], d_texts + column[2]
     if caches:
         d_images, d_texts = (
-            ops.normalize_backward(d, cache) for d, cache in zip((d_images, d_texts), caches, strict=True)
+            ops.normalize.backward(d, cache) for d, cache in zip((d_images, d_texts), caches, strict=True)
         )
     if given.linear:
         d_log_scale = d_log_scale / a["scale"]
@@ -140,12 +139,12 @@ def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Any) -> dict
     return named._asdict()
 
 
-def _form(given: Given, pairs: int, ops: Any) -> tuple[Any, int]:
+def _form(given: Given, pairs: int, ops: Variant) -> tuple[Any, int]:
     """How this run computes a block, and in how many tiles. Gradients carry 1 / B from the beginning."""
-    form, tiles = getattr(ops, "form_of_loss", None), getattr(ops, "tiles", 1)
-    if not form:
+    tiles = ops.tiles
+    if not ops.form_of_loss:
         return ops.pair_block, tiles
-    positives, scale_first, by_logarithm = form
+    positives, scale_first, by_logarithm = ops.form_of_loss
     if _in_16_bits(given):
         positives = "crossed" if positives == "subtracted" else positives
         if pairs >= LARGE:

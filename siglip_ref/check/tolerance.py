@@ -7,11 +7,11 @@ test_loss_torch.py and test_loss_jax.py hold correct forms, which the measuremen
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.arithmetic.variants import Variant
 from siglip_ref.check.noise import TIMES, Noise, announce, measure
 from siglip_ref.check.noise_quick import PAIRS, quick_noise
 from siglip_ref.check.noise_table import Key, digest, table
@@ -124,19 +124,19 @@ def _measured(
     return measure(compute, arrays, right, given.regime, scalars=scalars_of(given), by_row=True, few=few)
 
 
-def _loss(given: Given, a: dict[str, Array], ops: Any) -> dict[str, Array]:
+def _loss(given: Given, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
     x, y, caches = a["image_embed"], a["text_embed"], []
     if given.norm:
-        (x, x_cache), (y, y_cache) = (ops.normalize_forward(rows, given.norm, NORM_EPS[given.norm]) for rows in (x, y))
+        (x, x_cache), (y, y_cache) = (ops.normalize.forward(rows, given.norm, NORM_EPS[given.norm]) for rows in (x, y))
         caches = [x_cache, y_cache]
     else:
         x, y = unit_rows_again(given, x, y, ops)
     log_scale = np.log(a["scale"]) if given.linear else a["scale"]
-    tile = -(-len(x) // getattr(ops, "tiles", 1))
+    tile = -(-len(x) // ops.tiles)
     out = sigmoid_loss(x, y, log_scale, a["bias"], tile=tile, ops=ops)._asdict()
     if caches:
         out["d_image_embed"], out["d_text_embed"] = (
-            ops.normalize_backward(out[name], cache)
+            ops.normalize.backward(out[name], cache)
             for name, cache in zip(("d_image_embed", "d_text_embed"), caches, strict=True)
         )
     if given.linear:
@@ -144,11 +144,11 @@ def _loss(given: Given, a: dict[str, Array], ops: Any) -> dict[str, Array]:
     return out
 
 
-def unit_rows_again(given: Given, x: Array, y: Array, ops: Any) -> tuple[Array, Array]:
+def unit_rows_again(given: Given, x: Array, y: Array, ops: Variant) -> tuple[Array, Array]:
     """Unit rows, normalised all the same in some runs: a loss may do so for safety, and moves nothing but rounding."""
-    if not getattr(ops, "normalises_again", False) or given.regime not in _FINE or (_exact(x) and _exact(y)):
+    if not ops.normalises_again or given.regime not in _FINE or (_exact(x) and _exact(y)):
         return x, y
-    x, y = (ops.normalize_forward(rows, "clamp", NORM_EPS["clamp"])[0] for rows in (x, y))
+    x, y = (ops.normalize.forward(rows, "clamp", NORM_EPS["clamp"])[0] for rows in (x, y))
     return x, y
 
 

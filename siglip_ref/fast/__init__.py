@@ -1,6 +1,7 @@
 """Numba twins of the specification's operations: same names, same signatures, float32 and float64.
 
 `ops=siglip_ref.fast` chooses them in `sigmoid_loss`, `forward`, `loss_and_grads`; everything else stays as it is.
+As one record, like that of the specification, they are `OPS`.
 A twin owns the cache of its pair: a forward from here goes with the backward from here. Arrays of another
 arithmetic (complex steps, balls, rounded numbers) and mixtures go to the specification, which is the authority.
 
@@ -8,10 +9,13 @@ Where Numba or a fitting BLAS is missing, these names are the specification itse
 """
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from siglip_ref import ops as _specification
+from siglip_ref.record import Ops, Pair
+from siglip_ref.specification import SPECIFICATION
 
 # The file here that holds the twin of each operation ...
 TWINS = {
@@ -37,7 +41,7 @@ TWINS = {
     "token_embed_backward": "embedding",
 }
 
-# ... and of each function of a higher level, which hands over to `ops` if it has one: the module of its specification.
+# ... and of each function of a higher level: the module of its specification.
 HIGHER_TWINS = {
     "adamw_step": ("optim", "siglip_ref.optim"),
     "block_backward": ("block", "siglip_ref.towers.encoder"),
@@ -58,6 +62,8 @@ WITHOUT_TWIN = {
     "pi": "a constant",
     "pool_backward": "takes one token a text: nothing to compute",
     "pool_forward": "takes one token a text: nothing to compute",
+    "position_resize_backward": "once an image, of a small table",
+    "position_resize_forward": "once an image, of a small table",
     "sigmoid": "a function of NumPy's kind; kernels have their own",
     "softmax_backward": "inside attention's kernels",
     "softmax_forward": "inside attention's kernels",
@@ -81,6 +87,20 @@ def _load() -> dict[str, Any]:
         return plain
 
 
+def _record(loaded: dict[str, Any]) -> Ops:
+    """The specification's record with every twin in the place of what it is the twin of."""
+    twins: dict[str, Any] = {}
+    for name in (*TWINS, *HIGHER_TWINS):
+        operation, _, way = name.rpartition("_")
+        if way in ("forward", "backward"):
+            pair: Pair = twins.get(operation, getattr(SPECIFICATION, operation))
+            twins[operation] = pair._replace(**{way: loaded[name]})
+        else:
+            twins[name] = loaded[name]
+    return replace(SPECIFICATION, **twins, name=__name__, compiled=True)
+
+
 globals().update(_loaded := _load())
 __all__ = sorted(_loaded)
 COMPILED = _loaded["pair_block"] is not _specification.pair_block
+OPS = _record(_loaded) if COMPILED else replace(SPECIFICATION, name=__name__)

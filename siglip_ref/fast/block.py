@@ -6,10 +6,8 @@ what was kept, so that the gradients of a deep model can take its place in memor
 """
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
-from siglip_ref import ops as specification
 from siglip_ref.errors import UsageError
 from siglip_ref.fast.attention import root_of, seen_by_head
 from siglip_ref.fast.blas import gemm_address
@@ -19,7 +17,7 @@ from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.towers import encoder as plain
+from siglip_ref.specification import SPECIFICATION
 
 ORDER = (
     "norm1/gamma", "norm1/beta",
@@ -58,14 +56,15 @@ class BlockCache:
 
 
 def block_forward(
-    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None, ops: ModuleType
+    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None
 ) -> tuple[Array, Array, Any]:
     """Twin of `siglip_ref.towers.encoder.block_forward`."""
     w = tuple([weights[name] for name in ORDER])
     width, mlp = x.shape[-1], len(w[13])
     split, wanted = x.ndim == 3 and width % heads == 0, [(width,), (width,), *layer_shapes(width, mlp)]
     if not split or [weight.shape for weight in w] != wanted or not same_precision(x, *w):
-        return plain.block_forward(x, weights, heads, gelu, eps, mask, specification)
+        plain: tuple[Array, Array, Any] = SPECIFICATION.block.forward(x, weights, heads, gelu, eps, mask)
+        return plain
     batch, tokens, _ = x.shape
     turned, w = as_stored(w, [batch * tokens] * len(w))
     rows, seen = batch * tokens, seen_by_head(mask, batch, heads, tokens, tokens)
@@ -83,10 +82,11 @@ def block_forward(
     return out.reshape(inside), kept.after.reshape(inside), cache
 
 
-def block_backward(d_out: Array, cache: Any, ops: ModuleType) -> tuple[Array, Array, dict[str, Array]]:
+def block_backward(d_out: Array, cache: Any) -> tuple[Array, Array, dict[str, Array]]:
     """Twin of `siglip_ref.towers.encoder.block_backward`."""
     if not isinstance(cache, BlockCache):
-        return plain.block_backward(d_out, cache, specification)
+        plain: tuple[Array, Array, dict[str, Array]] = SPECIFICATION.block.backward(d_out, cache)
+        return plain
     x, turned, w, mask, heads, form, eps, kept = cache.take(d_out)
     inside, flat, hidden = kept.query.shape, x.shape, kept.hidden.shape
     of_w = shapes_of(turned, w)

@@ -1,6 +1,7 @@
 """The pairwise loss on kernels: `pair_block` and the whole `sigmoid_loss`."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from siglip_ref.fast.pool import parts_for
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.loss import sigmoid_loss as whole_loss
 from siglip_ref.ops.elementary import Array
+from siglip_ref.specification import SPECIFICATION
 
 SIDE = 512  # of a tile: 1 MB in float32, which stays in a core's cache
+_DETERMINISTIC = replace(SPECIFICATION, meet=granules.meet, total=granules.total)
 
 
-def pair_block(
-    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array
-) -> tuple[Array, Array, Array, Array, Array]:
+def pair_block(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array) -> LossAndGrads:
     """Twin of `siglip_ref.ops.pair_block`."""
     fits = image_embed.ndim == text_embed.ndim == 2 and image_embed.shape[1] == text_embed.shape[1]
     if not fits or match.shape != (len(image_embed), len(text_embed)) or not same_precision(image_embed, text_embed):
@@ -45,17 +46,17 @@ def sigmoid_loss(
     Needs one tile per thread (1 MB in float32) beyond inputs and gradients, at any B. Sums are kept in float64.
     """
     if deterministic:
-        return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, granules)
+        return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, _DETERMINISTIC)
     fits = image_embed.ndim == 2 and image_embed.shape == text_embed.shape
     if not fits or not same_precision(image_embed, text_embed):
         return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)
     pairs, own = len(image_embed), np.arange(len(image_embed) + 1)
-    return LossAndGrads(*_swept(image_embed, text_embed, log_scale, bias, own, own[:-1], pairs, tile or SIDE))
+    return _swept(image_embed, text_embed, log_scale, bias, own, own[:-1], pairs, tile or SIDE)
 
 
 def _swept(
     x: Array, y: Array, log_scale: Array, bias: Array, offsets: Array, own: Array, divisor: int, side: int
-) -> tuple[Array, Array, Array, Array, Array]:
+) -> LossAndGrads:
     x, y = rows_in_memory(x), rows_in_memory(y)
     kind: type[Any] = x.dtype.type
     with np.errstate(over="ignore"):  # an overflow shows in the results
@@ -74,4 +75,4 @@ def _swept(
     total = sums.sum(0)
     lost = np.where(np.isfinite(total[LOST : 2 * LOST]), total[LOST : 2 * LOST], 0)
     loss, d_scale, d_bias = (total[:LOST] + lost) / divisor
-    return kind(loss), d_x, d_y, kind(d_scale * scale), kind(d_bias)
+    return LossAndGrads(kind(loss), d_x, d_y, kind(d_scale * scale), kind(d_bias))

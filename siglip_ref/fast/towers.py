@@ -5,7 +5,6 @@ Wide ones go operation by operation, with the twins of operations and blocks.
 
 from collections.abc import Mapping
 from functools import cache
-from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +32,7 @@ from siglip_ref.fast.tower_kernels import (
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.pooling import pool_forward
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config, Tower
 from siglip_ref.towers import image as plain_image
 from siglip_ref.towers import text as plain_text
@@ -65,14 +65,6 @@ class TowerCache(NamedTuple):
     kept: tuple[Any, ...]
     few: int
     work: int  # multiplications of the forward
-
-
-@cache
-def _by_operation() -> Any:
-    """All twins but those of whole towers."""
-    from siglip_ref import fast
-
-    return SimpleNamespace(**{name: getattr(fast, name) for name in fast.__all__ if "tower" not in name})
 
 
 @cache
@@ -153,7 +145,7 @@ def _lines(images: Array) -> Array:
 
 
 def image_tower_forward(
-    images: Array, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, ops: ModuleType
+    images: Array, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, *, ops: Ops
 ) -> tuple[Array, Any, dict[str, Array]]:
     """Twin of `siglip_ref.towers.image.image_tower_forward`."""
     tower, batch, tokens = cfg.image, len(images), cfg.patches
@@ -161,7 +153,7 @@ def image_tower_forward(
     arrays = [weights[name] for name in laid.places] if few else []
     fits = few and tower.width % tower.heads == 0 and images.shape[1:] == (*cfg.image_size, 3)
     if not fits or not same_precision(images, *arrays) or [array.shape for array in arrays] != laid.shapes:
-        return plain_image.image_tower_forward(images, weights, cfg, conventions, _by_operation())
+        return plain_image.image_tower_forward(images, weights, cfg, conventions, ops=ops)
     images, flat, inside = rows_in_memory(images), np.concatenate(arrays, axis=None), (batch, tokens, tower.width)
     stem, out, pooled = empty(inside, flat), empty(inside, flat), empty((batch, tower.width), flat)
     settings = _settings(None, stem, tower, conventions.image_gelu, conventions.image_norm_eps)
@@ -177,11 +169,11 @@ def image_tower_forward(
 
 
 def image_tower_backward(
-    d_pooled: Array, cache: Any, ops: ModuleType, pixels: bool = True
+    d_pooled: Array, cache: Any, pixels: bool = True, *, ops: Ops
 ) -> tuple[Any, Gradients, Gradients]:
     """Twin of `siglip_ref.towers.image.image_tower_backward`."""
     if not isinstance(cache, TowerCache):
-        return plain_image.image_tower_backward(d_pooled, cache, _by_operation(), pixels)
+        return plain_image.image_tower_backward(d_pooled, cache, pixels, ops=ops)
     cfg, images, flat, _, _, settings, kept, few, work = cache
     stem, stream = kept[0], kept[5]
     d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)
@@ -203,8 +195,9 @@ def text_tower_forward(
     weights: Mapping[str, Array],
     cfg: Config,
     conventions: Conventions,
-    ops: ModuleType,
     mask: Array | None = None,
+    *,
+    ops: Ops,
 ) -> tuple[Array, Any, dict[str, Array]]:
     """Twin of `siglip_ref.towers.text.text_tower_forward`."""
     tower, (batch, length), table, pooling = cfg.text, tokens.shape, weights["token"], conventions.text_pooling
@@ -213,7 +206,7 @@ def text_tower_forward(
     fits = arrays and tower.width % tower.heads == 0 and pooling != "mean" and length <= cfg.text_length
     same = same_precision(table, *arrays) and table.shape[1:] == (tower.width,)
     if not fits or not same or [array.shape for array in arrays] != laid.shapes:
-        return plain_text.text_tower_forward(tokens, weights, cfg, conventions, _by_operation(), mask)
+        return plain_text.text_tower_forward(tokens, weights, cfg, conventions, mask, ops=ops)
     flat, stem = np.concatenate(arrays, axis=None), np.ascontiguousarray(table[tokens])
     out, taken, head = empty(stem.shape, flat), empty((batch, tower.width), flat), empty((batch, cfg.embed), flat)
     seen = plain_text.seen_tokens(tokens, mask, conventions)
@@ -229,10 +222,10 @@ def text_tower_forward(
     return head, TowerCache(cfg, tokens, flat, table, chosen, settings, kept, few, work), activations
 
 
-def text_tower_backward(d_pooled: Array, cache: Any, ops: ModuleType) -> tuple[Gradients, Gradients]:
+def text_tower_backward(d_pooled: Array, cache: Any, *, ops: Ops) -> tuple[Gradients, Gradients]:
     """Twin of `siglip_ref.towers.text.text_tower_backward`."""
     if not isinstance(cache, TowerCache):
-        return plain_text.text_tower_backward(d_pooled, cache, _by_operation())
+        return plain_text.text_tower_backward(d_pooled, cache, ops=ops)
     cfg, tokens, flat, table, chosen, settings, kept, few, work = cache
     stem, taken, stream = kept[0], kept[2], kept[6]
     d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)

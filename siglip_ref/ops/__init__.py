@@ -7,59 +7,63 @@ Legend, used in every comment of this package:
 No function names a dtype: it computes in the arithmetic of the arrays it is given (float64, float32, complex
 step, balls, rounded numbers) and returns that same arithmetic. Nothing is written in place, nothing is conjugated.
 A forward returns `out, cache`; its backward takes `d_out, cache`, and quotes the forward lines that it undoes.
+A function of several parts reaches them through its last parameter, the record `ops`; called by the names below, all
+of them have the parts of the specification.
 """
 
-from siglip_ref.ops.attention import attention_backward, attention_forward
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+from siglip_ref.ops import attention, embedding, gelu, map_head, mlp
+from siglip_ref.ops import pair_block as _pair_block
+from siglip_ref.ops import softmax_loss as _softmax_loss
 from siglip_ref.ops.elementary import erf, number, pi, sigmoid, softplus
-from siglip_ref.ops.embedding import (
-    patch_embed_backward,
-    patch_embed_forward,
-    position_backward,
-    position_forward,
-    token_embed_backward,
-    token_embed_forward,
-)
-from siglip_ref.ops.gelu import gelu_backward, gelu_forward
+from siglip_ref.ops.embedding import position_backward, position_forward, token_embed_backward, token_embed_forward
 from siglip_ref.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from siglip_ref.ops.linear import linear_backward, linear_forward
-from siglip_ref.ops.map_head import map_head_backward, map_head_forward
-from siglip_ref.ops.mlp import mlp_backward, mlp_forward
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
-from siglip_ref.ops.pair_block import pair_block
 from siglip_ref.ops.pooling import pool_backward, pool_forward
+from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
 from siglip_ref.ops.softmax import softmax_backward, softmax_forward
-from siglip_ref.ops.softmax_loss import softmax_loss
+from siglip_ref.record import Ops
+
+OPS: Ops  # the record of all operations; towers are among them, and made of what is here
+T = TypeVar("T")
+
+
+def __getattr__(name: str) -> Any:
+    """`OPS`."""
+    if name != "OPS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from siglip_ref.specification import SPECIFICATION
+
+    return SPECIFICATION
+
+
+def _alone(function: Callable[..., T]) -> Callable[..., T]:
+    """A function of several parts, called by itself: with the specification's."""
+
+    @wraps(function)
+    def run(*given: Any, **named: Any) -> T:
+        return function(*given, **({"ops": __getattr__("OPS")} | named))
+
+    return run
+
+
+attention_forward, attention_backward = _alone(attention.attention_forward), _alone(attention.attention_backward)
+gelu_forward, gelu_backward = _alone(gelu.gelu_forward), _alone(gelu.gelu_backward)
+map_head_forward, map_head_backward = _alone(map_head.map_head_forward), _alone(map_head.map_head_backward)
+mlp_forward, mlp_backward = _alone(mlp.mlp_forward), _alone(mlp.mlp_backward)
+patch_embed_forward = _alone(embedding.patch_embed_forward)
+patch_embed_backward = _alone(embedding.patch_embed_backward)
+pair_block, softmax_loss = _alone(_pair_block.pair_block), _alone(_softmax_loss.softmax_loss)
 
 __all__ = [
-    "attention_backward",
-    "attention_forward",
-    "erf",
-    "gelu_backward",
-    "gelu_forward",
-    "layer_norm_backward",
-    "layer_norm_forward",
-    "linear_backward",
-    "linear_forward",
-    "map_head_backward",
-    "map_head_forward",
-    "mlp_backward",
-    "mlp_forward",
-    "normalize_backward",
-    "normalize_forward",
-    "number",
-    "pair_block",
-    "patch_embed_backward",
-    "patch_embed_forward",
-    "pi",
-    "pool_backward",
-    "pool_forward",
-    "position_backward",
-    "position_forward",
-    "sigmoid",
-    "softmax_backward",
-    "softmax_forward",
-    "softmax_loss",
-    "softplus",
-    "token_embed_backward",
-    "token_embed_forward",
-]
+    "attention_backward", "attention_forward", "erf", "gelu_backward", "gelu_forward", "layer_norm_backward",
+    "layer_norm_forward", "linear_backward", "linear_forward", "map_head_backward", "map_head_forward",
+    "mlp_backward", "mlp_forward", "normalize_backward", "normalize_forward", "number", "pair_block",
+    "patch_embed_backward", "patch_embed_forward", "pi", "pool_backward", "pool_forward", "position_backward",
+    "position_forward", "position_resize_backward", "position_resize_forward", "sigmoid", "softmax_backward",
+    "softmax_forward", "softmax_loss", "softplus", "token_embed_backward", "token_embed_forward",
+]  # fmt: skip

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.linear import linear_backward, linear_forward
+from siglip_ref.record import Ops
 
 
-def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -> tuple[Array, tuple[Any, ...]]:
+def patch_embed_forward(
+    images: Array, kernel: Array, bias: Array, patch: int, *, ops: Ops
+) -> tuple[Array, tuple[Any, ...]]:
     """Cut images into square patches, row by row, and map each linearly.
 
     Parameters
@@ -32,11 +34,13 @@ def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -
     whole = images[:, : rows * patch, : columns * patch]
     grid = whole.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
     flat = grid.reshape(batch, rows * columns, patch * patch * channels)  # (B, N, P)
-    out, cache = linear_forward(flat, kernel, bias)
+    out, cache = ops.linear.forward(flat, kernel, bias)
     return out, (cache, images.shape, patch)
 
 
-def patch_embed_backward(d_out: Array, cache: tuple[Any, ...], pixels: bool = True) -> tuple[Any, Array, Array]:
+def patch_embed_backward(
+    d_out: Array, cache: tuple[Any, ...], pixels: bool = True, *, ops: Ops
+) -> tuple[Any, Array, Array]:
     """Gradients of `patch_embed_forward`: d_images (B, height, width, 3), d_kernel (P, C), d_bias (C,).
 
     Without `pixels` d_images is None: no training needs it.
@@ -44,7 +48,7 @@ def patch_embed_backward(d_out: Array, cache: tuple[Any, ...], pixels: bool = Tr
     linear_cache, (batch, height, width, channels), patch = cache
     rows, columns = height // patch, width // patch
     # out = flat @ kernel + bias
-    d_flat, d_kernel, d_bias = linear_backward(d_out, linear_cache)
+    d_flat, d_kernel, d_bias = ops.linear.backward(d_out, linear_cache)
     if not pixels:
         return None, d_kernel, d_bias
     # flat = patches of the whole part of the images; the ignored rim has gradient zero

@@ -4,7 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from siglip_ref.ops.elementary import Array, erf, number, pi, sigmoid
+from siglip_ref.ops.elementary import Array, erf, number, pi
+from siglip_ref.record import Ops
 
 GeluForm = Literal["tanh", "erf", "quick"]
 
@@ -12,7 +13,7 @@ CUBIC = 0.044715  # Hendrycks and Gimpel 2016, section 2: this very float64 numb
 QUICK = 1.702  # same place
 
 
-def gelu_forward(x: Array, form: GeluForm) -> tuple[Array, tuple[Array, GeluForm]]:
+def gelu_forward(x: Array, form: GeluForm, *, ops: Ops) -> tuple[Array, tuple[Array, GeluForm]]:
     """Gaussian error linear unit, any shape.
 
     Parameters
@@ -27,11 +28,11 @@ def gelu_forward(x: Array, form: GeluForm) -> tuple[Array, tuple[Array, GeluForm
     elif form == "erf":
         out = x / 2 * (1 + erf(x / np.sqrt(number(2, x))))
     else:
-        out = x * sigmoid(QUICK * x)
+        out = x * ops.sigmoid(QUICK * x)
     return out, (x, form)
 
 
-def gelu_backward(d_out: Array, cache: tuple[Array, GeluForm]) -> Array:
+def gelu_backward(d_out: Array, cache: tuple[Array, GeluForm], *, ops: Ops) -> Array:
     """Gradient of `gelu_forward`: d_x, of x's shape."""
     x, form = cache
     if form == "tanh":
@@ -44,8 +45,8 @@ def gelu_backward(d_out: Array, cache: tuple[Array, GeluForm]) -> Array:
         density = np.exp(-(x * x) / 2) / np.sqrt(2 * pi(x))
         return d_out * ((1 + erf(x / np.sqrt(number(2, x)))) / 2 + x * density)
     # out = x * sigmoid(QUICK x), and sigmoid'(z) = sigmoid(z) sigmoid(-z)
-    gate = sigmoid(QUICK * x)
-    return d_out * (gate + QUICK * x * gate * sigmoid(-QUICK * x))
+    gate = ops.sigmoid(QUICK * x)
+    return d_out * (gate + QUICK * x * gate * ops.sigmoid(-QUICK * x))
 
 
 def _tanh_argument(x: Array) -> Array:

@@ -5,16 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.ops.attention import attention_backward, attention_forward
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.ops.layer_norm import layer_norm_backward, layer_norm_forward
-from siglip_ref.ops.mlp import mlp_backward, mlp_forward
 from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Ops
 
 
 def map_head_forward(
-    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None = None
+    x: Array,
+    weights: Mapping[str, Array],
+    heads: int,
+    gelu: GeluForm,
+    eps: float,
+    mask: Array | None = None,
+    *,
+    ops: Ops,
 ) -> tuple[Array, tuple[Any, ...]]:
     """pooled = r + mlp(norm(r)), where r is what the probe reads from the tokens.
 
@@ -35,20 +40,20 @@ def map_head_forward(
     Source: big_vision models/vit.py, MAPHead; Lee et al. 2019 (Set Transformer), section 3.2.
     """
     probe = np.broadcast_to(weights["probe"], (x.shape[0], 1, x.shape[-1]), subok=True)  # (B, 1, C)
-    read, attn_cache = attention_forward(probe, x, subtree(weights, "attn"), heads, mask)
-    normed, norm_cache = layer_norm_forward(read, weights["norm/gamma"], weights["norm/beta"], eps)
-    step, mlp_cache = mlp_forward(normed, subtree(weights, "mlp"), gelu)
+    read, attn_cache = ops.attention.forward(probe, x, subtree(weights, "attn"), heads, mask)
+    normed, norm_cache = ops.layer_norm.forward(read, weights["norm/gamma"], weights["norm/beta"], eps)
+    step, mlp_cache = ops.mlp.forward(normed, subtree(weights, "mlp"), gelu)
     return (read + step)[:, 0], (attn_cache, norm_cache, mlp_cache)
 
 
-def map_head_backward(d_pooled: Array, cache: tuple[Any, ...]) -> tuple[Array, dict[str, Array]]:
+def map_head_backward(d_pooled: Array, cache: tuple[Any, ...], *, ops: Ops) -> tuple[Array, dict[str, Array]]:
     """Gradients of `map_head_forward`: d_x (B, N, C), and a dict with the keys of `weights`."""
     attn_cache, norm_cache, mlp_cache = cache
     d_out = d_pooled[:, None]  # (B, 1, C)
     # out = read + mlp(norm(read))
-    d_normed, d_mlp = mlp_backward(d_out, mlp_cache)
-    d_read, d_gamma, d_beta = layer_norm_backward(d_normed, norm_cache)
+    d_normed, d_mlp = ops.mlp.backward(d_out, mlp_cache)
+    d_read, d_gamma, d_beta = ops.layer_norm.backward(d_normed, norm_cache)
     # read = attention(probe, x); every image is asked by the same probe
-    d_probe, d_x, d_attn = attention_backward(d_out + d_read, attn_cache)
+    d_probe, d_x, d_attn = ops.attention.backward(d_out + d_read, attn_cache)
     d = {"probe": d_probe.sum((0, 1)), "norm/gamma": d_gamma, "norm/beta": d_beta}
     return d_x, d | prefixed("attn", d_attn) | prefixed("mlp", d_mlp)

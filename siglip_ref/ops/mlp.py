@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.gelu import GeluForm, gelu_backward, gelu_forward
-from siglip_ref.ops.linear import linear_backward, linear_forward
+from siglip_ref.ops.gelu import GeluForm
+from siglip_ref.record import Ops
 
 
-def mlp_forward(x: Array, weights: Mapping[str, Array], gelu: GeluForm) -> tuple[Array, tuple[Any, ...]]:
+def mlp_forward(x: Array, weights: Mapping[str, Array], gelu: GeluForm, *, ops: Ops) -> tuple[Array, tuple[Any, ...]]:
     """out = gelu(x @ in + bias) @ out + bias.
 
     Parameters
@@ -17,20 +17,20 @@ def mlp_forward(x: Array, weights: Mapping[str, Array], gelu: GeluForm) -> tuple
     weights : in/kernel (C, F), in/bias (F,), out/kernel (F, C), out/bias (C,), F the hidden width
     gelu : the form of the activation
     """
-    hidden, in_cache = linear_forward(x, weights["in/kernel"], weights["in/bias"])
-    active, gelu_cache = gelu_forward(hidden, gelu)
-    out, out_cache = linear_forward(active, weights["out/kernel"], weights["out/bias"])
+    hidden, in_cache = ops.linear.forward(x, weights["in/kernel"], weights["in/bias"])
+    active, gelu_cache = ops.gelu.forward(hidden, gelu)
+    out, out_cache = ops.linear.forward(active, weights["out/kernel"], weights["out/bias"])
     return out, (in_cache, gelu_cache, out_cache)
 
 
-def mlp_backward(d_out: Array, cache: tuple[Any, ...]) -> tuple[Array, dict[str, Array]]:
+def mlp_backward(d_out: Array, cache: tuple[Any, ...], *, ops: Ops) -> tuple[Array, dict[str, Array]]:
     """Gradients of `mlp_forward`: d_x (..., C), and a dict with the keys of `weights`."""
     in_cache, gelu_cache, out_cache = cache
     d = {}
     # out = active @ out/kernel + out/bias
-    d_active, d["out/kernel"], d["out/bias"] = linear_backward(d_out, out_cache)
+    d_active, d["out/kernel"], d["out/bias"] = ops.linear.backward(d_out, out_cache)
     # active = gelu(hidden)
-    d_hidden = gelu_backward(d_active, gelu_cache)
+    d_hidden = ops.gelu.backward(d_active, gelu_cache)
     # hidden = x @ in/kernel + in/bias
-    d_x, d["in/kernel"], d["in/bias"] = linear_backward(d_hidden, in_cache)
+    d_x, d["in/kernel"], d["in/bias"] = ops.linear.backward(d_hidden, in_cache)
     return d_x, d

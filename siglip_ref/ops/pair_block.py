@@ -1,13 +1,26 @@
 """The heart of SigLIP: one rectangular block of image-text pairs, its loss and all its gradients."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from siglip_ref.ops.elementary import Array, sigmoid, softplus
+from siglip_ref.ops.elementary import Array
+from siglip_ref.record import Ops
+
+
+class LossAndGrads(NamedTuple):
+    """A loss and its gradients, each in the shape and arithmetic of what it belongs to."""
+
+    loss: Array
+    d_image_embed: Array
+    d_text_embed: Array
+    d_log_scale: Array
+    d_bias: Array
 
 
 def pair_block(
-    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array
-) -> tuple[Array, Array, Array, Array, Array]:
+    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array, *, ops: Ops
+) -> LossAndGrads:
     """Sigmoid loss of one block of image-text pairs, and all its gradients.
 
     Parameters
@@ -19,11 +32,11 @@ def pair_block(
 
     Returns
     -------
-    loss : the sum over the block's pairs (the caller divides by the number of images)
-    d_image_embed, d_text_embed, d_log_scale, d_bias : its gradients
+    LossAndGrads: the sum over the block's pairs (the caller divides by the number of images), and its gradients
 
     Source: arXiv 2303.15343, algorithm 1. The blocks need nothing from one another: that is why the loss can travel.
     """
+    softplus, sigmoid = ops.softplus, ops.sigmoid
     scale = np.exp(log_scale)
     similarity = image_embed @ text_embed.T  # (Bi, Bt)
     logits = scale * similarity + bias
@@ -38,4 +51,4 @@ def pair_block(
     # similarity = image_embed @ text_embed.T
     d_image_embed = scale * (d_logits @ text_embed)
     d_text_embed = scale * (d_logits.T @ image_embed)
-    return loss, d_image_embed, d_text_embed, d_log_scale, d_bias
+    return LossAndGrads(loss, d_image_embed, d_text_embed, d_log_scale, d_bias)

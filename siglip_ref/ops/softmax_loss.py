@@ -3,10 +3,12 @@
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.softmax import softmax_forward
+from siglip_ref.record import Ops
 
 
-def softmax_loss(image_embed: Array, text_embed: Array, log_scale: Array) -> tuple[Array, Array, Array, Array]:
+def softmax_loss(
+    image_embed: Array, text_embed: Array, log_scale: Array, *, ops: Ops
+) -> tuple[Array, Array, Array, Array]:
     """Mean of the two cross-entropies, image to text and text to image, and all gradients.
 
     Parameters
@@ -27,8 +29,8 @@ def softmax_loss(image_embed: Array, text_embed: Array, log_scale: Array) -> tup
     own = np.eye(pairs, dtype=bool)
 
     # loss = mean over i of (lse of row i + lse of column i) / 2 - logits_ii
-    by_row, _ = softmax_forward(logits)
-    by_column = softmax_forward(logits.T)[0].T
+    by_row, _ = ops.softmax.forward(logits)
+    by_column = ops.softmax.forward(logits.T)[0].T
     loss = ((_log_sum_exp(logits) + _log_sum_exp(logits.T)) / 2 - logits[own]).sum() / pairs
     # the derivative of a log-sum-exp is the softmax
     d_logits = ((by_row + by_column) / 2 - own) / pairs

@@ -1,20 +1,19 @@
 """The encoder both towers share: pre-norm blocks, then a final norm."""
 
-from collections.abc import Callable, Mapping
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Tower
 
 Cache = tuple[Any, ...]
-Encode = Callable[..., tuple[Array, Any, dict[str, Array]]]  # `encoder_forward`, or what can stand in its place
 
 
 def block_forward(
-    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None, ops: ModuleType
+    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None, *, ops: Ops
 ) -> tuple[Array, Array, Cache]:
     """x + attention(norm1(x)), then that + mlp(norm2(that)).
 
@@ -23,7 +22,6 @@ def block_forward(
     x : array, shape (B, N, C)
     weights : norm1/..., attn/..., norm2/..., mlp/...
     heads, gelu, eps, mask : see attention, gelu, layer_norm
-    ops : `siglip_ref.ops`, or its twin
 
     Returns
     -------
@@ -33,36 +31,30 @@ def block_forward(
 
     Source: big_vision models/vit.py, Encoder1DBlock.
     """
-    normed, norm1_cache = ops.layer_norm_forward(x, weights["norm1/gamma"], weights["norm1/beta"], eps)
-    attended, attn_cache = ops.attention_forward(normed, normed, subtree(weights, "attn"), heads, mask)
+    normed, norm1_cache = ops.layer_norm.forward(x, weights["norm1/gamma"], weights["norm1/beta"], eps)
+    attended, attn_cache = ops.attention.forward(normed, normed, subtree(weights, "attn"), heads, mask)
     after_attention = x + attended
-    normed, norm2_cache = ops.layer_norm_forward(after_attention, weights["norm2/gamma"], weights["norm2/beta"], eps)
-    step, mlp_cache = ops.mlp_forward(normed, subtree(weights, "mlp"), gelu)
+    normed, norm2_cache = ops.layer_norm.forward(after_attention, weights["norm2/gamma"], weights["norm2/beta"], eps)
+    step, mlp_cache = ops.mlp.forward(normed, subtree(weights, "mlp"), gelu)
     return after_attention + step, after_attention, (norm1_cache, attn_cache, norm2_cache, mlp_cache)
 
 
-def block_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, Array, dict[str, Array]]:
+def block_backward(d_out: Array, cache: Cache, *, ops: Ops) -> tuple[Array, Array, dict[str, Array]]:
     """Gradients of `block_forward`: d_x and d_after_attention (B, N, C), and a dict with the keys of `weights`."""
     norm1_cache, attn_cache, norm2_cache, mlp_cache = cache
     # out = after_attention + mlp(norm2(after_attention))
-    d_normed, d_mlp = ops.mlp_backward(d_out, mlp_cache)
-    d_step, d_gamma2, d_beta2 = ops.layer_norm_backward(d_normed, norm2_cache)
+    d_normed, d_mlp = ops.mlp.backward(d_out, mlp_cache)
+    d_step, d_gamma2, d_beta2 = ops.layer_norm.backward(d_normed, norm2_cache)
     d_after = d_out + d_step
     # after_attention = x + attention(norm1(x), norm1(x))
-    d_query, d_key, d_attn = ops.attention_backward(d_after, attn_cache)
-    d_step, d_gamma1, d_beta1 = ops.layer_norm_backward(d_query + d_key, norm1_cache)
+    d_query, d_key, d_attn = ops.attention.backward(d_after, attn_cache)
+    d_step, d_gamma1, d_beta1 = ops.layer_norm.backward(d_query + d_key, norm1_cache)
     norms = {"norm1/gamma": d_gamma1, "norm1/beta": d_beta1, "norm2/gamma": d_gamma2, "norm2/beta": d_beta2}
     return d_after + d_step, d_after, norms | prefixed("attn", d_attn) | prefixed("mlp", d_mlp)
 
 
 def encoder_forward(
-    x: Array,
-    weights: Mapping[str, Array],
-    tower: Tower,
-    gelu: GeluForm,
-    eps: float,
-    mask: Array | None,
-    ops: ModuleType,
+    x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, mask: Array | None, *, ops: Ops
 ) -> tuple[Array, Cache, dict[str, Array]]:
     """All blocks and the final norm.
 
@@ -72,43 +64,34 @@ def encoder_forward(
     cache : what `encoder_backward` needs
     activations : blockII/+attn, blockII/+mlp (the stream after each half), norm
     """
-    block = getattr(ops, "block_forward", block_forward)  # a twin may fuse more than single operations
     activations, block_caches = {}, []
     for layer in range(tower.depth):
         name = f"block{layer:02d}"
-        x, after_attention, cache = block(x, subtree(weights, name), tower.heads, gelu, eps, mask, ops)
+        x, after_attention, cache = ops.block.forward(x, subtree(weights, name), tower.heads, gelu, eps, mask)
         activations[f"{name}/+attn"], activations[f"{name}/+mlp"] = after_attention, x
         block_caches.append(cache)
-    out, norm_cache = ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
+    out, norm_cache = ops.layer_norm.forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
     activations["norm"] = out
     return out, (block_caches, norm_cache), activations
 
 
 def encoder_states(
-    x: Array,
-    weights: Mapping[str, Array],
-    tower: Tower,
-    gelu: GeluForm,
-    eps: float,
-    mask: Array | None,
-    ops: ModuleType,
+    x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, mask: Array | None, *, ops: Ops
 ) -> tuple[Array, None, dict[str, Array]]:
     """`encoder_forward` for those who want no gradients: every block's cache is dropped as soon as it is made."""
-    block = getattr(ops, "block_forward", block_forward)
     for layer in range(tower.depth):
-        x = block(x, subtree(weights, f"block{layer:02d}"), tower.heads, gelu, eps, mask, ops)[0]
-    return ops.layer_norm_forward(x, weights["norm/gamma"], weights["norm/beta"], eps)[0], None, {}
+        x = ops.block.forward(x, subtree(weights, f"block{layer:02d}"), tower.heads, gelu, eps, mask)[0]
+    return ops.layer_norm.forward(x, weights["norm/gamma"], weights["norm/beta"], eps)[0], None, {}
 
 
-def encoder_backward(d_out: Array, cache: Cache, ops: ModuleType) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+def encoder_backward(d_out: Array, cache: Cache, *, ops: Ops) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
     block_caches, norm_cache = cache
-    block = getattr(ops, "block_backward", block_backward)
     d, d_activations = {}, {"norm": d_out}
-    d_x, d["norm/gamma"], d["norm/beta"] = ops.layer_norm_backward(d_out, norm_cache)
+    d_x, d["norm/gamma"], d["norm/beta"] = ops.layer_norm.backward(d_out, norm_cache)
     for layer in reversed(range(len(block_caches))):
         name = f"block{layer:02d}"
         d_activations[f"{name}/+mlp"] = d_x
-        d_x, d_activations[f"{name}/+attn"], d_block = block(d_x, block_caches[layer], ops)
+        d_x, d_activations[f"{name}/+attn"], d_block = ops.block.backward(d_x, block_caches[layer])
         d |= prefixed(name, d_block)
     return d_x, d, d_activations

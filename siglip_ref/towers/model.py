@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import ModuleType
 
 import numpy as np
 
-from siglip_ref import ops as specification
 from siglip_ref.conventions import Conventions
 from siglip_ref.loss import sigmoid_loss
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
+from siglip_ref.specification import chosen
 from siglip_ref.towers.encoder import Cache
-from siglip_ref.towers.image import image_tower_backward, image_tower_forward
-from siglip_ref.towers.naflex import naflex_tower_backward, naflex_tower_forward
-from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 from siglip_ref.validate import require_inputs
 
 Named = tuple[dict[str, Array], dict[str, Array]]  # activations of the image tower, of the text tower
@@ -38,7 +35,7 @@ def forward(
     tokens: Array,
     cfg: Config,
     conventions: Conventions | None = None,
-    ops: ModuleType | None = None,
+    ops: Ops | ModuleType | None = None,
     mask: Array | None = None,
     activations: bool = False,
 ) -> Output:
@@ -68,7 +65,7 @@ def forward(
     (2, 2)
     """
     image_embed, text_embed, named, _ = _forward(
-        params, images, tokens, cfg, conventions or cfg.conventions, ops or specification, mask
+        params, images, tokens, cfg, conventions or cfg.conventions, chosen(ops), mask
     )
     out = _output(params, image_embed, text_embed, named)
     return out if activations else Output(out.image_embed, out.text_embed, out.logits)
@@ -80,7 +77,7 @@ def loss_and_grads(
     tokens: Array,
     cfg: Config,
     conventions: Conventions | None = None,
-    ops: ModuleType | None = None,
+    ops: Ops | ModuleType | None = None,
     mask: Array | None = None,
     wrt: Sequence[str] = ("params",),
 ) -> tuple[Array, dict[str, Array]]:
@@ -106,7 +103,7 @@ def loss_and_grads(
     >>> grads["text/token"].shape
     (29, 12)
     """
-    ops = ops or specification
+    ops = chosen(ops)
     image_embed, text_embed, _, cache = _forward(params, images, tokens, cfg, conventions or cfg.conventions, ops, mask)
     return _backward(params, image_embed, text_embed, cache, cfg, ops, wrt)
 
@@ -117,12 +114,12 @@ def values_and_grads(
     tokens: Array,
     cfg: Config,
     conventions: Conventions | None = None,
-    ops: ModuleType | None = None,
+    ops: Ops | ModuleType | None = None,
     mask: Array | None = None,
     wrt: Sequence[str] = ("params",),
 ) -> tuple[Output, Array, dict[str, Array]]:
     """What `forward` gives, activations too, and what `loss_and_grads` gives, in one pass."""
-    ops = ops or specification
+    ops = chosen(ops)
     image_embed, text_embed, named, cache = _forward(
         params, images, tokens, cfg, conventions or cfg.conventions, ops, mask
     )
@@ -136,17 +133,19 @@ def _backward(
     text_embed: Array,
     cache: Cache,
     cfg: Config,
-    ops: ModuleType,
+    ops: Ops,
     wrt: Sequence[str],
 ) -> tuple[Array, dict[str, Array]]:
     image_cache, text_cache, image_norm_cache, text_norm_cache = cache
     pairs = sigmoid_loss(image_embed, text_embed, params["log_scale"], params["bias"], ops=ops)
     # image_embed = normalize(image tower), text_embed = normalize(text tower)
-    d_image_pooled = ops.normalize_backward(pairs.d_image_embed, image_norm_cache)
-    d_text_pooled = ops.normalize_backward(pairs.d_text_embed, text_norm_cache)
-    backward = naflex_tower_backward if cfg.naflex else partial(image_tower_backward, pixels="images" in wrt)
-    d_images, d_image, d_image_activations = backward(d_image_pooled, image_cache, ops)
-    d_text, d_text_activations = text_tower_backward(d_text_pooled, text_cache, ops)
+    d_image_pooled = ops.normalize.backward(pairs.d_image_embed, image_norm_cache)
+    d_text_pooled = ops.normalize.backward(pairs.d_text_embed, text_norm_cache)
+    if cfg.naflex:
+        d_images, d_image, d_image_activations = ops.naflex_tower.backward(d_image_pooled, image_cache)
+    else:
+        d_images, d_image, d_image_activations = ops.image_tower.backward(d_image_pooled, image_cache, "images" in wrt)
+    d_text, d_text_activations = ops.text_tower.backward(d_text_pooled, text_cache)
     by_name = prefixed("image", d_image) | prefixed("text", d_text)
     by_name |= {"log_scale": pairs.d_log_scale, "bias": pairs.d_bias}
     grads = {name: by_name[name] for name in params} if "params" in wrt else {}
@@ -164,16 +163,16 @@ def _forward(
     tokens: Array,
     cfg: Config,
     conventions: Conventions,
-    ops: ModuleType,
+    ops: Ops,
     mask: Array | None,
 ) -> tuple[Array, Array, Named, Cache]:
     require_inputs(params, images, tokens, cfg, mask)
-    image_tower = naflex_tower_forward if cfg.naflex else image_tower_forward
-    image_pooled, image_cache, of_image = image_tower(images, subtree(params, "image"), cfg, conventions, ops)
-    text_pooled, text_cache, of_text = text_tower_forward(tokens, subtree(params, "text"), cfg, conventions, ops, mask)
+    image_tower = ops.naflex_tower if cfg.naflex else ops.image_tower
+    image_pooled, image_cache, of_image = image_tower.forward(images, subtree(params, "image"), cfg, conventions)
+    text_pooled, text_cache, of_text = ops.text_tower.forward(tokens, subtree(params, "text"), cfg, conventions, mask)
     kind, eps = conventions.embed_norm, conventions.embed_norm_eps
-    image_embed, image_norm_cache = ops.normalize_forward(image_pooled, kind, eps)
-    text_embed, text_norm_cache = ops.normalize_forward(text_pooled, kind, eps)
+    image_embed, image_norm_cache = ops.normalize.forward(image_pooled, kind, eps)
+    text_embed, text_norm_cache = ops.normalize.forward(text_pooled, kind, eps)
     return image_embed, text_embed, (of_image, of_text), (image_cache, text_cache, image_norm_cache, text_norm_cache)
 
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 
 from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
 from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
-from siglip_ref.towers.encoder import Cache, Encode, encoder_backward, encoder_forward
+from siglip_ref.towers.encoder import Cache
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,7 @@ class Patches:
 
 
 def naflex_tower_forward(
-    images: Patches,
-    weights: Mapping[str, Array],
-    cfg: Config,
-    conventions: Conventions,
-    ops: ModuleType,
-    encode: Encode = encoder_forward,
+    images: Patches, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, *, ops: Ops
 ) -> tuple[Array, Cache, dict[str, Array]]:
     """From patches to one vector per image, not yet of unit length; as `image_tower_forward` otherwise.
 
@@ -48,26 +42,26 @@ def naflex_tower_forward(
     """
     gelu, eps, mask = conventions.image_gelu, conventions.image_norm_eps, images.seen[:, None, None, :]  # (B, 1, 1, N)
     stem, (patch_cache, resize_caches) = naflex_stem(images, weights, cfg, ops)
-    tokens, encoder_cache, activations = encode(stem, weights, cfg.image, gelu, eps, mask, ops)
-    pooled, pool_cache = ops.map_head_forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps, mask)
+    tokens, encoder_cache, activations = ops.encoder.forward(stem, weights, cfg.image, gelu, eps, mask)
+    pooled, pool_cache = ops.map_head.forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps, mask)
     cache = (patch_cache, resize_caches, encoder_cache, pool_cache)
     return pooled, cache, {"stem": stem} | activations | {"pool": pooled}
 
 
 def naflex_stem(
-    images: Patches, weights: Mapping[str, Array], cfg: Config, ops: ModuleType
+    images: Patches, weights: Mapping[str, Array], cfg: Config, ops: Ops
 ) -> tuple[Array, tuple[Cache, list[Cache]]]:
     """Patches as vectors, with positions: (B, N, C)."""
-    patches, patch_cache = ops.linear_forward(images.values, weights["patch/kernel"], weights["patch/bias"])
+    patches, patch_cache = ops.linear.forward(images.values, weights["patch/kernel"], weights["patch/bias"])
     table = weights["position"].reshape(*cfg.grid, -1)
-    resized = [position_resize_forward(table, int(rows), int(columns)) for rows, columns in images.grids]
+    resized = [ops.position_resize.forward(table, int(rows), int(columns)) for rows, columns in images.grids]
     room = images.values.shape[1]
     positions = [np.concatenate([at, np.repeat(at[:1], room - len(at), 0)]) for at, _ in resized]
     return patches + np.stack(positions), (patch_cache, [cache for _, cache in resized])
 
 
 def naflex_tower_backward(
-    d_pooled: Array, cache: Cache, ops: ModuleType
+    d_pooled: Array, cache: Cache, *, ops: Ops
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `naflex_tower_forward`: d_values (B, N, P), a dict with the keys of `weights`, one of `activations`.
 
@@ -75,14 +69,14 @@ def naflex_tower_backward(
     """
     patch_cache, resize_caches, encoder_cache, pool_cache = cache
     # pooled = map_head(tokens)
-    d_tokens, d_pool = ops.map_head_backward(d_pooled, pool_cache)
+    d_tokens, d_pool = ops.map_head.backward(d_pooled, pool_cache)
     # tokens = encoder(stem)
-    d_stem, d, d_activations = encoder_backward(d_tokens, encoder_cache, ops)
+    d_stem, d, d_activations = ops.encoder.backward(d_tokens, encoder_cache)
     # stem = patches + resized positions
     d_tables = [
-        position_resize_backward(d_image[: len(at[0]) * len(at[2])], at)
+        ops.position_resize.backward(d_image[: len(at[0]) * len(at[2])], at)
         for d_image, at in zip(d_stem, resize_caches, strict=True)
     ]
     d["position"] = np.stack(d_tables).sum(0).reshape(-1, d_stem.shape[-1])
-    d_values, d["patch/kernel"], d["patch/bias"] = ops.linear_backward(d_stem, patch_cache)
+    d_values, d["patch/kernel"], d["patch/bias"] = ops.linear.backward(d_stem, patch_cache)
     return d_values, d | prefixed("pool", d_pool), {"stem": d_stem} | d_activations | {"pool": d_pooled}

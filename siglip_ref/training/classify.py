@@ -1,13 +1,13 @@
 """The image encoder as a classifier: a linear layer on its unit embeddings, and their cross entropy."""
 
 from collections.abc import Mapping
-from types import ModuleType
 
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.softmax import softmax_forward
 from siglip_ref.params import Params
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.training.gradient import SIDES
 
@@ -28,7 +28,7 @@ def classifier_gradient(
     labels: Array,
     pairs: int,
     cfg: Config,
-    ops: ModuleType,
+    ops: Ops,
     micro: int,
     side: str,
 ) -> tuple[float, Params]:

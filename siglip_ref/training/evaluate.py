@@ -1,13 +1,13 @@
 """How good a model is on what was held out: zero-shot accuracy where there are classes, else retrieval."""
 
 from collections.abc import Mapping
-from types import ModuleType
 
 import numpy as np
 
 from siglip_ref.data.captioned import STILL, Data
 from siglip_ref.embed import text_embeddings
 from siglip_ref.ops.elementary import Array
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.tokenizer import Tokenizer
 from siglip_ref.training.batches import Seen
@@ -20,7 +20,7 @@ MOST = 2000  # of the held-out pictures
 
 
 def evaluate(
-    params: Mapping[str, Array], data: Data, see: Seen, tokenizer: Tokenizer, cfg: Config, ops: ModuleType, side: str
+    params: Mapping[str, Array], data: Data, see: Seen, tokenizer: Tokenizer, cfg: Config, ops: Ops, side: str
 ) -> dict[str, float]:
     """Shares between 0 and 1, by name.
 
@@ -47,9 +47,7 @@ def evaluate(
     return recall(image_embed, embed_texts(params, captions, tokenizer, cfg, ops), captions)
 
 
-def embed_texts(
-    params: Mapping[str, Array], texts: list[str], tokenizer: Tokenizer, cfg: Config, ops: ModuleType
-) -> Array:
+def embed_texts(params: Mapping[str, Array], texts: list[str], tokenizer: Tokenizer, cfg: Config, ops: Ops) -> Array:
     """Unit vectors of texts."""
     pieces = [texts[start : start + PIECE] for start in range(0, len(texts), PIECE)]
     return np.concatenate([text_embeddings(params, tokenizer(piece), cfg, ops) for piece in pieces])

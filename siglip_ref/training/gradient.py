@@ -8,7 +8,6 @@ Source: Gao et al. 2021 (GradCache), arXiv 2101.06983.
 """
 
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,48 +16,47 @@ from siglip_ref.embed import image_embeddings, text_embeddings
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
-from siglip_ref.towers.image import image_tower_backward, image_tower_forward
-from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 
 Backward = Callable[[Array], dict[str, Array]]
 
 
-def image_side(params: Mapping[str, Array], images: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:
+def image_side(params: Mapping[str, Array], images: Array, cfg: Config, ops: Ops) -> tuple[Array, Backward]:
     """Unit embeddings, and the function from their gradients to the parameters'."""
     how = cfg.conventions
-    pooled, cache, _ = image_tower_forward(images, subtree(params, "image"), cfg, how, ops)
-    embed, norm_cache = ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)
+    pooled, cache, _ = ops.image_tower.forward(images, subtree(params, "image"), cfg, how)
+    embed, norm_cache = ops.normalize.forward(pooled, how.embed_norm, how.embed_norm_eps)
 
     def backward(d_embed: Array) -> dict[str, Array]:
-        d_pooled = ops.normalize_backward(d_embed, norm_cache)
-        return prefixed("image", image_tower_backward(d_pooled, cache, ops, pixels=False)[1])
+        d_pooled = ops.normalize.backward(d_embed, norm_cache)
+        return prefixed("image", ops.image_tower.backward(d_pooled, cache, pixels=False)[1])
 
     return embed, backward
 
 
-def text_side(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:
+def text_side(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: Ops) -> tuple[Array, Backward]:
     """The same for texts; those that occur several times, as captions of classes do, are computed once."""
     how = cfg.conventions
     different, place = np.unique(tokens, axis=0, return_inverse=True)
-    pooled, cache, _ = text_tower_forward(different, subtree(params, "text"), cfg, how, ops)
-    embed, norm_cache = ops.normalize_forward(pooled, how.embed_norm, how.embed_norm_eps)
+    pooled, cache, _ = ops.text_tower.forward(different, subtree(params, "text"), cfg, how)
+    embed, norm_cache = ops.normalize.forward(pooled, how.embed_norm, how.embed_norm_eps)
 
     def backward(d_embed: Array) -> dict[str, Array]:
         # embeddings = embed[place]
         d_different = np.zeros_like(embed)
         np.add.at(d_different, place, d_embed)
-        return prefixed("text", text_tower_backward(ops.normalize_backward(d_different, norm_cache), cache, ops)[0])
+        return prefixed("text", ops.text_tower.backward(ops.normalize.backward(d_different, norm_cache), cache)[0])
 
     return embed[place], backward
 
 
-def locked_side(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: ModuleType) -> tuple[Array, Backward]:
+def locked_side(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: Ops) -> tuple[Array, Backward]:
     """A locked tower: its embeddings were computed beforehand, nothing is learnt."""
     return embeddings, lambda d_embed: {}
 
 
-def locked(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: ModuleType) -> Array:
+def locked(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: Ops) -> Array:
     return embeddings
 
 
@@ -77,7 +75,7 @@ def gradient(
     tokens: Array,
     loss: Loss,
     cfg: Config,
-    ops: ModuleType,
+    ops: Ops,
     micro: int = 0,
     image_side: str = "image",
 ) -> tuple[LossAndGrads, dict[str, Array]]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from siglip_ref.data.captioned import STILL, Captioned, Unreadable
 from siglip_ref.embed import image_embeddings
 from siglip_ref.ops.elementary import Array
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.training.batches import Seen
 from siglip_ref.training.parallel import Parallel, share
@@ -22,7 +22,7 @@ def locked(
     see: Seen,
     params: Mapping[str, Array],
     cfg: Config,
-    ops: ModuleType,
+    ops: Ops,
     parallel: Parallel,
     folder: Path,
     data: str,
@@ -61,7 +61,7 @@ def _own_rows(
     see: Seen,
     params: Mapping[str, Array],
     cfg: Config,
-    ops: ModuleType,
+    ops: Ops,
     parallel: Parallel,
     say: Callable[[str], None],
 ) -> Array:

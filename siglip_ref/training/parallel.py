@@ -1,7 +1,6 @@
 """What a training knows of other ranks: their number, sums over all, the loss of all pairs. One process is alone."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from siglip_ref.interrupt import tell
 from siglip_ref.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
+from siglip_ref.record import Ops
 from siglip_ref.training.standing import where_it_stands
 
 
@@ -22,11 +22,11 @@ class Parallel(Protocol):
         """The sum over all ranks, the same bits on each."""
         ...
 
-    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: ModuleType) -> LossAndGrads:
+    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: Ops) -> LossAndGrads:
         """The loss of all ranks' pairs, its derivatives by the own ones."""
         ...
 
-    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: ModuleType) -> LossAndGrads:
+    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: Ops) -> LossAndGrads:
         """CLIP's loss of all ranks' pairs."""
         ...
 
@@ -47,10 +47,10 @@ class Alone:
     def sum(self, array: Array) -> Array:
         return array
 
-    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: ModuleType) -> LossAndGrads:
+    def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: Ops) -> LossAndGrads:
         return sigmoid_loss(x, y, log_scale, bias, ops=ops)
 
-    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: ModuleType) -> LossAndGrads:
+    def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: Ops) -> LossAndGrads:
         loss, d_x, d_y, d_log_scale = ops.softmax_loss(x, y, log_scale)
         return LossAndGrads(loss, d_x, d_y, d_log_scale, np.zeros_like(log_scale))
 

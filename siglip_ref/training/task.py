@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from siglip_ref.embed import best_ops
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.params import Params
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.training.batches import Batches, pixels_of
 from siglip_ref.training.classify import classifier_gradient, head
@@ -45,7 +45,7 @@ class Task:
     gradient: Callable[[Params, int], tuple[float, Params]]
     judge: Callable[[Params], dict[str, float]]
     step: Stepper
-    ops: ModuleType
+    ops: Ops
     total: int
     classes: tuple[str, ...]
     format: Format = "huggingface"
@@ -97,7 +97,7 @@ Gradient = Callable[[Params, int], tuple[float, Params]]
 
 
 def pairs_gradient(
-    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: ModuleType, side: str
+    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: Ops, side: str
 ) -> Gradient:
     """Of the loss of image-text pairs."""
     shares = [share(batches.size, rank, parallel.size) for rank in range(parallel.size)]
@@ -124,7 +124,7 @@ def pairs_gradient(
 
 
 def classes_gradient(
-    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: ModuleType, side: str
+    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: Ops, side: str
 ) -> Gradient:
     """Of the classifier's cross entropy."""
     mine = share(batches.size, parallel.rank, parallel.size)
@@ -141,7 +141,7 @@ def classes_gradient(
     return of_batch
 
 
-def stepper(settings: Settings, data: Data, cfg: Config, ops: ModuleType, total: int) -> Stepper:
+def stepper(settings: Settings, data: Data, cfg: Config, ops: Ops, total: int) -> Stepper:
     """The optimiser with its schedule: of parameters, gradients, state and step."""
     warmup = total // 10 if settings.warmup < 0 else settings.warmup
     tuned = bool(settings.init) and not settings.freeze  # a trained tower learns slowly, or it forgets
@@ -153,5 +153,4 @@ def stepper(settings: Settings, data: Data, cfg: Config, ops: ModuleType, total:
     adamw = optim.AdamW(
         lr=lr, beta2=0.95, decay=0.1 if settings.decay is None else settings.decay, max_norm=settings.clip
     )
-    step = getattr(ops, "adamw_step", optim.adamw_step)
-    return lambda p, g, state, k: step(p, g, state, adamw, optim.cosine(k, total, warmup))
+    return lambda p, g, state, k: ops.adamw_step(p, g, state, adamw, optim.cosine(k, total, warmup))

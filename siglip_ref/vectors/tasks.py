@@ -37,24 +37,24 @@ def operation(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     given = [subtree(a, "w") if name == "w" else a[name] for name in arrays] + [s[name] for name in settings]
     if "mask" in a:
         given.append(a["mask"])
-    out, cache = getattr(ref.ops, s["op"] + "_forward")(*given)
-    computed = getattr(ref.ops, s["op"] + "_backward")(a["d_out"], cache)
+    pair = getattr(ref.ops, s["op"])
+    out, cache = pair.forward(*given)
+    computed = pair.backward(a["d_out"], cache)
     computed = computed if isinstance(computed, tuple) else (computed,)
     return _flat({"out": out} | dict(zip(gradients, computed, strict=True)))
 
 
 def position(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """Positions added to tokens."""
-    out, _ = ref.ops.position_forward(a["x"], a["table"])
-    d_x, d_table = ref.ops.position_backward(a["d_out"], a["table"])
+    out, _ = ref.ops.position.forward(a["x"], a["table"])
+    d_x, d_table = ref.ops.position.backward(a["d_out"], a["table"])
     return {"out": out, "d_x": d_x, "d_table": d_table}
 
 
 def pair_block(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """One rectangular block of pairs; `match` says which belong together."""
-    names = ("loss", "d_image_embed", "d_text_embed", "d_log_scale", "d_bias")
-    values = ref.ops.pair_block(a["image_embed"], a["text_embed"], a["log_scale"], a["bias"], a["match"])
-    return dict(zip(names, values, strict=True))
+    got = ref.ops.pair_block(a["image_embed"], a["text_embed"], a["log_scale"], a["bias"], a["match"])
+    return dict(got._asdict())
 
 
 def sigmoid_loss(ref: Reference, a: Arrays, s: Settings) -> Arrays:
@@ -66,24 +66,24 @@ def sigmoid_loss(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 def encoder_block(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """Norm, attention, norm, MLP, with both residuals."""
     weights, mask = subtree(a, "w"), a.get("mask")
-    out, after, cache = ref.encoder.block_forward(a["x"], weights, s["heads"], s["gelu"], s["eps"], mask, ref.ops)
-    d_x, d_after, d_w = ref.encoder.block_backward(a["d_out"], cache, ref.ops)
+    out, after, cache = ref.ops.block.forward(a["x"], weights, s["heads"], s["gelu"], s["eps"], mask)
+    d_x, d_after, d_w = ref.ops.block.backward(a["d_out"], cache)
     return _flat({"out": out, "after_attention": after, "d_x": d_x, "d_after_attention": d_after, "d_w": d_w})
 
 
 def image_tower(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """From pixels to a vector, not yet of unit length, and back from `d_out`."""
     cfg = config_of(s)
-    out, cache, named = ref.image.image_tower_forward(a["images"], subtree(a, "image"), cfg, cfg.conventions, ref.ops)
-    d_images, d, d_named = ref.image.image_tower_backward(a["d_out"], cache, ref.ops)
+    out, cache, named = ref.ops.image_tower.forward(a["images"], subtree(a, "image"), cfg, cfg.conventions)
+    d_images, d, d_named = ref.ops.image_tower.backward(a["d_out"], cache)
     return _flat({"out": out, "image": named, "d_images": d_images, "d": {"image": d}, "@image": d_named})
 
 
 def text_tower(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """From tokens to a vector, not yet of unit length, and back from `d_out`."""
     cfg = config_of(s)
-    out, cache, named = ref.text.text_tower_forward(a["tokens"], subtree(a, "text"), cfg, cfg.conventions, ref.ops)
-    d, d_named = ref.text.text_tower_backward(a["d_out"], cache, ref.ops)
+    out, cache, named = ref.ops.text_tower.forward(a["tokens"], subtree(a, "text"), cfg, cfg.conventions)
+    d, d_named = ref.ops.text_tower.backward(a["d_out"], cache)
     return _flat({"out": out, "text": named, "d": {"text": d}, "@text": d_named})
 
 
@@ -101,7 +101,7 @@ def model(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 def ranks(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """The loss over ranks: each rank's share and gradients, and each block's own terms."""
     images, texts = _numbered(a, "image_embed/rank"), _numbered(a, "text_embed/rank")
-    shares, blocks = ref.procedures.distributed_loss(images, texts, a["log_scale"], a["bias"], ref.ops)
+    shares, blocks = ref.procedures.distributed_loss(images, texts, a["log_scale"], a["bias"], ops=ref.ops)
     out = {f"rank{rank}": share._asdict() for rank, share in enumerate(shares)}
     return _flat(out | {f"block{r}-{c}": part._asdict() for (r, c), part in sorted(blocks.items())})
 
@@ -109,7 +109,8 @@ def ranks(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 def accumulation(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """Micro-batches: plain, each with its own negatives, or cached, as one large batch."""
     run = ref.procedures.accumulate_cached if s["cached"] else ref.procedures.accumulate
-    got = run(_numbered(a, "image_embed/micro"), _numbered(a, "text_embed/micro"), a["log_scale"], a["bias"])
+    micro = _numbered(a, "image_embed/micro"), _numbered(a, "text_embed/micro")
+    got = run(*micro, a["log_scale"], a["bias"], ops=ref.ops)
     return dict(got._asdict())
 
 
@@ -170,7 +171,7 @@ def _steps(
 ) -> Arrays:
     frozen = s["frozen"]  # beginnings or endings of names
     make, step = {
-        "adamw": (ref.optim.AdamW, ref.optim.adamw_step),
+        "adamw": (ref.optim.AdamW, ref.ops.adamw_step),
         "big_vision": (ref.optim.BigVision, ref.optim.big_vision_step),
     }[s["optimiser"]]
     rule = make(**s["rule"], frozen=lambda name: name.startswith(tuple(frozen)) or name.endswith(tuple(frozen)))

@@ -9,7 +9,8 @@ from cases import MODEL_CASES, OP_CASES, Case
 
 from siglip_ref import ops
 from siglip_ref.arithmetic.rounded import FORMATS, Rounded, Rounding, cast, round_to, rounded
-from siglip_ref.arithmetic.variants import fused, pair_block, with_changes
+from siglip_ref.arithmetic.variants import fused, pair_block
+from siglip_ref.record import Pair
 
 SINGLE, HALF, BRAIN = (FORMATS[name] for name in ("float32", "float16", "bfloat16"))
 NUMBERS = np.concatenate(
@@ -142,10 +143,10 @@ def test_changes_reach_inner_calls() -> None:
         called.append(1)
         return ops.softmax_forward(x)
 
-    changed = with_changes({"softmax_forward": softmax})
+    changed = replace(ops.OPS, softmax=Pair(softmax, ops.softmax_backward))
     case = next(case for case in OP_CASES if case.name == "map head")
     weights = {key[2:]: value for key, value in case.arrays.items() if key != "x"}
-    out = changed.map_head_forward(case.arrays["x"], weights, 2, "tanh", 1e-6)[0]
+    out = changed.map_head.forward(case.arrays["x"], weights, 2, "tanh", 1e-6)[0]
     assert called == [1]
     assert np.array_equal(out, case.forward(case.arrays))
     assert called == [1]
@@ -154,7 +155,7 @@ def test_changes_reach_inner_calls() -> None:
 def test_a_fused_kernel_rounds_once() -> None:
     case = next(case for case in OP_CASES if case.name == "layer norm")
     inputs = [rounded(value, Rounding(BRAIN)) for value in case.arrays.values()]
-    out = with_changes(fused()).layer_norm_forward(*inputs, 1e-6)[0]
+    out = fused().layer_norm.forward(*inputs, 1e-6)[0]
     assert np.array_equal(out, cast(ops.layer_norm_forward(*(cast(x, SINGLE) for x in inputs), 1e-6)[0], BRAIN))
     assert not np.array_equal(out, ops.layer_norm_forward(*inputs, 1e-6)[0])
 

@@ -40,8 +40,8 @@ def both_ways(weights, kind, batch):
     d_pooled = rng.normal(size=(batch, WIDTH)).astype(kind)
     head = subtree(weights, "head")
     block = {name: weight for name, weight in weights.items() if not name.startswith("head/")}
-    out, after, cache = fast.block_forward(x, block, HEADS, "tanh", 1e-6, None, fast)
-    d_x, d_after, d = fast.block_backward(d_out, cache, fast)
+    out, after, cache = fast.block_forward(x, block, HEADS, "tanh", 1e-6, None)
+    d_x, d_after, d = fast.block_backward(d_out, cache)
     pooled, head_cache = fast.map_head_forward(x, head, HEADS, "tanh", 1e-6)
     d_tokens, d_head = fast.map_head_backward(d_pooled, head_cache)
     wide, wide_cache = fast.linear_forward(x, weights["mlp/in/kernel"], weights["mlp/in/bias"])

@@ -18,11 +18,11 @@ from siglip_ref.errors import UsageError
 from siglip_ref.fast import towers
 from siglip_ref.ops.tree import subtree
 from siglip_ref.params import init, shapes
+from siglip_ref.record import Ops
 from siglip_ref.sizes import Config, Tower, config
-from siglip_ref.towers import encoder
-from siglip_ref.towers.image import image_tower_backward, image_tower_forward
 from siglip_ref.towers.model import loss_and_grads
-from siglip_ref.towers.text import text_tower_backward, text_tower_forward
+
+FAST, PLAIN = fast.OPS, ops.OPS
 
 
 def test_a_tower_or_block_refuses_a_gradient_of_another_result_and_loses_nothing() -> None:
@@ -31,17 +31,20 @@ def test_a_tower_or_block_refuses_a_gradient_of_another_result_and_loses_nothing
     of_block = subtree(tower_weights(draw, cfg, "text"), "block00")
     made = [
         (
-            image_tower_forward(images, tower_weights(draw, cfg, "image"), cfg, cfg.conventions, fast),
-            image_tower_backward,
+            FAST.image_tower.forward(images, tower_weights(draw, cfg, "image"), cfg, cfg.conventions),
+            FAST.image_tower.backward,
         ),
-        (text_tower_forward(tokens, tower_weights(draw, cfg, "text"), cfg, cfg.conventions, fast), text_tower_backward),
-        (fast.block_forward(draw(2, 5, 12), of_block, 2, "tanh", EPS, None, fast)[::2], fast.block_backward),
+        (
+            FAST.text_tower.forward(tokens, tower_weights(draw, cfg, "text"), cfg, cfg.conventions),
+            FAST.text_tower.backward,
+        ),
+        (FAST.block.forward(draw(2, 5, 12), of_block, 2, "tanh", EPS, None)[::2], FAST.block.backward),
     ]
     for (out, cache, *_), backward in made:
         for wrong in (out[1:], out[..., 1:], out.astype(np.float64)):
             with pytest.raises(UsageError, match="as the forward's result"):
-                backward(wrong, cache, fast)
-        backward(out, cache, fast)
+                backward(wrong, cache)
+        backward(out, cache)
 
 
 def test_images_of_another_size_have_the_specification_answer() -> None:
@@ -49,20 +52,20 @@ def test_images_of_another_size_have_the_specification_answer() -> None:
     weights = tower_weights(draw, cfg, "image")
     images = draw(2, 16, 28, 3)
     with pytest.raises(ValueError, match="broadcast"):
-        image_tower_forward(images, weights, cfg, cfg.conventions, fast)
+        FAST.image_tower.forward(images, weights, cfg, cfg.conventions)
     fewer = replace(cfg, image_size=(8, 28))  # one that has fewer patches than the position table has places
     found, wanted = (
-        image_tower_forward(images[:, :8], weights, fewer, cfg.conventions, home)[0] for home in (fast, ops)
+        home.image_tower.forward(images[:, :8], weights, fewer, cfg.conventions)[0] for home in (FAST, PLAIN)
     )
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def walk_block(home: Any, mask: np.ndarray | None) -> Callable[..., Any]:
+def walk_block(home: Ops, mask: np.ndarray | None) -> Callable[..., Any]:
     """A block forward and backward, as one function."""
 
     def run(x: np.ndarray, weights: Any, d_out: np.ndarray) -> Any:
-        out, after, cache = home.block_forward(x, weights, 2, "tanh", EPS, mask, ops)
-        return out, after, home.block_backward(d_out, cache, ops)
+        out, after, cache = home.block.forward(x, weights, 2, "tanh", EPS, mask)
+        return out, after, home.block.backward(d_out, cache)
 
     return run
 
@@ -73,7 +76,7 @@ def test_block(masked: bool, kind: type) -> None:
     draw = Draw(3, kind, False)
     weights = draw.norm(6, "norm1/") | draw.attention(6, "attn/") | draw.norm(6, "norm2/") | draw.mlp(6, 11, "mlp/")
     mask = mask_of(draw, 2, 1, 5, 5) if masked else None
-    assert_within_noise(walk_block(fast, mask), walk_block(encoder, mask), draw(2, 5, 6), weights, draw(2, 5, 6))
+    assert_within_noise(walk_block(FAST, mask), walk_block(PLAIN, mask), draw(2, 5, 6), weights, draw(2, 5, 6))
 
 
 def image_model(tower: Tower, grid: tuple[int, int] = (2, 3)) -> Config:
@@ -95,22 +98,22 @@ def tower_weights(draw: Draw, cfg: Config, tower: str) -> dict[str, np.ndarray]:
     return {name: draw(*shape) / draw.kind(sizes[name]) for name, shape in found.items()}
 
 
-def walk_image_tower(namespace: Any, cfg: Config) -> Callable[..., Any]:
+def walk_image_tower(home: Ops, cfg: Config) -> Callable[..., Any]:
     """An image tower forward and backward, as one function."""
 
     def run(images: np.ndarray, weights: Any, d_out: np.ndarray) -> Any:
-        out, cache, activations = image_tower_forward(images, weights, cfg, cfg.conventions, namespace)
-        return out, activations, image_tower_backward(d_out, cache, namespace)
+        out, cache, activations = home.image_tower.forward(images, weights, cfg, cfg.conventions)
+        return out, activations, home.image_tower.backward(d_out, cache)
 
     return run
 
 
-def walk_text_tower(namespace: Any, cfg: Config, tokens: np.ndarray, mask: np.ndarray | None) -> Callable[..., Any]:
+def walk_text_tower(home: Ops, cfg: Config, tokens: np.ndarray, mask: np.ndarray | None) -> Callable[..., Any]:
     """A text tower forward and backward, as one function."""
 
     def run(weights: Any, d_out: np.ndarray) -> Any:
-        out, cache, activations = text_tower_forward(tokens, weights, cfg, cfg.conventions, namespace, mask)
-        return out, activations, text_tower_backward(d_out, cache, namespace)
+        out, cache, activations = home.text_tower.forward(tokens, weights, cfg, cfg.conventions, mask)
+        return out, activations, home.text_tower.backward(d_out, cache)
 
     return run
 
@@ -118,14 +121,14 @@ def walk_text_tower(namespace: Any, cfg: Config, tokens: np.ndarray, mask: np.nd
 def assert_image_tower(draw: Draw, cfg: Config, batch: int) -> None:
     weights, images = tower_weights(draw, cfg, "image"), draw(batch, *cfg.image_size, 3)
     images.flags.writeable = False
-    walks = [walk_image_tower(namespace, cfg) for namespace in (fast, ops)]
+    walks = [walk_image_tower(home, cfg) for home in (FAST, PLAIN)]
     assert_within_noise(*walks, images, weights, draw(batch, cfg.image.width))
 
 
 def assert_text_tower(draw: Draw, cfg: Config, batch: int, masked: bool) -> None:
     length = cfg.text_length - 1
     tokens, mask = draw.rng.integers(0, 7, (batch, length)), mask_of(draw, batch, length) if masked else None
-    walks = [walk_text_tower(namespace, cfg, tokens, mask) for namespace in (fast, ops)]
+    walks = [walk_text_tower(home, cfg, tokens, mask) for home in (FAST, PLAIN)]
     assert_within_noise(*walks, tower_weights(draw, cfg, "text"), draw(batch, cfg.embed))
 
 
@@ -177,16 +180,16 @@ def test_a_text_tower_without_head() -> None:
 def test_an_unknown_token_is_refused() -> None:
     cfg, draw = config("tiny"), Draw(6, np.float32, False)
     with pytest.raises(IndexError):
-        text_tower_forward(np.full((2, 3), 29), tower_weights(draw, cfg, "text"), cfg, cfg.conventions, fast)
+        FAST.text_tower.forward(np.full((2, 3), 29), tower_weights(draw, cfg, "text"), cfg, cfg.conventions)
 
 
 def test_a_block_goes_back_once() -> None:
     draw = Draw(3, np.float32, False)
     weights = draw.norm(6, "norm1/") | draw.attention(6, "attn/") | draw.norm(6, "norm2/") | draw.mlp(6, 11, "mlp/")
-    out, _, cache = fast.block_forward(draw(2, 5, 6), weights, 2, "tanh", EPS, None, fast)
-    fast.block_backward(out, cache, fast)
+    out, _, cache = FAST.block.forward(draw(2, 5, 6), weights, 2, "tanh", EPS, None)
+    fast.block_backward(out, cache)
     with pytest.raises(UsageError, match="one backward"):
-        fast.block_backward(out, cache, fast)
+        fast.block_backward(out, cache)
 
 
 @pytest.mark.parametrize("value", EXTREMES)
@@ -198,9 +201,9 @@ def test_towers_have_the_specification_answer_to_one_strange_number(where: str, 
     for x in (images, of_text["token"][tokens[0, 0]]) if where == "forward" else (d_out,):
         x.flat[7] = value
     with np.errstate(all="ignore"):
-        found, wanted = (walk_image_tower(namespace, cfg)(images, of_image, d_out) for namespace in (fast, ops))
+        found, wanted = (walk_image_tower(home, cfg)(images, of_image, d_out) for home in (FAST, PLAIN))
         assert_same_answer(found, wanted)
-        found, wanted = (walk_text_tower(namespace, cfg, tokens, None)(of_text, d_out) for namespace in (fast, ops))
+        found, wanted = (walk_text_tower(home, cfg, tokens, None)(of_text, d_out) for home in (FAST, PLAIN))
         assert_same_answer(found, wanted)
 
 
@@ -212,7 +215,7 @@ def test_a_block_has_the_specification_answer_to_one_strange_number(where: str, 
     x, d_out = draw(2, 5, 6), draw(2, 5, 6)
     (x if where == "forward" else d_out).flat[7] = value
     with np.errstate(all="ignore"):
-        found, wanted = (walk_block(home, None)(x, weights, d_out) for home in (fast, encoder))
+        found, wanted = (walk_block(home, None)(x, weights, d_out) for home in (FAST, PLAIN))
     assert_same_answer(found, wanted)
 
 

@@ -13,6 +13,7 @@ from noise import assert_within_noise, leaves
 
 from siglip_ref import fast, ops
 from siglip_ref.errors import UsageError
+from siglip_ref.record import Ops, Pair, alone_of
 
 KINDS = [np.float32, np.float64]
 EPS = 1e-6
@@ -84,11 +85,18 @@ SIZES = {"b": st.integers(1, 5), "n": st.integers(1, 37), "h": st.integers(1, 19
 
 def walk(namespace: Any, pair: str) -> Callable[..., Any]:
     """Forward and backward, as one function of all inputs and the gradient of the output."""
+    return walk_pair(Pair(getattr(namespace, f"{pair}_forward"), getattr(namespace, f"{pair}_backward")), pair)
 
+
+def walk_record(record: Ops, pair: str) -> Callable[..., Any]:
+    return walk_pair(getattr(record, pair), pair)
+
+
+def walk_pair(functions: Pair, name: str) -> Callable[..., Any]:
     def run(d_out: np.ndarray, *arguments: Any) -> Any:
-        out, cache = getattr(namespace, f"{pair}_forward")(*arguments)
-        given_back = arguments[1] if pair == "position" else cache
-        return out, getattr(namespace, f"{pair}_backward")(d_out.reshape(out.shape), given_back)
+        out, cache = functions.forward(*arguments)
+        given_back = arguments[1] if name == "position" else cache
+        return out, functions.backward(d_out.reshape(out.shape), given_back)
 
     return run
 
@@ -97,6 +105,10 @@ def test_every_operation_has_a_twin_or_a_reason() -> None:
     assert not fast.TWINS.keys() & fast.WITHOUT_TWIN.keys()
     assert fast.TWINS.keys() | fast.WITHOUT_TWIN.keys() == set(ops.__all__)
     assert set(fast.__all__) == set(ops.__all__) | fast.HIGHER_TWINS.keys()
+    for name in (*fast.TWINS, *fast.HIGHER_TWINS):  # and the record has all of them
+        operation, _, way = name.rpartition("_")
+        found = getattr(getattr(fast.OPS, operation), way) if way in Pair._fields else getattr(fast.OPS, name)
+        assert alone_of(found) is getattr(fast, name)
     assert fast.COMPILED
     tested = {f"{pair}_{way}" for pair in ARGUMENTS for way in ("forward", "backward")} | {"pair_block"}
     assert tested - fast.WITHOUT_TWIN.keys() == fast.TWINS.keys()
@@ -105,10 +117,8 @@ def test_every_operation_has_a_twin_or_a_reason() -> None:
 @pytest.mark.parametrize("name", [*fast.TWINS, *fast.HIGHER_TWINS])
 def test_same_signature(name: str) -> None:
     specification = getattr(import_module(fast.HIGHER_TWINS[name][1]) if name in fast.HIGHER_TWINS else ops, name)
-    wanted = [  # a specification that is given another encoder does not hand over to a twin
-        p
-        for p in inspect.signature(specification).parameters.values()
-        if (p.name != "ops" or name.startswith(("block", "image_tower", "text_tower"))) and p.name != "encode"
+    wanted = [  # a twin of several parts has them in itself
+        p for p in inspect.signature(specification).parameters.values() if p.name != "ops" or "tower" in name
     ]
     found = list(inspect.signature(getattr(fast, name)).parameters.values())
     assert [(p.name, p.default) for p in found[: len(wanted)]] == [(p.name, p.default) for p in wanted]

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -112,7 +113,7 @@ def test_the_order_of_work_does_not_show(kind, namespace):
     granules = [(i, j) for i in range(0, PAIRS, 128) for j in range(0, PAIRS, 128)]
     found = set()
     for seed in range(3):
-        home = reproducible.Granules(0, [PAIRS], x, *scalars, OPERATIONS[namespace])
+        home = reproducible.Granules(0, [PAIRS], x, *scalars, OPERATIONS[namespace].OPS)
         d_text = home.zeros(y)
         for number in np.random.default_rng(seed).permutation(len(granules)):
             i, j = granules[number]
@@ -215,7 +216,7 @@ def test_other_arithmetics_are_refused(kind):
 
 def test_more_pairs_than_sums_have_room_for_are_refused():
     with pytest.raises(UsageError, match="could wrap around"):
-        reproducible.Granules(0, [1 << 30], np.ones((1, 3)), 0.0, 0.0, ops)
+        reproducible.Granules(0, [1 << 30], np.ones((1, 3)), 0.0, 0.0, ops.OPS)
 
 
 def test_blas_gets_its_threads_back_when_the_last_is_done():
@@ -236,12 +237,10 @@ def test_the_specification_computes_it():
     """Of `ops` only the pair block is used: what an observer sees is what is summed."""
     seen = []
 
-    class Namespace:
-        @staticmethod
-        def pair_block(*arguments):
-            seen.append(arguments[0].shape + arguments[1].shape[:1])
-            return pair_block(*arguments)
+    def observed(*arguments):
+        seen.append(arguments[0].shape + arguments[1].shape[:1])
+        return pair_block(*arguments)
 
     x, y = (side[0] for side in shards([PAIRS], np.float64))
-    reproducible.sigmoid_loss(x, y, np.float64(LOG_SCALE), np.float64(BIAS), Namespace)
+    reproducible.sigmoid_loss(x, y, np.float64(LOG_SCALE), np.float64(BIAS), replace(ops.OPS, pair_block=observed))
     assert len(seen) == 25 and set(seen) == {(n, 24, m) for n in (128, 37) for m in (128, 37)}

@@ -8,15 +8,11 @@ import numpy as np
 
 from siglip_ref import ops
 from siglip_ref.loss import sigmoid_loss
-from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config, config
-from siglip_ref.towers.encoder import block_backward, block_forward, encoder_backward, encoder_forward
-from siglip_ref.towers.image import image_tower_backward, image_tower_forward
 from siglip_ref.towers.model import forward, loss_and_grads
-from siglip_ref.towers.naflex import Patches, naflex_tower_backward, naflex_tower_forward
-from siglip_ref.towers.text import text_tower_backward, text_tower_forward
+from siglip_ref.towers.naflex import Patches
 
 Arrays = dict[str, Any]
 EPS = 1e-6
@@ -97,11 +93,11 @@ def _pooling(kind: str) -> Case:
 
 def _block() -> Case:
     def forward(x: Any, w: Arrays) -> tuple[Any, Any]:
-        out, _, cache = block_forward(x, w, 2, "tanh", EPS, None, ops)
+        out, _, cache = ops.OPS.block.forward(x, w, 2, "tanh", EPS, None)
         return out, cache
 
     def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
-        d_x, _, d_weights = block_backward(d_out, cache, ops)
+        d_x, _, d_weights = ops.OPS.block.backward(d_out, cache)
         return d_x, d_weights
 
     return _weighted("block", (3, 5, 10), "image/block00", forward, backward)
@@ -112,8 +108,8 @@ def _encoder() -> Case:
         "encoder",
         (2, 5, 12),
         "text",
-        lambda x, w: encoder_forward(x, w, CFG.text, "erf", EPS, CAUSAL, ops)[:2],
-        lambda d_out, cache: encoder_backward(d_out, cache, ops),
+        lambda x, w: ops.OPS.encoder.forward(x, w, CFG.text, "erf", EPS, CAUSAL)[:2],
+        ops.OPS.encoder.backward,
     )
     own = {name: value for name, value in case.arrays.items() if name.startswith(("x", "w/block", "w/norm"))}
     return replace(case, arrays=own)
@@ -125,10 +121,10 @@ def _naflex_tower() -> Case:
 
     def run(a: Arrays) -> Any:
         patches = Patches(a["values"], grids)
-        return naflex_tower_forward(patches, subtree(a, "w"), cfg, CFG.conventions, ops)
+        return ops.OPS.naflex_tower.forward(patches, subtree(a, "w"), cfg, CFG.conventions)
 
     def backward(a: Arrays, d_out: Any) -> Arrays:
-        d_values, d_weights, _ = naflex_tower_backward(d_out, run(a)[1], ops)
+        d_values, d_weights, _ = ops.OPS.naflex_tower.backward(d_out, run(a)[1])
         return {"values": d_values} | prefixed("w", d_weights)
 
     arrays = draw(values=(3, 8, 48)) | prefixed("w", weights("image"))
@@ -137,18 +133,20 @@ def _naflex_tower() -> Case:
 
 def _image_tower() -> Case:
     def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
-        d_images, d_weights, _ = image_tower_backward(d_out, cache, ops)
+        d_images, d_weights, _ = ops.OPS.image_tower.backward(d_out, cache)
         return d_images, d_weights
 
-    forward = lambda x, w: image_tower_forward(x, w, CFG, CFG.conventions, ops)[:2]  # noqa: E731
+    forward = lambda x, w: ops.OPS.image_tower.forward(x, w, CFG, CFG.conventions)[:2]  # noqa: E731
     return _weighted("image tower", (2, 12, 28, 3), "image", forward, backward)
 
 
 def _text_tower(name: str, mask: Any) -> Case:
-    def backward(a: Arrays, d_out: Any) -> Arrays:
-        return text_tower_backward(d_out, text_tower_forward(TOKENS, a, CFG, CFG.conventions, ops, mask)[1], ops)[0]
+    tower = ops.OPS.text_tower
 
-    forward = lambda a: text_tower_forward(TOKENS, a, CFG, CFG.conventions, ops, mask)[0]  # noqa: E731
+    def backward(a: Arrays, d_out: Any) -> Arrays:
+        return tower.backward(d_out, tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[1])[0]
+
+    forward = lambda a: tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[0]  # noqa: E731
     return Case(name, weights("text"), forward, backward)
 
 
@@ -219,7 +217,15 @@ OP_CASES = [
         lambda a: ops.position_forward(a["x"], a["table"])[0],
         lambda a, d_out: dict(zip(("x", "table"), ops.position_backward(d_out, a["table"]), strict=True)),
     ),
-    pair("position resize", position_resize_forward, position_resize_backward, draw(table=(5, 4, 3)), "table", 3, 7),
+    pair(
+        "position resize",
+        ops.position_resize_forward,
+        ops.position_resize_backward,
+        draw(table=(5, 4, 3)),
+        "table",
+        3,
+        7,
+    ),
     *(_pooling(kind) for kind in ("last", "first", "mean", "argmax")),
     _attention("attention", None),
     _attention("attention causal", CAUSAL),

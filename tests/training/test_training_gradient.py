@@ -7,8 +7,8 @@ import pytest
 from training_cases import MINI, alone, mini, worst
 
 import siglip_ref as sr
-from siglip_ref import ops
 from siglip_ref.loss import sigmoid_loss
+from siglip_ref.specification import SPECIFICATION
 from siglip_ref.training.classify import classifier_gradient, head, logits_of
 from siglip_ref.training.gradient import gradient, image_side
 
@@ -30,7 +30,7 @@ def test_micro_batches_keep_every_negative(batch, micro):
         tokens,
         lambda x, y: sigmoid_loss(x, y, params["log_scale"], params["bias"]),
         MINI,
-        ops,
+        SPECIFICATION,
         micro,
     )
     assert abs(found.loss - loss) <= 1e-13 * abs(loss)
@@ -47,7 +47,7 @@ def test_micro_batches_bound_the_memory_of_activations():
     peaks = {}
     for micro in (0, 6):
         tracemalloc.start()
-        gradient(params, images, tokens, lambda x, y: sigmoid_loss(x, y, 2.0, -9.0), MINI, ops, micro)
+        gradient(params, images, tokens, lambda x, y: sigmoid_loss(x, y, 2.0, -9.0), MINI, SPECIFICATION, micro)
         peaks[micro] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[6] <= peaks[0] / 4, peaks
@@ -55,13 +55,13 @@ def test_micro_batches_bound_the_memory_of_activations():
 
 def test_a_locked_tower_learns_nothing(batch):
     params, images, tokens = batch
-    embeddings, _ = image_side(params, images, MINI, ops)
+    embeddings, _ = image_side(params, images, MINI, SPECIFICATION)
 
     def loss(x, y):
         return sigmoid_loss(x, y, params["log_scale"], params["bias"])
 
-    _, want = gradient(params, images, tokens, loss, MINI, ops)
-    _, grads = gradient(params, embeddings, tokens, loss, MINI, ops, image_side="locked")
+    _, want = gradient(params, images, tokens, loss, MINI, SPECIFICATION)
+    _, grads = gradient(params, embeddings, tokens, loss, MINI, SPECIFICATION, image_side="locked")
     assert grads.keys() == {name for name in want if name.startswith("text/")}
     assert all(np.array_equal(grads[name], want[name]) for name in grads)
 
@@ -74,11 +74,11 @@ def test_the_classifiers_gradient_is_the_slope_of_its_loss(batch, micro):
     labels = rng.integers(0, 4, 7)
 
     def loss_at(moved):
-        logits = logits_of(moved, image_side(moved, images, MINI, ops)[0])
+        logits = logits_of(moved, image_side(moved, images, MINI, SPECIFICATION)[0])
         top = logits.max(1, keepdims=True)
         return (np.log(np.exp(logits - top).sum(1)) + top[:, 0] - logits[np.arange(7), labels]).sum() / 7
 
-    loss, grads = classifier_gradient(params, images, labels, 7, MINI, ops, micro, "image")
+    loss, grads = classifier_gradient(params, images, labels, 7, MINI, SPECIFICATION, micro, "image")
     assert abs(loss - loss_at(params)) <= 1e-13
     for name in ("head/kernel", "head/bias", "image/patch/kernel", "image/pool/probe"):
         way = rng.normal(size=params[name].shape)

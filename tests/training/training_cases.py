@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from siglip_ref import ops
 from siglip_ref.conventions import PRESETS
 from siglip_ref.sizes import SIZES, Config, Tower
+from siglip_ref.specification import SPECIFICATION
 from siglip_ref.training import task
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
@@ -19,7 +19,7 @@ MINI = Config("mini", Tower(8, 1, 12, 2), Tower(8, 1, 12, 2), (16, 16), 8, 259, 
 def mini(monkeypatch):
     """The model "mini", and plain NumPy for speed: nothing is compiled."""
     monkeypatch.setitem(SIZES, "mini", MINI)
-    monkeypatch.setattr(task, "best_ops", lambda: ops)
+    monkeypatch.setattr(task, "best_ops", lambda: SPECIFICATION)
 
 
 def settings(**changes):

@@ -36,7 +36,7 @@ Kind = Literal["one vector", "several steps", "across ranks", "not numeric", "eq
 # only the gradient of the images shows it; equivalent: nothing does; "": none of these.
 Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokenize", "equivalent", ""]
 _HOME: dict[Kind, Home] = {"several steps": "step", "across ranks": "ranks", "equivalent": "equivalent"}
-_LOSS = {"loss.py", "ops/pair_block.py", "ops/normalize.py"}
+_LOSS = {"ops/sigmoid_loss.py", "ops/pair_block.py", "ops/normalize.py"}
 
 FILES = ("loss", "contract", "ranks", "towers", "backward", "training", "equivalent", "elsewhere")
 

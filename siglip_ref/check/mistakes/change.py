@@ -1,18 +1,16 @@
 """A mistake is a small change of the reference's own text; this file makes the changed reference.
 
-The specification's modules are executed anew from their source with the edits applied, in modules that only the copy
-sees: nothing that is already imported changes, and every caller inside the copy gets the changed function. Modules
-that no edit reaches, by any import, are shared with the original.
+The functions of an edited file are defined anew from its text with the edits, in a dict that begins as the module's
+own names: nothing that is already imported changes. They take their places in the record of operations, and as every
+function reaches its parts through the record, every caller gets the changed one.
 """
 
 import ast
-import builtins
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
+from inspect import getsource, signature
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,9 +18,16 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.ops.elementary import Array
+from siglip_ref.record import Function, Ops, Pair, alone_of
+from siglip_ref.specification import SPECIFICATION
 
-# what may be changed; everything else (sizes, conventions, parameters) is shared with the original
-SPECIFICATION = ("siglip_ref.ops", "siglip_ref.towers", "siglip_ref.loss", "siglip_ref.optim", "siglip_ref.procedures")
+# what surrounds the operations, and may be changed, too; all else (sizes, conventions, parameters) is the original's
+AROUND = {
+    "loss": "siglip_ref.loss",
+    "model": "siglip_ref.towers.model",
+    "optim": "siglip_ref.optim",
+    "procedures": "siglip_ref.procedures",
+}
 
 
 @dataclass(frozen=True)
@@ -36,41 +41,26 @@ class Edit:
 
 @dataclass(frozen=True)
 class Reference:
-    """The specification's modules, as they are or changed."""
+    """The specification, as it is or changed: its operations, and the functions around them, which use these."""
 
-    ops: Any
-    encoder: Any
-    image: Any
-    text: Any
-    model: Any
+    ops: Ops
     loss: Any
+    model: Any
     optim: Any
     procedures: Any
 
 
-HOMES = {
-    "ops": "siglip_ref.ops",
-    "encoder": "siglip_ref.towers.encoder",
-    "image": "siglip_ref.towers.image",
-    "text": "siglip_ref.towers.text",
-    "model": "siglip_ref.towers.model",
-    "loss": "siglip_ref.loss",
-    "optim": "siglip_ref.optim",
-    "procedures": "siglip_ref.procedures",
-}
-
-
 def reference(edits: Sequence[Edit] = ()) -> Reference:
-    """The reference with these edits; without any, the very modules that everybody uses.
+    """The reference with these edits; without any, the very functions that everybody uses.
 
     Raises
     ------
-    ValueError, when an edit's old text is not in its file exactly once
+    ValueError, when an edit's old text is not in its file exactly once, or when no operation is in that file
 
     Examples
     --------
     >>> wrong = reference([Edit("ops/pooling.py", "x.shape[1] - 1", "x.shape[1] - 2")])
-    >>> wrong.ops.pool_forward(np.arange(3.0).reshape(1, 3, 1), np.zeros((1, 3), int), "last")[0]
+    >>> wrong.ops.pool.forward(np.arange(3.0).reshape(1, 3, 1), np.zeros((1, 3), int), "last")[0]
     array([[1.]])
     """
     return _reference(tuple(edits))
@@ -78,95 +68,69 @@ def reference(edits: Sequence[Edit] = ()) -> Reference:
 
 @lru_cache(maxsize=256)
 def _reference(edits: tuple[Edit, ...]) -> Reference:
-    if not edits:
-        return Reference(**{part: import_module(home) for part, home in HOMES.items()})
     by_module: dict[str, list[Edit]] = {}
     for edit in edits:
         by_module.setdefault(_module_of(edit.file), []).append(edit)
-    loaded: dict[str, ModuleType] = {}
-    reached = _reached(frozenset(by_module))
-
-    def load(name: str) -> ModuleType:
-        if name not in reached:
-            return import_module(name)
-        if name not in loaded:
-            module = loaded[name] = ModuleType(name)
-            vars(module)["__builtins__"] = vars(builtins) | HELPERS | {"__import__": redirected}
-            exec(_compiled(name, tuple(by_module.get(name, ()))), vars(module))
-        return loaded[name]
-
-    def redirected(
-        name: str,
-        scope: Mapping[str, object] | None = None,
-        local: Mapping[str, object] | None = None,
-        names: Sequence[str] = (),
-        level: int = 0,
-    ) -> Any:
-        if name == "siglip_ref" and tuple(names) == ("ops",):
-            return SimpleNamespace(ops=load("siglip_ref.ops"))
-        if any(name == part or name.startswith(part + ".") for part in SPECIFICATION):
-            return load(name)
-        return builtins.__import__(name, scope, local, names, level)
-
-    return Reference(**{part: load(home) for part, home in HOMES.items()})
+    changed = {module: _names(module, tuple(of_module)) for module, of_module in by_module.items()}
+    functions = _functions(SPECIFICATION)
+    known = {function.__module__ for of_field in functions.values() for function in of_field} | set(AROUND.values())
+    if unknown := changed.keys() - known:
+        raise ValueError(f"no operation is in {', '.join(sorted(unknown))}")
+    ops = _with(changed)
+    around = {part: _around(import_module(home), changed.get(home), ops) for part, home in AROUND.items()}
+    return Reference(ops, **around)
 
 
-@lru_cache(maxsize=256)
-def _reached(edited: frozenset[str]) -> frozenset[str]:
-    """The edited modules of the specification, and those that import one of them, over however many steps."""
-    reached, more = set(edited), set(edited)
-    while more:
-        more = {name for name in _modules() if name not in reached and _imports(name) & reached}
-        reached |= more
-    return frozenset(reached)
+def _functions(ops: Ops) -> dict[str, list[Function]]:
+    """Of each field of a record its functions, as they were written."""
+    found = {field.name: getattr(ops, field.name) for field in fields(ops)}
+    return {
+        name: [alone_of(function) for function in (value if isinstance(value, Pair) else [value])]
+        for name, value in found.items()
+        if isinstance(value, Pair) or callable(value)
+    }
 
 
-@lru_cache(maxsize=1)
-def _modules() -> frozenset[str]:
-    """All modules of the specification: those of its parts, and what they import."""
-    found, new = set[str](), set(HOMES.values())
-    while new:
-        found |= new
-        new = {name for module in new for name in _imports(module)} - found
-    return frozenset(found)
+def _with(changed: Mapping[str, Mapping[str, Any]]) -> Ops:
+    """The specification's operations, with the functions of changed modules in their places."""
+    changes: dict[str, Any] = {}
+    for name, functions in _functions(SPECIFICATION).items():
+        new = [changed.get(function.__module__, {}).get(function.__name__, function) for function in functions]
+        if new != functions:
+            changes[name] = Pair(*new) if len(new) > 1 else new[0]
+    return replace(SPECIFICATION, **changes) if changes else SPECIFICATION
 
 
-@lru_cache(maxsize=256)
-def _imports(module: str) -> frozenset[str]:
-    """The specification's modules that a module names in its imports."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        return frozenset()
-    named = set()
-    for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            named |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(name for name in named if _is_module(name))
+def _around(module: ModuleType, changed: Mapping[str, Any] | None, ops: Ops) -> Any:
+    """The functions of a module, changed or not, with these operations where none are given."""
+    names = {name: value for name, value in (changed or vars(module)).items() if not name.startswith("__")}
+    asking = {name: partial(value, ops=ops) for name, value in names.items() if _asks_for_ops(value)}
+    unchanged = changed is None and (ops is SPECIFICATION or not asking)
+    return module if unchanged else SimpleNamespace(**names | asking)
+
+
+def _asks_for_ops(value: Any) -> bool:
+    return callable(value) and hasattr(value, "__code__") and "ops" in signature(value).parameters
 
 
 @lru_cache(maxsize=1024)
-def _is_module(name: str) -> bool:
-    """Whether it is a module, and one of the specification."""
-    inside = any(name == part or name.startswith(part + ".") for part in SPECIFICATION)
-    try:
-        return inside and find_spec(name) is not None
-    except ModuleNotFoundError:  # a name in a module, such as a function
-        return False
+def _names(module: str, edits: tuple[Edit, ...]) -> dict[str, Any]:
+    """What the edited text of a module defines, among the module's own names."""
+    names = HELPERS | vars(import_module(module))
+    exec(_compiled(module, edits), names)
+    return names
 
 
-@lru_cache(maxsize=1024)
 def _compiled(module: str, edits: tuple[Edit, ...]) -> CodeType:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"the source of {module} is not at hand")
-    text = Path(spec.origin).read_text(encoding="utf-8")
+    """The functions and constants of the edited text; classes and imports are the original's."""
+    text = getsource(import_module(module))
     for edit in edits:
         if text.count(edit.old) != 1:
             raise ValueError(f"{edit.file} holds {edit.old!r} {text.count(edit.old)} times, not once")
         text = text.replace(edit.old, edit.new)
-    return compile(text, f"{spec.origin} (changed)" if edits else spec.origin, "exec")
+    tree = ast.parse(text)
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.Assign | ast.AnnAssign)]
+    return compile(tree, f"{module} (changed)", "exec")
 
 
 def _module_of(file: str) -> str:
@@ -191,4 +155,4 @@ def dropped(x: Array) -> Array:
 
 
 # names that an edit's new text may use besides those of its file
-HELPERS = {"bfloat16": bfloat16, "shortened": shortened, "dropped": dropped}
+HELPERS = {"bfloat16": bfloat16, "shortened": shortened, "dropped": dropped, "np": np}

@@ -1,0 +1,89 @@
+"""The operations as a record: what computes with it reaches every part through it, so another part is one `replace`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial, update_wrapper
+from typing import Any, NamedTuple
+
+Function = Callable[..., Any]
+
+
+class Pair(NamedTuple):
+    """An operation: `out, cache = forward(...)`; the gradients of what it was given: `backward(d_out, cache)`."""
+
+    forward: Function
+    backward: Function
+
+
+@dataclass(frozen=True, repr=False)
+class Ops:
+    """All operations, from the logarithm of a sigmoid to a whole tower and a step of the optimiser.
+
+    A function of several parts has a last parameter `ops`, and asks it for each: `ops.linear.forward(x, kernel, bias)`.
+    Which record that is nobody has to say: a record gives itself to its functions. So in `replace(ops, softmax=other)`
+    attention, blocks and towers compute with the other softmax, too.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from siglip_ref.specification import SPECIFICATION
+    >>> doubled = replace(SPECIFICATION, softplus=lambda z: 2 * z)
+    >>> doubled.softplus(3.0), SPECIFICATION.pair_block is doubled.pair_block
+    (6.0, False)
+    """
+
+    softplus: Function
+    sigmoid: Function
+    linear: Pair
+    layer_norm: Pair
+    gelu: Pair
+    softmax: Pair
+    attention: Pair
+    mlp: Pair
+    token_embed: Pair
+    position: Pair
+    position_resize: Pair
+    patch_embed: Pair
+    pool: Pair
+    map_head: Pair
+    normalize: Pair
+    block: Pair
+    encoder: Pair
+    image_tower: Pair
+    naflex_tower: Pair
+    text_tower: Pair
+    pair_block: Function
+    sigmoid_loss: Function
+    softmax_loss: Function
+    meet: Function  # the blocks of a loss whose bits depend on nothing, see `siglip_ref.reproducible`
+    total: Function  # of its tallies
+    adamw_step: Function
+    name: str  # what reports call these operations
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Pair):
+                object.__setattr__(self, field.name, Pair(*(self._bound(function) for function in value)))
+            elif callable(value):
+                object.__setattr__(self, field.name, self._bound(value))
+
+    def _bound(self, function: Function) -> Function:
+        """The function with this record as its `ops`, if it has parts."""
+        alone = alone_of(function)
+        return update_wrapper(partial(alone, ops=self), alone) if _has_parts(alone) else alone
+
+    def __repr__(self) -> str:
+        return f"<operations of {self.name}>"
+
+
+def alone_of(function: Function) -> Function:
+    """A function of a record as it was written, without the record."""
+    return function.func if isinstance(function, partial) and "ops" in function.keywords else function
+
+
+def _has_parts(function: Function) -> bool:
+    """Whether one of its own parameters is `ops`."""
+    code = getattr(function, "__code__", None)
+    return code is not None and "ops" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
