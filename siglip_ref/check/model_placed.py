@@ -65,8 +65,8 @@ def with_mistakes(
     grads: dict[str, Array] = {"log_scale": result.d_log_scale, "bias": result.d_bias}
     d_embeds = (result.d_image_embed, result.d_text_embed)
     for d_embed, (tower, normalize_backward, norm_cache, back, cache) in zip(d_embeds, ways_back, strict=True):
-        of_tower = back(normalize_backward(d_embed, norm_cache), cache)
-        grads |= prefixed(tower, of_tower[1] if tower == "image" else of_tower[0])
+        of_tower, _ = back(normalize_backward(d_embed, norm_cache), cache)
+        grads |= prefixed(tower, of_tower)
     return result.loss, activations, {name: grads[name] for name in params}
 
 

@@ -55,14 +55,14 @@ def _has_places(table: Array, x: Array) -> bool:
     return fits
 
 
-def position_forward(x: Array, table: Array) -> tuple[Array, None]:
+def position_forward(x: Array, table: Array) -> tuple[Array, Array]:
     """Twin of `siglip_ref.ops.position_forward`."""
     if not same_precision(x, table) or not _has_places(table, x):
         return specification.position_forward(x, table)
     out = empty(x.shape, x)
     with parts_for_elements(x.size) as parts:
         _add_table(rows_in_memory(x), rows_in_memory(table), out, parts)
-    return out, None
+    return out, table
 
 
 @kernel()
@@ -74,10 +74,11 @@ def sum_images(d_out: Any, d_table: Any) -> None:
                 d_table[n, j] += d_out[b, n, j]
 
 
-def position_backward(d_out: Array, table: Array) -> tuple[Array, Array]:
+def position_backward(d_out: Array, cache: Array) -> tuple[Array, Array]:
     """Twin of `siglip_ref.ops.position_backward`."""
+    table = cache
     if not same_precision(d_out, table) or not _has_places(table, d_out):
-        return specification.position_backward(d_out, table)
+        return specification.position_backward(d_out, cache)
     d_table = np.zeros_like(table)
     sum_images(rows_in_memory(d_out), d_table)
     return d_out, d_table

@@ -137,10 +137,18 @@ def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int) -
     return out, PatchCache(images, kernel, patch)
 
 
-def patch_embed_backward(d_out: Array, cache: Any, pixels: bool = True) -> tuple[Any, Array, Array]:
+def patch_embed_backward(d_out: Array, cache: Any) -> tuple[Array, Array, Array]:
     """Twin of `siglip_ref.ops.patch_embed_backward`."""
     if not isinstance(cache, PatchCache):
-        return specification.patch_embed_backward(d_out, cache, pixels)
+        return specification.patch_embed_backward(d_out, cache)
+    _, d_kernel, d_bias = patch_embed_weights(d_out, cache)
+    return pixels_backward(d_out, cache.images.shape, cache.kernel, cache.patch), d_kernel, d_bias
+
+
+def patch_embed_weights(d_out: Array, cache: Any) -> tuple[Any, Array, Array]:
+    """The same without the gradient of the images, which no training needs."""
+    if not isinstance(cache, PatchCache):
+        return specification.patch_embed_backward(d_out, cache)
     images, kernel, patch = cache
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
@@ -153,7 +161,7 @@ def patch_embed_backward(d_out: Array, cache: Any, pixels: bool = True) -> tuple
             _room(threads, batch * rows * columns, kernel), d_kernel, d_bias,
         )  # fmt: skip
     weights = (d_kernel[0], d_bias[0]) if threads == 1 else (d_kernel.sum(0), d_bias.sum(0))
-    return pixels_backward(d_out, images.shape, kernel, patch) if pixels else None, *weights
+    return None, *weights
 
 
 def pixels_backward(d_out: Array, shape: tuple[int, ...], kernel: Array, patch: int) -> Array:

@@ -4,7 +4,8 @@ Wide ones go operation by operation, with the twins of operations and blocks.
 """
 
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import replace
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from siglip_ref.fast.embedding import token_embed_backward
 from siglip_ref.fast.fit import NOTHING, empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.packed import Layout, layout, pieces
-from siglip_ref.fast.patches import pixels_backward
+from siglip_ref.fast.patches import PatchCache, patch_embed_backward, patch_embed_weights
 from siglip_ref.fast.pool import parts_for
 from siglip_ref.fast.tower_kernels import (
     all_images,
@@ -32,7 +33,7 @@ from siglip_ref.fast.tower_kernels import (
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.pooling import pool_forward
-from siglip_ref.record import Ops
+from siglip_ref.record import Ops, Pair
 from siglip_ref.sizes import Config, Tower
 from siglip_ref.towers import image as plain_image
 from siglip_ref.towers import text as plain_text
@@ -65,6 +66,18 @@ class TowerCache(NamedTuple):
     kept: tuple[Any, ...]
     few: int
     work: int  # multiplications of the forward
+
+    @property
+    def patch(self) -> PatchCache:
+        """That of the patches, of an image tower."""
+        return PatchCache(self.inputs, pieces(self.flat, _layout(self.cfg, "image/"))["patch/kernel"], self.cfg.patch)
+
+
+@lru_cache(maxsize=8)
+def _without_pixels(ops: Ops) -> Ops:
+    """The same, but for the gradient of the images, which a tower has no use for."""
+    forward, backward = ops.patch_embed
+    return replace(ops, patch_embed=Pair(forward, patch_embed_weights)) if backward is patch_embed_backward else ops
 
 
 @cache
@@ -168,12 +181,10 @@ def image_tower_forward(
     return pooled, TowerCache(cfg, images, flat, None, None, settings, kept, few, work), activations
 
 
-def image_tower_backward(
-    d_pooled: Array, cache: Any, pixels: bool = True, *, ops: Ops
-) -> tuple[Any, Gradients, Gradients]:
+def image_tower_backward(d_pooled: Array, cache: Any, *, ops: Ops) -> tuple[Gradients, Gradients]:
     """Twin of `siglip_ref.towers.image.image_tower_backward`."""
     if not isinstance(cache, TowerCache):
-        return plain_image.image_tower_backward(d_pooled, cache, pixels, ops=ops)
+        return plain_image.image_tower_backward(d_pooled, cache, ops=_without_pixels(ops))
     cfg, images, flat, _, _, settings, kept, few, work = cache
     stem, stream = kept[0], kept[5]
     d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)
@@ -182,12 +193,8 @@ def image_tower_backward(
         d_some_images, d_all_images, 2 * work, len(stem), gemm_address(flat.dtype), rows_in_memory(d_pooled),
         _lines(images), cfg.patch, cfg.grid[1], flat, tuple(settings), kept, few, d_flat, d_tokens, d_stream, d_stem,
     )  # fmt: skip
-    grads, d_images = pieces(d_flat, _layout(cfg, "image/")), None
-    if pixels:
-        kernel = flat[: grads["patch/kernel"].size].reshape(grads["patch/kernel"].shape)
-        d_images = pixels_backward(d_stem, images.shape, kernel, cfg.patch)
     d_activations = {"stem": d_stem} | _by_half(d_stream, len(stem)) | {"norm": d_tokens, "pool": d_pooled}
-    return d_images, grads, d_activations
+    return pieces(d_flat, _layout(cfg, "image/")), d_activations
 
 
 def text_tower_forward(

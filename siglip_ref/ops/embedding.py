@@ -38,19 +38,12 @@ def patch_embed_forward(
     return out, (cache, images.shape, patch)
 
 
-def patch_embed_backward(
-    d_out: Array, cache: tuple[Any, ...], pixels: bool = True, *, ops: Ops
-) -> tuple[Any, Array, Array]:
-    """Gradients of `patch_embed_forward`: d_images (B, height, width, 3), d_kernel (P, C), d_bias (C,).
-
-    Without `pixels` d_images is None: no training needs it.
-    """
+def patch_embed_backward(d_out: Array, cache: tuple[Any, ...], *, ops: Ops) -> tuple[Array, Array, Array]:
+    """Gradients of `patch_embed_forward`: d_images (B, height, width, 3), d_kernel (P, C), d_bias (C,)."""
     linear_cache, (batch, height, width, channels), patch = cache
     rows, columns = height // patch, width // patch
     # out = flat @ kernel + bias
     d_flat, d_kernel, d_bias = ops.linear.backward(d_out, linear_cache)
-    if not pixels:
-        return None, d_kernel, d_bias
     # flat = patches of the whole part of the images; the ignored rim has gradient zero
     d_grid = d_flat.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)
     d_whole = d_grid.reshape(batch, rows * patch, columns * patch, channels)
@@ -72,13 +65,14 @@ def token_embed_backward(d_out: Array, cache: tuple[Array, Array]) -> Array:
     return d_table
 
 
-def position_forward(x: Array, table: Array) -> tuple[Array, None]:
+def position_forward(x: Array, table: Array) -> tuple[Array, Array]:
     """Add to each token the vector of its place: x (B, N, C), table (at least N, C)."""
-    return x + table[: x.shape[1]], None
+    return x + table[: x.shape[1]], table
 
 
-def position_backward(d_out: Array, table: Array) -> tuple[Array, Array]:
+def position_backward(d_out: Array, cache: Array) -> tuple[Array, Array]:
     """Gradients of `position_forward`: d_x (B, N, C) and d_table (of table's shape; unused places stay zero)."""
+    table = cache
     # out = x + table
     unused = table.shape[0] - d_out.shape[1]
     return d_out, np.pad(d_out.sum(0), ((0, unused), (0, 0)))

@@ -141,16 +141,15 @@ def _backward(
     # image_embed = normalize(image tower), text_embed = normalize(text tower)
     d_image_pooled = ops.normalize.backward(pairs.d_image_embed, image_norm_cache)
     d_text_pooled = ops.normalize.backward(pairs.d_text_embed, text_norm_cache)
-    if cfg.naflex:
-        d_images, d_image, d_image_activations = ops.naflex_tower.backward(d_image_pooled, image_cache)
-    else:
-        d_images, d_image, d_image_activations = ops.image_tower.backward(d_image_pooled, image_cache, "images" in wrt)
+    image_tower = ops.naflex_tower if cfg.naflex else ops.image_tower
+    d_image, d_image_activations = image_tower.backward(d_image_pooled, image_cache)
     d_text, d_text_activations = ops.text_tower.backward(d_text_pooled, text_cache)
     by_name = prefixed("image", d_image) | prefixed("text", d_text)
     by_name |= {"log_scale": pairs.d_log_scale, "bias": pairs.d_bias}
     grads = {name: by_name[name] for name in params} if "params" in wrt else {}
-    if "images" in wrt:
-        grads["images"] = d_images
+    if "images" in wrt:  # stem = patches + positions: its gradient is that of the patches, too
+        patches = ops.linear if cfg.naflex else ops.patch_embed
+        grads["images"], *_ = patches.backward(d_image_activations["stem"], image_cache.patch)
     if "activations" in wrt:
         grads |= prefixed("@image", d_image_activations | {"embed": pairs.d_image_embed})
         grads |= prefixed("@text", d_text_activations | {"embed": pairs.d_text_embed})

@@ -1,7 +1,9 @@
 """SigLIP 2's image tower for any shape: patches given, positions resized to each image's grid, padding never seen."""
 
+from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,8 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
-from siglip_ref.towers.encoder import Cache
+
+NaflexCache = namedtuple("NaflexCache", "patch resized encoder pool")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Patches:
 
 def naflex_tower_forward(
     images: Patches, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, *, ops: Ops
-) -> tuple[Array, Cache, dict[str, Array]]:
+) -> tuple[Array, NaflexCache, dict[str, Array]]:
     """From patches to one vector per image, not yet of unit length; as `image_tower_forward` otherwise.
 
     Padding carries the position of the first patch, as in transformers and big_vision. No key or value comes from it,
@@ -44,13 +47,13 @@ def naflex_tower_forward(
     stem, (patch_cache, resize_caches) = naflex_stem(images, weights, cfg, ops)
     tokens, encoder_cache, activations = ops.encoder.forward(stem, weights, cfg.image, gelu, eps, mask)
     pooled, pool_cache = ops.map_head.forward(tokens, subtree(weights, "pool"), cfg.image.heads, gelu, eps, mask)
-    cache = (patch_cache, resize_caches, encoder_cache, pool_cache)
+    cache = NaflexCache(patch_cache, resize_caches, encoder_cache, pool_cache)
     return pooled, cache, {"stem": stem} | activations | {"pool": pooled}
 
 
 def naflex_stem(
     images: Patches, weights: Mapping[str, Array], cfg: Config, ops: Ops
-) -> tuple[Array, tuple[Cache, list[Cache]]]:
+) -> tuple[Array, tuple[Any, list[Any]]]:
     """Patches as vectors, with positions: (B, N, C)."""
     patches, patch_cache = ops.linear.forward(images.values, weights["patch/kernel"], weights["patch/bias"])
     table = weights["position"].reshape(*cfg.grid, -1)
@@ -61,9 +64,9 @@ def naflex_stem(
 
 
 def naflex_tower_backward(
-    d_pooled: Array, cache: Cache, *, ops: Ops
-) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """Gradients of `naflex_tower_forward`: d_values (B, N, P), a dict with the keys of `weights`, one of `activations`.
+    d_pooled: Array, cache: NaflexCache, *, ops: Ops
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Gradients of `naflex_tower_forward`: a dict with the keys of `weights`, one with those of `activations`.
 
     Padding reaches neither the pooled vector nor another patch, so the gradient at its position is zero.
     """
@@ -78,5 +81,5 @@ def naflex_tower_backward(
         for d_image, at in zip(d_stem, resize_caches, strict=True)
     ]
     d["position"] = np.stack(d_tables).sum(0).reshape(-1, d_stem.shape[-1])
-    d_values, d["patch/kernel"], d["patch/bias"] = ops.linear.backward(d_stem, patch_cache)
-    return d_values, d | prefixed("pool", d_pool), {"stem": d_stem} | d_activations | {"pool": d_pooled}
+    _, d["patch/kernel"], d["patch/bias"] = ops.linear.backward(d_stem, patch_cache)
+    return d | prefixed("pool", d_pool), {"stem": d_stem} | d_activations | {"pool": d_pooled}

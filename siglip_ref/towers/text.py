@@ -1,5 +1,6 @@
 """The text tower: tokens, positions, encoder, one token taken, a linear head."""
 
+from collections import namedtuple
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,7 +9,8 @@ from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
-from siglip_ref.towers.encoder import Cache
+
+TextCache = namedtuple("TextCache", "token position encoder pool head")
 
 
 def text_tower_forward(
@@ -19,7 +21,7 @@ def text_tower_forward(
     mask: Array | None = None,
     *,
     ops: Ops,
-) -> tuple[Array, Cache, dict[str, Array]]:
+) -> tuple[Array, TextCache, dict[str, Array]]:
     """From token ids to one vector per text, not yet of unit length.
 
     Parameters
@@ -39,7 +41,7 @@ def text_tower_forward(
     """
     seen = seen_tokens(tokens, mask, conventions)
     embedded, token_cache = ops.token_embed.forward(tokens, weights["token"])
-    stem, _ = ops.position.forward(embedded, weights["position"])
+    stem, position_cache = ops.position.forward(embedded, weights["position"])
     gelu, eps = conventions.text_gelu, conventions.text_norm_eps
     states, encoder_cache, activations = ops.encoder.forward(stem, weights, cfg.text, gelu, eps, seen)
     pooled, pool_cache = ops.pool.forward(states, tokens, conventions.text_pooling)
@@ -48,7 +50,7 @@ def text_tower_forward(
     if cfg.text_head:
         pooled, head_cache = ops.linear.forward(pooled, weights["head/kernel"], weights["head/bias"])
         activations["head"] = pooled
-    return pooled, (token_cache, weights["position"], encoder_cache, pool_cache, head_cache), activations
+    return pooled, TextCache(token_cache, position_cache, encoder_cache, pool_cache, head_cache), activations
 
 
 def seen_tokens(tokens: Array, mask: Array | None, conventions: Conventions) -> Array | None:
@@ -61,9 +63,9 @@ def seen_tokens(tokens: Array, mask: Array | None, conventions: Conventions) -> 
     return seen
 
 
-def text_tower_backward(d_pooled: Array, cache: Cache, *, ops: Ops) -> tuple[dict[str, Array], dict[str, Array]]:
+def text_tower_backward(d_pooled: Array, cache: TextCache, *, ops: Ops) -> tuple[dict[str, Array], dict[str, Array]]:
     """Gradients of `text_tower_forward`: a dict with the keys of `weights`, one with those of `activations`."""
-    token_cache, position, encoder_cache, pool_cache, head_cache = cache
+    token_cache, position_cache, encoder_cache, pool_cache, head_cache = cache
     d_head, d_late = {}, {}
     if head_cache is not None:
         # head = pooled @ head/kernel + head/bias
@@ -74,6 +76,6 @@ def text_tower_backward(d_pooled: Array, cache: Cache, *, ops: Ops) -> tuple[dic
     # states = encoder(stem)
     d_stem, d, d_activations = ops.encoder.backward(d_states, encoder_cache)
     # stem = embedded + position
-    d_embedded, d["position"] = ops.position.backward(d_stem, position)
+    d_embedded, d["position"] = ops.position.backward(d_stem, position_cache)
     d["token"] = ops.token_embed.backward(d_embedded, token_cache)
     return d | d_head, {"stem": d_stem} | d_activations | {"pool": d_pooled} | d_late

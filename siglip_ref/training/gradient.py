@@ -30,7 +30,7 @@ def image_side(params: Mapping[str, Array], images: Array, cfg: Config, ops: Ops
 
     def backward(d_embed: Array) -> dict[str, Array]:
         d_pooled = ops.normalize.backward(d_embed, norm_cache)
-        return prefixed("image", ops.image_tower.backward(d_pooled, cache, pixels=False)[1])
+        return prefixed("image", ops.image_tower.backward(d_pooled, cache)[0])
 
     return embed, backward
 

@@ -46,8 +46,8 @@ def operation(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 
 def position(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """Positions added to tokens."""
-    out, _ = ref.ops.position.forward(a["x"], a["table"])
-    d_x, d_table = ref.ops.position.backward(a["d_out"], a["table"])
+    out, cache = ref.ops.position.forward(a["x"], a["table"])
+    d_x, d_table = ref.ops.position.backward(a["d_out"], cache)
     return {"out": out, "d_x": d_x, "d_table": d_table}
 
 
@@ -75,7 +75,8 @@ def image_tower(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """From pixels to a vector, not yet of unit length, and back from `d_out`."""
     cfg = config_of(s)
     out, cache, named = ref.ops.image_tower.forward(a["images"], subtree(a, "image"), cfg, cfg.conventions)
-    d_images, d, d_named = ref.ops.image_tower.backward(a["d_out"], cache)
+    d, d_named = ref.ops.image_tower.backward(a["d_out"], cache)
+    d_images, *_ = ref.ops.patch_embed.backward(d_named["stem"], cache.patch)
     return _flat({"out": out, "image": named, "d_images": d_images, "d": {"image": d}, "@image": d_named})
 
 

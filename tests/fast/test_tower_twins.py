@@ -103,7 +103,8 @@ def walk_image_tower(home: Ops, cfg: Config) -> Callable[..., Any]:
 
     def run(images: np.ndarray, weights: Any, d_out: np.ndarray) -> Any:
         out, cache, activations = home.image_tower.forward(images, weights, cfg, cfg.conventions)
-        return out, activations, home.image_tower.backward(d_out, cache)
+        d, d_activations = home.image_tower.backward(d_out, cache)
+        return out, activations, (home.patch_embed.backward(d_activations["stem"], cache.patch)[0], d, d_activations)
 
     return run
 

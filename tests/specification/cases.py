@@ -124,7 +124,9 @@ def _naflex_tower() -> Case:
         return ops.OPS.naflex_tower.forward(patches, subtree(a, "w"), cfg, CFG.conventions)
 
     def backward(a: Arrays, d_out: Any) -> Arrays:
-        d_values, d_weights, _ = ops.OPS.naflex_tower.backward(d_out, run(a)[1])
+        cache = run(a)[1]
+        d_weights, d_named = ops.OPS.naflex_tower.backward(d_out, cache)
+        d_values, *_ = ops.linear_backward(d_named["stem"], cache.patch)
         return {"values": d_values} | prefixed("w", d_weights)
 
     arrays = draw(values=(3, 8, 48)) | prefixed("w", weights("image"))
@@ -133,8 +135,8 @@ def _naflex_tower() -> Case:
 
 def _image_tower() -> Case:
     def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
-        d_images, d_weights, _ = ops.OPS.image_tower.backward(d_out, cache)
-        return d_images, d_weights
+        d_weights, d_named = ops.OPS.image_tower.backward(d_out, cache)
+        return ops.patch_embed_backward(d_named["stem"], cache.patch)[0], d_weights
 
     forward = lambda x, w: ops.OPS.image_tower.forward(x, w, CFG, CFG.conventions)[:2]  # noqa: E731
     return _weighted("image tower", (2, 12, 28, 3), "image", forward, backward)
@@ -211,21 +213,8 @@ OP_CASES = [
         lambda a: ops.token_embed_forward(TOKENS, a["table"])[0],
         lambda a, d_out: {"table": ops.token_embed_backward(d_out, (TOKENS, a["table"]))},
     ),
-    Case(
-        "position",
-        draw(x=(2, 5, 4), table=(7, 4)),
-        lambda a: ops.position_forward(a["x"], a["table"])[0],
-        lambda a, d_out: dict(zip(("x", "table"), ops.position_backward(d_out, a["table"]), strict=True)),
-    ),
-    pair(
-        "position resize",
-        ops.position_resize_forward,
-        ops.position_resize_backward,
-        draw(table=(5, 4, 3)),
-        "table",
-        3,
-        7,
-    ),
+    pair("position", ops.position_forward, ops.position_backward, draw(x=(2, 5, 4), table=(7, 4)), "x table"),
+    pair("position resize", *ops.OPS.position_resize, draw(table=(5, 4, 3)), "table", 3, 7),
     *(_pooling(kind) for kind in ("last", "first", "mean", "argmax")),
     _attention("attention", None),
     _attention("attention causal", CAUSAL),
