@@ -20,8 +20,9 @@ class Ops:
     """All operations, from the logarithm of a sigmoid to a whole tower and a step of the optimiser.
 
     A function of several parts has a last parameter `ops`, and asks it for each: `ops.linear.forward(x, kernel, bias)`.
-    Which record that is nobody has to say: a record gives itself to its functions. So in `replace(ops, softmax=other)`
-    attention, blocks and towers compute with the other softmax, too.
+    Which record that is nobody has to say: a record gives itself to its functions. So in
+    `replace(SPECIFICATION, softmax=other)` attention, blocks and towers compute with the other softmax, too; only a
+    compiled twin has its parts inside itself.
 
     Examples
     --------

@@ -68,7 +68,10 @@ def _widened(function: Callable[..., Any], has_cache: bool) -> Callable[..., Any
 
 
 def _cast_all(x: Any, form: Format) -> Any:
-    return tuple(_cast_all(item, form) for item in x) if isinstance(x, tuple) else cast(x, form)
+    if not isinstance(x, tuple):
+        return cast(x, form)
+    items = [_cast_all(item, form) for item in x]
+    return x._make(items) if hasattr(x, "_make") else tuple(items)  # a cache keeps its names
 
 
 def pair_block(

@@ -15,7 +15,7 @@ from siglip_ref.check.predict import Context
 from siglip_ref.check.seen import Seen, distance
 from siglip_ref.check.terms import EMBEDS, describe, loss_terms, simple
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.normalize import normalize_backward, normalize_forward
+from siglip_ref.ops.normalize import NormalizeCache, normalize_backward, normalize_forward
 
 DUE = "; its gradient went to the rank whose rows were due"
 SHIFTED = {"text_embed": "text-grad-to-wrong-rank"}  # whose shift over ranks has a name
@@ -34,7 +34,7 @@ class Rows:
     that holds a share makes of it (the backward of normalising its own rows); got, allowed: of each rank."""
 
     blocks: dict[Block, Array]
-    caches: list[tuple[object, ...]]
+    caches: list[NormalizeCache]
     got: list[Array]
     allowed: list[Array]
 
@@ -96,7 +96,7 @@ def _solved(rows: Rows) -> Placed | None:
 def _rows(one: Seen, context: Context, name: str) -> Rows:
     """Shares are carried between ranks as gradients of unit rows: normalising is undone where they end."""
     probe, convention, ends = context.probe, context.convention, np.cumsum(context.sizes)[:-1]
-    caches: list[tuple[object, ...]] = []
+    caches: list[NormalizeCache] = []
     if convention.embeddings == "raw":
         how = (convention.norm, 1e-8 if convention.norm == "additive" else 0.0)
         caches = [normalize_forward(rows, *how)[1] for rows in np.split(getattr(probe, name), ends)]

@@ -1,13 +1,13 @@
 """The reference's side of a model check: values, gradients, and the terms of those that are zero by structure."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model_probe import Probe
 from siglip_ref.conventions import Conventions
+from siglip_ref.ops.attention import AttentionCache
 from siglip_ref.ops.elementary import Array
 from siglip_ref.record import Ops, Pair
 from siglip_ref.sizes import Config
@@ -45,18 +45,18 @@ def _recording() -> tuple[Ops, dict[int, float]]:
     sums: dict[int, float] = {}
     forward, backward = SPECIFICATION.attention
 
-    def attention_backward(d_out: Array, cache: tuple[Any, ...]) -> tuple[Array, Array, dict[str, Array]]:
-        sums[id(cache[1][1])] = _sum_of_key_terms(d_out, cache)
+    def attention_backward(d_out: Array, cache: AttentionCache) -> tuple[Array, Array, dict[str, Array]]:
+        sums[id(cache.key_cache.kernel)] = _sum_of_key_terms(d_out, cache)
         grads: tuple[Array, Array, dict[str, Array]] = backward(d_out, cache)
         return grads
 
     return replace(SPECIFICATION, attention=Pair(forward, attention_backward)), sums
 
 
-def _sum_of_key_terms(d_out: Array, cache: tuple[Any, ...]) -> float:
+def _sum_of_key_terms(d_out: Array, cache: AttentionCache) -> float:
     """The key bias's gradient is the sum over tokens of d_key, as `attention_backward` computes it."""
-    _, _, _, (_, out_kernel), query, _, value, root, probability = cache
+    query, value, probability = cache.query, cache.value, cache.probability
     batch, heads, length, size = query.shape
-    d_mixed = (d_out @ out_kernel.T).reshape(batch, length, heads, size).swapaxes(1, 2)
+    d_mixed = (d_out @ cache.out_cache.kernel.T).reshape(batch, length, heads, size).swapaxes(1, 2)
     d_scores = SPECIFICATION.softmax.backward(d_mixed @ value.swapaxes(-1, -2), probability)
-    return float(np.max((np.abs(d_scores).swapaxes(-1, -2) @ np.abs(query / root)).sum((0, 2))))
+    return float(np.max((np.abs(d_scores).swapaxes(-1, -2) @ np.abs(query / cache.root)).sum((0, 2))))

@@ -18,7 +18,7 @@ from siglip_ref.check.exact import Convention
 from siglip_ref.check.probes import Probe
 from siglip_ref.check.seen import Seen, is_wrong
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
-from siglip_ref.ops.normalize import normalize_backward, normalize_forward
+from siglip_ref.ops.normalize import NormalizeCache, normalize_backward, normalize_forward
 
 Place = Literal["inputs", "output"]
 RoundedAt = Literal["", "similarity", "scaled", "logits"]
@@ -90,7 +90,7 @@ class Numbers:
     texts: Array
     scale: float
     bias: float
-    caches: tuple[tuple[Array, ...], ...]
+    caches: tuple[NormalizeCache, ...]
     linear: bool
 
 
@@ -136,7 +136,7 @@ def rounded_products(
 def numbers_of(probe: Probe, convention: Convention) -> Numbers:
     """What the loss computes with, in float64."""
     images, texts = probe.image_embed, probe.text_embed
-    caches: tuple[tuple[Array, ...], ...] = ()
+    caches: tuple[NormalizeCache, ...] = ()
     if convention.embeddings == "raw":
         (images, one), (texts, other) = (normalize_forward(r, convention.norm, convention.eps) for r in (images, texts))
         caches = one, other

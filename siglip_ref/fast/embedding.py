@@ -11,6 +11,7 @@ from siglip_ref.fast.fit import as_rows, empty, rows_in_memory, same_precision
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.embedding import TokenCache
 
 
 @kernel()
@@ -20,7 +21,7 @@ def _scatter(d_rows: Any, tokens: Any, d_table: Any) -> None:
             d_table[tokens[i], j] += d_rows[i, j]
 
 
-def token_embed_backward(d_out: Array, cache: tuple[Array, Array]) -> Array:
+def token_embed_backward(d_out: Array, cache: TokenCache) -> Array:
     """Twin of `siglip_ref.ops.token_embed_backward`."""
     tokens, table = cache
     if not same_precision(d_out, table) or d_out.shape != (*tokens.shape, *table.shape[1:]) or table.ndim != 2:

@@ -31,6 +31,7 @@ from siglip_ref.fast.tower_kernels import (
     some_texts,
 )
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.embedding import TokenCache
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.pooling import pool_forward
 from siglip_ref.record import Ops, Pair
@@ -242,7 +243,7 @@ def text_tower_backward(d_pooled: Array, cache: Any, *, ops: Ops) -> tuple[Gradi
         d_some_texts, d_all_texts, 2 * work, len(stem), gemm_address(flat.dtype), rows_in_memory(d_pooled),
         cfg.text_length, flat, chosen, tuple(settings), kept, few, d_flat, d_taken, d_out, d_stream, d_stem,
     )  # fmt: skip
-    d_table = token_embed_backward(d_stem, (tokens, table))
+    d_table = token_embed_backward(d_stem, TokenCache(tokens, table))
     d_activations = {"stem": d_stem} | _by_half(d_stream, len(stem))
     d_activations |= {"norm": d_out, "pool": d_taken, "head": d_pooled}
     return pieces(d_flat, _layout(cfg, "text/")) | {"token": d_table}, d_activations

@@ -1,17 +1,21 @@
 """Multi-head attention."""
 
+from collections import namedtuple
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from siglip_ref.ops.elementary import Array, number
 from siglip_ref.record import Ops
 
+AttentionCache = namedtuple(
+    "AttentionCache", "query_cache key_cache value_cache out_cache query key value root probability"
+)
+
 
 def attention_forward(
     x_query: Array, x_key: Array, weights: Mapping[str, Array], heads: int, mask: Array | None = None, *, ops: Ops
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, AttentionCache]:
     """Every query token takes a weighted mean of the key tokens' values, in each head by itself.
 
     Parameters
@@ -25,7 +29,6 @@ def attention_forward(
     Returns
     -------
     out : array, shape (B, N, C)
-    cache : what `attention_backward` needs
 
     A key bias moves all scores of a query by the same amount, which softmax does not see: its gradient is zero by
     structure.
@@ -43,10 +46,10 @@ def attention_forward(
     probability, _ = ops.softmax.forward(scores)
     mixed = probability @ value  # (B, H, N, h)
     out, out_cache = ops.linear.forward(_join(mixed), weights["out/kernel"], weights["out/bias"])
-    return out, (query_cache, key_cache, value_cache, out_cache, query, key, value, root, probability)
+    return out, AttentionCache(query_cache, key_cache, value_cache, out_cache, query, key, value, root, probability)
 
 
-def attention_backward(d_out: Array, cache: tuple[Any, ...], *, ops: Ops) -> tuple[Array, Array, dict[str, Array]]:
+def attention_backward(d_out: Array, cache: AttentionCache, *, ops: Ops) -> tuple[Array, Array, dict[str, Array]]:
     """Gradients of `attention_forward`: d_x_query (B, N, C), d_x_key (B, M, C), and a dict with the keys of `weights`.
 
     In self-attention the two input gradients belong to the same tokens: the caller adds them.

@@ -1,16 +1,17 @@
 """Patches, tokens and positions become vectors."""
 
-from typing import Any
+from collections import namedtuple
 
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.record import Ops
 
+PatchCache = namedtuple("PatchCache", "linear_cache shape patch")
+TokenCache = namedtuple("TokenCache", "tokens table")
 
-def patch_embed_forward(
-    images: Array, kernel: Array, bias: Array, patch: int, *, ops: Ops
-) -> tuple[Array, tuple[Any, ...]]:
+
+def patch_embed_forward(images: Array, kernel: Array, bias: Array, patch: int, *, ops: Ops) -> tuple[Array, PatchCache]:
     """Cut images into square patches, row by row, and map each linearly.
 
     Parameters
@@ -23,7 +24,6 @@ def patch_embed_forward(
     Returns
     -------
     out : array, shape (B, N, C)
-    cache : what `patch_embed_backward` needs
 
     Rows and columns beyond the last whole patch are ignored (384 px with patch 14 uses 378).
 
@@ -35,10 +35,10 @@ def patch_embed_forward(
     grid = whole.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
     flat = grid.reshape(batch, rows * columns, patch * patch * channels)  # (B, N, P)
     out, cache = ops.linear.forward(flat, kernel, bias)
-    return out, (cache, images.shape, patch)
+    return out, PatchCache(cache, images.shape, patch)
 
 
-def patch_embed_backward(d_out: Array, cache: tuple[Any, ...], *, ops: Ops) -> tuple[Array, Array, Array]:
+def patch_embed_backward(d_out: Array, cache: PatchCache, *, ops: Ops) -> tuple[Array, Array, Array]:
     """Gradients of `patch_embed_forward`: d_images (B, height, width, 3), d_kernel (P, C), d_bias (C,)."""
     linear_cache, (batch, height, width, channels), patch = cache
     rows, columns = height // patch, width // patch
@@ -51,12 +51,12 @@ def patch_embed_backward(d_out: Array, cache: tuple[Any, ...], *, ops: Ops) -> t
     return np.pad(d_whole, rim), d_kernel, d_bias
 
 
-def token_embed_forward(tokens: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
+def token_embed_forward(tokens: Array, table: Array) -> tuple[Array, TokenCache]:
     """Look each token up: tokens int (B, N), table (V, C), out (B, N, C)."""
-    return table[tokens], (tokens, table)
+    return table[tokens], TokenCache(tokens, table)
 
 
-def token_embed_backward(d_out: Array, cache: tuple[Array, Array]) -> Array:
+def token_embed_backward(d_out: Array, cache: TokenCache) -> Array:
     """Gradient of `token_embed_forward`: d_table (V, C); a token used twice collects both."""
     tokens, table = cache
     # out[i, n] = table[tokens[i, n]]

@@ -1,5 +1,6 @@
 """GELU in its three forms. They differ by up to 4.7e-4 (tanh, erf) and 2e-2 (quick): a convention, not a detail."""
 
+from collections import namedtuple
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,10 @@ GeluForm = Literal["tanh", "erf", "quick"]
 CUBIC = 0.044715  # Hendrycks and Gimpel 2016, section 2: this very float64 number
 QUICK = 1.702  # same place
 
+GeluCache = namedtuple("GeluCache", "x form")
 
-def gelu_forward(x: Array, form: GeluForm, *, ops: Ops) -> tuple[Array, tuple[Array, GeluForm]]:
+
+def gelu_forward(x: Array, form: GeluForm, *, ops: Ops) -> tuple[Array, GeluCache]:
     """Gaussian error linear unit, any shape.
 
     Parameters
@@ -29,10 +32,10 @@ def gelu_forward(x: Array, form: GeluForm, *, ops: Ops) -> tuple[Array, tuple[Ar
         out = x / 2 * (1 + erf(x / np.sqrt(number(2, x))))
     else:
         out = x * ops.sigmoid(QUICK * x)
-    return out, (x, form)
+    return out, GeluCache(x, form)
 
 
-def gelu_backward(d_out: Array, cache: tuple[Array, GeluForm], *, ops: Ops) -> Array:
+def gelu_backward(d_out: Array, cache: GeluCache, *, ops: Ops) -> Array:
     """Gradient of `gelu_forward`: d_x, of x's shape."""
     x, form = cache
     if form == "tanh":

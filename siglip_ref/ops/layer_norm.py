@@ -1,11 +1,15 @@
 """Layer norm."""
 
+from collections import namedtuple
+
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
 
+LayerNormCache = namedtuple("LayerNormCache", "xhat rstd gamma")
 
-def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, tuple[Array, Array, Array]]:
+
+def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple[Array, LayerNormCache]:
     """Normalise each token over its width, then scale and shift.
 
     Parameters
@@ -17,7 +21,6 @@ def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple
     Returns
     -------
     out : array, shape (..., C)
-    cache : what `layer_norm_backward` needs
 
     Source: Ba et al. 2016, eq. 3 and 4; biased variance, as in Flax and Torch.
     """
@@ -26,10 +29,10 @@ def layer_norm_forward(x: Array, gamma: Array, beta: Array, eps: float) -> tuple
     variance = (centred * centred).mean(-1, keepdims=True)
     rstd = 1 / np.sqrt(variance + eps)
     xhat = centred * rstd
-    return xhat * gamma + beta, (xhat, rstd, gamma)
+    return xhat * gamma + beta, LayerNormCache(xhat, rstd, gamma)
 
 
-def layer_norm_backward(d_out: Array, cache: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+def layer_norm_backward(d_out: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     """Gradients of `layer_norm_forward`: d_x (..., C), d_gamma (C,), d_beta (C,)."""
     xhat, rstd, gamma = cache
     tokens = tuple(range(d_out.ndim - 1))

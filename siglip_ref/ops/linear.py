@@ -1,9 +1,13 @@
 """The linear layer."""
 
+from collections import namedtuple
+
 from siglip_ref.ops.elementary import Array
 
+LinearCache = namedtuple("LinearCache", "x kernel")
 
-def linear_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
+
+def linear_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, LinearCache]:
     """out = x @ kernel + bias.
 
     Parameters
@@ -15,14 +19,13 @@ def linear_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[A
     Returns
     -------
     out : array, shape (..., D)
-    cache : what `linear_backward` needs
     """
     rows = x.reshape(-1, x.shape[-1])  # one product of two matrices, whatever stands before C
     out = rows @ kernel + bias
-    return out.reshape(*x.shape[:-1], kernel.shape[1]), (x, kernel)
+    return out.reshape(*x.shape[:-1], kernel.shape[1]), LinearCache(x, kernel)
 
 
-def linear_backward(d_out: Array, cache: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+def linear_backward(d_out: Array, cache: LinearCache) -> tuple[Array, Array, Array]:
     """Gradients of `linear_forward`: d_x (..., C), d_kernel (C, D), d_bias (D,)."""
     x, kernel = cache
     rows, d_rows = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])

@@ -1,7 +1,7 @@
 """Multi-head attention pooling: one learned query reads all tokens."""
 
+from collections import namedtuple
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -9,6 +9,8 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.record import Ops
+
+MapHeadCache = namedtuple("MapHeadCache", "attn_cache norm_cache mlp_cache")
 
 
 def map_head_forward(
@@ -20,7 +22,7 @@ def map_head_forward(
     mask: Array | None = None,
     *,
     ops: Ops,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, MapHeadCache]:
     """pooled = r + mlp(norm(r)), where r is what the probe reads from the tokens.
 
     Parameters
@@ -33,7 +35,6 @@ def map_head_forward(
     Returns
     -------
     pooled : array, shape (B, C)
-    cache : what `map_head_backward` needs
 
     There is no residual from the probe and no norm before the attention.
 
@@ -43,10 +44,10 @@ def map_head_forward(
     read, attn_cache = ops.attention.forward(probe, x, subtree(weights, "attn"), heads, mask)
     normed, norm_cache = ops.layer_norm.forward(read, weights["norm/gamma"], weights["norm/beta"], eps)
     step, mlp_cache = ops.mlp.forward(normed, subtree(weights, "mlp"), gelu)
-    return (read + step)[:, 0], (attn_cache, norm_cache, mlp_cache)
+    return (read + step)[:, 0], MapHeadCache(attn_cache, norm_cache, mlp_cache)
 
 
-def map_head_backward(d_pooled: Array, cache: tuple[Any, ...], *, ops: Ops) -> tuple[Array, dict[str, Array]]:
+def map_head_backward(d_pooled: Array, cache: MapHeadCache, *, ops: Ops) -> tuple[Array, dict[str, Array]]:
     """Gradients of `map_head_forward`: d_x (B, N, C), and a dict with the keys of `weights`."""
     attn_cache, norm_cache, mlp_cache = cache
     d_out = d_pooled[:, None]  # (B, 1, C)

@@ -1,14 +1,16 @@
 """The block's two-layer perceptron."""
 
+from collections import namedtuple
 from collections.abc import Mapping
-from typing import Any
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.record import Ops
 
+MlpCache = namedtuple("MlpCache", "in_cache gelu_cache out_cache")
 
-def mlp_forward(x: Array, weights: Mapping[str, Array], gelu: GeluForm, *, ops: Ops) -> tuple[Array, tuple[Any, ...]]:
+
+def mlp_forward(x: Array, weights: Mapping[str, Array], gelu: GeluForm, *, ops: Ops) -> tuple[Array, MlpCache]:
     """out = gelu(x @ in + bias) @ out + bias.
 
     Parameters
@@ -20,10 +22,10 @@ def mlp_forward(x: Array, weights: Mapping[str, Array], gelu: GeluForm, *, ops: 
     hidden, in_cache = ops.linear.forward(x, weights["in/kernel"], weights["in/bias"])
     active, gelu_cache = ops.gelu.forward(hidden, gelu)
     out, out_cache = ops.linear.forward(active, weights["out/kernel"], weights["out/bias"])
-    return out, (in_cache, gelu_cache, out_cache)
+    return out, MlpCache(in_cache, gelu_cache, out_cache)
 
 
-def mlp_backward(d_out: Array, cache: tuple[Any, ...], *, ops: Ops) -> tuple[Array, dict[str, Array]]:
+def mlp_backward(d_out: Array, cache: MlpCache, *, ops: Ops) -> tuple[Array, dict[str, Array]]:
     """Gradients of `mlp_forward`: d_x (..., C), and a dict with the keys of `weights`."""
     in_cache, gelu_cache, out_cache = cache
     d = {}

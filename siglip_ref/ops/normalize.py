@@ -1,6 +1,7 @@
 """L2 normalisation, with the three ways that libraries guard it against a zero vector."""
 
-from typing import Any, Literal
+from collections import namedtuple
+from typing import Literal
 
 import numpy as np
 
@@ -8,8 +9,10 @@ from siglip_ref.ops.elementary import Array
 
 NormKind = Literal["additive", "none", "clamp"]
 
+NormalizeCache = namedtuple("NormalizeCache", "x length divisor clamped")
 
-def normalize_forward(x: Array, kind: NormKind, eps: float) -> tuple[Array, tuple[Any, ...]]:
+
+def normalize_forward(x: Array, kind: NormKind, eps: float) -> tuple[Array, NormalizeCache]:
     """Divide each row by its length.
 
     Parameters
@@ -28,10 +31,10 @@ def normalize_forward(x: Array, kind: NormKind, eps: float) -> tuple[Array, tupl
         divisor = np.maximum(length, eps)
     else:
         divisor = length
-    return x / divisor, (x, length, divisor, kind == "clamp" and length <= eps)
+    return x / divisor, NormalizeCache(x, length, divisor, kind == "clamp" and length <= eps)
 
 
-def normalize_backward(d_out: Array, cache: tuple[Any, ...]) -> Array:
+def normalize_backward(d_out: Array, cache: NormalizeCache) -> Array:
     """Gradient of `normalize_forward`: d_x (..., D)."""
     x, length, divisor, clamped = cache
     # out = x / divisor

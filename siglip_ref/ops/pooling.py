@@ -1,6 +1,7 @@
 """One vector per text: which token speaks for it. SigLIP takes the last; the others are other models' conventions."""
 
-from typing import Any, Literal
+from collections import namedtuple
+from typing import Literal
 
 import numpy as np
 
@@ -8,8 +9,10 @@ from siglip_ref.ops.elementary import Array
 
 Pooling = Literal["last", "first", "mean", "argmax"]
 
+PoolCache = namedtuple("PoolCache", "x place")  # place: of the token taken, None for the mean
 
-def pool_forward(x: Array, tokens: Array, kind: Pooling) -> tuple[Array, tuple[Any, ...]]:
+
+def pool_forward(x: Array, tokens: Array, kind: Pooling) -> tuple[Array, PoolCache]:
     """Reduce (B, N, C) to (B, C).
 
     Parameters
@@ -21,12 +24,12 @@ def pool_forward(x: Array, tokens: Array, kind: Pooling) -> tuple[Array, tuple[A
     Source: big_vision text_transformer.py (pool_type); open_clip transformer.py, text_global_pool.
     """
     if kind == "mean":
-        return x.mean(1), (x, None)
+        return x.mean(1), PoolCache(x, None)
     place = {"last": np.full(len(x), x.shape[1] - 1), "first": np.zeros(len(x), int), "argmax": tokens.argmax(-1)}[kind]
-    return x[np.arange(len(x)), place], (x, place)
+    return x[np.arange(len(x)), place], PoolCache(x, place)
 
 
-def pool_backward(d_out: Array, cache: tuple[Any, ...]) -> Array:
+def pool_backward(d_out: Array, cache: PoolCache) -> Array:
     """Gradient of `pool_forward`: d_x (B, N, C)."""
     x, place = cache
     if place is None:

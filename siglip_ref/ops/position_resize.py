@@ -1,13 +1,15 @@
 """A table of positions drawn out or shrunk to another grid: what lets SigLIP 2 see images of any shape."""
 
-from typing import Any
+from collections import namedtuple
 
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
 
+ResizeCache = namedtuple("ResizeCache", "down down_sum across across_sum")
 
-def position_resize_forward(table: Array, height: int, width: int) -> tuple[Array, tuple[Any, ...]]:
+
+def position_resize_forward(table: Array, height: int, width: int) -> tuple[Array, ResizeCache]:
     """Bilinear resize with antialias and half-pixel centres, rows and columns by themselves.
 
     Parameters
@@ -18,7 +20,6 @@ def position_resize_forward(table: Array, height: int, width: int) -> tuple[Arra
     Returns
     -------
     out : array, shape (height * width, C), row by row
-    cache : what `position_resize_backward` needs
 
     Source: torch's interpolate(mode="bilinear", antialias=True), jax.image.resize; transformers' modeling_siglip2.py.
     """
@@ -26,10 +27,10 @@ def position_resize_forward(table: Array, height: int, width: int) -> tuple[Arra
     across, across_sum = _weights(table.shape[1], width, table)
     tall = (down @ table.reshape(table.shape[0], -1) / down_sum).reshape(height, *table.shape[1:])
     out = across @ tall / across_sum  # (height, width, C)
-    return out.reshape(height * width, -1), (down, down_sum, across, across_sum)
+    return out.reshape(height * width, -1), ResizeCache(down, down_sum, across, across_sum)
 
 
-def position_resize_backward(d_out: Array, cache: tuple[Any, ...]) -> Array:
+def position_resize_backward(d_out: Array, cache: ResizeCache) -> Array:
     """Gradient of `position_resize_forward`: d_table (rows, columns, C)."""
     down, down_sum, across, across_sum = cache
     d_grid = d_out.reshape(len(down), len(across), -1)

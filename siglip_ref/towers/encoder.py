@@ -1,7 +1,7 @@
 """The encoder both towers share: pre-norm blocks, then a final norm."""
 
+from collections import namedtuple
 from collections.abc import Mapping
-from typing import Any
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
@@ -9,12 +9,13 @@ from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Tower
 
-Cache = tuple[Any, ...]
+BlockCache = namedtuple("BlockCache", "norm1_cache attn_cache norm2_cache mlp_cache")
+EncoderCache = namedtuple("EncoderCache", "block_caches norm_cache")
 
 
 def block_forward(
     x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None, *, ops: Ops
-) -> tuple[Array, Array, Cache]:
+) -> tuple[Array, Array, BlockCache]:
     """x + attention(norm1(x)), then that + mlp(norm2(that)).
 
     Parameters
@@ -27,7 +28,6 @@ def block_forward(
     -------
     out : array, shape (B, N, C)
     after_attention : array, shape (B, N, C), the stream between the two halves
-    cache : what `block_backward` needs
 
     Source: big_vision models/vit.py, Encoder1DBlock.
     """
@@ -36,10 +36,10 @@ def block_forward(
     after_attention = x + attended
     normed, norm2_cache = ops.layer_norm.forward(after_attention, weights["norm2/gamma"], weights["norm2/beta"], eps)
     step, mlp_cache = ops.mlp.forward(normed, subtree(weights, "mlp"), gelu)
-    return after_attention + step, after_attention, (norm1_cache, attn_cache, norm2_cache, mlp_cache)
+    return after_attention + step, after_attention, BlockCache(norm1_cache, attn_cache, norm2_cache, mlp_cache)
 
 
-def block_backward(d_out: Array, cache: Cache, *, ops: Ops) -> tuple[Array, Array, dict[str, Array]]:
+def block_backward(d_out: Array, cache: BlockCache, *, ops: Ops) -> tuple[Array, Array, dict[str, Array]]:
     """Gradients of `block_forward`: d_x and d_after_attention (B, N, C), and a dict with the keys of `weights`."""
     norm1_cache, attn_cache, norm2_cache, mlp_cache = cache
     # out = after_attention + mlp(norm2(after_attention))
@@ -55,13 +55,12 @@ def block_backward(d_out: Array, cache: Cache, *, ops: Ops) -> tuple[Array, Arra
 
 def encoder_forward(
     x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, mask: Array | None, *, ops: Ops
-) -> tuple[Array, Cache, dict[str, Array]]:
+) -> tuple[Array, EncoderCache, dict[str, Array]]:
     """All blocks and the final norm.
 
     Returns
     -------
     out : array, shape (B, N, C)
-    cache : what `encoder_backward` needs
     activations : blockII/+attn, blockII/+mlp (the stream after each half), norm
     """
     activations, block_caches = {}, []
@@ -72,7 +71,7 @@ def encoder_forward(
         block_caches.append(cache)
     out, norm_cache = ops.layer_norm.forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
     activations["norm"] = out
-    return out, (block_caches, norm_cache), activations
+    return out, EncoderCache(block_caches, norm_cache), activations
 
 
 def encoder_states(
@@ -84,7 +83,9 @@ def encoder_states(
     return ops.layer_norm.forward(x, weights["norm/gamma"], weights["norm/beta"], eps)[0], None, {}
 
 
-def encoder_backward(d_out: Array, cache: Cache, *, ops: Ops) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+def encoder_backward(
+    d_out: Array, cache: EncoderCache, *, ops: Ops
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
     block_caches, norm_cache = cache
     d, d_activations = {}, {"norm": d_out}

@@ -25,7 +25,6 @@ def image_tower_forward(
     Returns
     -------
     pooled : array, shape (B, D)
-    cache : what `image_tower_backward` needs
     activations : stem (patches with positions), the encoder's, pool
 
     Source: big_vision models/vit.py with pool_type "map": the final norm before the pooling, no projection after it.

@@ -1,5 +1,6 @@
 """The two-tower model: embeddings, logits, the loss and the gradient of every parameter."""
 
+from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -13,10 +14,10 @@ from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.specification import chosen
-from siglip_ref.towers.encoder import Cache
 from siglip_ref.validate import require_inputs
 
 Named = tuple[dict[str, Array], dict[str, Array]]  # activations of the image tower, of the text tower
+ModelCache = namedtuple("ModelCache", "image text image_norm text_norm")
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,9 @@ def values_and_grads(
 
 
 def _backward(
-    params: Mapping[str, Array],
-    image_embed: Array,
-    text_embed: Array,
-    cache: Cache,
-    cfg: Config,
-    ops: Ops,
+    params: Mapping[str, Array], image_embed: Array, text_embed: Array, cache: ModelCache, cfg: Config, ops: Ops,
     wrt: Sequence[str],
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, dict[str, Array]]:  # fmt: skip
     image_cache, text_cache, image_norm_cache, text_norm_cache = cache
     pairs = sigmoid_loss(image_embed, text_embed, params["log_scale"], params["bias"], ops=ops)
     # image_embed = normalize(image tower), text_embed = normalize(text tower)
@@ -157,14 +153,9 @@ def _backward(
 
 
 def _forward(
-    params: Mapping[str, Array],
-    images: Array,
-    tokens: Array,
-    cfg: Config,
-    conventions: Conventions,
-    ops: Ops,
+    params: Mapping[str, Array], images: Array, tokens: Array, cfg: Config, conventions: Conventions, ops: Ops,
     mask: Array | None,
-) -> tuple[Array, Array, Named, Cache]:
+) -> tuple[Array, Array, Named, ModelCache]:  # fmt: skip
     require_inputs(params, images, tokens, cfg, mask)
     image_tower = ops.naflex_tower if cfg.naflex else ops.image_tower
     image_pooled, image_cache, of_image = image_tower.forward(images, subtree(params, "image"), cfg, conventions)
@@ -172,7 +163,8 @@ def _forward(
     kind, eps = conventions.embed_norm, conventions.embed_norm_eps
     image_embed, image_norm_cache = ops.normalize.forward(image_pooled, kind, eps)
     text_embed, text_norm_cache = ops.normalize.forward(text_pooled, kind, eps)
-    return image_embed, text_embed, (of_image, of_text), (image_cache, text_cache, image_norm_cache, text_norm_cache)
+    cache = ModelCache(image_cache, text_cache, image_norm_cache, text_norm_cache)
+    return image_embed, text_embed, (of_image, of_text), cache
 
 
 def _output(params: Mapping[str, Array], image_embed: Array, text_embed: Array, named: Named) -> Output:

@@ -14,14 +14,9 @@ TextCache = namedtuple("TextCache", "token position encoder pool head")
 
 
 def text_tower_forward(
-    tokens: Array,
-    weights: Mapping[str, Array],
-    cfg: Config,
-    conventions: Conventions,
-    mask: Array | None = None,
-    *,
-    ops: Ops,
-) -> tuple[Array, TextCache, dict[str, Array]]:
+    tokens: Array, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, mask: Array | None = None,
+    *, ops: Ops,
+) -> tuple[Array, TextCache, dict[str, Array]]:  # fmt: skip
     """From token ids to one vector per text, not yet of unit length.
 
     Parameters
@@ -34,7 +29,6 @@ def text_tower_forward(
     Returns
     -------
     pooled : array, shape (B, D)
-    cache : what `text_tower_backward` needs
     activations : stem, the encoder's, pool (the token taken), head
 
     Source: big_vision models/proj/image_text/text_transformer.py.
