@@ -21,7 +21,7 @@ def worker(kind: str) -> None:
     from mpi.cli import world
     from mpi.loss import ring_sigmoid_loss
     from mpi.wrappers import Counted, Throttled
-    from siglip_ref import ops
+    from siglip_ref.specification import SPECIFICATION
 
     comm = world(spin=False)
     x, y = shard(comm.rank, PAIRS // comm.size, DIM)
@@ -33,7 +33,7 @@ def worker(kind: str) -> None:
         time.sleep(TILE_TIME)
         return 0.0 * log_scale, np.zeros_like(x), np.zeros_like(y), 0.0 * log_scale, 0.0 * bias
 
-    blocks = ops.OPS if kind == "computed" else replace(ops.OPS, pair_block=timed_block)
+    blocks = SPECIFICATION if kind == "computed" else replace(SPECIFICATION, pair_block=timed_block)
     slow = Throttled(comm, LATENCY, BANDWIDTH)
     runs = [(scheme, link) for scheme in ("blocking", "overlapped") for link in ("free", "slow")]
     for _ in range(REPEATS):

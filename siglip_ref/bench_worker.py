@@ -182,11 +182,12 @@ def set_up(contestant: str, case: str, *sizes: str) -> Run:
         return jax_run(case, *sizes)
     if contestant.startswith("torch"):
         return torch_run(contestant == "torch.compile", case, *sizes)
-    from siglip_ref import fast, ops
+    from siglip_ref import fast
+    from siglip_ref.specification import SPECIFICATION
 
     if contestant == "fast" and not fast.COMPILED:  # the specification would be measured under its name
         raise ImportError("the kernels cannot be compiled here")
-    return ours((fast if contestant == "fast" else ops).OPS, case, *sizes)
+    return ours(fast.OPS if contestant == "fast" else SPECIFICATION, case, *sizes)
 
 
 def _resident() -> int:

@@ -7,13 +7,12 @@ Legend, used in every comment of this package:
 No function names a dtype: it computes in the arithmetic of the arrays it is given (float64, float32, complex
 step, balls, rounded numbers) and returns that same arithmetic. Nothing is written in place, nothing is conjugated.
 A forward returns `out, cache`; its backward takes `d_out, cache`, and quotes the forward lines that it undoes.
-A function of several parts reaches them through its last parameter, the record `ops`; called by the names below, all
-of them have the parts of the specification.
+A function of several parts asks its last parameter, the record `ops`, for them; the names below have them already.
 """
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from functools import partial, update_wrapper
+from typing import TypeVar
 
 from siglip_ref.ops import attention, embedding, gelu, map_head, mlp
 from siglip_ref.ops import pair_block as _pair_block
@@ -25,30 +24,33 @@ from siglip_ref.ops.linear import linear_backward, linear_forward
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 from siglip_ref.ops.pooling import pool_backward, pool_forward
 from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
+from siglip_ref.ops.sigmoid_loss import sigmoid_loss as _sigmoid_loss
 from siglip_ref.ops.softmax import softmax_backward, softmax_forward
-from siglip_ref.record import Ops
+from siglip_ref.record import Ops, Pair
 
-OPS: Ops  # the record of all operations; towers are among them, and made of what is here
 T = TypeVar("T")
 
-
-def __getattr__(name: str) -> Any:
-    """`OPS`."""
-    if name != "OPS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from siglip_ref.specification import SPECIFICATION
-
-    return SPECIFICATION
+OPERATIONS = Ops(
+    softplus=softplus, sigmoid=sigmoid,
+    linear=Pair(linear_forward, linear_backward), layer_norm=Pair(layer_norm_forward, layer_norm_backward),
+    gelu=Pair(gelu.gelu_forward, gelu.gelu_backward),
+    softmax=Pair(softmax_forward, softmax_backward),
+    attention=Pair(attention.attention_forward, attention.attention_backward),
+    mlp=Pair(mlp.mlp_forward, mlp.mlp_backward),
+    token_embed=Pair(token_embed_forward, token_embed_backward),
+    position=Pair(position_forward, position_backward),
+    position_resize=Pair(position_resize_forward, position_resize_backward),
+    patch_embed=Pair(embedding.patch_embed_forward, embedding.patch_embed_backward),
+    pool=Pair(pool_forward, pool_backward),
+    map_head=Pair(map_head.map_head_forward, map_head.map_head_backward),
+    normalize=Pair(normalize_forward, normalize_backward),
+    pair_block=_pair_block.pair_block, sigmoid_loss=_sigmoid_loss, softmax_loss=_softmax_loss.softmax_loss,
+)  # fmt: skip
 
 
 def _alone(function: Callable[..., T]) -> Callable[..., T]:
-    """A function of several parts, called by itself: with the specification's."""
-
-    @wraps(function)
-    def run(*given: Any, **named: Any) -> T:
-        return function(*given, **({"ops": __getattr__("OPS")} | named))
-
-    return run
+    """A function of several parts, called by itself: with those of the specification."""
+    return update_wrapper(partial(function, ops=OPERATIONS), function)
 
 
 attention_forward, attention_backward = _alone(attention.attention_forward), _alone(attention.attention_backward)

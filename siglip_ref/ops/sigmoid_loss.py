@@ -14,8 +14,7 @@ def sigmoid_loss(
 
     Parameters
     ----------
-    image_embed, text_embed : array, shape (B, D), unit rows; row i of both belong together
-    log_scale, bias : 0-d arrays
+    image_embed, text_embed : array, shape (B, D), unit rows; row i of both belong together; the others as in a block
     tile : rows and columns of a block (None: one block)
 
     Source: arXiv 2303.15343, algorithm 1.

@@ -20,9 +20,10 @@ from siglip_ref.ops.tree import subtree
 from siglip_ref.params import init, shapes
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config, Tower, config
+from siglip_ref.specification import SPECIFICATION
 from siglip_ref.towers.model import loss_and_grads
 
-FAST, PLAIN = fast.OPS, ops.OPS
+FAST, PLAIN = fast.OPS, SPECIFICATION
 
 
 def test_a_tower_or_block_refuses_a_gradient_of_another_result_and_loses_nothing() -> None:

@@ -22,8 +22,10 @@ from siglip_ref.errors import UsageError
 from siglip_ref.loss import sigmoid_loss
 from siglip_ref.one_thread import blas_on_one_thread
 from siglip_ref.ops import pair_block
+from siglip_ref.specification import SPECIFICATION
 
 OPERATIONS = {"ops": ops, "fast": fast}
+RECORDS = {"ops": SPECIFICATION, "fast": fast.OPS}
 CUTS = [sizes for cuts in SHARDS.values() for sizes in cuts]
 
 
@@ -113,7 +115,7 @@ def test_the_order_of_work_does_not_show(kind, namespace):
     granules = [(i, j) for i in range(0, PAIRS, 128) for j in range(0, PAIRS, 128)]
     found = set()
     for seed in range(3):
-        home = reproducible.Granules(0, [PAIRS], x, *scalars, OPERATIONS[namespace].OPS)
+        home = reproducible.Granules(0, [PAIRS], x, *scalars, RECORDS[namespace])
         d_text = home.zeros(y)
         for number in np.random.default_rng(seed).permutation(len(granules)):
             i, j = granules[number]
@@ -216,7 +218,7 @@ def test_other_arithmetics_are_refused(kind):
 
 def test_more_pairs_than_sums_have_room_for_are_refused():
     with pytest.raises(UsageError, match="could wrap around"):
-        reproducible.Granules(0, [1 << 30], np.ones((1, 3)), 0.0, 0.0, ops.OPS)
+        reproducible.Granules(0, [1 << 30], np.ones((1, 3)), 0.0, 0.0, SPECIFICATION)
 
 
 def test_blas_gets_its_threads_back_when_the_last_is_done():
@@ -242,5 +244,7 @@ def test_the_specification_computes_it():
         return pair_block(*arguments)
 
     x, y = (side[0] for side in shards([PAIRS], np.float64))
-    reproducible.sigmoid_loss(x, y, np.float64(LOG_SCALE), np.float64(BIAS), replace(ops.OPS, pair_block=observed))
+    reproducible.sigmoid_loss(
+        x, y, np.float64(LOG_SCALE), np.float64(BIAS), replace(SPECIFICATION, pair_block=observed)
+    )
     assert len(seen) == 25 and set(seen) == {(n, 24, m) for n in (128, 37) for m in (128, 37)}

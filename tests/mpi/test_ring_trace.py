@@ -16,6 +16,7 @@ from mpi.schemes import SCHEMES
 from mpi.trace import SCHEMA, Trace, as_json, as_perfetto, collect, faults
 from mpi.wrappers import Counted, Throttled
 from siglip_ref import ops
+from siglip_ref.specification import SPECIFICATION
 
 
 def traced(sizes, scheme, tile=2):
@@ -84,7 +85,7 @@ def test_a_block_that_is_nan_stops_its_rank():
         return (result[0] * np.nan, *result[1:]) if not match.any() else result
 
     images, texts = batch([2, 2])
-    broken = replace(ops.OPS, pair_block=block)
+    broken = replace(SPECIFICATION, pair_block=block)
 
     def work(comm):
         watched = Observed(comm, Trace())

@@ -11,6 +11,7 @@ from siglip_ref.loss import sigmoid_loss
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config, config
+from siglip_ref.specification import SPECIFICATION
 from siglip_ref.towers.model import forward, loss_and_grads
 from siglip_ref.towers.naflex import Patches
 
@@ -93,11 +94,11 @@ def _pooling(kind: str) -> Case:
 
 def _block() -> Case:
     def forward(x: Any, w: Arrays) -> tuple[Any, Any]:
-        out, _, cache = ops.OPS.block.forward(x, w, 2, "tanh", EPS, None)
+        out, _, cache = SPECIFICATION.block.forward(x, w, 2, "tanh", EPS, None)
         return out, cache
 
     def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
-        d_x, _, d_weights = ops.OPS.block.backward(d_out, cache)
+        d_x, _, d_weights = SPECIFICATION.block.backward(d_out, cache)
         return d_x, d_weights
 
     return _weighted("block", (3, 5, 10), "image/block00", forward, backward)
@@ -108,8 +109,8 @@ def _encoder() -> Case:
         "encoder",
         (2, 5, 12),
         "text",
-        lambda x, w: ops.OPS.encoder.forward(x, w, CFG.text, "erf", EPS, CAUSAL)[:2],
-        ops.OPS.encoder.backward,
+        lambda x, w: SPECIFICATION.encoder.forward(x, w, CFG.text, "erf", EPS, CAUSAL)[:2],
+        SPECIFICATION.encoder.backward,
     )
     own = {name: value for name, value in case.arrays.items() if name.startswith(("x", "w/block", "w/norm"))}
     return replace(case, arrays=own)
@@ -121,11 +122,11 @@ def _naflex_tower() -> Case:
 
     def run(a: Arrays) -> Any:
         patches = Patches(a["values"], grids)
-        return ops.OPS.naflex_tower.forward(patches, subtree(a, "w"), cfg, CFG.conventions)
+        return SPECIFICATION.naflex_tower.forward(patches, subtree(a, "w"), cfg, CFG.conventions)
 
     def backward(a: Arrays, d_out: Any) -> Arrays:
         cache = run(a)[1]
-        d_weights, d_named = ops.OPS.naflex_tower.backward(d_out, cache)
+        d_weights, d_named = SPECIFICATION.naflex_tower.backward(d_out, cache)
         d_values, *_ = ops.linear_backward(d_named["stem"], cache.patch)
         return {"values": d_values} | prefixed("w", d_weights)
 
@@ -135,15 +136,15 @@ def _naflex_tower() -> Case:
 
 def _image_tower() -> Case:
     def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
-        d_weights, d_named = ops.OPS.image_tower.backward(d_out, cache)
+        d_weights, d_named = SPECIFICATION.image_tower.backward(d_out, cache)
         return ops.patch_embed_backward(d_named["stem"], cache.patch)[0], d_weights
 
-    forward = lambda x, w: ops.OPS.image_tower.forward(x, w, CFG, CFG.conventions)[:2]  # noqa: E731
+    forward = lambda x, w: SPECIFICATION.image_tower.forward(x, w, CFG, CFG.conventions)[:2]  # noqa: E731
     return _weighted("image tower", (2, 12, 28, 3), "image", forward, backward)
 
 
 def _text_tower(name: str, mask: Any) -> Case:
-    tower = ops.OPS.text_tower
+    tower = SPECIFICATION.text_tower
 
     def backward(a: Arrays, d_out: Any) -> Arrays:
         return tower.backward(d_out, tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[1])[0]
@@ -214,7 +215,7 @@ OP_CASES = [
         lambda a, d_out: {"table": ops.token_embed_backward(d_out, (TOKENS, a["table"]))},
     ),
     pair("position", ops.position_forward, ops.position_backward, draw(x=(2, 5, 4), table=(7, 4)), "x table"),
-    pair("position resize", *ops.OPS.position_resize, draw(table=(5, 4, 3)), "table", 3, 7),
+    pair("position resize", *SPECIFICATION.position_resize, draw(table=(5, 4, 3)), "table", 3, 7),
     *(_pooling(kind) for kind in ("last", "first", "mean", "argmax")),
     _attention("attention", None),
     _attention("attention causal", CAUSAL),
