@@ -12,8 +12,8 @@ def main() -> None:
     # before numpy is loaded: ranks share the cores, and threads of matrix products that fight for them crawl
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        from mpi.progress import COMMAND
-        from mpi.watch import supervise
+        from mpi.watchdog.progress import COMMAND
+        from mpi.watchdog.watch import supervise
     except ImportError as error:
         module = sys.modules.get("mpi")
         if module is None or hasattr(module, "__path__"):

@@ -19,8 +19,8 @@ from mpi.comm import ThreadComm
 from mpi.loss import ring_sigmoid_loss
 from mpi.wrappers import Counted
 from siglip_ref import fast, ops
-from siglip_ref.bench import machine
-from siglip_ref.bench_worker import unit_rows
+from siglip_ref.cli.speed import machine
+from siglip_ref.cli.speed_worker import unit_rows
 from siglip_ref.loss import sigmoid_loss
 
 WIDTH, RANKS = 768, 4

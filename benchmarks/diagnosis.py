@@ -18,14 +18,14 @@ import diagnosis_mistakes as torch_code
 import uncatalogued
 
 import siglip_ref as sr
-from siglip_ref.check.distributed import calls_of
-from siglip_ref.check.frameworks import Setting
-from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.ranks import Task
-from siglip_ref.check.ranks_judge import judge_ranks
-from siglip_ref.check.ranks_observed import Observed
-from siglip_ref.check.ranks_processes import run_processes
-from siglip_ref.check.truth import CONVENTIONS
+from siglip_ref.check.call.frameworks import Setting
+from siglip_ref.check.expected.expected import CONVENTIONS
+from siglip_ref.check.ranks.check import calls_of
+from siglip_ref.check.ranks.judge import judge_ranks
+from siglip_ref.check.ranks.observed import Observed
+from siglip_ref.check.ranks.processes import run_processes
+from siglip_ref.check.ranks.world import Task
+from siglip_ref.mistakes import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "generated" / "diagnosis.md"
@@ -87,7 +87,7 @@ def over_ranks(known: dict[str, Any], unequal: set[str], final: set[str]) -> Ite
                 splits, probes = calls_of(world, uneven, ["log"])
                 fn = InTurn([known[name] for name in names], len(splits))
                 task = Task(fn, None, setting, splits * len(names), world, "gloo", 300.0)
-                ran = run_processes("siglip_ref.check.ranks_torch", task, world)
+                ran = run_processes("siglip_ref.check.ranks.torch", task, world)
                 if ran.stop:
                     raise RuntimeError(ran.stop.evidence)
                 for place, of_ranks in enumerate(ran.outcomes):

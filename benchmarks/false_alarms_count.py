@@ -9,23 +9,23 @@ from typing import Any
 
 from scipy.stats import chi2
 
-from siglip_ref.check.compare import Row
-from siglip_ref.check.noise import TIMES
-from siglip_ref.check.verdict import verdict_of
+from siglip_ref.noise.measure import TIMES
+from siglip_ref.report.compare import Row
+from siglip_ref.report.verdict import verdict_of
 from siglip_ref.vectors.power import measured
 
 PACKAGE = Path(__file__).parents[1] / "siglip_ref"
 # what decides how much is allowed; runs that were judged by other numbers are never counted together
 # (of measured.json the noise; its power follows the catalogue of mistakes)
 FROZEN = (
-    "check/noise.py",
-    "check/noise_quick.py",
-    "check/repeated_noise.py",
-    "check/tolerance.py",
+    "noise/measure.py",
+    "noise/quick.py",
+    "check/expected/repeated_noise.py",
+    "check/expected/tolerance.py",
     "arithmetic/rounded.py",
     "arithmetic/variants.py",
 )
-FROZEN_FOR_MODELS = ("check/model_noise.py", "check/model_scales.py")
+FROZEN_FOR_MODELS = ("check/model/noise.py", "check/model/scales.py")
 Pieces = dict[str, tuple[list["Stratum"], float]]
 
 

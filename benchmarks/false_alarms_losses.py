@@ -11,15 +11,15 @@ from typing import Any
 from false_alarms_count import Trial, verdict_on
 from false_alarms_seeds import HELD_OUT, drawn_probe, loss_order
 
-from siglip_ref.check.compare import Row
-from siglip_ref.check.dump import judge as judge_dump
-from siglip_ref.check.frameworks import Framework, Inputs, Setting, load_framework
-from siglip_ref.check.loss import check_loss
-from siglip_ref.check.probes import WIDE_FORMATS
-from siglip_ref.check.repeated import REAL, repeated_probe
-from siglip_ref.check.truth import Convention, Truth, truth
-from siglip_ref.check.truth import judge as judge_probe
+from siglip_ref.check.call.frameworks import Framework, Inputs, Setting, load_framework
+from siglip_ref.check.expected.expected import Convention, Truth, truth
+from siglip_ref.check.expected.expected import judge as judge_probe
+from siglip_ref.check.expected.probes import WIDE_FORMATS
+from siglip_ref.check.expected.repeated import REAL, repeated_probe
+from siglip_ref.check.files.dump import judge as judge_dump
+from siglip_ref.check.loss.check import check_loss
 from siglip_ref.loss import sigmoid_loss
+from siglip_ref.report.compare import Row
 from siglip_ref.vectors.store import Vector, packaged
 
 PLAIN, LINEAR, RAW = Convention("log", "unit"), Convention("linear", "unit"), Convention("log", "raw")

@@ -14,13 +14,13 @@ import numpy as np
 from false_alarms_count import Trial, verdict_on
 from false_alarms_seeds import HELD_OUT, model_order
 
-from siglip_ref.check.adapters import Adapter, Dtype, Run
-from siglip_ref.check.adapters.find import adapter_for
-from siglip_ref.check.dump import judge as judge_dump
-from siglip_ref.check.model import _coarsest
-from siglip_ref.check.model_judge import Judge, judged_rows, make_judge
-from siglip_ref.check.model_probe import Probe, model_probe
-from siglip_ref.check.model_reference import reference
+from siglip_ref.check.files.dump import judge as judge_dump
+from siglip_ref.check.model.adapters import Adapter, Dtype, Run
+from siglip_ref.check.model.adapters.find import adapter_for
+from siglip_ref.check.model.check import _coarsest
+from siglip_ref.check.model.judge import Judge, judged_rows, make_judge
+from siglip_ref.check.model.probe import Probe, model_probe
+from siglip_ref.check.model.reference import reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import subtree
 from siglip_ref.sizes import Config
@@ -57,7 +57,7 @@ def _specification(package: str, cfg: Config) -> Adapter:
 def _hugging_face(attention: str, cfg: Config) -> Adapter:
     from transformers import SiglipModel
 
-    from siglip_ref.check.adapters.huggingface import make_config
+    from siglip_ref.check.model.adapters.huggingface import make_config
 
     return adapter_for(SiglipModel._from_config(make_config(cfg), attn_implementation=attention))
 
@@ -109,7 +109,7 @@ def _jax_tree(cfg: Config) -> Adapter:
     import jax.numpy as jnp
 
     import siglip_ref as sr
-    from siglip_ref.check.adapters.big_vision import BigVision
+    from siglip_ref.check.model.adapters.big_vision import BigVision
     from siglip_ref.checkpoint.save import save_checkpoint
 
     tree: dict[str, Any] = {}

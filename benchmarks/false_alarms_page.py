@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from false_alarms_count import Pieces, Stratum, rate_below
 
-from siglip_ref.check.mistakes import executable
+from siglip_ref.mistakes import executable
 from siglip_ref.vectors.power import SEEN, measured
 
 HEAD = """# False alarms
@@ -16,7 +16,7 @@ that are packaged with this version.
 A run is one right program, at one golden vector or probe, in one dtype, with one seed.
 
 - The tolerances were frozen first: noise was measured with seed 0 and with inputs in their packaged order, and the
-  multiple (`TIMES` in `siglip_ref/check/noise.py`) is a constant. Every run here has a seed of {held_out} or more.
+  multiple (`TIMES` in `siglip_ref/noise/measure.py`) is a constant. Every run here has a seed of {held_out} or more.
 - A seed reorders pairs, dimensions, heads and hidden units (signs of dimensions too, for losses): the exact answer is
   reordered likewise, the roundings are others. Or it draws the probe itself, of any shape, scale and bias. For the
   rounded reference it draws the program: orders of summation, fused kernels, form of the loss, rounding by chance.

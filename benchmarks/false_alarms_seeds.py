@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from siglip_ref.check.adapters import Run
-from siglip_ref.check.frameworks import Inputs, Outcome
-from siglip_ref.check.probes import Probe, short
-from siglip_ref.check.rows import UNIT, full_rows, unit_rows
+from siglip_ref.check.call.frameworks import Inputs, Outcome
+from siglip_ref.check.expected.probes import Probe, short
+from siglip_ref.check.expected.rows import UNIT, full_rows, unit_rows
+from siglip_ref.check.model.adapters import Run
 from siglip_ref.ops.elementary import Array
 from siglip_ref.sizes import Config
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from siglip_ref.bench import machine
+from siglip_ref.cli.speed import machine
 
 RESULT = Path(__file__).parent / "results" / "first_check.json"
 
@@ -23,7 +23,7 @@ _LOSSES = {
     "torch": """
 import torch
 import siglip_ref as sr
-import siglip_ref.check.loss, siglip_ref.check.in_torch
+import siglip_ref.check.loss.check, siglip_ref.check.call.in_torch
 
 def loss(image, text, log_scale, bias):
     logits = log_scale.exp() * image @ text.T + bias
@@ -33,7 +33,7 @@ def loss(image, text, log_scale, bias):
     "jax": """
 import jax, jax.numpy as jnp
 import siglip_ref as sr
-import siglip_ref.check.loss, siglip_ref.check.in_jax
+import siglip_ref.check.loss.check, siglip_ref.check.call.in_jax
 
 def loss(image, text, log_scale, bias):
     logits = jnp.exp(log_scale) * image @ text.T + bias
@@ -41,7 +41,7 @@ def loss(image, text, log_scale, bias):
 """,
     "numpy": """
 import siglip_ref as sr
-import siglip_ref.check.loss, siglip_ref.check.in_numpy
+import siglip_ref.check.loss.check, siglip_ref.check.call.in_numpy
 
 loss = sr.sigmoid_loss
 """,
@@ -49,8 +49,8 @@ loss = sr.sigmoid_loss
 _MODEL = """
 import torch
 import siglip_ref as sr
-from siglip_ref.check.adapters.find import load_target
-import siglip_ref.check.model
+from siglip_ref.check.model.adapters.find import load_target
+import siglip_ref.check.model.check
 
 model = load_target("hf:tiny")
 """

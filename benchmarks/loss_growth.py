@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from siglip_ref import fast
-from siglip_ref.bench import machine
+from siglip_ref.cli.speed import machine
 from siglip_ref.loss import sigmoid_loss
 
 WIDTH = 768

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from siglip_ref import fast
-from siglip_ref.bench import machine
-from siglip_ref.memory import keep_freed_memory
+from siglip_ref.cli.speed import machine
 from siglip_ref.ops.tree import subtree
 from siglip_ref.params import init
+from siglip_ref.process.memory import keep_freed_memory
 from siglip_ref.sizes import Tower, config
 from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 

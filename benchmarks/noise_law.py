@@ -1,8 +1,8 @@
-"""The law of the noise of large models, fitted on small ones: writes siglip_ref/check/noise_law.json.
+"""The law of the noise of large models, fitted on small ones: writes siglip_ref/check/model/noise_law.json.
 
     python benchmarks/noise_law.py [--confirm B/16-256 ...]
 
-Every size is measured as `siglip_ref.check.model_noise` measures a small model. The exponents are fitted by least
+Every size is measured as `siglip_ref.check.model.noise` measures a small model. The exponents are fitted by least
 squares, one coefficient per tensor beside them; an exponent that comes out negative is set to zero, because nothing is
 known that would make noise vanish with size. The coefficients are then raised until nine tenths of what was measured at
 a tensor lie below the law; all of it for single numbers and at the probe, whose terms may cancel. `--confirm` fits
@@ -20,9 +20,9 @@ import numpy as np
 
 import siglip_ref as sr
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.check.model_noise import measured_noise
-from siglip_ref.check.model_probe import model_probe
-from siglip_ref.check.noise_law import FAMILIES, FILE, SIZES, family, law, role, sizes_of
+from siglip_ref.check.model.noise import measured_noise
+from siglip_ref.check.model.noise_law import FAMILIES, FILE, SIZES, family, law, role, sizes_of
+from siglip_ref.check.model.probe import model_probe
 from siglip_ref.sizes import Config, Tower
 
 FORMATS_FITTED = ("float32", "bfloat16", "float16")

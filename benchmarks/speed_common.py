@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from siglip_ref.bench import CONTESTANTS, Result, bench, machine, read, table, write
+from siglip_ref.cli.speed import CONTESTANTS, Result, bench, machine, read, table, write
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -5,7 +5,7 @@ Forward, backward, clip and AdamW, on the same machine with the same threads, tu
 
 from speed_common import RESULTS
 
-from siglip_ref.bench import bench, machine, table
+from siglip_ref.cli.speed import bench, machine, table
 
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)

@@ -50,8 +50,8 @@ def make(place: Path, images: int) -> None:
 def ours(place: Path, labels: list[str], batch: int) -> dict[str, object]:
     """This package."""
     import siglip_ref as sr
-    from siglip_ref.tokenizer import Tokenizer
-    from siglip_ref.wording import TextConvention
+    from siglip_ref.use.text_conventions import TextConvention
+    from siglip_ref.use.tokenizer import Tokenizer
 
     start = time.perf_counter()
     model = sr.load(place / "model")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.big_vision import BigVision
+from siglip_ref.check.model.adapters.big_vision import BigVision
 
 WIDTH, HEADS, HIDDEN, PATCH, GRID, VOCABULARY, LENGTH, DEPTH = 10, 2, 13, 4, 5, 29, 9, 2
 EPS = 1e-6

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.torch_model import Tap, TorchModel
-from siglip_ref.checkpoint.names import Entry, dense, fused, norm
+from siglip_ref.check.model.adapters.torch_model import Tap, TorchModel
+from siglip_ref.checkpoint.tables.names import Entry, dense, fused, norm
 from siglip_ref.sizes import Config, Tower
 
 IMAGE, TEXT = Tower(width=10, depth=2, mlp=13, heads=2), Tower(width=12, depth=2, mlp=17, heads=2)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 import typer
 
 import siglip_ref
-from mpi.launcher import require_one_world
-from mpi.progress import COMMAND, Progress
-from mpi.watch import supervise
+from mpi.watchdog.launcher import require_one_world
+from mpi.watchdog.progress import COMMAND, Progress
+from mpi.watchdog.watch import supervise
 from siglip_ref.errors import UsageError
-from siglip_ref.options import Force, require_words
-from siglip_ref.outputs import require_free
+from siglip_ref.process.options import Force, require_words
+from siglip_ref.process.outputs import require_free
 from siglip_ref.training.command import run as run_training
 from siglip_ref.training.command import with_options
 

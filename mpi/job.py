@@ -11,8 +11,8 @@ from mpi.batch import Job, Outcome, bias_of, make_batch, shard_sizes
 from mpi.comm import Array, Communicator
 from mpi.loss import ring_sigmoid_loss
 from mpi.observe import Faults, Listener, Observed
-from mpi.progress import Progress
 from mpi.trace import Trace, collect
+from mpi.watchdog.progress import Progress
 from siglip_ref import ops
 from siglip_ref.errors import UsageError
 from siglip_ref.loss import LossAndGrads, sigmoid_loss

@@ -7,8 +7,8 @@ import numpy as np
 from mpi.comm import Array, Communicator
 from mpi.loss import ring_sigmoid_loss
 from mpi.observe import Observed
-from mpi.progress import Progress
 from mpi.softmax import ring_softmax_loss
+from mpi.watchdog.progress import Progress
 from siglip_ref.ops.pair_block import LossAndGrads
 from siglip_ref.record import Ops
 

@@ -8,17 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from siglip_ref.check.adapters import Adapter as Adapter
-    from siglip_ref.check.distributed import check_distributed_loss as check_distributed_loss
-    from siglip_ref.check.dump import check_dump as check_dump
-    from siglip_ref.check.loss import check_loss as check_loss
-    from siglip_ref.check.model import check_model as check_model
-    from siglip_ref.check.preprocess import check_preprocess as check_preprocess
-    from siglip_ref.check.step import check_step as check_step
-    from siglip_ref.check.tokenize import check_tokenize as check_tokenize
+    from siglip_ref.check.files.dump import check_dump as check_dump
+    from siglip_ref.check.files.preprocess import check_preprocess as check_preprocess
+    from siglip_ref.check.files.tokenize import check_tokenize as check_tokenize
+    from siglip_ref.check.loss.check import check_loss as check_loss
+    from siglip_ref.check.model.adapters import Adapter as Adapter
+    from siglip_ref.check.model.check import check_model as check_model
+    from siglip_ref.check.ranks.check import check_distributed_loss as check_distributed_loss
+    from siglip_ref.check.step.check import check_step as check_step
     from siglip_ref.conventions import preset as preset
     from siglip_ref.errors import UsageError as UsageError
-    from siglip_ref.loading import load as load
     from siglip_ref.loss import LossAndGrads as LossAndGrads
     from siglip_ref.loss import expected_loss as expected_loss
     from siglip_ref.loss import sigmoid_loss as sigmoid_loss
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     from siglip_ref.towers.model import Output as Output
     from siglip_ref.towers.model import forward as forward
     from siglip_ref.towers.model import loss_and_grads as loss_and_grads
-    from siglip_ref.zeroshot import Model as Model
+    from siglip_ref.use.load import load as load
+    from siglip_ref.use.zeroshot import Model as Model
 
 __version__ = "0.1.0"
 _IMPORTED_IN = os.getpid()  # another process than this one was forked from it: its threads are not there any more
@@ -38,26 +38,26 @@ _IMPORTED_IN = os.getpid()  # another process than this one was forked from it: 
 # public name: the module it lives in
 _HOMES = {
     "AdamW": "siglip_ref.optim",
-    "Adapter": "siglip_ref.check.adapters",
+    "Adapter": "siglip_ref.check.model.adapters",
     "BigVision": "siglip_ref.optim",
     "Config": "siglip_ref.sizes",
     "LossAndGrads": "siglip_ref.loss",
-    "Model": "siglip_ref.zeroshot",
+    "Model": "siglip_ref.use.zeroshot",
     "Output": "siglip_ref.towers.model",
     "UsageError": "siglip_ref.errors",
-    "check_distributed_loss": "siglip_ref.check.distributed",
-    "check_loss": "siglip_ref.check.loss",
-    "check_model": "siglip_ref.check.model",
-    "check_preprocess": "siglip_ref.check.preprocess",
-    "check_step": "siglip_ref.check.step",
-    "check_tokenize": "siglip_ref.check.tokenize",
-    "check_dump": "siglip_ref.check.dump",
+    "check_distributed_loss": "siglip_ref.check.ranks.check",
+    "check_loss": "siglip_ref.check.loss.check",
+    "check_model": "siglip_ref.check.model.check",
+    "check_preprocess": "siglip_ref.check.files.preprocess",
+    "check_step": "siglip_ref.check.step.check",
+    "check_tokenize": "siglip_ref.check.files.tokenize",
+    "check_dump": "siglip_ref.check.files.dump",
     "config": "siglip_ref.sizes",
     "preset": "siglip_ref.conventions",
     "expected_loss": "siglip_ref.loss",
     "forward": "siglip_ref.towers.model",
     "init": "siglip_ref.params",
-    "load": "siglip_ref.loading",
+    "load": "siglip_ref.use.load",
     "loss_and_grads": "siglip_ref.towers.model",
     "sigmoid_loss": "siglip_ref.loss",
 }

@@ -2,14 +2,14 @@
 
 import signal
 
-from siglip_ref.interrupt import guarded
+from siglip_ref.process.interrupt import guarded
 
 
 def main() -> None:
     """Run the command; once it is over, Ctrl-C changes nothing any more."""
     try:
         with guarded("siglip-ref"):
-            from siglip_ref.cli import main as run
+            from siglip_ref.cli.main import main as run
 
             run()
     finally:

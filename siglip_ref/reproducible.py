@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from siglip_ref.errors import UsageError
-from siglip_ref.one_thread import blas_on_one_thread
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.process.blas_threads import blas_on_one_thread
 from siglip_ref.record import Ops
 from siglip_ref.tally import MOST_TERMS, merge, put, tally, total
 

@@ -85,7 +85,7 @@ def _require_patches(images: Array, cfg: Config) -> None:
             expected=f"Patches: values (B, N, {numbers}) and grids (B, 2), each grid of at most N patches",
             got=f"{type(images).__name__}" + (f", values {values.shape}, grids {grids.tolist()}" if fits else ""),
             cause="whole images given to a NaFlex model, or grids of another batch",
-            repair="siglip_ref.preprocess.patches cuts an image; stack them, with their grids",
+            repair="siglip_ref.use.preprocess.patches cuts an image; stack them, with their grids",
         )
 
 

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 import siglip_ref as sr
-from siglip_ref import compiling, interrupt
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.training import store
+from siglip_ref.process import compiling, interrupt
+from siglip_ref.training.saved import store
 
 LOSS = """
 import numpy as np
@@ -151,7 +151,7 @@ def test_no_exception_is_thrown_into_the_compiler(monkeypatch):
 
 STUBBORN = """
 import os, signal, time
-from siglip_ref import interrupt
+from siglip_ref.process import interrupt
 interrupt.GRACE = 0.3
 with interrupt.guarded("x"):
     with interrupt.temporary_folder() as folder:

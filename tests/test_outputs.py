@@ -11,11 +11,11 @@ import typer
 from PIL import Image
 
 import siglip_ref as sr
-from siglip_ref.atomic import sweep, write_atomically
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.cli import app, main
+from siglip_ref.cli.main import app, main
 from siglip_ref.errors import UsageError
-from siglip_ref.outputs import require_free
+from siglip_ref.process.atomic import sweep, write_atomically
+from siglip_ref.process.outputs import require_free
 
 MINE = "my captions\n"
 LOSS = """

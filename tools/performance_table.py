@@ -8,7 +8,7 @@ import sys
 from math import log
 from pathlib import Path
 
-from siglip_ref.bench import Result, read
+from siglip_ref.cli.speed import Result, read
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from siglip_ref.check.mistakes import find
+from siglip_ref.mistakes import find
 from siglip_ref.vectors.demo import show
 
 MISTAKE = "negatives-missing"

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.find import load_target
-from siglip_ref.check.render import to_text
+from siglip_ref.check.model.adapters.find import load_target
+from siglip_ref.report.text import to_text
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- check-output -->", "<!-- end -->"

@@ -11,9 +11,9 @@ import numpy as np
 import siglip_ref as sr
 from mpi.batch import Job, bias_of, make_batch
 from mpi.comm import Array, ThreadComm
-from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.report import Report
 from siglip_ref.loss import LossAndGrads
+from siglip_ref.mistakes import CATALOGUE
+from siglip_ref.report.data import Report
 
 MPI = Path(__file__).parent.parent / "mpi"
 WORLD, PAIRS, WIDTH = 4, 8, 3

@@ -1,6 +1,6 @@
 """The catalogue of mistakes as pages.
 
-`{mistakes} loss` writes every entry of `siglip_ref/check/mistakes/loss.toml`; `{pitfalls} id id ...` lists some of
+`{mistakes} loss` writes every entry of `siglip_ref/mistakes/loss.toml`; `{pitfalls} id id ...` lists some of
 them in a derivation, each with a link to its entry.
 """
 
@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from siglip_ref.check.mistakes import FILES, Mistake, entries, find
+from siglip_ref.mistakes import FILES, Mistake, entries, find
 
 
 def _entry(mistake: Mistake) -> str:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from siglip_ref.checkpoint import lora
-from siglip_ref.checkpoint.files import Store, first_line, last_resort, read_json, unreadable
-from siglip_ref.checkpoint.mismatch import MERGE
+from siglip_ref.checkpoint.formats.files import Store, first_line, last_resort, read_json, unreadable
+from siglip_ref.checkpoint.tables import lora
+from siglip_ref.checkpoint.tables.mismatch import MERGE
 from siglip_ref.errors import UsageError
 
 WEIGHTS = (  # what a directory may hold, the first found is taken

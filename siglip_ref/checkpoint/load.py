@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from siglip_ref.checkpoint import big_vision
-from siglip_ref.checkpoint.files import Store, last_resort, unreadable
 from siglip_ref.checkpoint.find_files import adapted, find_weights, resolve, shards_of
-from siglip_ref.checkpoint.kinds import is_finite, require_floats
-from siglip_ref.checkpoint.mismatch import few
-from siglip_ref.checkpoint.names import Table, Tensor, of_sides, to_ours
+from siglip_ref.checkpoint.formats.files import Store, last_resort, unreadable
+from siglip_ref.checkpoint.formats.kinds import is_finite, require_floats
+from siglip_ref.checkpoint.formats.memory import require_room
 from siglip_ref.checkpoint.plan import choose
-from siglip_ref.checkpoint.room import require_room
+from siglip_ref.checkpoint.provenance import GIVEN, Setting
 from siglip_ref.checkpoint.stores import open_store
-from siglip_ref.checkpoint.wrapped import BOTH, Format, Sides
+from siglip_ref.checkpoint.tables import big_vision
+from siglip_ref.checkpoint.tables.mismatch import few
+from siglip_ref.checkpoint.tables.names import Table, Tensor, of_sides, to_ours
+from siglip_ref.checkpoint.tables.wrapped import BOTH, Format, Sides
 from siglip_ref.conventions import Conventions
 from siglip_ref.params import shapes
-from siglip_ref.provenance import GIVEN, Setting
 from siglip_ref.sizes import SIZES, Config
 
 __all__ = ["Checkpoint", "Format", "find_weights", "load_checkpoint", "require_whole", "resolve"]
@@ -64,8 +64,9 @@ def load_checkpoint(
     ------
     UsageError, which names the file, or the tensor that is missing, left over or of another shape
 
-    Nothing in a file is executed, and no more than `siglip_ref.checkpoint.files.CAP` bytes are allocated for it: the
-    sum over all parameters as `dtype` is held against that, the file's size and the free memory before any is read.
+    Nothing in a file is executed, and no more than `siglip_ref.checkpoint.formats.files.CAP` bytes are allocated for
+    it: the sum over all parameters as `dtype` is held against that, the file's size and the free memory before any is
+    read.
     """
     place = resolve(path)
     with last_resort(place, "weights"):

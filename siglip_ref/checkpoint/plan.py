@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.checkpoint import big_vision, huggingface, open_clip
-from siglip_ref.checkpoint.axes import in_order
-from siglip_ref.checkpoint.files import AGAIN, FLOATS, Store, read_json, unreadable
-from siglip_ref.checkpoint.kinds import require_floats
-from siglip_ref.checkpoint.lora import is_adapter, merged
-from siglip_ref.checkpoint.mismatch import few
-from siglip_ref.checkpoint.names import Shape, Table, require_match
-from siglip_ref.checkpoint.one_tower import read_tower
+from siglip_ref.checkpoint.formats.files import AGAIN, FLOATS, Store, read_json, unreadable
+from siglip_ref.checkpoint.formats.kinds import require_floats
 from siglip_ref.checkpoint.plan_words import notes_on, nothing_found, several_found
-from siglip_ref.checkpoint.wrapped import BOTH, Found, find, unwrapped, without_wrappers
+from siglip_ref.checkpoint.provenance import DEFAULT, SHAPES, Setting
+from siglip_ref.checkpoint.tables import big_vision, huggingface, open_clip
+from siglip_ref.checkpoint.tables.axes import in_order
+from siglip_ref.checkpoint.tables.lora import is_adapter, merged
+from siglip_ref.checkpoint.tables.mismatch import few
+from siglip_ref.checkpoint.tables.names import Shape, Table, require_match
+from siglip_ref.checkpoint.tables.one_tower import read_tower
+from siglip_ref.checkpoint.tables.wrapped import BOTH, Found, find, unwrapped, without_wrappers
 from siglip_ref.errors import UsageError
-from siglip_ref.provenance import DEFAULT, SHAPES, Setting
 from siglip_ref.sizes import Config
 
 SETTINGS = {"huggingface": "config.json", "open_clip": "open_clip_config.json"}

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from siglip_ref.checkpoint.files import Store, unreadable
-from siglip_ref.checkpoint.lora import is_adapter
-from siglip_ref.checkpoint.mismatch import MERGE, few
-from siglip_ref.checkpoint.wrapped import BEGIN, BOTH, BUFFERS, WRAPPERS, Found
+from siglip_ref.checkpoint.formats.files import Store, unreadable
+from siglip_ref.checkpoint.tables.lora import is_adapter
+from siglip_ref.checkpoint.tables.mismatch import MERGE, few
+from siglip_ref.checkpoint.tables.wrapped import BEGIN, BOTH, BUFFERS, WRAPPERS, Found
 from siglip_ref.errors import UsageError
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.checkpoint import big_vision, huggingface, open_clip
 from siglip_ref.checkpoint.load import Format
-from siglip_ref.checkpoint.mismatch import few
-from siglip_ref.checkpoint.names import Table, Tensor, to_theirs
+from siglip_ref.checkpoint.tables import big_vision, huggingface, open_clip
+from siglip_ref.checkpoint.tables.mismatch import few
+from siglip_ref.checkpoint.tables.names import Table, Tensor, to_theirs
 from siglip_ref.errors import UsageError
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config

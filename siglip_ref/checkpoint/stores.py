@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from siglip_ref.checkpoint.files import AGAIN, CONVERT, TORCH, Store, last_resort, unreadable
-from siglip_ref.checkpoint.names import Tensor
-from siglip_ref.checkpoint.npz import open_npz
-from siglip_ref.checkpoint.safetensors_files import open_safetensors, open_shards
-from siglip_ref.checkpoint.torch_files import open_torch
+from siglip_ref.checkpoint.formats.files import AGAIN, CONVERT, TORCH, Store, last_resort, unreadable
+from siglip_ref.checkpoint.formats.npz import open_npz
+from siglip_ref.checkpoint.formats.safetensors_files import open_safetensors, open_shards
+from siglip_ref.checkpoint.formats.torch_files import open_torch
+from siglip_ref.checkpoint.tables.names import Tensor
 
 
 def open_store(path: Path) -> Store:

@@ -48,11 +48,11 @@ HIGHER_TWINS = {
     "block_forward": ("block", "siglip_ref.towers.encoder"),
     "image_tower_backward": ("towers", "siglip_ref.towers.image"),
     "image_tower_forward": ("towers", "siglip_ref.towers.image"),
-    "meet": ("granules", "siglip_ref.reproducible"),
+    "meet": ("kernels.binned", "siglip_ref.reproducible"),
     "sigmoid_loss": ("loss", "siglip_ref.loss"),
     "text_tower_backward": ("towers", "siglip_ref.towers.text"),
     "text_tower_forward": ("towers", "siglip_ref.towers.text"),
-    "total": ("granules", "siglip_ref.tally"),
+    "total": ("kernels.binned", "siglip_ref.tally"),
 }
 
 # Operations without a twin, and why one would gain nothing.
@@ -78,7 +78,7 @@ def _load() -> dict[str, Any]:
     plain = {name: getattr(_specification, name) for name in _specification.__all__}
     homes = TWINS | {name: home for name, (home, _) in HIGHER_TWINS.items()}
     try:
-        from siglip_ref.fast.blas import require
+        from siglip_ref.fast.machine.blas import require
 
         require()
         return plain | {name: getattr(import_module(f"{__name__}.{home}"), name) for name, home in homes.items()}

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.fit import empty, linear_fits, same_precision
-from siglip_ref.fast.heads import d_mix, mix
+from siglip_ref.fast.kernels.heads import d_mix, mix
 from siglip_ref.fast.linear import LinearCache, linear_backward, linear_forward
-from siglip_ref.fast.pool import parts_for
+from siglip_ref.fast.machine.blas import gemm_address
+from siglip_ref.fast.machine.fit import empty, linear_fits, same_precision
+from siglip_ref.fast.machine.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
 HEAD = 1 << 15  # multiplications that take as long as the calls for one head

@@ -10,11 +10,20 @@ from typing import Any
 
 from siglip_ref.errors import UsageError
 from siglip_ref.fast.attention import root_of, seen_by_head
-from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.block_kernels import Kept, Room, backward, forward
-from siglip_ref.fast.fit import NOTHING, as_rows, as_stored, empty, gradient_of, layer_shapes, same_precision, shapes_of
 from siglip_ref.fast.gelu import FORMS
-from siglip_ref.fast.pool import parts_for
+from siglip_ref.fast.kernels.block import Kept, Room, backward, forward
+from siglip_ref.fast.machine.blas import gemm_address
+from siglip_ref.fast.machine.fit import (
+    NOTHING,
+    as_rows,
+    as_stored,
+    empty,
+    gradient_of,
+    layer_shapes,
+    same_precision,
+    shapes_of,
+)
+from siglip_ref.fast.machine.pool import parts_for
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.specification import SPECIFICATION

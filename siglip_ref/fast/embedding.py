@@ -6,10 +6,10 @@ import numpy as np
 from numba import prange
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.compile import kernel
-from siglip_ref.fast.fit import as_rows, empty, rows_in_memory, same_precision
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.pool import parts_for_elements
+from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.fit import as_rows, empty, rows_in_memory, same_precision
+from siglip_ref.fast.machine.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.embedding import TokenCache
 

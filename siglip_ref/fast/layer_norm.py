@@ -6,11 +6,11 @@ import numpy as np
 from numba import prange
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.compile import SUMS, kernel
-from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.pool import parts_for_elements
+from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.elementary import number
+from siglip_ref.fast.machine.fit import NOTHING, as_rows, empty, gradient_of, rows_in_memory, same_precision
+from siglip_ref.fast.machine.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 
 # Rows are named by their number: `x[i]` would be a new array for Numba, whose references are counted, and threads that

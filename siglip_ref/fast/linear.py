@@ -6,11 +6,11 @@ import numpy as np
 from numba import prange
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.blas import NO, SMALL, YES, gemm, gemm_address
-from siglip_ref.fast.compile import SUMS, kernel
-from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import NOTHING, as_rows, as_stored, empty, gradient_of, linear_fits, same_precision
-from siglip_ref.fast.pool import parts_for
+from siglip_ref.fast.machine.blas import NO, SMALL, YES, gemm, gemm_address
+from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.elementary import number
+from siglip_ref.fast.machine.fit import NOTHING, as_rows, as_stored, empty, gradient_of, linear_fits, same_precision
+from siglip_ref.fast.machine.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
 NOT_TURNED: Any = np.int64(NO)  # not a Python constant, for which Numba would compile what it is given to anew

@@ -8,11 +8,11 @@ import numpy as np
 
 from siglip_ref import ops as specification
 from siglip_ref import reproducible
-from siglip_ref.fast import granules
-from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.fit import rows_in_memory, same_precision
-from siglip_ref.fast.pairs import LOST, sweep
-from siglip_ref.fast.pool import parts_for
+from siglip_ref.fast.kernels import binned as granules
+from siglip_ref.fast.kernels.pairs import LOST, sweep
+from siglip_ref.fast.machine.blas import gemm_address
+from siglip_ref.fast.machine.fit import rows_in_memory, same_precision
+from siglip_ref.fast.machine.pool import parts_for
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.loss import sigmoid_loss as whole_loss
 from siglip_ref.ops.elementary import Array

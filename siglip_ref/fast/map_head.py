@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.attention import root_of, seen_by_head
-from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.block_kernels import add_mlp, d_add_mlp
-from siglip_ref.fast.compile import kernel
-from siglip_ref.fast.fit import (
+from siglip_ref.fast.gelu import FORMS
+from siglip_ref.fast.kernels.block import add_mlp, d_add_mlp
+from siglip_ref.fast.kernels.heads import d_mix, mix
+from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
+from siglip_ref.fast.machine.blas import gemm_address
+from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.fit import (
     NOTHING,
     as_rows,
     as_stored,
@@ -19,10 +22,7 @@ from siglip_ref.fast.fit import (
     same_precision,
     shapes_of,
 )
-from siglip_ref.fast.gelu import FORMS
-from siglip_ref.fast.heads import d_mix, mix
-from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
-from siglip_ref.fast.pool import parts_for
+from siglip_ref.fast.machine.pool import parts_for
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.fit import empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.gelu import FORMS, d_gelu_all, gelu_forward
 from siglip_ref.fast.linear import LinearCache, inputs_backward, linear_backward, linear_forward, weights_backward
-from siglip_ref.fast.pool import parts_for_elements
+from siglip_ref.fast.machine.fit import empty, gradient_of, linear_fits, same_precision
+from siglip_ref.fast.machine.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
 

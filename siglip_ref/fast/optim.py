@@ -9,11 +9,11 @@ import numpy as np
 from numba import prange
 
 from siglip_ref import optim as specification
-from siglip_ref.fast.compile import SUMS, kernel
-from siglip_ref.fast.fit import same_precision
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.packed import Layout, layout, pieces
-from siglip_ref.fast.pool import parts_for_elements
+from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.fit import same_precision
+from siglip_ref.fast.machine.packed import Layout, layout, pieces
+from siglip_ref.fast.machine.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import AdamW, State
 

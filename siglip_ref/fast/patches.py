@@ -9,10 +9,11 @@ import numpy as np
 from numba import prange
 
 from siglip_ref import ops as specification
-from siglip_ref.fast.blas import gemm_address
-from siglip_ref.fast.compile import kernel as compiled
-from siglip_ref.fast.elementary import number
-from siglip_ref.fast.fit import (
+from siglip_ref.fast.linear import affine_part, d_weights_part, inputs_backward, part
+from siglip_ref.fast.machine.blas import gemm_address
+from siglip_ref.fast.machine.compile import kernel as compiled
+from siglip_ref.fast.machine.elementary import number
+from siglip_ref.fast.machine.fit import (
     NOTHING,
     as_rows,
     as_stored,
@@ -22,8 +23,7 @@ from siglip_ref.fast.fit import (
     rows_in_memory,
     same_precision,
 )
-from siglip_ref.fast.linear import affine_part, d_weights_part, inputs_backward, part
-from siglip_ref.fast.pool import parts_for
+from siglip_ref.fast.machine.pool import parts_for
 from siglip_ref.ops.elementary import Array
 
 MOST = 256  # patches that a thread cuts out at once: as many as the result has columns, but no more than this

@@ -13,14 +13,9 @@ import numpy as np
 from siglip_ref import params
 from siglip_ref.conventions import Conventions
 from siglip_ref.fast.attention import HEAD, root_of, seen_by_head
-from siglip_ref.fast.blas import gemm_address
 from siglip_ref.fast.embedding import token_embed_backward
-from siglip_ref.fast.fit import NOTHING, empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.gelu import FORMS
-from siglip_ref.fast.packed import Layout, layout, pieces
-from siglip_ref.fast.patches import PatchCache, patch_embed_backward, patch_embed_weights
-from siglip_ref.fast.pool import parts_for
-from siglip_ref.fast.tower_kernels import (
+from siglip_ref.fast.kernels.towers import (
     all_images,
     all_texts,
     d_all_images,
@@ -30,6 +25,11 @@ from siglip_ref.fast.tower_kernels import (
     some_images,
     some_texts,
 )
+from siglip_ref.fast.machine.blas import gemm_address
+from siglip_ref.fast.machine.fit import NOTHING, empty, gradient_of, rows_in_memory, same_precision
+from siglip_ref.fast.machine.packed import Layout, layout, pieces
+from siglip_ref.fast.machine.pool import parts_for
+from siglip_ref.fast.patches import PatchCache, patch_embed_backward, patch_embed_weights
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.embedding import TokenCache
 from siglip_ref.ops.gelu import GeluForm

@@ -13,8 +13,8 @@ from PIL import Image
 from siglip_ref.data.captioned import NOISE, Captioned, Unreadable
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.preprocess import Preprocess, levels, resize
-from siglip_ref.tokenizer import Tokenizer
+from siglip_ref.use.preprocess import Preprocess, levels, resize
+from siglip_ref.use.tokenizer import Tokenizer
 
 Seen = Callable[[int, Array], Array]  # number and noise of a picture: what the image tower is given
 

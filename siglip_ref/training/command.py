@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from siglip_ref.options import Force
+from siglip_ref.process.options import Force
 from siglip_ref.training.settings import Settings, TrainingStopped
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
     """One rank's part: train, and let the first rank show and write what came of it."""
     import numpy as np
 
-    from siglip_ref.memory import keep_freed_memory
+    from siglip_ref.process.memory import keep_freed_memory
     from siglip_ref.training.finish import finish, watcher
     from siglip_ref.training.loop import train
 

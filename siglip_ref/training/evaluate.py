@@ -5,15 +5,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from siglip_ref.data.captioned import STILL, Data
-from siglip_ref.embed import text_embeddings
 from siglip_ref.ops.elementary import Array
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
-from siglip_ref.tokenizer import Tokenizer
 from siglip_ref.training.batches import Seen
 from siglip_ref.training.classify import logits_of
 from siglip_ref.training.gradient import SIDES
 from siglip_ref.training.locked import still
+from siglip_ref.use.inference import text_embeddings
+from siglip_ref.use.tokenizer import Tokenizer
 
 PIECE = 64  # pictures computed at once
 MOST = 2000  # of the held-out pictures

@@ -8,13 +8,13 @@ from safetensors.numpy import save_file
 
 from siglip_ref.checkpoint.load import resolve
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.companions import SETTINGS_FILES, write_image_settings
-from siglip_ref.preprocess import PREPROCESS
-from siglip_ref.tokenizer import FILES
 from siglip_ref.training.loop import Quiet, Run
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.settings import Settings, TrainingStopped
 from siglip_ref.training.show import Terminal, in_words, write_history
+from siglip_ref.use.companions import SETTINGS_FILES, write_image_settings
+from siglip_ref.use.preprocess import PREPROCESS
+from siglip_ref.use.tokenizer import FILES
 
 
 def watcher(parallel: Parallel) -> Quiet:

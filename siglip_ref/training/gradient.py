@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.embed import image_embeddings, text_embeddings
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
+from siglip_ref.use.inference import image_embeddings, text_embeddings
 
 Backward = Callable[[Array], dict[str, Array]]
 

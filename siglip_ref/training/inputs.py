@@ -9,13 +9,13 @@ from siglip_ref.checkpoint.load import Format, load_checkpoint, require_whole
 from siglip_ref.data.captioned import Captioned, Data
 from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
-from siglip_ref.loading import from_checkpoint
 from siglip_ref.params import Params, init
-from siglip_ref.preprocess import PREPROCESS, Preprocess
 from siglip_ref.sizes import TOWERS, Config, config
-from siglip_ref.tokenizer import Tokenizer, byte_tokenizer, cut_note
+from siglip_ref.training.saved.store import digest
 from siglip_ref.training.settings import Settings
-from siglip_ref.training.store import digest
+from siglip_ref.use.load import from_checkpoint
+from siglip_ref.use.preprocess import PREPROCESS, Preprocess
+from siglip_ref.use.tokenizer import Tokenizer, byte_tokenizer, cut_note
 
 
 @dataclass(frozen=True)

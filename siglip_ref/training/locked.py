@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from siglip_ref.data.captioned import STILL, Captioned, Unreadable
-from siglip_ref.embed import image_embeddings
 from siglip_ref.ops.elementary import Array
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.training.batches import Seen
 from siglip_ref.training.parallel import Parallel, share
-from siglip_ref.training.store import digest, newest, save
+from siglip_ref.training.saved.store import digest, newest, save
+from siglip_ref.use.inference import image_embeddings
 
 PIECE = 8  # pictures computed at once
 

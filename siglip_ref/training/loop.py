@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.one_thread import one_pool_for
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import State
 from siglip_ref.params import Params
-from siglip_ref.training.folder import one_training, require_own
+from siglip_ref.process.blas_threads import one_pool_for
 from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.parallel import Parallel
-from siglip_ref.training.resume import find, origin
+from siglip_ref.training.saved.folder import one_training, require_own
+from siglip_ref.training.saved.resume import find, origin
+from siglip_ref.training.saved.store import Saved, save
 from siglip_ref.training.settings import Settings, TrainingStopped
-from siglip_ref.training.store import Saved, save
 from siglip_ref.training.task import Task, prepare
 
 HISTORY = ("loss", "log_scale", "bias")  # columns of the record: one row a step

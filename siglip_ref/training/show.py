@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.atomic import write_atomically
-from siglip_ref.embed import computes_with
 from siglip_ref.ops.elementary import Array
+from siglip_ref.process.atomic import write_atomically
 from siglip_ref.training.loop import HISTORY, Quiet, Run
 from siglip_ref.training.task import Task
+from siglip_ref.use.inference import computes_with
 
 LINES = 10  # printed in all where there is no terminal
 

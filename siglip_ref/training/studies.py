@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.atomic import write_atomically
-from siglip_ref.interrupt import tell, temporary_folder
-from siglip_ref.outputs import require_free
+from siglip_ref.process.atomic import write_atomically
+from siglip_ref.process.interrupt import tell, temporary_folder
+from siglip_ref.process.outputs import require_free
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
 from siglip_ref.training.settings import Settings

@@ -10,7 +10,6 @@ import numpy as np
 from siglip_ref import optim
 from siglip_ref.checkpoint.load import Format
 from siglip_ref.data.captioned import Data
-from siglip_ref.embed import best_ops
 from siglip_ref.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.params import Params
@@ -24,6 +23,7 @@ from siglip_ref.training.inputs import Inputs
 from siglip_ref.training.locked import locked
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.settings import Settings
+from siglip_ref.use.inference import best_ops
 
 Stepper = Callable[[Params, Params, optim.State, int], tuple[Params, optim.State]]
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from siglip_ref.options import Force, no_overwriting
-from siglip_ref.outputs import require_free
+from siglip_ref.process.options import Force, no_overwriting
+from siglip_ref.process.outputs import require_free
 
 vectors = typer.Typer(no_args_is_help=True, help="Golden vectors: inputs and certified answers for any language.")
 
@@ -112,15 +112,15 @@ def dump(
     json: Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it")] = None,
 ) -> None:
     """Is what any program computed for a golden vector right? NumPy alone judges."""
-    from siglip_ref.check.dump import check_dump
-    from siglip_ref.cli import finish
+    from siglip_ref.check.files.dump import check_dump
+    from siglip_ref.cli.main import finish
 
     finish(check_dump(file, vector, dtype, partial), json, None)
 
 
 def demo(mistake: Annotated[str, typer.Argument(metavar="MISTAKE-ID")]) -> None:
     """Make a mistake on purpose and let the check find it. Ends with exit code 0: nothing of yours is wrong."""
-    from siglip_ref.check.mistakes import find
+    from siglip_ref.mistakes import find
     from siglip_ref.vectors.demo import show
 
     entry = find(mistake)
@@ -135,7 +135,7 @@ def explain(mistake: Annotated[str | None, typer.Argument(metavar="[MISTAKE-ID]"
 
     Every id that a report prints is known here, also those that are no mistakes.
     """
-    from siglip_ref.check.mistakes import CATALOGUE, WORDS, find
+    from siglip_ref.mistakes import CATALOGUE, WORDS, find
     from siglip_ref.vectors.demo import describe
 
     if mistake is None:

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from siglip_ref.check.mistakes import Mistake, reference
+from siglip_ref.mistakes import Mistake, reference
 from siglip_ref.vectors.power import FORMATS, SEEN, measured, run
 from siglip_ref.vectors.store import Vector, packaged
 
 if TYPE_CHECKING:
-    from siglip_ref.check.report import Report
+    from siglip_ref.report.data import Report
 
 CLEAR = 1000.0  # times the noise: enough to show; of the vectors that do, the smallest is taken
 RANKS = 4  # at which a missing hop, no hop at all and a repeated one are three different things
@@ -19,7 +19,7 @@ QUIET = ("ranks/w3-balanced", "loss/balanced-b6-d13", "block/plain")
 
 def show(mistake: Mistake) -> "Report":
     """The report on a program with this mistake, computed in float32."""
-    from siglip_ref.check.dump import judge
+    from siglip_ref.check.files.dump import judge
 
     vector = vector_for(mistake)
     got = {name: np.asarray(value) for name, value in run(vector, reference(mistake.edits), "float32").items()}

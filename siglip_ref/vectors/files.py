@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.checkpoint import npz
+from siglip_ref.checkpoint.formats import npz
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.noise import FLOAT64, TIMES
-from siglip_ref.check.noise_law import fitted
+from siglip_ref.check.model.noise_law import fitted
+from siglip_ref.mistakes import CATALOGUE
+from siglip_ref.noise.measure import FLOAT64, TIMES
 from siglip_ref.vectors.power import FORMATS, INFINITE, SEEN, measured
 from siglip_ref.vectors.store import packaged
 

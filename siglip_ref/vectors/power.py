@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.mistakes import Mistake, Reference, executable, reference
-from siglip_ref.check.noise import TIMES, measure
+from siglip_ref.mistakes import Mistake, Reference, executable, reference
+from siglip_ref.noise.measure import TIMES, measure
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.files import VectorError, read_json, write_json
 from siglip_ref.vectors.store import FOLDER, Vector, packaged, validate

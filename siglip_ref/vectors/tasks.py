@@ -6,8 +6,8 @@ A task runs on any `Reference` (the specification, or one with a mistake) and in
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from siglip_ref.check.mistakes.change import Reference
 from siglip_ref.conventions import Conventions
+from siglip_ref.mistakes.change import Reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.sizes import Config, Tower

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from siglip_ref import selfcheck
+from siglip_ref.use import selfcheck
 
 
 def test_it_passes_and_tells_its_steps() -> None:

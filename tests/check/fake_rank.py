@@ -4,8 +4,8 @@ import pickle
 import sys
 from pathlib import Path
 
-from siglip_ref.check.ranks_child import Child
-from siglip_ref.check.ranks_stop import tell
+from siglip_ref.check.ranks.child import Child
+from siglip_ref.check.ranks.stop import tell
 
 if __name__ == "__main__":
     one = Child(Path(sys.argv[1]), int(sys.argv[2]))

@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 
-from siglip_ref.check.ranks import RankOutcome
-from siglip_ref.check.ranks_child import RETURNED
-from siglip_ref.check.ranks_pulse import put
+from siglip_ref.check.ranks.child import RETURNED
+from siglip_ref.check.ranks.pulse import put
+from siglip_ref.check.ranks.world import RankOutcome
 from siglip_ref.errors import UsageError
 
 CALLS = 2

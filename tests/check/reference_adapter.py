@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import siglip_ref as sr
-from siglip_ref.check.adapters import Run
+from siglip_ref.check.model.adapters import Run
 from siglip_ref.sizes import Config
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from siglip_ref.check.astray import astray
-from siglip_ref.check.frameworks import Setting
-from siglip_ref.check.predict import Context
-from siglip_ref.check.probes import POINTS, make_probe
-from siglip_ref.check.seen import Seen
-from siglip_ref.check.terms import loss_terms
-from siglip_ref.check.tolerance import SAFETY
-from siglip_ref.check.truth import CONVENTIONS, truth
+from siglip_ref.check.call.frameworks import Setting
+from siglip_ref.check.diagnosis.astray import astray
+from siglip_ref.check.diagnosis.predict import Context
+from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.check.diagnosis.terms import loss_terms
+from siglip_ref.check.expected.expected import CONVENTIONS, truth
+from siglip_ref.check.expected.probes import POINTS, make_probe
+from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))

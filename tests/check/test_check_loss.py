@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.frameworks import framework_of
-from siglip_ref.check.loss import check_loss
+from siglip_ref.check.call.frameworks import framework_of
+from siglip_ref.check.loss.check import check_loss
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 
@@ -297,11 +297,11 @@ def test_wrong_use_is_explained(case: str) -> None:
 
 
 def test_a_framework_that_is_not_installed_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siglip_ref.check.frameworks.find_spec", lambda name: None)
+    monkeypatch.setattr("siglip_ref.check.call.frameworks.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install jax"):
         check_loss(right, framework="jax")
     with pytest.raises(UsageError, match="pip install ml_dtypes"):
-        monkeypatch.setattr("siglip_ref.check.frameworks.find_spec", lambda name: name == "numpy" or None)
+        monkeypatch.setattr("siglip_ref.check.call.frameworks.find_spec", lambda name: name == "numpy" or None)
         check_loss(right, framework="numpy", dtype="bfloat16")
 
 

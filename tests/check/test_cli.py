@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from siglip_ref import cli
+from siglip_ref.cli import main as cli
 from siglip_ref.errors import UsageError
 
 LOSSES = """
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, *words: str) -> tuple[int, str, str]:
     """Exit code, standard output, and standard error without the panel's frame."""
-    command = [sys.executable, "-c", "from siglip_ref.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from siglip_ref.cli.main import main; main()", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, re.sub(r"[\s│╭╮╰╯─]+", " ", done.stderr)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from siglip_ref.check.compare import compare, wrong_rows
+from siglip_ref.report.compare import compare, wrong_rows
 
 
 def test_error_is_relative_to_the_tensors_maximum() -> None:

@@ -5,15 +5,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from siglip_ref.check.diagnose import explain, share_explained
-from siglip_ref.check.frameworks import Setting
-from siglip_ref.check.mistakes import CATALOGUE, Mistake, entries, executable
-from siglip_ref.check.patterns import patterns
-from siglip_ref.check.predict import Context, in_the_loss, predict_loss
-from siglip_ref.check.probes import POINTS, make_probe
-from siglip_ref.check.seen import Seen
-from siglip_ref.check.tolerance import SAFETY
-from siglip_ref.check.truth import CONVENTIONS, truth
+from siglip_ref.check.call.frameworks import Setting
+from siglip_ref.check.diagnosis.diagnose import explain, share_explained
+from siglip_ref.check.diagnosis.patterns import patterns
+from siglip_ref.check.diagnosis.predict import Context, in_the_loss, predict_loss
+from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.check.expected.expected import CONVENTIONS, truth
+from siglip_ref.check.expected.probes import POINTS, make_probe
+from siglip_ref.check.expected.tolerance import SAFETY
+from siglip_ref.mistakes import CATALOGUE, Mistake, entries, executable
 
 PROBES = [make_probe(point, (13, 9)) for point in POINTS if point.name in ("balanced", "init", "trained")]
 SIZES = (5, 4, 4)

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 import siglip_ref as sr
-from siglip_ref.check.dump import judge, kind_of
-from siglip_ref.check.mistakes import CATALOGUE, executable, find, reference
-from siglip_ref.cli import app
+from siglip_ref.check.files.dump import judge, kind_of
+from siglip_ref.cli.main import app
+from siglip_ref.mistakes import CATALOGUE, executable, find, reference
 from siglip_ref.vectors.demo import show, vector_for
 from siglip_ref.vectors.files import write_safetensors
 from siglip_ref.vectors.power import SEEN, measured, run

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import siglip_ref as sr
-from siglip_ref.check.loss import check_loss
-from siglip_ref.check.repeated import MIDDLE, REAL, order_of, repeated_probe
-from siglip_ref.check.resources import Cost, affordable, extrapolated, free_memory, measured
-from siglip_ref.cli import app
+from siglip_ref.check.call.resources import Cost, affordable, extrapolated, free_memory, measured
+from siglip_ref.check.expected.repeated import MIDDLE, REAL, order_of, repeated_probe
+from siglip_ref.check.loss.check import check_loss
+from siglip_ref.cli.main import app
 from siglip_ref.errors import UsageError
 from siglip_ref.fast.loss import sigmoid_loss as fast_loss
 
@@ -111,7 +111,7 @@ def test_what_takes_too_much_memory_is_left_out(monkeypatch: pytest.MonkeyPatch)
         kept = np.ones((len(x), len(x), 96), np.float32)  # 0.5 GB at 1,151 pairs
         return right(x, *rest) if kept.size else ()
 
-    monkeypatch.setattr("siglip_ref.check.resources.free_memory", lambda device: 2.0**29)
+    monkeypatch.setattr("siglip_ref.check.call.resources.free_memory", lambda device: 2.0**29)
     report = check_loss(greedy, "numpy", scale="log", embeddings="unit")
     (told,) = report.not_checked
     assert report.passed and told.startswith("a thousand pairs (B=1151, D=14): ") and told.count("GB") == 1
@@ -128,9 +128,9 @@ def test_costs_grow_with_the_square_and_are_held_against_what_is_free(monkeypatc
     assert str(Cost(4100, 24, 40.2, 51.1 * 2**30)) == "40 s, 51 GB"
     grown = extrapolated([small, large], 4604, 14)
     assert grown.seconds == pytest.approx(0.01 + 16 * 0.5) and grown.memory == 2.0**36 and str(grown) == "8 s, 64 GB"
-    monkeypatch.setattr("siglip_ref.check.resources.free_memory", lambda device: 2.0**37)
+    monkeypatch.setattr("siglip_ref.check.call.resources.free_memory", lambda device: 2.0**37)
     assert affordable(grown, "cpu")
-    monkeypatch.setattr("siglip_ref.check.resources.free_memory", lambda device: 2.0**36)
+    monkeypatch.setattr("siglip_ref.check.call.resources.free_memory", lambda device: 2.0**36)
     assert not affordable(grown, "cpu")
     assert not affordable(Cost(1, 1, 20.1, 0.0), "cpu") and affordable(Cost(1, 1, 19.9, 0.0), "cpu")
     monkeypatch.undo()

@@ -8,13 +8,13 @@ import pytest
 from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
-from siglip_ref.check.adapters import Run
-from siglip_ref.check.mistakes import CATALOGUE
-from siglip_ref.check.model_noise import allowed
-from siglip_ref.check.model_placed import LOSS, Placed, stages_of, with_mistakes
-from siglip_ref.check.model_probe import Probe, model_probe
-from siglip_ref.check.model_reference import reference
-from siglip_ref.check.noise import TIMES
+from siglip_ref.check.model.adapters import Run
+from siglip_ref.check.model.noise import allowed
+from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
+from siglip_ref.check.model.probe import Probe, model_probe
+from siglip_ref.check.model.reference import reference
+from siglip_ref.mistakes import CATALOGUE
+from siglip_ref.noise.measure import TIMES
 
 
 def spoiled(kind, name, change):

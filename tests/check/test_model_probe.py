@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.model_probe import BITS, PAD, SHORT, odd_integers, probe_images, probe_params, probe_tokens
+from siglip_ref.check.model.probe import BITS, PAD, SHORT, odd_integers, probe_images, probe_params, probe_tokens
 
 CONFIG = sr.config("tiny")
 

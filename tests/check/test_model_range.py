@@ -5,8 +5,8 @@ import pytest
 from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
-from siglip_ref.check.model_probe import model_probe
-from siglip_ref.check.model_range import can_be_shifted, shifted
+from siglip_ref.check.model.diagnosis.range import can_be_shifted, shifted
+from siglip_ref.check.model.probe import model_probe
 
 TINY = sr.config("tiny")
 NORMS = ("image/norm",)  # the head reads it: its own numbers are the ones that move

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
-from siglip_ref.check import noise as noise_module
-from siglip_ref.check.noise import FLOAT64, LIBRARY, REGIMES, TIMES, measure, variants
-from siglip_ref.check.tolerance import SAFETY, Given, loss_noise
+from siglip_ref.check.expected.tolerance import SAFETY, Given, loss_noise
 from siglip_ref.loss import sigmoid_loss
+from siglip_ref.noise import measure as noise_module
+from siglip_ref.noise.measure import FLOAT64, LIBRARY, REGIMES, TIMES, measure, variants
 from siglip_ref.vectors.power import measured
 from siglip_ref.vectors.store import packaged
 
@@ -141,7 +141,7 @@ def test_the_test_above_sees_noise_that_is_off(factor: float, seen: bool, monkey
         found = right(*given, **options)
         return replace(found, absolute={name: level * factor for name, level in found.absolute.items()})
 
-    from siglip_ref.check import tolerance
+    from siglip_ref.check.expected import tolerance
 
     tolerance._measured.cache_clear()
     monkeypatch.setattr(tolerance, "measure", broken)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from siglip_ref.check import noise_make_models as making
-from siglip_ref.check import noise_models
-from siglip_ref.check.model_noise import measured_noise
-from siglip_ref.check.model_probe import model_probe
-from siglip_ref.check.noise import announce
+from siglip_ref.check.model import noise_data as making
+from siglip_ref.check.model import noise_table as noise_models
+from siglip_ref.check.model.noise import measured_noise
+from siglip_ref.check.model.probe import model_probe
 from siglip_ref.conventions import PRESETS
+from siglip_ref.noise.measure import announce
 from siglip_ref.sizes import config
 
 TINY = config("tiny")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.frameworks import Setting
-from siglip_ref.check.noise import DROWNED, Noise, announce
-from siglip_ref.check.noise_quick import quick_noise
-from siglip_ref.check.probes import POINTS, Point, make_probe
-from siglip_ref.check.repeated import MIDDLE, repeated_probe
-from siglip_ref.check.repeated_noise import distinct_noise
-from siglip_ref.check.tolerance import SAFETY, _loss, measured_noise
-from siglip_ref.check.truth import CONVENTIONS, Convention, exact_loss, given_of
+from siglip_ref.check.call.frameworks import Setting
+from siglip_ref.check.expected.expected import CONVENTIONS, Convention, exact_loss, given_of
+from siglip_ref.check.expected.probes import POINTS, Point, make_probe
+from siglip_ref.check.expected.repeated import MIDDLE, repeated_probe
+from siglip_ref.check.expected.repeated_noise import distinct_noise
+from siglip_ref.check.expected.tolerance import SAFETY, _loss, measured_noise
 from siglip_ref.loss import LossAndGrads
+from siglip_ref.noise.measure import DROWNED, Noise, announce
+from siglip_ref.noise.quick import quick_noise
 
 SHAPE = (64, 24)
 # All points that are not drawn for their shape.

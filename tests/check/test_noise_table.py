@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check import noise_make as making
-from siglip_ref.check import noise_table, tolerance
-from siglip_ref.check.noise import Noise, announce
-from siglip_ref.check.noise_table import FACTOR, FILE, STEPS, decode, encode, read, table, write
-from siglip_ref.check.tolerance import Given
+from siglip_ref.check.expected import tolerance
+from siglip_ref.check.expected.tolerance import Given
+from siglip_ref.check.loss import noise_data as making
 from siglip_ref.loss import LossAndGrads
+from siglip_ref.noise import table as noise_table
+from siglip_ref.noise.measure import Noise, announce
+from siglip_ref.noise.table import FACTOR, FILE, STEPS, decode, encode, read, table, write
 
 LARGEST = 400_000  # bytes of the file
 WANTED = making.wanted()

@@ -15,20 +15,21 @@ from not_finite import TARGETS, Calls, Way, cases, ways
 from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
-from siglip_ref.check import dump, loss_run
-from siglip_ref.check import model as model_check
-from siglip_ref.check.adapters import Run
-from siglip_ref.check.checkpoint import check_checkpoint
-from siglip_ref.check.distributed import calls_of
-from siglip_ref.check.frameworks import ARGUMENTS, Setting
-from siglip_ref.check.ranks import RankOutcome
-from siglip_ref.check.ranks_judge import Observed, judge_ranks
-from siglip_ref.check.report import Report
-from siglip_ref.check.truth import CONVENTIONS
+from siglip_ref.check.call.frameworks import ARGUMENTS, Setting
+from siglip_ref.check.expected.expected import CONVENTIONS
+from siglip_ref.check.files import dump
+from siglip_ref.check.files.checkpoint import check_checkpoint
+from siglip_ref.check.loss import run as loss_run
+from siglip_ref.check.model import check as model_check
+from siglip_ref.check.model.adapters import Run
+from siglip_ref.check.ranks.check import calls_of
+from siglip_ref.check.ranks.judge import Observed, judge_ranks
+from siglip_ref.check.ranks.world import RankOutcome
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.optim import State, adamw_step
-from siglip_ref.preprocess import PREPROCESS
-from siglip_ref.preprocess import pixels as pixels_of
+from siglip_ref.report.data import Report
+from siglip_ref.use.preprocess import PREPROCESS
+from siglip_ref.use.preprocess import pixels as pixels_of
 from siglip_ref.vectors.store import Vector, packaged
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")

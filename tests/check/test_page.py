@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.compare import compare, not_checked
-from siglip_ref.check.page import to_html
-from siglip_ref.check.report import Case, Finding, Report
-from siglip_ref.check.verdict import verdict_of
+from siglip_ref.report.compare import compare, not_checked
+from siglip_ref.report.data import Case, Finding, Report
+from siglip_ref.report.html import to_html
+from siglip_ref.report.verdict import verdict_of
 
-SCHEMA = json.loads((files("siglip_ref.check") / "report.schema.json").read_text())
+SCHEMA = json.loads((files("siglip_ref.report") / "report.schema.json").read_text())
 VOID = {"meta", "rect"}
 HOSTILE = '<script>alert("1")</script>&amp;'
 

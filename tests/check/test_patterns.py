@@ -5,18 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from siglip_ref.check.diagnose import explain
-from siglip_ref.check.frameworks import Setting
-from siglip_ref.check.hops import NO_BLOCK, hops_of
-from siglip_ref.check.patterns import patterns
-from siglip_ref.check.predict import Context, Predicted, suspects
-from siglip_ref.check.probes import POINTS, make_probe
-from siglip_ref.check.render import to_text
-from siglip_ref.check.report import Report
-from siglip_ref.check.seen import Seen
-from siglip_ref.check.terms import describe, loss_terms
-from siglip_ref.check.tolerance import SAFETY
-from siglip_ref.check.truth import CONVENTIONS, truth
+from siglip_ref.check.call.frameworks import Setting
+from siglip_ref.check.diagnosis.diagnose import explain
+from siglip_ref.check.diagnosis.patterns import patterns
+from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects
+from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.check.diagnosis.terms import describe, loss_terms
+from siglip_ref.check.expected.expected import CONVENTIONS, truth
+from siglip_ref.check.expected.probes import POINTS, make_probe
+from siglip_ref.check.expected.tolerance import SAFETY
+from siglip_ref.check.ranks.hops import NO_BLOCK, hops_of
+from siglip_ref.report.data import Report
+from siglip_ref.report.text import to_text
 
 LOG, RAW = CONVENTIONS[0], CONVENTIONS[2]
 SETTING = Setting("float32", "float32", "cpu", False)
@@ -222,7 +222,7 @@ def test_what_goes_wrong_at_a_hop_is_read_off_its_loss():
 
 
 def test_hops_stand_in_every_form_of_the_report():
-    from siglip_ref.check.page import to_html
+    from siglip_ref.report.html import to_html
 
     table = rows(told(BALANCED, lambda r, w: ring(r, w)[:-1]))
     report = Report("a ring", "FAIL", [], hops=table)

@@ -8,10 +8,11 @@ import time
 import fake_ranks
 import pytest
 
-from siglip_ref.check import ranks_processes, ranks_pulse
-from siglip_ref.check.frameworks import Inputs, Setting
-from siglip_ref.check.ranks import Split, Task
-from siglip_ref.check.ranks_pulse import LATE, STILL, Heart, Pulse, standing, wait_for_ever
+from siglip_ref.check.call.frameworks import Inputs, Setting
+from siglip_ref.check.ranks import processes as ranks_processes
+from siglip_ref.check.ranks import pulse as ranks_pulse
+from siglip_ref.check.ranks.pulse import LATE, STILL, Heart, Pulse, standing, wait_for_ever
+from siglip_ref.check.ranks.world import Split, Task
 from siglip_ref.errors import UsageError
 
 SPLIT = Split("call", Inputs(None, None, 1.0, 0.0), (5, 5, 5))
@@ -192,7 +193,7 @@ def test_where_a_rank_stands_is_read_off_its_stack():
 
 
 def test_a_rank_ends_when_nobody_watches_it_any_more(tmp_path):
-    child = "import sys, time, pathlib; from siglip_ref.check.ranks_pulse import Heart; " \
+    child = "import sys, time, pathlib; from siglip_ref.check.ranks.pulse import Heart; " \
         "Heart(pathlib.Path(sys.argv[1])).start(); time.sleep(60)"  # fmt: skip
     parent = (
         f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}, sys.argv[1]]); time.sleep(3)"

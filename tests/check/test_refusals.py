@@ -5,8 +5,8 @@ import sys
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.adapters import find
-from siglip_ref.cli import main
+from siglip_ref.check.model.adapters import find
+from siglip_ref.cli.main import main
 
 torch = pytest.importorskip("torch")
 

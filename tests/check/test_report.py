@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from siglip_ref.check.compare import Row, compare, not_checked, out_of_range
-from siglip_ref.check.page import to_html
-from siglip_ref.check.render import to_text
-from siglip_ref.check.report import Case, CheckFailed, Finding, Report, Sight, worst_rows
-from siglip_ref.check.verdict import did_not_finish, judgement, verdict_of
 from siglip_ref.errors import UsageError
+from siglip_ref.report.compare import Row, compare, not_checked, out_of_range
+from siglip_ref.report.data import Case, CheckFailed, Finding, Report, Sight, worst_rows
+from siglip_ref.report.html import to_html
+from siglip_ref.report.text import to_text
+from siglip_ref.report.verdict import did_not_finish, judgement, verdict_of
 
 RIGHT = compare("image/stem", np.ones(3), np.ones(3), 1e-6, kind="activation")
 WRONG = compare("image/block00/+attn", np.ones(3), np.full(3, 2.0), 1e-6, kind="activation")

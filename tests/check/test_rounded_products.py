@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
-from siglip_ref.check.loss import check_loss
-from siglip_ref.check.product_findings import INPUTS, OUTPUTS
+from siglip_ref.check.diagnosis.product_findings import INPUTS, OUTPUTS
+from siglip_ref.check.loss.check import check_loss
 
 PRODUCTS = ("similarity", "image", "text")
 CASES = [("float32", form) for form in ("tf32", "bfloat16", "float16")]

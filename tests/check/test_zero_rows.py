@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.zero_rows import NORMALISES, REFUSES
+from siglip_ref.check.loss.zero_rows import NORMALISES, REFUSES
 
 Loss = Callable[..., tuple[Any, ...]]
 

@@ -26,17 +26,17 @@ import numpy as np
 from PIL import Image
 
 import siglip_ref as sr
-from siglip_ref import pictures
-from siglip_ref.check.dump import check_dump
-from siglip_ref.checkpoint import files
+from siglip_ref.check.files.dump import check_dump
+from siglip_ref.checkpoint.formats import files
 from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.checkpoint.stores import open_store
 from siglip_ref.errors import UsageError
-from siglip_ref.loading import load
 from siglip_ref.sizes import Tower
-from siglip_ref.tokenizer import json_tokenizer, sentencepiece_tokenizer
-from siglip_ref.training import store
+from siglip_ref.training.saved import store
+from siglip_ref.use import pictures
+from siglip_ref.use.load import load
+from siglip_ref.use.tokenizer import json_tokenizer, sentencepiece_tokenizer
 from siglip_ref.vectors import files as vector_files
 from siglip_ref.vectors.files import write_safetensors
 from siglip_ref.vectors.store import packaged, read

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import siglip_ref as sr
-from siglip_ref.checkpoint import files
+from siglip_ref.checkpoint.formats import files
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.checkpoint import big_vision, huggingface, open_clip
 from siglip_ref.checkpoint.load import load_checkpoint
-from siglip_ref.checkpoint.names import require_match, their_shape
 from siglip_ref.checkpoint.save import save_checkpoint
+from siglip_ref.checkpoint.tables import big_vision, huggingface, open_clip
+from siglip_ref.checkpoint.tables.names import require_match, their_shape
 from siglip_ref.params import count, shapes
 from siglip_ref.sizes import SIZES
 

@@ -10,7 +10,7 @@ from saved import CFG, PARAMS, save, settings
 import siglip_ref as sr
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
-from siglip_ref.preprocess import PREPROCESS
+from siglip_ref.use.preprocess import PREPROCESS
 
 OWN = {"resample": 0, "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28]}
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
@@ -186,7 +186,7 @@ def test_settings_of_texts(tmp_path):
 def test_padding_on_the_left(tmp_path):
     from dataclasses import replace
 
-    from siglip_ref.tokenizer import byte_tokenizer
+    from siglip_ref.use.tokenizer import byte_tokenizer
 
     right = byte_tokenizer(6)
     left = replace(right, convention=replace(right.convention, side="left"))
@@ -229,7 +229,7 @@ def test_every_preprocessing_has_its_settings():
 
 
 def test_what_training_writes_says_how_images_are_prepared(tmp_path):
-    from siglip_ref.companions import write_image_settings
+    from siglip_ref.use.companions import write_image_settings
 
     place = save(tmp_path / "model")
     write_image_settings(place, PREPROCESS["huggingface-2"], CFG)

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 from saved import CFG, PARAMS, save, tensors
 
-from siglip_ref.checkpoint import huggingface
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint, to_their_tensors
+from siglip_ref.checkpoint.tables import huggingface
 from siglip_ref.errors import UsageError
 
 torch = pytest.importorskip("torch")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from saved import CFG, PARAMS, save, tensors, write
 
-from siglip_ref.checkpoint import files, room
+from siglip_ref.checkpoint.formats import files
+from siglip_ref.checkpoint.formats import memory as room
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
@@ -136,7 +137,7 @@ def test_more_than_the_free_memory_is_not_begun(tmp_path, monkeypatch):
 
 
 def test_free_memory_is_told():
-    from siglip_ref.memory import free_memory
+    from siglip_ref.process.memory import free_memory
 
     free = free_memory()
     assert (free is None) or 2**20 < free < 2**50

@@ -10,7 +10,7 @@ from saved import CFG, PARAMS, same, save, settings, tensors, write
 import siglip_ref as sr
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.checkpoint.wrapped import without_wrappers
+from siglip_ref.checkpoint.tables.wrapped import without_wrappers
 from siglip_ref.errors import UsageError
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))

@@ -39,7 +39,7 @@ def siglip_loss(image_embed, text_embed, log_scale, bias):
     return -F.logsigmoid((2 * torch.eye(len(logits)) - 1) * logits).sum() / len(logits)
 """,
     "my_file.py": """
-from siglip_ref.check.adapters.find import load_target
+from siglip_ref.check.model.adapters.find import load_target
 
 def make_model():
     return load_target("hf:tiny")

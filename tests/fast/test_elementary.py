@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from siglip_ref.fast.compile import kernel
-from siglip_ref.fast.elementary import exp_nonpositive, log1p_unit, normal_cdf, sigmoid, softplus_and_sigmoid
+from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.elementary import exp_nonpositive, log1p_unit, normal_cdf, sigmoid, softplus_and_sigmoid
 
 
 @kernel()

@@ -8,7 +8,7 @@ import pytest
 COUNT = """
 import resource
 import numpy as np
-from siglip_ref.memory import keep_freed_memory
+from siglip_ref.process.memory import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 def faults():

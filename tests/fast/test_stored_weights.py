@@ -5,8 +5,8 @@ import pytest
 
 import siglip_ref as sr
 from siglip_ref import fast
-from siglip_ref.fast.blas import NO, YES
-from siglip_ref.fast.fit import as_stored, rows_in_memory
+from siglip_ref.fast.machine.blas import NO, YES
+from siglip_ref.fast.machine.fit import as_stored, rows_in_memory
 from siglip_ref.ops.tree import subtree
 from siglip_ref.params import shapes
 

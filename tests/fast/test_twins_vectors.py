@@ -9,8 +9,8 @@ from noise import assert_within_noise
 from test_twins import ARGUMENTS, Draw, walk, walk_record
 
 from siglip_ref import fast, ops
-from siglip_ref.check.mistakes.change import Edit, reference
-from siglip_ref.check.noise import TIMES
+from siglip_ref.mistakes.change import Edit, reference
+from siglip_ref.noise.measure import TIMES
 from siglip_ref.vectors.power import errors, measured, run
 from siglip_ref.vectors.store import packaged
 

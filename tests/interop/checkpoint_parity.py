@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.find import adapter_for
+from siglip_ref.check.model.adapters.find import adapter_for
 
 TOLERANCE = 1e-11
 

@@ -6,7 +6,7 @@ import torch
 from transformers import SiglipModel
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.huggingface import make_config
+from siglip_ref.check.model.adapters.huggingface import make_config
 
 TINY = replace(sr.config("tiny"), image_size=(20, 20))
 DTYPES = ("float64", "float32", "bfloat16", "float16")

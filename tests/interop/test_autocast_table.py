@@ -1,4 +1,4 @@
-"""What Torch's autocast does on this CPU, against what `siglip_ref.check.noise` says that it does."""
+"""What Torch's autocast does on this CPU, against what `siglip_ref.noise.measure` says that it does."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
-from siglip_ref.check.noise import REGIMES
+from siglip_ref.noise.measure import REGIMES
 
 WIDE, NARROW = torch.float32, torch.bfloat16
 PRODUCTS: dict[str, Callable[[Any], Any]] = {

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from siglip_ref.preprocess import PREPROCESS, patches, pixels, read_settings
+from siglip_ref.use.preprocess import PREPROCESS, patches, pixels, read_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "preprocess"))
 from pictures import SIZES, image  # beside the tests of preprocessing

@@ -12,9 +12,9 @@ from no_torchvision import import_open_clip
 from torch import nn
 
 import siglip_ref as sr
-from siglip_ref.checkpoint import open_clip as layout
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint, to_their_tensors
+from siglip_ref.checkpoint.tables import open_clip as layout
 
 open_clip, timm = import_open_clip()
 

@@ -8,8 +8,8 @@ import pytest
 from no_torchvision import import_open_clip
 from transformers import Siglip2Tokenizer, SiglipTokenizer
 
-from siglip_ref.tokenizer import find_tokenizer, json_tokenizer, sentencepiece_tokenizer
-from siglip_ref.wording import named_convention, open_clip_clean
+from siglip_ref.use.text_conventions import named_convention, open_clip_clean
+from siglip_ref.use.tokenizer import find_tokenizer, json_tokenizer, sentencepiece_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tokenizer"))
 from corpus import TEXTS, like_c4, like_gemma  # beside the tokeniser's own tests

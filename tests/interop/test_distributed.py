@@ -122,10 +122,10 @@ def test_jax_losses_of_every_form_pass(world_size):
 
 
 def test_where_vmap_gives_other_numbers_it_is_said_and_shard_map_judges():
-    from siglip_ref.check.distributed import calls_of
-    from siglip_ref.check.frameworks import Setting
-    from siglip_ref.check.ranks import Task
-    from siglip_ref.check.ranks_jax import run, second_opinion
+    from siglip_ref.check.call.frameworks import Setting
+    from siglip_ref.check.ranks.check import calls_of
+    from siglip_ref.check.ranks.jax import run, second_opinion
+    from siglip_ref.check.ranks.world import Task
 
     splits = calls_of(2, False, ["log"])[0][:1]
     task = Task(jax_ring, None, Setting("float32", "float32", "cpu", False), splits, 2, "", 60.0)
@@ -178,7 +178,7 @@ def test_backends_and_devices_are_refused_before_a_process_starts(how, got, repa
 def test_ranks_that_would_share_a_gpu_in_nccl_are_refused(monkeypatch):
     import torch
 
-    from siglip_ref.check.ranks_torch import require_group
+    from siglip_ref.check.ranks.torch import require_group
 
     monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: True)
     for gpus, device, words in ((1, "cuda", "share a GPU"), (4, "cuda:1", "share a GPU"), (4, "cpu", "GPU memory")):

@@ -17,8 +17,8 @@ from false_alarms_page import page
 from false_alarms_seeds import loss_order, model_order
 
 import siglip_ref as sr
-from siglip_ref.check.compare import compare, out_of_range
-from siglip_ref.check.frameworks import load_framework
+from siglip_ref.check.call.frameworks import load_framework
+from siglip_ref.report.compare import compare, out_of_range
 
 
 def require_silence(strata: list[Stratum], runs: int) -> None:

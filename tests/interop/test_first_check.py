@@ -11,7 +11,7 @@ start = time.process_time()
 import torch
 imports = time.process_time() - start
 import siglip_ref as sr
-import siglip_ref.check.loss, siglip_ref.check.in_torch
+import siglip_ref.check.loss.check, siglip_ref.check.call.in_torch
 
 def loss(image, text, log_scale, bias):
     logits = log_scale.exp() * image @ text.T + bias

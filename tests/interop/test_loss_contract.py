@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.frameworks import ALONE
+from siglip_ref.check.call.frameworks import ALONE
 
 torch = pytest.importorskip("torch")
 Tensor = Any

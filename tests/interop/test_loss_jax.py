@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.frameworks import framework_of
+from siglip_ref.check.call.frameworks import framework_of
 from siglip_ref.errors import UsageError
 
 Loss = Callable[..., Any]

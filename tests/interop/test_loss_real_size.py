@@ -14,7 +14,7 @@ import torch_losses as losses
 from torch import Tensor
 
 import siglip_ref as sr
-from siglip_ref.check.report import Report
+from siglip_ref.report.data import Report
 
 ID = "sums-cancel-in-16-bits"
 CHUNKS = (losses.chunked, losses.chunks_minus_diagonal)

@@ -9,9 +9,9 @@ import torch
 import torch_losses as losses
 
 import siglip_ref as sr
-from siglip_ref.check.frameworks import framework_of
-from siglip_ref.check.noise import TIMES
+from siglip_ref.check.call.frameworks import framework_of
 from siglip_ref.errors import UsageError
+from siglip_ref.noise.measure import TIMES
 
 WAYS = [
     ("float64", "pure"),
@@ -33,7 +33,7 @@ def name_of(fn: object) -> str:
 @pytest.mark.parametrize(("dtype", "precision"), WAYS)
 @pytest.mark.parametrize("fn", losses.RIGHT, ids=name_of)
 def test_right_losses_pass_and_use_at_most_half_of_what_is_allowed(fn: losses.Loss, dtype: str, precision: str) -> None:
-    """The calibration of SAFETY: see siglip_ref.check.tolerance."""
+    """The calibration of SAFETY: see siglip_ref.check.expected.tolerance."""
     scalars = ("float32", dtype) if dtype in ("bfloat16", "float16") and precision == "pure" else ("float32",)
     for scalar_dtype in scalars:
         report = sr.check_loss(fn, dtype=dtype, precision=precision, scalar_dtype=scalar_dtype)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def test_right_losses_pass_and_use_at_most_half_of_what_is_allowed(fn: losses.Lo
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_at_the_shapes_of_a_kernel_right_losses_pass_and_wrong_ones_fail(dtype: str) -> None:
-    """The noise there does not ship: see siglip_ref.check.noise_quick."""
+    """The noise there does not ship: see siglip_ref.noise.quick."""
     dims = {"batch": 64, "dim": 32}
     for fn in (losses.plain, losses.scaled_first, losses.cross_entropy, losses.normalising_with_eps):
         report = sr.check_loss(fn, dtype=dtype, dims=dims)

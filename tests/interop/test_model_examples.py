@@ -11,8 +11,8 @@ import pytest
 from models import DTYPES, require_pass
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.big_vision import BigVision
-from siglip_ref.check.adapters.torch_model import TorchModel
+from siglip_ref.check.model.adapters.big_vision import BigVision
+from siglip_ref.check.model.adapters.torch_model import TorchModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

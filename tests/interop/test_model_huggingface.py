@@ -10,8 +10,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.find import load_target
-from siglip_ref.check.adapters.huggingface import from_huggingface
+from siglip_ref.check.model.adapters.find import load_target
+from siglip_ref.check.model.adapters.huggingface import from_huggingface
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,7 +7,7 @@ from no_torchvision import import_open_clip
 from torch import nn
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.find import load_target
+from siglip_ref.check.model.adapters.find import load_target
 
 open_clip, timm = import_open_clip()
 
@@ -60,7 +60,7 @@ def test_a_text_tower_without_projection_passes():
 
 
 def test_a_released_size_has_the_conventions_of_its_name():
-    from siglip_ref.check.adapters.open_clip import from_open_clip
+    from siglip_ref.check.model.adapters.open_clip import from_open_clip
 
     adapter = from_open_clip(load_target("open_clip:ViT-B-16-SigLIP"))
     b16 = sr.config("B/16-224")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.find import load_target
+from siglip_ref.check.model.adapters.find import load_target
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

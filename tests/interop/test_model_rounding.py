@@ -7,8 +7,8 @@ from models import hugging_face, wide
 from torch.nn import functional
 
 import siglip_ref as sr
-from siglip_ref.check.model_products import WORDS
-from siglip_ref.check.model_range import MOVED
+from siglip_ref.check.model.diagnosis.products import WORDS
+from siglip_ref.check.model.diagnosis.range import MOVED
 
 FORMATS = {"float32": ("bfloat16", "float16", "tf32"), "float64": ("float32",)}
 BITS = {"bfloat16": 8, "float16": 11, "tf32": 11, "float32": 24}

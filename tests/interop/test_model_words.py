@@ -12,8 +12,8 @@ from torch import nn
 from transformers import Siglip2Config, Siglip2Model, SiglipForImageClassification, SiglipModel, SiglipVisionModel
 
 import siglip_ref as sr
-from siglip_ref.check.adapters.big_vision import BigVision
-from siglip_ref.check.adapters.huggingface import make_config
+from siglip_ref.check.model.adapters.big_vision import BigVision
+from siglip_ref.check.model.adapters.huggingface import make_config
 
 
 def refusal(model):

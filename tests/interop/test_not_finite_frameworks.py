@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check import loss_run
-from siglip_ref.check import model as model_check
+from siglip_ref.check.loss import run as loss_run
+from siglip_ref.check.model import check as model_check
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "check"))
 from not_finite import TARGETS, Calls, Way, cases
@@ -124,7 +124,7 @@ def test_jax_losses(way: Way, dtype: str, whole: bool) -> None:
 
 
 def tiny() -> Any:
-    from siglip_ref.check.adapters.find import load_target
+    from siglip_ref.check.model.adapters.find import load_target
 
     pytest.importorskip("transformers")
     torch.manual_seed(0)

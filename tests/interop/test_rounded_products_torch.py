@@ -10,9 +10,9 @@ from torch import Tensor
 
 import siglip_ref as sr
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
-from siglip_ref.check.product_findings import IN_FLOAT32, INPUTS, LOW_LOGITS, OUTPUTS
-from siglip_ref.check.products import EITHER, OF_IMAGE, OF_TEXT, SIMILARITY
-from siglip_ref.check.report import Report
+from siglip_ref.check.diagnosis.product_findings import IN_FLOAT32, INPUTS, LOW_LOGITS, OUTPUTS
+from siglip_ref.check.diagnosis.products import EITHER, OF_IMAGE, OF_TEXT, SIMILARITY
+from siglip_ref.report.data import Report
 
 PRODUCTS = {"logits": SIMILARITY, "d_image": OF_IMAGE, "d_text": OF_TEXT}
 FORMS = {"float32": ("bfloat16", "float16", "tf32"), "float64": ("bfloat16", "float16", "tf32", "float32")}

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # its usual name
 
-from siglip_ref.check.dump import judge
+from siglip_ref.check.files.dump import judge
 from siglip_ref.vectors.store import Vector, packaged
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check import mistakes
-from siglip_ref.check.mistakes import CATALOGUE, FILES, Edit, Mistake, executable, find, reference
-from siglip_ref.check.mistakes.change import bfloat16
+from siglip_ref import mistakes
+from siglip_ref.mistakes import CATALOGUE, FILES, Edit, Mistake, executable, find, reference
+from siglip_ref.mistakes.change import bfloat16
 
 CFG = sr.config("tiny")
 

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 import siglip_ref
 import siglip_ref as sr
-from siglip_ref.check.mistakes import CATALOGUE, WORDS, find
-from siglip_ref.cli import app
+from siglip_ref.cli.main import app
 from siglip_ref.data.sources import open_data
 from siglip_ref.errors import near
+from siglip_ref.mistakes import CATALOGUE, WORDS, find
 
 CHECK = Path(siglip_ref.__file__).parent / "check"
 ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
@@ -30,7 +30,7 @@ def literals():
 
 def test_every_id_in_the_code_of_the_checks_is_known():
     unknown = {literal: place for literal, place in literals() if literal not in CATALOGUE and literal not in NO_IDS}
-    assert not unknown, "an entry in siglip_ref/check/mistakes/*.toml, or in NO_IDS here if it is no id"
+    assert not unknown, "an entry in siglip_ref/mistakes/*.toml, or in NO_IDS here if it is no id"
     assert {"no-gradient-arrives", "partial-gradients", "rank-failed", "pad-eos-id"} <= {one for one, _ in literals()}
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launch import ELSEWHERE, MARK, PYTHON, mpiexec, still_running
 
-from siglip_ref.training import store
+from siglip_ref.training.saved import store
 
 LIMIT = 10  # --stall-limit, seconds
 ALLOWED = 1.5 * LIMIT + 61 + 20  # the longest that ring.md states, for ranks that join, and time to say it

@@ -16,8 +16,8 @@ from mpi.batch import Job, shard_sizes
 from mpi.comm import ThreadComm
 from mpi.cost import Machine, fit, memory, predictions, seconds, traffic
 from mpi.job import parse_fault
-from mpi.progress import Progress
 from mpi.schemes import SCHEMES
+from mpi.watchdog.progress import Progress
 from siglip_ref.errors import UsageError
 
 

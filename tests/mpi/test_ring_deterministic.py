@@ -20,8 +20,8 @@ from mpi.schemes import REPRODUCIBLE
 from siglip_ref import fast, ops, reproducible
 from siglip_ref.errors import UsageError
 from siglip_ref.loss import sigmoid_loss
-from siglip_ref.one_thread import blas_on_one_thread
 from siglip_ref.ops import pair_block
+from siglip_ref.process.blas_threads import blas_on_one_thread
 from siglip_ref.specification import SPECIFICATION
 
 OPERATIONS = {"ops": ops, "fast": fast}

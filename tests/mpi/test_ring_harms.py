@@ -11,13 +11,13 @@ import pytest
 from harms import JOBS, PROGRAMS, SHORT, SIGNALS, Harm, Processes, harm, summary
 from launch import ELSEWHERE, MARK, PYTHON, Run, mpiexec, still_running
 
-from mpi import launcher
-from mpi.crowd import Crowd
-from mpi.launcher import is_from_launcher, require_one_world
 from mpi.observe import Event
-from mpi.progress import Progress
-from siglip_ref import compiling
+from mpi.watchdog import launcher
+from mpi.watchdog.crowd import Crowd
+from mpi.watchdog.launcher import is_from_launcher, require_one_world
+from mpi.watchdog.progress import Progress
 from siglip_ref.errors import UsageError
+from siglip_ref.process import compiling
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_two_hundred_random_harms(number, seed, compiles):
 
 HELD = """
 import ctypes, sys
-from mpi.progress import Progress
-from mpi.watch import supervise
+from mpi.watchdog.progress import Progress
+from mpi.watchdog.watch import supervise
 
 def work():
     print("working", flush=True)
@@ -242,7 +242,7 @@ def test_one_voice(monkeypatch, capfd):
 
 def test_who_compiles_moves(monkeypatch):
     """Kernels took longer than the limit, and the rank was said to stand still."""
-    from mpi.watched import Link
+    from mpi.watchdog.watched import Link
 
     progress = Progress(1)
     progress.listener(0, rank=0)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import siglip_ref as sr
-from siglip_ref.check.preprocess import SHAPES, picture
-from siglip_ref.preprocess import PREPROCESS, pixels
+from siglip_ref.check.files.preprocess import SHAPES, picture
+from siglip_ref.use.preprocess import PREPROCESS, pixels
 
 SIDE = 96
 

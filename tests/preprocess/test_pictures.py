@@ -11,9 +11,9 @@ from pictures import image
 from PIL import Image
 
 import siglip_ref as sr
-from siglip_ref import pictures as files
 from siglip_ref.errors import UsageError
-from siglip_ref.pictures import FORMATS, SUFFIXES, formats, is_see_through, open_image
+from siglip_ref.use import pictures as files
+from siglip_ref.use.pictures import FORMATS, SUFFIXES, formats, is_see_through, open_image
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) show\n%%EOF\n"
 SAVED = {"JPEG": "RGB", "MPO": "RGB", "PNG": "RGB", "WEBP": "RGB", "AVIF": "RGB", "JPEG2000": "RGB", "TIFF": "RGB"}
@@ -53,7 +53,7 @@ def test_no_program_is_started_for_what_calls_itself_postscript(tmp_path):
     program = """
 import sys
 from siglip_ref.errors import UsageError
-from siglip_ref.preprocess import open_image
+from siglip_ref.use.preprocess import open_image
 try:
     open_image(sys.argv[1])
 except UsageError:
@@ -241,7 +241,7 @@ def test_the_command_line_takes_what_pillow_warns_of(tmp_path, monkeypatch, caps
     """Half the largest size: a warning that names a line of Pillow's."""
     import warnings
 
-    import siglip_ref.cli as cli
+    import siglip_ref.cli.main as cli
 
     text = "Image size (169000000 pixels) exceeds limit of 89478485 pixels"
     monkeypatch.setattr(cli, "app", lambda: warnings.warn(text, Image.DecompressionBombWarning, stacklevel=1))

@@ -15,7 +15,7 @@ from pictures import SIZES, image, picture
 from PIL import Image
 
 from siglip_ref.errors import UsageError
-from siglip_ref.preprocess import PREPROCESS, grid, levels, open_image, patches, pixels, read_settings, resize
+from siglip_ref.use.preprocess import PREPROCESS, grid, levels, open_image, patches, pixels, read_settings, resize
 
 RECORDED = dict(np.load(Path(__file__).parent / "recorded.npz"))
 

@@ -7,8 +7,8 @@ import pytest
 
 import siglip_ref as sr
 from siglip_ref import fast, ops
-from siglip_ref.check.model_probe import model_probe
-from siglip_ref.embed import image_embeddings, text_embeddings
+from siglip_ref.check.model.probe import model_probe
+from siglip_ref.use.inference import image_embeddings, text_embeddings
 
 TINY = sr.config("tiny")
 CHANGES = (

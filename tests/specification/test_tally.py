@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siglip_ref import tally as tallies
-from siglip_ref.fast import granules
+from siglip_ref.fast.kernels import binned as granules
 from siglip_ref.tally import BITS, DIGITS, MOST_TERMS, merge, put, tally, total
 
 KINDS = [np.dtype(np.float32), np.dtype(np.float64)]

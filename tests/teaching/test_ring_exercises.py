@@ -16,7 +16,7 @@ from mpi.comm import ThreadComm
 from mpi.cost import traffic
 from mpi.job import run
 from mpi.loss import ring_sigmoid_loss
-from mpi.progress import Progress
+from mpi.watchdog.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))

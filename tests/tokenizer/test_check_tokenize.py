@@ -7,8 +7,8 @@ import pytest
 from corpus import like_c4
 
 import siglip_ref as sr
-from siglip_ref.tokenizer import byte_tokenizer, sentencepiece_tokenizer
-from siglip_ref.wording import TEXT_CONVENTIONS
+from siglip_ref.use.text_conventions import TEXT_CONVENTIONS
+from siglip_ref.use.tokenizer import byte_tokenizer, sentencepiece_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from corpus import TEXTS, like_c4, like_gemma
 
 from siglip_ref.errors import UsageError
-from siglip_ref.tokenizer import byte_tokenizer, find_tokenizer, json_tokenizer, sentencepiece_tokenizer
-from siglip_ref.wording import CLEAN, TEXT_CONVENTIONS, ascii_lower
+from siglip_ref.use.text_conventions import CLEAN, TEXT_CONVENTIONS, ascii_lower
+from siglip_ref.use.tokenizer import byte_tokenizer, find_tokenizer, json_tokenizer, sentencepiece_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from training_cases import alone, mini
 from siglip_ref.data.captioned import NOISE, STILL
 from siglip_ref.data.shapes import ALL
 from siglip_ref.data.sources import open_data
-from siglip_ref.tokenizer import byte_tokenizer
 from siglip_ref.training.batches import Batches
+from siglip_ref.use.tokenizer import byte_tokenizer
 
 
 def captions(part):

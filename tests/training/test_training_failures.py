@@ -9,8 +9,8 @@ from mpi.comm import RankFailed
 from siglip_ref.data.captioned import STILL
 from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
+from siglip_ref.training.saved.store import newest
 from siglip_ref.training.settings import TrainingStopped
-from siglip_ref.training.store import newest
 
 
 @pytest.fixture(autouse=True)

@@ -17,15 +17,15 @@ import siglip_ref as sr
 from mpi.comm import RankFailed
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
-from siglip_ref.training import folder, store
-from siglip_ref.training.folder import LOCK, MANIFEST, one_training
+from siglip_ref.training.saved import folder, store
+from siglip_ref.training.saved.folder import LOCK, MANIFEST, one_training
 
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 from pytest import MonkeyPatch
 from training_cases import mini
-from siglip_ref.cli import main
+from siglip_ref.cli.main import main
 mini(MonkeyPatch())
 main()
 """
@@ -195,7 +195,7 @@ def test_what_a_training_wrote_is_no_data(tmp_path):
 
 
 def test_ranks_that_would_go_on_from_different_steps(tmp_path, monkeypatch):
-    from siglip_ref.training import resume
+    from siglip_ref.training.saved import resume
 
     on_ranks(2, tmp_path, steps=4)
     ask = iter([lambda place: store.newest(place), lambda place: (None, [])])

@@ -7,8 +7,8 @@ from training_cases import alone, mini, on_ranks, worst
 from mpi.comm import ThreadComm
 from mpi.train import ring_sum
 from mpi.wrappers import Counted
-from siglip_ref.embed import best_ops
 from siglip_ref.training import task
+from siglip_ref.use.inference import best_ops
 
 
 @pytest.fixture(autouse=True)

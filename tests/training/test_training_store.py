@@ -10,9 +10,9 @@ import pytest
 from training_cases import alone, mini, settings
 
 from siglip_ref.errors import UsageError
-from siglip_ref.training import store
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
+from siglip_ref.training.saved import store
 from siglip_ref.training.settings import TrainingStopped
 
 TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(2), "c": np.zeros((0, 3))}
@@ -104,7 +104,7 @@ import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import training_cases
 from pytest import MonkeyPatch
-from siglip_ref.cli import main
+from siglip_ref.cli.main import main
 training_cases.mini(MonkeyPatch())
 sys.argv[1:] = ["train", "--data", "digits", "--model", "mini", "--steps", "4", "--batch", "8", "--out", sys.argv[2]]
 main()

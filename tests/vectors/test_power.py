@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from siglip_ref.arithmetic.ball import balls, overlap, precision, radius
-from siglip_ref.check.mistakes import CATALOGUE, Mistake, executable, reference
-from siglip_ref.check.noise import TIMES
+from siglip_ref.mistakes import CATALOGUE, Mistake, executable, reference
+from siglip_ref.noise.measure import TIMES
 from siglip_ref.vectors.pages import noise_page, power_page
 from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, mistaken, noise, powers, run
 from siglip_ref.vectors.store import packaged

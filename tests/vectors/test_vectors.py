@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.mistakes import reference
+from siglip_ref.mistakes import reference
 from siglip_ref.vectors.content import FLAGS, drafts
 from siglip_ref.vectors.draw import integers, numbers, partners, unit_rows
 from siglip_ref.vectors.export import export

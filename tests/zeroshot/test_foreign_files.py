@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.cli import main
+from siglip_ref.cli.main import main
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "checkpoint"))
 from saved import CFG, PARAMS, save, settings, tensors, write  # beside the tests of checkpoints

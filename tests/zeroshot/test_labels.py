@@ -17,11 +17,11 @@ import siglip_ref as sr
 from siglip_ref import ops as specification
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
-from siglip_ref.labels import look_alike, require_words, same_to_the_model
-from siglip_ref.loading import load
-from siglip_ref.tokenizer import Tokenizer, byte_tokenizer, cut_note
-from siglip_ref.typed import read_lines, tidy, visible
-from siglip_ref.wording import TEXT_CONVENTIONS
+from siglip_ref.process.typed import read_lines, tidy, visible
+from siglip_ref.use.labels import look_alike, require_words, same_to_the_model
+from siglip_ref.use.load import load
+from siglip_ref.use.text_conventions import TEXT_CONVENTIONS
+from siglip_ref.use.tokenizer import Tokenizer, byte_tokenizer, cut_note
 
 LONG = replace(CFG, text_length=64)
 
@@ -67,8 +67,8 @@ def test_labels_of_which_nothing_is_left_are_refused(convention, label):
 
 
 def load_small():
-    from siglip_ref.preprocess import PREPROCESS
-    from siglip_ref.zeroshot import Model
+    from siglip_ref.use.preprocess import PREPROCESS
+    from siglip_ref.use.zeroshot import Model
 
     params = sr.init(CFG, seed=1, dtype=np.float32)
     return Model(CFG, params, PREPROCESS["huggingface"], lambda: byte_tokenizer(16), specification)
@@ -172,7 +172,7 @@ def test_vectors_that_are_no_numbers_are_not_written(capsys, photos, tmp_path):
 BLOCKED = """
 import sys
 sys.modules["numba"] = None
-from siglip_ref.cli import main
+from siglip_ref.cli.main import main
 main()
 """
 

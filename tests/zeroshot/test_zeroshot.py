@@ -11,13 +11,13 @@ from PIL import Image
 
 import siglip_ref as sr
 from siglip_ref import ops as specification
-from siglip_ref.check import checkpoint
+from siglip_ref.check.files import checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.cli import main
+from siglip_ref.cli.main import main
 from siglip_ref.errors import UsageError
-from siglip_ref.loading import load
-from siglip_ref.preprocess import PREPROCESS, pixels
-from siglip_ref.zeroshot import TEMPLATE, fill
+from siglip_ref.use.load import load
+from siglip_ref.use.preprocess import PREPROCESS, pixels
+from siglip_ref.use.zeroshot import TEMPLATE, fill
 
 CFG = replace(sr.config("mu/16"), conventions=sr.preset("huggingface"))
 RNG = np.random.default_rng(1)

@@ -1,0 +1,1 @@
+"""Processes beside the ranks: who failed, where and why; then everything ends."""

@@ -1,0 +1,74 @@
+"""What is said of a loss that cannot be called, from what it raised and what it is."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from siglip_ref.check.call.answers import in_a_line
+from siglip_ref.check.call.frameworks import describe
+from siglip_ref.errors import UsageError
+
+_SCALES = ("scale", "temp", "tau", "t_prime")  # parts of a parameter's name that speak of the scale
+
+
+def own_parameters(fn: object) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the parameters that a Torch module holds itself; none of anything else."""
+    named = getattr(fn, "named_parameters", None)
+    if named is None or not callable(getattr(fn, "forward", None)):
+        return []
+    return [(name, tuple(parameter.shape)) for name, parameter in named()]
+
+
+def holds_its_own(fn: Any, arguments: int = 4) -> UsageError | None:
+    """The error for a module whose scale and bias are its own parameters, so that it takes fewer arguments; None where
+    it is no such module."""
+    parameters = own_parameters(fn)
+    if not parameters or _takes(fn.forward, arguments):
+        return None
+    listed = ", ".join(f"{name} {list(shape)}" for name, shape in parameters)
+    call = f"torch.func.functional_call(fn, {_given(parameters)}, (image, text))"
+    return UsageError(
+        expected="a loss with four arguments by position: image_embed, text_embed, log_scale, bias",
+        got=f"{describe(fn)}.forward{inspect.signature(fn.forward)}, a module with parameters of its own: {listed}",
+        cause="scale and bias are not among its arguments",
+        repair=f"lambda image, text, log_scale, bias: {call}; look at which is which, and whether it stores the scale "
+        "or its logarithm",
+    )
+
+
+def refuses_everything(error: Exception | None, device: str) -> UsageError:
+    """The error for a loss that raised at every probe."""
+    words = in_a_line(error)
+    wrap = "wrap it: lambda image, text, log_scale, bias: fn(...)"
+    cause, repair = "", f"give the shapes it needs, dims=dict(batch=16, dim=32); another dtype=; or {wrap}"
+    if "cuda" in words.lower() and device == "cpu":
+        cause = "it asks for a GPU, and was given tensors on the CPU"
+        repair = (
+            'device="cuda"; where there is none: siglip-ref vectors export, compute there, siglip-ref check dump here'
+        )
+    elif isinstance(error, TypeError) and "argument" in words:
+        cause, repair = "it takes other arguments", wrap
+    return UsageError(
+        expected="a loss that can be called with (image_embed, text_embed, log_scale, bias)",
+        got=f"{words} at every probe",
+        cause=cause,
+        repair=repair,
+    )
+
+
+def _takes(forward: Any, count: int) -> bool:
+    try:
+        inspect.signature(forward).bind(*(None for _ in range(count)))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _given(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    """The dict that gives them: the one that sounds like a scale gets it, another one the bias."""
+    scale = next((name for name, _ in parameters if any(part in name.lower() for part in _SCALES)), parameters[0][0])
+    others: Iterable[tuple[str, tuple[int, ...]]] = (entry for entry in parameters if entry[0] != scale)
+    bias = next((name for name, _ in others), None)
+    values = {scale: "log_scale"} | ({bias: "bias"} if bias else {})
+    shaped = {name: f".reshape({list(shape)})" * bool(shape) for name, shape in parameters}
+    return "{" + ", ".join(f'"{name}": {value}{shaped[name]}' for name, value in values.items()) + "}"

@@ -1,0 +1,122 @@
+"""What a PASS is worth: which mistakes of the catalogue this very run would have seen, and to which it was blind.
+
+Every mistake that is of this kind of check is made in the reference, at the probes and within the tolerances of the
+run, and only where something was judged: what was out of range shows nothing. What does not show is held against the
+run, whether a finer format would have shown it or not. All other mistakes are named with the reason why they are not
+of this check, so that every id of the catalogue is in one of the three places.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from siglip_ref.check.call.contract_clauses import CLAUSES
+from siglip_ref.check.call.frameworks import Outcome, Setting, Way
+from siglip_ref.check.diagnosis.predict import ONE_SIDE, predict_loss
+from siglip_ref.check.expected.expected import Convention, Truth
+from siglip_ref.check.expected.probes import Probe
+from siglip_ref.check.expected.tolerance import SAFETY
+from siglip_ref.mistakes import CATALOGUE, Home, Mistake
+from siglip_ref.ops.elementary import Array
+from siglip_ref.report.compare import Row
+from siglip_ref.report.data import Sight
+
+Effect = Callable[[Mistake, str], Iterable[tuple[Array, Array, Array]]]
+UNIT_ROWS = 'in normalising (rows are unit here: embeddings="raw", or check_model)'
+REASONS: dict[Home, str] = {
+    "loss": "in the loss (check_loss)",
+    "model": "in towers (check_model)",
+    "pixels": "in the gradient of the pixels (check_dump)",
+    "ranks": "between ranks (check_distributed_loss)",
+    "step": "in training steps (check_step)",
+    "preprocess": "in preprocessing (check_preprocess)",
+    "tokenize": "in tokenising (check_tokenize)",
+    "equivalent": "that change nothing in exact arithmetic",
+    "": "that change no number of a loss or a model",
+}
+
+
+def sight(
+    own: Iterable[Mistake],
+    dtype: str,
+    effect: Effect,
+    *,
+    shown: Mapping[str, bool] | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Sight:
+    """Sort the catalogue.
+
+    Parameters
+    ----------
+    own : the mistakes that this kind of check is there to see, each with edits that make it
+    dtype : in which the run was judged
+    effect : (mistake, dtype) -> for each tensor: what the mistake makes of it, what is right, how far off is allowed
+    shown : ids of mistakes that no edit can make, which this check looks for otherwise: whether it did
+    reasons : by id, why a mistake is not of this check, where it is another reason than that of its kind
+    """
+    seen = {mistake.id: _shows(effect(mistake, dtype)) for mistake in own}
+    return sorted_out(seen | {id: did for id, did in (shown or {}).items() if id in CATALOGUE}, dtype, reasons or {})
+
+
+def sorted_out(seen: Mapping[str, bool], dtype: str, reasons: Mapping[str, str]) -> Sight:
+    """A check that would have seen these, or not; all others have a reason of their own, or that of their kind."""
+    rest = {m.id: reasons.get(m.id) or REASONS[m.home] for m in CATALOGUE.values() if m.id not in seen}
+    return Sight(tuple(id for id in seen if seen[id]), tuple(id for id in seen if not seen[id]), rest, dtype)
+
+
+def loss_sight(
+    outcomes: Mapping[str, tuple[Probe, Outcome, Truth]],
+    details: Sequence[Row],
+    convention: Convention,
+    setting: Setting,
+    ways: Sequence[Way],
+    looked_for: Mapping[str, bool] | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Sight:
+    """Of a loss in one process: outcomes by label, as judged in `details`; ways: the clauses of its contract.
+
+    Parameters
+    ----------
+    looked_for, reasons : as `shown` and `reasons` of `sight`: what is found without an edit that makes it
+    """
+    judged = {(row.probe, row.name) for row in details if row.right or row.verdict == "FAIL"}
+
+    def effect(mistake: Mistake, dtype: str) -> Iterable[tuple[Array, Array, Array]]:
+        for label, (probe, _, right) in outcomes.items():
+            if label != probe.label:  # a clause of the contract, at a probe that is here already
+                continue
+            for name, value in predict_loss([mistake], probe, convention, dtype).items():
+                if (label, name) in judged:
+                    yield value, right.exact[name], SAFETY * right.noise[name]
+
+    own = [m for m in CATALOGUE.values() if m.home == "loss" and m.edits]
+    unfit = {m.id: UNIT_ROWS for m in own if convention.embeddings == "unit" and _normalises(m)}
+    called = {row.probe for row in details}
+    clauses = [CLAUSES[way] for way in ways]
+    shown = {one.id: True for one in clauses}
+    for one in clauses:
+        shown[one.id] &= any(probe.endswith(one.label) for probe in called)
+    mine = [m for m in own if m.id not in unfit]
+    return sight(mine, setting.dtype, effect, shown=shown | dict(looked_for or {}), reasons=unfit | dict(reasons or {}))
+
+
+def _normalises(mistake: Mistake) -> bool:
+    """Whether it is made in the division of a row by its length, which a loss that is given unit rows has not."""
+    return mistake.id == ONE_SIDE or all(edit.file == "ops/normalize.py" for edit in mistake.edits)
+
+
+def in_the_catalogue(ids: Collection[str]) -> list[str]:
+    """With the catalogue's words."""
+    return [f"{name}: {CATALOGUE[name].text}" for name in ids]
+
+
+def _shows(tensors: Iterable[tuple[Array, Array, Array]]) -> bool:
+    """Whether some tensor is further off than allowed; a mistake that cannot even run is seen."""
+    with np.errstate(all="ignore"):
+        try:
+            return any(
+                np.shape(value) != np.shape(right) or not np.all(np.abs(value - right) <= allowed)
+                for value, right, allowed in tensors
+            )
+        except (ValueError, IndexError, FloatingPointError):
+            return True

@@ -1,0 +1,220 @@
+"""What explains the tensors that were seen: mistakes of the catalogue are made in the reference, and compared.
+
+A mistake explains a wrong tensor as far as its own result is nearer to what was seen than the right one is; a right
+tensor that it would have made wrong counts against it. What explains everything to within rounding is a finding: a
+mistake; else two or three made together; else a pattern of every wrong tensor, see
+`siglip_ref.check.diagnosis.patterns`. What explains a good part is a suspicion, and says its share; below that the
+answer is "unknown", with what is known: where it begins, and the patterns of some tensors.
+
+A gradient that is zero everywhere did not arrive. That is said first, and the rest explained without it, unless
+mistakes that make it zero themselves explain everything.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from siglip_ref.check.diagnosis.explained import (
+    FINDING,
+    Explanation,
+    Pattern,
+    detached,
+    findings_of,
+    of_patterns,
+    unknown,
+)
+from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
+from siglip_ref.mistakes import Mistake
+from siglip_ref.ops.elementary import Array
+from siglip_ref.report.data import Finding
+
+ALL = 0.999  # of it, demanded of mistakes made together
+SUSPICION = 0.8  # named as a suspicion; less is "unknown"
+WHOLLY = 0.3  # of the wrong tensors, which a suspicion explains to within rounding
+TOGETHER = 3  # mistakes at once, at most
+KEPT = 4  # the best combinations of n mistakes from which those of n + 1 are built, and which are tried everywhere
+LISTED = 3
+
+
+Tensors = Mapping[tuple[str, str], Array]  # by (probe, tensor)
+Predict = Callable[[Sequence[Mistake]], Tensors]  # what the reference gives with these mistakes made in it
+
+
+Patterns = Callable[[Sequence[Seen]], Sequence[Pattern]]
+
+
+def explain(
+    seen: Sequence[Seen],
+    mistakes: Sequence[Mistake],
+    predict: Predict,
+    patterns: Patterns = lambda seen: (),
+    is_gradient: Callable[[str], bool] = lambda name: name != "loss",
+) -> list[Finding]:
+    """Findings, best first; empty if nothing is wrong.
+
+    Parameters
+    ----------
+    seen : every tensor of every probe, right ones too
+    mistakes : candidates, the more frequent ones first
+    predict : runs the reference with mistakes made in it, at the same probes; it, or a look at what it returns, raises
+        ValueError where two of them change the same line
+    patterns : what is seen in tensors without knowing of any mistake
+    is_gradient : whether a tensor is one, by its name
+    """
+    wrong = [tensor for tensor in seen if is_wrong(tensor)]
+    if not wrong:
+        return []
+    absent = [name for name in _names(wrong) if is_gradient(name) and _is_zero(name, seen)]
+    alone, whole = _wholly(seen, mistakes, predict)
+    whole = [entry for entry in whole if _made_zero(entry, absent, seen, predict) == absent]
+    everything, first = seen, list[Finding]()
+    if absent and not whole:
+        seen = [one for one in seen if one.name not in absent]
+        wrong = [one for one in wrong if one.name not in absent]
+        alone, whole = _wholly(seen, mistakes, predict)
+        made = [_made_zero(entry, absent, everything, predict) for entry in whole]
+        most = max(made, key=len, default=[])
+        whole = [entry for entry, zero in zip(whole, made, strict=True) if zero == most]
+        left = [name for name in absent if name not in most]
+        first = [detached(left)] if left else []
+    names, found = _names(wrong), list(patterns(seen))
+    if whole:
+        return first + [finding for entry in whole for finding in findings_of(entry, names, found)]
+    if not wrong:
+        return first
+    if {pattern.tensor for pattern in found} >= set(names):
+        return [*first, of_patterns(found)]
+    told = [entry for entry in alone if entry.share >= SUSPICION and _explains_some(entry, wrong, predict)][:LISTED]
+    suspicions = [finding for entry in told for finding in findings_of(entry, names)]
+    return first + (suspicions or [unknown(wrong[0].name, wrong[0].probe, found)])
+
+
+def _wholly(
+    seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict
+) -> tuple[list[Explanation], list[Explanation]]:
+    """All mistakes by what they explain alone; and what explains everything, alone or together, each in one form."""
+    wrong = [one for one in seen if is_wrong(one)]
+    alone = _ranked(seen, ((mistake,) for mistake in mistakes), predict) if wrong else []
+    whole = [entry for entry in alone if entry.share >= FINDING]
+    if wrong and not whole:
+        whole = _together(seen, wrong, mistakes, predict)
+    by_ids: dict[tuple[str, ...], Explanation] = {}
+    for entry in whole:
+        by_ids.setdefault(tuple(mistake.id for mistake in entry.mistakes), entry)
+    return alone, list(by_ids.values())[:LISTED]
+
+
+def _names(tensors: Sequence[Seen]) -> list[str]:
+    return list(dict.fromkeys(tensor.name for tensor in tensors))
+
+
+def _is_zero(name: str, seen: Sequence[Seen]) -> bool:
+    """Whether a tensor is zero at every probe."""
+    return not any(np.any(one.got) for one in seen if one.name == name)
+
+
+def _made_zero(entry: Explanation, absent: Sequence[str], seen: Sequence[Seen], predict: Predict) -> list[str]:
+    """Which of these gradients the mistakes themselves take away; to make one small is not enough."""
+    with np.errstate(all="ignore"):
+        predicted = predict(entry.mistakes)
+        off = {one.name for one in seen if not distance(one, predicted[one.probe, one.name]) <= 2}
+    return [name for name in absent if name not in off]
+
+
+def _explains_some(entry: Explanation, wrong: Sequence[Seen], predict: Predict) -> bool:
+    """A suspicion explains a part wholly; to be nearer everywhere and right nowhere is chance."""
+    with np.errstate(all="ignore"):
+        predicted = predict(entry.mistakes)
+        wholly = sum(distance(one, predicted[one.probe, one.name]) <= 2 for one in wrong)
+    return wholly >= len(wrong) * WHOLLY
+
+
+def _together(
+    seen: Sequence[Seen], wrong: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict
+) -> list[Explanation]:
+    """The best of two or three mistakes made together that explain everything. Of a good part there is no talk: a
+    second mistake that does nothing is always found. All combinations are tried at one probe, the first at which most
+    tensors are wrong, and only of mistakes that change no tensor there that is right."""
+    counts = {label: sum(one.probe == label for one in wrong) for label in dict.fromkeys(one.probe for one in wrong)}
+    first = max(counts, key=lambda label: counts[label])
+    here = [one for one in seen if one.probe == first]
+    ranked = [entry for entry in _ranked(here, ((m,) for m in mistakes), predict) if _within(here, entry, predict)]
+    useful = [mistake for mistake in mistakes if any(entry.mistakes[0] is mistake for entry in ranked)]
+    for count in range(1, TOGETHER + 1):
+        if count > 1:
+            ranked += _ranked(here, _extended(ranked, useful, count), predict)
+        best = [entry for entry in _sorted(ranked) if len(entry.mistakes) == count][:KEPT]
+        whole = _whole(seen, (entry.mistakes for entry in best if count > 1), predict)
+        if not whole and count < TOGETHER:
+            # what explains this probe wholly, and one more that shows at others alone, such as where logits are far
+            whole = _whole(seen, _with_one_more([entry for entry in best if entry.share >= ALL], mistakes), predict)
+        if whole:
+            return whole[:LISTED]
+    return []
+
+
+def _whole(seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], predict: Predict) -> list[Explanation]:
+    """Those that explain every probe."""
+    return [entry for entry in _ranked(seen, candidates, predict) if entry.share >= ALL]
+
+
+def _within(here: Sequence[Seen], entry: Explanation, predict: Predict) -> bool:
+    """Whether a mistake changes some tensors, and none that is right."""
+    with np.errstate(all="ignore"):
+        predicted = predict(entry.mistakes)
+        changed = [one for one in here if not distance(one, predicted[one.probe, one.name], one.exact) <= 2]
+    return bool(changed) and all(is_wrong(one) for one in changed)
+
+
+def _ranked(seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], predict: Predict) -> list[Explanation]:
+    found = []
+    for mistakes in candidates:
+        try:
+            with np.errstate(all="ignore"):
+                found.append(Explanation(mistakes, share_explained(seen, predict(mistakes))))
+        except (ValueError, FloatingPointError):  # they change the same line, or do not fit these shapes
+            continue
+    return _sorted(found)
+
+
+def _sorted(found: Sequence[Explanation]) -> list[Explanation]:
+    """Best first; of equals the one with fewer mistakes, then the more frequent."""
+    return sorted(found, key=lambda entry: (-round(entry.share, 3), len(entry.mistakes)))
+
+
+def _extended(ranked: Sequence[Explanation], mistakes: Sequence[Mistake], count: int) -> Iterator[tuple[Mistake, ...]]:
+    """Every combination of `count` mistakes that holds one of the best combinations of one fewer; for pairs, all."""
+    if count == 2:
+        yield from combinations(mistakes, 2)
+    else:
+        yield from _with_one_more([e for e in _sorted(ranked) if len(e.mistakes) == count - 1][:KEPT], mistakes)
+
+
+def _with_one_more(entries: Sequence[Explanation], mistakes: Sequence[Mistake]) -> Iterator[tuple[Mistake, ...]]:
+    """Each of these with each mistake; a combination once. Forms of one mistake do not go together."""
+    tried = set()
+    for entry in entries:
+        for mistake in mistakes:
+            ids = {m.id for m in entry.mistakes}
+            key = frozenset((m.id, m.text) for m in (*entry.mistakes, mistake))
+            if mistake.id not in ids and key not in tried:
+                tried.add(key)
+                yield (*entry.mistakes, mistake)
+
+
+def share_explained(seen: Sequence[Seen], predicted: Tensors) -> float:
+    """From 0 (nothing) to 1 (everything, to within rounding); each tensor that is wrong, or should be, counts once."""
+    explained, counted = 0.0, 0
+    for tensor in seen:
+        before = distance(tensor, tensor.exact)
+        after = distance(tensor, predicted[tensor.probe, tensor.name])
+        if before <= 1:
+            counted += not after <= 2  # it would have been wrong, and is right
+            continue
+        counted += 1
+        if after <= 2:  # both sides round
+            explained += 1
+        elif np.isfinite(after) and np.isfinite(before):
+            explained += max(0.0, 1 - after / before)
+    return explained / counted if counted else 0.0

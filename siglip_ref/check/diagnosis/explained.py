@@ -1,0 +1,80 @@
+"""What explains wrong tensors, in the words of a finding: mistakes, patterns, or what little is known."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from siglip_ref.mistakes import CATALOGUE, Mistake
+from siglip_ref.report.data import Finding
+
+FINDING = 0.99  # of the deviation explained: named as the mistake
+TIMES = " times the right one"  # how a pattern ends that is a factor
+DETACHED = "no-gradient-arrives"
+_LOOK = "look at the first tensor that deviates, at its smallest probe"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Mistakes made together, and the share of the deviation they explain (1: everything, to within rounding)."""
+
+    mistakes: tuple[Mistake, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One tensor, explained at every probe. id: of the catalogue, or "unknown"; text: what is seen."""
+
+    tensor: str
+    id: str
+    text: str
+
+
+def findings_of(entry: Explanation, tensors: Sequence[str], patterns: Sequence[Pattern] = ()) -> Iterator[Finding]:
+    """One for each mistake of an explanation; with what patterns say in more detail of the same."""
+    certain = entry.share >= FINDING
+    names = ", ".join(tensors)
+    texts = {pattern.text if pattern.text.endswith(TIMES) else "" for pattern in patterns}
+    alike = len(texts) == 1 and "" not in texts and len(patterns) == len(tensors) > 1
+    shared = f"; each is {texts.pop()}" if alike else ""
+    for mistake in entry.mistakes:
+        others = " and ".join(other.id for other in entry.mistakes if other is not mistake)
+        word = "explains" if certain else "a suspicion: explains"
+        evidence = f"{word} {entry.share:.0%} of the deviation of {names}{shared}"
+        if others and mistake is entry.mistakes[0]:
+            evidence = f"together with {others} it {evidence}"
+        elif others:
+            evidence = f"together with {others}"
+        same = [pattern for pattern in patterns if pattern.id == mistake.id]
+        told = () if shared else _in_words(same)
+        yield Finding(mistake.id, names, "", "; ".join((mistake.text, evidence, *told)), mistake.repair)
+
+
+def detached(absent: Sequence[str]) -> Finding:
+    """Gradients that are zero, or missing, at every probe."""
+    names = ", ".join(f"d {name}" for name in absent)
+    mistake = CATALOGUE[DETACHED]
+    return Finding(DETACHED, f"d {absent[0]}", "", f"{names}: no gradient arrives", mistake.repair)
+
+
+def of_patterns(found: Sequence[Pattern]) -> Finding:
+    """Every wrong tensor has a pattern, which may be a general form of one mistake of the catalogue."""
+    id = found[0].id if len({pattern.id for pattern in found}) == 1 else "unknown"
+    names = ", ".join(pattern.tensor for pattern in found)
+    evidence = "; ".join(_in_words(found)) + "; explains 100% of the deviation"
+    if id == "unknown":
+        return Finding(id, found[0].tensor, "", f"a pattern of no single name: {evidence}", _LOOK)
+    return Finding(id, names, "", f"{CATALOGUE[id].text}; {evidence}", CATALOGUE[id].repair)
+
+
+def _in_words(found: Sequence[Pattern]) -> list[str]:
+    """Tensors of which the same is said, together."""
+    texts: dict[str, list[str]] = {}
+    for pattern in found:
+        texts.setdefault(pattern.text, []).append(pattern.tensor)
+    return [f"{', '.join(tensors)}: {text}" for text, tensors in texts.items()]
+
+
+def unknown(tensor: str, probe: str, found: Sequence[Pattern]) -> Finding:
+    """No mistake of the catalogue: say where it begins, and what is seen of some tensors."""
+    facts = [f"begins at {tensor}, at {probe}", *_in_words(found)]
+    return Finding("unknown", tensor, "", "no mistake of the catalogue explains it; " + "; ".join(facts), _LOOK)

@@ -1,0 +1,53 @@
+"""The tensors that a diagnosis looks at: what came, what is right, how far a right one may lie off."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from siglip_ref.check.call.frameworks import Outcome
+from siglip_ref.check.expected.expected import Truth
+from siglip_ref.check.expected.tolerance import SAFETY
+from siglip_ref.ops.elementary import Array
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One tensor of one probe: what came, what is right, how far a right one may lie off (absolute, broadcasts)."""
+
+    probe: str
+    name: str
+    got: Array
+    exact: Array
+    allowed: Array
+
+
+def seen_of(label: str, outcome: Outcome, right: Truth) -> list[Seen]:
+    """The tensors of one call of a loss, but for those that overflow even with correct rounding."""
+    seen = []
+    given = outcome.gradients | {"loss": outcome.loss}
+    for name, exact in right.exact.items():
+        argument = "log_scale" if name == "scale" else name
+        if argument in given and not right.overflows[name]:
+            got = given[argument]
+            values = np.zeros_like(exact) if got is None else got
+            seen.append(Seen(label, name, values, exact, SAFETY * right.noise[name]))
+    return seen
+
+
+def is_wrong(tensor: Seen) -> bool:
+    """NaN is wrong."""
+    return not distance(tensor, tensor.exact) <= 1
+
+
+def distance(tensor: Seen, to: Array, got: Array | None = None) -> float:
+    """Largest deviation in units of what is allowed; NaN and infinity at the same places agree with each other.
+
+    got : what is compared; None: what was seen
+    """
+    got, to = np.asarray(tensor.got if got is None else got, np.float64), np.asarray(to, np.float64)
+    if got.shape != to.shape:
+        return np.inf
+    with np.errstate(all="ignore"):
+        off = np.abs(got - to) / tensor.allowed
+    off = np.where(~np.isfinite(got) & ~np.isfinite(to), 0.0, np.where(got == to, 0.0, off))
+    return float(np.max(np.where(np.isnan(off), np.inf, off), initial=0.0))

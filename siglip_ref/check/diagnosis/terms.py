@@ -1,0 +1,159 @@
+"""The loss as a sum of terms that can be missing, or counted twice: blocks of ranks, positives and negatives apart."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from siglip_ref.check.diagnosis.seen import Seen, distance
+from siglip_ref.check.expected.expected import Convention
+from siglip_ref.check.expected.probes import Probe
+from siglip_ref.ops.elementary import Array, sigmoid, softplus
+from siglip_ref.ops.normalize import normalize_backward, normalize_forward
+
+EMBEDS = ("image_embed", "text_embed")
+Key = tuple[int, int, bool]  # rank of the images, rank of the texts, positives or negatives
+Weights = Mapping[Key, float]
+
+_VISIBLE = 50.0  # a term that is not so many times what is allowed cannot be weighed
+_NEAR = 1e-3  # a weight is called by a simple number that is so near
+
+
+@dataclass(frozen=True)
+class Term:
+    """One block's positives or negatives. tensors: its part of each tensor, in that tensor's shape, divided by B;
+    against_zeros: the same where the texts are zeros, as in a receive buffer that was never filled."""
+
+    key: Key
+    tensors: dict[str, Array]
+    against_zeros: dict[str, Array]
+
+
+def loss_terms(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[Term]:
+    """All terms; they sum up to the loss and its gradients.
+
+    Parameters
+    ----------
+    sizes : pairs of each rank; for one process any one number
+    """
+    scale = probe.scale if convention.scale == "linear" else np.exp(probe.log_scale)
+    x, y = probe.image_embed, probe.text_embed
+    caches = []
+    if convention.embeddings == "raw":
+        eps = 1e-8 if convention.norm == "additive" else 0.0
+        (x, x_cache), (y, y_cache) = (normalize_forward(rows, convention.norm, eps) for rows in (x, y))
+        caches = [x_cache, y_cache]
+    pairs = len(x)
+    similarity = x @ y.T
+    logits = scale * similarity + probe.bias
+    match = np.eye(pairs, dtype=bool)
+    losses = softplus(np.where(match, -logits, logits)) / pairs
+    slopes = np.where(match, -sigmoid(-logits), sigmoid(logits)) / pairs
+    rank_of = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else np.zeros(pairs, int)
+    of_scale, name = (1.0, "scale") if convention.scale == "linear" else (scale, "log_scale")
+    terms = []
+    for images in range(len(sizes)):
+        for texts in range(len(sizes)):
+            block = (rank_of[:, None] == images) & (rank_of == texts)
+            for positive in (True, False) if images == texts else (False,):
+                mask = block & (match == positive)
+                slope = np.where(mask, slopes, 0)
+                d_x, d_y = scale * (slope @ y), scale * (slope.T @ x)
+                if caches:
+                    d_x, d_y = (normalize_backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
+                tensors = {
+                    "loss": np.where(mask, losses, 0).sum(),
+                    "image_embed": d_x,
+                    "text_embed": d_y,
+                    name: of_scale * (slope * similarity).sum(),
+                    "bias": slope.sum(),
+                }
+                met = mask / pairs * sigmoid(np.array(probe.bias))  # slopes, where texts are zeros
+                d_zeros = scale * (met.T @ x)
+                zeros = {
+                    "loss": mask.sum() / pairs * softplus(np.array(probe.bias)),
+                    "text_embed": normalize_backward(d_zeros, caches[1]) if caches else d_zeros,
+                    "bias": met.sum(),
+                }
+                terms.append(Term((images, texts, positive), tensors, zeros))
+    return terms
+
+
+def weights_of(one: Seen, terms: Sequence[Term]) -> Weights | None:
+    """How often each term counts in one embedding's gradient: least squares; None where that does not explain it."""
+    got = np.asarray(one.got, np.float64)
+    allowed = np.broadcast_to(one.allowed, got.shape)
+    columns = [(term.tensors[one.name] / allowed).ravel() for term in terms]
+    if got.shape != terms[0].tensors[one.name].shape or not np.isfinite(got).all():
+        return None
+    if min(np.abs(column).max() for column in columns) < _VISIBLE:
+        return None
+    matrix = np.stack(columns, -1)
+    solution, _, rank, _ = np.linalg.lstsq(matrix, (got / allowed).ravel(), rcond=1e-9)
+    if rank < len(terms):
+        return None
+    weights = {term.key: simple(float(w)) for term, w in zip(terms, solution, strict=True)}
+    total = sum(weights[term.key] * term.tensors[one.name] for term in terms)
+    return weights if distance(one, np.asarray(total)) <= 2 else None
+
+
+def simple(weight: float) -> float:
+    """A whole number, or one over one, if the weight is nearly that."""
+    nearest = round(weight)
+    if abs(weight - nearest) < _NEAR:
+        return float(nearest)
+    inverse = round(1 / weight)
+    return 1 / inverse if inverse and abs(weight * inverse - 1) < _NEAR else weight
+
+
+def describe(weights: Weights, world: int) -> str:
+    """Which terms do not count once, in words, the most general first.
+
+    >>> describe({(0, 0, True): 1, (0, 0, False): 0}, 1)
+    'negatives missing'
+    """
+    odd = {key: weight for key, weight in weights.items() if weight != 1}
+    said: dict[str, list[str]] = {}
+    for name, members in _groups(weights, world):
+        left = {odd[key] for key in members if key in odd}
+        if len(left) == 1 and all(key in odd for key in members):
+            said.setdefault(_times(left.pop(), world), []).append(name)
+            odd = {key: weight for key, weight in odd.items() if key not in members}
+    return "; ".join(f"{_listed(names)} {times}" for times, names in said.items())
+
+
+def _groups(weights: Weights, world: int) -> Iterator[tuple[str, list[Key]]]:
+    """Sets of terms that have a name, the largest first; the last are single blocks."""
+    kinds = {"": (True, False), "positives": (True,), "negatives": (False,)}
+    if world == 1:
+        yield from (("positives", [k for k in weights if k[2]]), ("negatives", [k for k in weights if not k[2]]))
+        return
+    for kind, signs in kinds.items():
+        of = f"{kind} of " if kind else ""
+        keys = [key for key in weights if key[2] in signs]
+        yield f"{of}all blocks", keys
+        if kind != "positives":
+            yield f"{of}all remote blocks", [key for key in keys if key[0] != key[1]]
+        yield f"{of}the own block", [key for key in keys if key[0] == key[1]]
+        for hop in range(1, world):
+            name = "the last hop" if hop == world - 1 else f"hop {hop}"
+            yield f"{of}{name}", [key for key in keys if (key[1] - key[0]) % world == hop and kind != "positives"]
+        for rank in range(world):
+            yield f"{of}the images of rank {rank}", [key for key in keys if key[0] == rank]
+            yield f"{of}the texts of rank {rank}", [key for key in keys if key[1] == rank]
+        for images, texts in dict.fromkeys(key[:2] for key in keys):
+            block = f"{of}the block of rank {images}'s images and rank {texts}'s texts"
+            yield block, [key for key in keys if key[:2] == (images, texts)]
+
+
+def _times(weight: float, world: int) -> str:
+    if weight == 0:
+        return "missing"
+    if weight == round(weight):
+        return f"counted {weight:.0f} times" if weight > 0 else f"counted {weight:.0f} times (sign!)"
+    inverse = f" (1/{1 / weight:.0f})" if abs(1 / weight - round(1 / weight)) < 1e-9 else ""
+    return f"counted {weight:.4g}{inverse} times"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

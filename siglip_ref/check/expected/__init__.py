@@ -1,0 +1,1 @@
+"""The inputs at which a loss is judged, its exact values there, and what is allowed."""

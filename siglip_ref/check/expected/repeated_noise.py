@@ -1,0 +1,161 @@
+"""The noise of a correct loss at a batch of a real size, where most rows are equal.
+
+Equal pairs round alike, so the errors of 31 copies add up as the values do: relative to the whole they are those of one
+copy. One copy of every row, against all rows of the batch, shows them, at 131 / B of the cost.
+
+Sums over the batch need a look of their own: a running sum rounds equal terms alike, so its error grows with how often
+a row comes, and products of other libraries run otherwise than those of the machine at hand.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.arithmetic.variants import Variant, fused, pair_block
+from siglip_ref.check.expected.repeated import Repeated
+from siglip_ref.check.expected.tolerance import NORM_EPS, Given, is_quick, scalars_of, unit_rows_again, way_of
+from siglip_ref.loss import LossAndGrads
+from siglip_ref.noise.measure import FLOAT64, REGIMES, Noise, announce, measure
+from siglip_ref.noise.quick import FEWER_STILL, quick_noise
+from siglip_ref.noise.table import Key, digest, table
+from siglip_ref.ops.elementary import Array, sigmoid
+
+# Pairs from which on a loss in 16 bits must not take the small difference of sums that are each rounded: positives
+# apart from all pairs, or one tile apart from the next. The gradient of the bias, which is such a difference, must then
+# be right to 60 % in bfloat16, whatever drowned it; in float16 underflow may.
+LARGE = 2048
+BIAS_AT_MOST = 0.1  # times its size
+_FACTORS = (1.0, 1.19, 1.41, 1.68)  # at which sums run into the powers of two at other places
+SOME = 16  # rows whose sums are looked at where it must be quick
+TILE = 4  # texts in the smallest tiles that a smaller batch may come in
+
+
+def repeated_noise(given: Given, probe: Repeated, exact: LossAndGrads) -> Noise:
+    """As `siglip_ref.check.expected.tolerance.loss_noise` gives it, for a batch of a real size."""
+    rows = table().find(repeated_key(given, probe), of_distinct(exact, probe), given.regime)
+    if rows is None:
+        quick = is_quick(given)
+        if not quick:
+            announce(f"a loss in {given.regime} at {len(probe.order)} pairs")
+        rows = distinct_noise(given, probe, quick)
+    return Noise(
+        {name: level[probe.order] if np.ndim(level) else level for name, level in rows.absolute.items()}, rows.overflows
+    )
+
+
+def repeated_key(given: Given, probe: Repeated) -> Key:
+    """Of the table: as `siglip_ref.check.expected.tolerance.key_of`, of the distinct rows and their order."""
+    scale = probe.scale if given.linear else probe.log_scale
+    return digest(*probe.rows, scale, probe.bias, probe.order), way_of(given)
+
+
+def of_distinct(exact: LossAndGrads, probe: Repeated) -> LossAndGrads:
+    """The exact numbers of the batch, with one row for each distinct pair: all copies of a pair have the same."""
+    first = np.unique(probe.order, return_index=True)[1]
+    return exact._replace(d_image_embed=exact.d_image_embed[first], d_text_embed=exact.d_text_embed[first])
+
+
+@lru_cache(maxsize=64)
+def distinct_noise(given: Given, probe: Repeated, quick: bool = False) -> Noise:
+    """Of the distinct rows, in the order of `probe.rows`. quick : as `siglip_ref.noise.quick` measures it."""
+    arrays = {
+        "image_embed": probe.rows[0],
+        "text_embed": probe.rows[1],
+        "scale": np.array(probe.scale if given.linear else probe.log_scale),
+        "bias": np.array(probe.bias),
+    }
+    compute = partial(_one_copy, given, probe.order)
+    with np.errstate(all="ignore"):
+        exact = compute(dict(arrays), fused(()))
+    large, narrow = len(probe.order) >= LARGE, _in_16_bits(given)
+    unit = FLOAT64 if given.regime == "float64" else 1.0
+    if quick:
+        found = quick_noise(compute, arrays, exact, given.regime, batch=False)
+        _let_sums_run(found, probe, FEWER_STILL * unit, rows=SOME, factors=_FACTORS[:1])
+        return found
+    # in 16 bits every form is also rounded to nearest: by chance what underflows is right on average
+    found = measure(compute, arrays, exact, given.regime, scalars=scalars_of(given), by_row=True, few=not narrow)
+    if not narrow:
+        _let_sums_run(found, probe, unit)
+    if large and narrow and "bfloat16" in given.regime:
+        found.absolute["d_bias"] = np.minimum(found.absolute["d_bias"], BIAS_AT_MOST * np.abs(exact["d_bias"]))
+    return found
+
+
+def _let_sums_run(
+    found: Noise, probe: Repeated, unit: float, rows: int | None = None, factors: Sequence[float] = _FACTORS
+) -> None:
+    """Every row's gradient is allowed what the worst of them shows where a product adds one term after the other.
+
+    Parameters
+    ----------
+    unit : of the arithmetic, in units of float32; rows : that are looked at, the first ones; None: all
+    """
+    images, texts = probe.rows
+    logits = np.exp(probe.log_scale) * (images @ texts.T) + probe.bias
+    sizes, worst = {}, 0.0
+    for name, slopes, others in (("d_image_embed", logits, texts), ("d_text_embed", logits.T, images)):
+        weights = np.exp(probe.log_scale) / len(probe.order) * sigmoid(slopes)[:, probe.order].T
+        # before what normalising takes away
+        sizes[name] = np.abs(weights.T @ others[probe.order]).max(-1, keepdims=True)
+        for factor in factors:
+            seen = factor * weights[:, :rows, None]
+            terms = np.float32(seen * others[probe.order][:, None, :])  # (B, distinct rows, D)
+            total, running = terms.sum(0, dtype=np.float64), np.add.accumulate(terms, 0)[-1]
+            worst = max(worst, (np.abs(running - total) / np.abs(total).max(-1, keepdims=True)).max())
+    for name, size in sizes.items():
+        found.absolute[name] = np.maximum(found.absolute[name], worst * unit * size)
+
+
+def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
+    """Loss and gradients of one copy of each image against all texts, and of each text against all images."""
+    images, texts, caches = a["image_embed"], a["text_embed"], []
+    if given.norm:
+        eps = NORM_EPS[given.norm]
+        (images, one), (texts, other) = (ops.normalize.forward(rows, given.norm, eps) for rows in (images, texts))
+        caches = [one, other]
+    else:
+        images, texts = unit_rows_again(given, images, texts, ops)
+    log_scale = np.log(a["scale"]) if given.linear else a["scale"]
+    copies, pairs = len(images), len(order)
+    block, tiles = _form(given, pairs, ops)
+    own, loss, d_images, d_texts, d_log_scale, d_bias = np.eye(copies, pairs, dtype=bool), 0, 0, 0, 0, 0
+    for part in np.array_split(np.arange(pairs), tiles):
+        others = order[part]
+        row = block(images, texts[others], log_scale, a["bias"], own[:, part])
+        column = block(images[others], texts, log_scale, a["bias"], own[:, part].T)
+        loss, d_log_scale, d_bias = loss + row[0], d_log_scale + row[3], d_bias + row[4]
+        d_images, d_texts = d_images + row[1], d_texts + column[2]
+    if caches:
+        d_images, d_texts = (
+            ops.normalize.backward(d, cache) for d, cache in zip((d_images, d_texts), caches, strict=True)
+        )
+    if given.linear:
+        d_log_scale = d_log_scale / a["scale"]
+    named = LossAndGrads(loss / copies, d_images / pairs, d_texts / pairs, d_log_scale / copies, d_bias / copies)
+    return named._asdict()
+
+
+def _form(given: Given, pairs: int, ops: Variant) -> tuple[Any, int]:
+    """How this run computes a block, and in how many tiles. Gradients carry 1 / B from the beginning."""
+    tiles = ops.tiles
+    if not ops.form_of_loss:
+        return ops.pair_block, tiles
+    positives, scale_first, by_logarithm = ops.form_of_loss
+    if _in_16_bits(given):
+        positives = "crossed" if positives == "subtracted" else positives
+        if pairs >= LARGE:
+            tiles, positives = 1, "signed" if positives == "apart" else positives
+        elif tiles > 1 and positives == "signed":
+            tiles = -(-pairs // TILE)
+    return pair_block(positives, scale_first, by_logarithm, pairs), tiles
+
+
+def _in_16_bits(given: Given) -> bool:
+    if given.regime == "float64":
+        return False
+    rounding = REGIMES[given.regime].rounding
+    return (rounding.product_out or rounding.format).bits < FORMATS["float32"].bits

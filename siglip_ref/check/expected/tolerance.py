@@ -1,0 +1,158 @@
+"""How far a correct loss may lie from the exact one: the noise that the specification itself shows at the probe.
+
+See `siglip_ref.noise.measure`: the specification runs in rounded arithmetic in every form and order that correct
+programs choose. Allowed is SAFETY times the largest error seen, row by row. SAFETY is calibrated in tests/interop:
+test_loss_torch.py and test_loss_jax.py hold correct forms, which the measurement does not know, to half of that.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS
+from siglip_ref.arithmetic.variants import Variant
+from siglip_ref.check.expected.probes import WIDE_FORMATS
+from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.noise.measure import TIMES, Noise, announce, measure
+from siglip_ref.noise.quick import PAIRS, quick_noise
+from siglip_ref.noise.table import Key, digest, table
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.normalize import NormKind
+
+SAFETY = TIMES
+ARITHMETIC = {name: FORMATS[name] for name in ("float64", "float32", "bfloat16", "float16")}
+MANY_PAIRS = 2**15  # from here on one run of each kind holds enough elements
+_FINE = ("float32", "tf32", "bfloat16 products")  # where rows are unit to rounding, not exactly
+NORM_EPS = {"none": 0.0, "additive": 1e-8, "clamp": 1e-12}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a loss is given and computes in.
+
+    norm : how it normalises its inputs, None: not at all; linear : the scale itself instead of its logarithm
+    regime : a key of `siglip_ref.noise.measure.REGIMES`, or "float64"; scalars : format of scale and bias
+    """
+
+    norm: NormKind | None
+    linear: bool
+    regime: str
+    scalars: str
+
+
+def loss_noise(
+    given: Given, image_embed: Array, text_embed: Array, scale: float, bias: float, exact: LossAndGrads
+) -> Noise:
+    """Noise of a correct loss, absolute, by the names of `LossAndGrads`; one number per row of an embedding's gradient.
+    From the table that ships, where it holds these inputs; else measured, once a process.
+
+    Parameters
+    ----------
+    image_embed, text_embed : float64 arrays (B, D), exact in the regime's format
+    scale : as given to the loss: the logarithm, or the scale itself
+    exact : loss and gradients without rounding
+    """
+    shipped = table().find(key_of(given, image_embed, text_embed, scale, bias), exact, given.regime)
+    if shipped is not None:
+        return shipped
+    if len(image_embed) >= PAIRS and is_quick(given):
+        numbers = {"scale": np.array(scale), "bias": np.array(bias)}
+        inputs = {"image_embed": image_embed, "text_embed": text_embed} | numbers
+        return quick_noise(partial(_loss, given), inputs, exact._asdict(), given.regime)
+    announce(f"a loss in {given.regime} at these shapes")
+    return measured_noise(given, image_embed, text_embed, scale, bias, exact)
+
+
+def is_quick(given: Given) -> bool:
+    """Whether the machine itself computes so, and need not be emulated."""
+    return given.regime in WIDE_FORMATS and scalars_of(given) in ("float32", given.regime)
+
+
+def measured_noise(
+    given: Given,
+    image_embed: Array,
+    text_embed: Array,
+    scale: float,
+    bias: float,
+    exact: LossAndGrads,
+    few: bool | None = None,
+) -> Noise:
+    """The same, measured now. few : one run of each kind; None: where there are enough elements."""
+    exact_bytes = tuple(np.asarray(value, np.float64).tobytes() for value in exact)
+    rows = image_embed.tobytes(), text_embed.tobytes()
+    return _measured(given, image_embed.shape, *rows, scale, bias, exact_bytes, few)
+
+
+def key_of(given: Given, image_embed: Array, text_embed: Array, scale: float, bias: float) -> Key:
+    """Of the table: a digest of all numbers that the loss is given; how it is given them, and what it computes in."""
+    return digest(image_embed, text_embed, scale, bias), way_of(given)
+
+
+def way_of(given: Given) -> str:
+    """How a loss is given its numbers, and what it computes in: half of a key."""
+    scalars = "" if given.regime == "float64" else scalars_of(given)
+    return f"{given.norm or 'unit'}, {'linear' if given.linear else 'log'}, {given.regime}, {scalars}"
+
+
+def scalars_of(given: Given) -> str:
+    """The scale itself has no rounding of exp: its logarithm, which the specification wants, is taken in float32."""
+    return "float32" if given.linear and given.regime != "float64" else given.scalars
+
+
+@lru_cache(maxsize=1024)  # the same probes are asked for again and again, by every loss that is checked
+def _measured(
+    given: Given,
+    shape: tuple[int, int],
+    image: bytes,
+    text: bytes,
+    scale: float,
+    bias: float,
+    exact: tuple[bytes, ...],
+    few: bool | None,
+) -> Noise:
+    arrays = {
+        "image_embed": np.frombuffer(image).reshape(shape),
+        "text_embed": np.frombuffer(text).reshape(shape),
+        "scale": np.array(scale),
+        "bias": np.array(bias),
+    }
+    shapes = ((), shape, shape, (), ())
+    right = {n: np.frombuffer(v).reshape(s) for n, v, s in zip(LossAndGrads._fields, exact, shapes, strict=True)}
+    few = shape[0] ** 2 > MANY_PAIRS if few is None else few
+    compute = partial(_loss, given)
+    return measure(compute, arrays, right, given.regime, scalars=scalars_of(given), by_row=True, few=few)
+
+
+def _loss(given: Given, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
+    x, y, caches = a["image_embed"], a["text_embed"], []
+    if given.norm:
+        (x, x_cache), (y, y_cache) = (ops.normalize.forward(rows, given.norm, NORM_EPS[given.norm]) for rows in (x, y))
+        caches = [x_cache, y_cache]
+    else:
+        x, y = unit_rows_again(given, x, y, ops)
+    log_scale = np.log(a["scale"]) if given.linear else a["scale"]
+    tile = -(-len(x) // ops.tiles)
+    out = sigmoid_loss(x, y, log_scale, a["bias"], tile=tile, ops=ops)._asdict()
+    if caches:
+        out["d_image_embed"], out["d_text_embed"] = (
+            ops.normalize.backward(out[name], cache)
+            for name, cache in zip(("d_image_embed", "d_text_embed"), caches, strict=True)
+        )
+    if given.linear:
+        out["d_log_scale"] = out["d_log_scale"] / a["scale"]
+    return out
+
+
+def unit_rows_again(given: Given, x: Array, y: Array, ops: Variant) -> tuple[Array, Array]:
+    """Unit rows, normalised all the same in some runs: a loss may do so for safety, and moves nothing but rounding."""
+    if not ops.normalises_again or given.regime not in _FINE or (_exact(x) and _exact(y)):
+        return x, y
+    x, y = (ops.normalize.forward(rows, "clamp", NORM_EPS["clamp"])[0] for rows in (x, y))
+    return x, y
+
+
+def _exact(rows: Array) -> bool:
+    """Whether rows are exactly unit, or zero: normalising them again changes nothing."""
+    plain = np.asarray(rows).view(np.ndarray)
+    return bool(np.isin((plain * plain).sum(-1), (0.0, 1.0)).all())

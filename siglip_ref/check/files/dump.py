@@ -1,0 +1,242 @@
+"""Judge tensors that any program wrote for a golden vector: NumPy alone, whatever language or framework made them."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from siglip_ref.check.diagnosis.coverage import in_the_catalogue, sorted_out
+from siglip_ref.check.diagnosis.diagnose import explain, share_explained
+from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.errors import UsageError
+from siglip_ref.mistakes import CATALOGUE, Mistake, reference
+from siglip_ref.noise.measure import TIMES
+from siglip_ref.ops.elementary import Array
+from siglip_ref.report.compare import Kind, compare, not_checked, out_of_range
+from siglip_ref.report.data import Case, Finding, Report, Sight
+from siglip_ref.report.verdict import Judgement, judgement
+from siglip_ref.vectors.files import read_npz, read_safetensors
+from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, mistaken, run
+from siglip_ref.vectors.store import Vector, packaged
+
+COMBINED = 6  # mistakes that are tried together
+
+PROGRAM = """import siglip_ref as sr
+print(sr.check_dump("case.npz", vector={vector!r}, dtype={dtype!r}))
+"""
+
+
+def check_dump(path: str | Path, vector: str | None = None, dtype: str | None = None, partial: bool = False) -> Report:
+    """Compare a file of tensors with a golden vector.
+
+    Parameters
+    ----------
+    path : .safetensors or .npz, tensors under the names of the vector's expected values
+    vector : id of the vector; None: the file's metadata "vector" (safetensors only)
+    dtype : what it was computed in; None: the narrowest float type in the file
+    partial : judge what is there; else a missing tensor is a failure
+
+    Returns
+    -------
+    Report, with a finding for each mistake of the catalogue that explains what deviates
+
+    Raises
+    ------
+    UsageError (VectorError for an unreadable file)
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".npz"):
+        cause, repair = "the ending chooses the format", "numpy.savez, or safetensors' save_file"
+        raise UsageError("a .safetensors or .npz file", path.name, cause, repair)
+    tensors, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_npz(path), {})
+    name = vector or metadata.get("vector")
+    if name is None:
+        raise UsageError(
+            expected="the id of the golden vector that this is the answer to",
+            got=f"{path.name}, which does not say",
+            cause=_no_metadata(path),
+            repair=f"check_dump({path.name!r}, vector=...); siglip-ref vectors list shows all",
+        )
+    return judge(
+        packaged().find(name),
+        tensors,
+        dtype or metadata.get("dtype") or _dtype_of(tensors),
+        f"{path.name} against {name}",
+        partial,
+    )
+
+
+def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, partial: bool = False) -> Report:
+    """Hold tensors against a vector's, within the noise that correct programs show in `dtype`."""
+    _require(vector, got, dtype)
+    noise = measured().noise_of(vector, dtype)
+    rows, seen, missing = [], [], []
+    for name in in_order(vector):
+        expected, (kind, shown), level = vector.expected[name], kind_of(name), noise[name]
+        if name not in got:
+            missing.append(shown)
+            if not partial:
+                rows.append(not_checked(shown, kind, "not in the file"))
+        elif level is None:
+            rows.append(out_of_range(shown, kind, f"overflows in {dtype} even with correct rounding"))
+        else:
+            scale = vector.zero.get(name)
+            rows.append(compare(shown, got[name], expected, TIMES * level, kind=kind, zero_scale=scale, noise=level))
+            allowed = np.asarray(TIMES * level * vector.unit(name))
+            if got[name].shape == expected.shape:
+                seen.append(Seen(vector.id, name, got[name], expected, allowed))
+    judged = judgement(rows)
+    judged = Judgement("FAIL") if missing and not partial else judged
+    worth = _sight(vector, dtype, {row.name for row in rows if row.right or row.verdict == "FAIL"})
+    notes = [f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}"] if missing else []
+    return Report(
+        title=f"{title}, {dtype}",
+        verdict=judged.verdict,
+        rows=rows,
+        findings=_findings(vector, seen, dtype) if any(row.verdict == "FAIL" for row in rows) else [],
+        conventions={name: str(value) for name, value in vector.conventions.items()},
+        not_checked=[f"{len(missing)} tensors that are not in the file"] if missing else [],
+        blind=in_the_catalogue(worth.blind),
+        notes=notes,
+        details=rows,
+        unjudged=judged.unjudged,
+        case=Case(dict(got), PROGRAM.format(vector=vector.id, dtype=dtype)),
+        sight=worth,
+    )
+
+
+def _sight(vector: Vector, dtype: str, judged: Collection[str]) -> Sight:
+    """Of the mistakes that vectors of this kind show in float64: those that this one shows in these tensors."""
+    whole = all(kind_of(name)[1] in judged for name, level in measured().noise_of(vector, dtype).items() if level)
+    alike = {one.id for one in packaged().vectors.values() if one.task == vector.task}
+    seen = {}
+    for name in measured().power:
+        if name in CATALOGUE and measured().best(name, "float64", alike)[0] >= SEEN:
+            seen[name] = measured().best(name, dtype, {vector.id})[0] >= SEEN
+            if seen[name] and not whole:  # the table is of all tensors together
+                seen[name] = _power(vector, CATALOGUE[name], dtype, judged) >= SEEN
+    other = {name: f"that no vector of {vector.task} shows" for name, rows in measured().power.items() if rows}
+    return sorted_out(seen, dtype, other)
+
+
+def _power(vector: Vector, mistake: Mistake, dtype: str, judged: Collection[str]) -> float:
+    """The largest error that a mistake makes in these tensors, in units of their noise."""
+    found = errors(vector, mistaken(vector, mistake, "float64" if dtype == "float64" else "float32"))
+    noise = measured().noise_of(vector, dtype)
+    return max((found[n] / level for n, level in noise.items() if level and kind_of(n)[1] in judged), default=0.0)
+
+
+def in_order(vector: Vector) -> list[str]:
+    """The expected tensors as the network has them: values on the way forward, what comes out last; then gradients, so
+    that the way back goes through them from the last to the first."""
+    values = [name for name in vector.expected if kind_of(name)[0] != "gradient"]
+    values.sort(key=lambda name: name == "out")  # a tower's vectors have it first
+    inputs = [name.removeprefix("params/") for name in vector.inputs]
+    places = {name: place for place, name in enumerate([*inputs, *(f"@{name}" for name in values)])}
+    gradients = [name for name in vector.expected if kind_of(name)[0] == "gradient"]
+    gradients.sort(key=lambda name: places.get(kind_of(name)[1], len(places)))
+    return values + gradients
+
+
+def kind_of(name: str) -> tuple[Kind, str]:
+    """What an expected tensor is, and its name in a report.
+
+    >>> kind_of("rank0/d_text_embed"), kind_of("d/text/token"), kind_of("image/stem"), kind_of("loss")
+    (('gradient', 'rank0/text_embed'), ('gradient', 'text/token'), ('activation', 'image/stem'), ('value', 'loss'))
+    """
+    head, _, rest = name.rpartition("/")
+    if name.startswith("@"):
+        return "gradient", name
+    if name.startswith("d/"):
+        return "gradient", name[2:]
+    if rest.startswith("d_"):
+        return "gradient", f"{head}/{rest[2:]}".lstrip("/")
+    if name.startswith("d_w/"):
+        return "gradient", name[2:]
+    return ("activation" if name.startswith(("image/", "text/")) or name == "logits" else "value"), name
+
+
+def _findings(vector: Vector, seen: Sequence[Seen], dtype: str) -> list[Finding]:
+    """What explains the deviation, alone or two or three together; combinations only of what explains most alone."""
+
+    def predict(mistakes: Sequence[Mistake]) -> dict[tuple[str, str], Array]:
+        return _predicted(vector, mistakes, dtype)
+
+    # mistakes that this vector sees, as measured
+    known = [CATALOGUE[name] for name, rows in measured().power.items() if vector.id in rows and name in CATALOGUE]
+    alone = {mistake.id: share_explained(seen, predict([mistake])) for mistake in known}
+    best = sorted(known, key=lambda mistake: -alone[mistake.id])[:COMBINED]
+    seen = [one for one in seen if not _is_gradient(one.name)] + [one for one in seen if _is_gradient(one.name)][::-1]
+    found = explain(seen, [mistake for mistake in known if mistake in best], predict, is_gradient=_is_gradient)
+    if any(_is_gradient(one.name) for one in seen):
+        return found
+    return _told_once(found, lambda id: predict([CATALOGUE[id]]))
+
+
+def _told_once(found: Sequence[Finding], predict: Callable[[str], Mapping[tuple[str, str], Array]]) -> list[Finding]:
+    """Of a forward pass alone: mistakes with the same values are one finding, as only the way back tells them apart."""
+    told: list[Finding] = []
+    for one in found:
+        same = next((i for i, other in enumerate(told) if _same_values(one, other, predict)), None)
+        if same is None:
+            told.append(one)
+        else:
+            evidence = f"{told[same].evidence}; {one.id} has the same values: no gradient in this file tells them apart"
+            told[same] = replace(told[same], evidence=evidence)
+    return told
+
+
+def _same_values(one: Finding, other: Finding, predict: Callable[[str], Mapping[tuple[str, str], Array]]) -> bool:
+    if not {one.id, other.id} <= CATALOGUE.keys():
+        return False
+    mine, theirs = predict(one.id), predict(other.id)
+    return all(_is_gradient(key[1]) or np.array_equal(x, theirs[key], equal_nan=True) for key, x in mine.items())
+
+
+def _is_gradient(name: str) -> bool:
+    return kind_of(name)[0] == "gradient"
+
+
+def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[tuple[str, str], Array]:
+    changed = reference([edit for mistake in mistakes for edit in mistake.edits])
+    try:
+        values = run(vector, changed, "float64" if dtype == "float64" else "float32")
+    except (ValueError, IndexError):  # matrices that do not fit: it cannot have been this
+        values = {}
+    absent = {name: np.full(expected.shape, np.nan) for name, expected in vector.expected.items()}  # a block never met
+    return {(vector.id, name): np.asarray(value) for name, value in (absent | values).items()}
+
+
+def _require(vector: Vector, got: Mapping[str, Array], dtype: str) -> None:
+    if dtype not in FORMATS or dtype not in vector.exact_in:
+        raise UsageError(
+            expected=f"one of {', '.join(vector.exact_in)} for {vector.id}",
+            got=dtype,
+            cause="inputs must be exact in the format that is judged",
+            repair=f"dtype={vector.exact_in[-1]!r}, or another vector",
+        )
+    unknown = sorted(got.keys() - vector.expected.keys())
+    if unknown or not got:
+        raise UsageError(
+            expected=f"tensors of {vector.id}: " + ", ".join(list(vector.expected)[:8]),
+            got=", ".join(unknown[:4]) or "no tensor at all",
+            cause=_whose(unknown),
+            repair=f"siglip-ref vectors export FOLDER --only {vector.id} writes the names",
+        )
+
+
+def _no_metadata(path: Path) -> str:
+    return "an .npz has no metadata" if path.suffix == ".npz" else 'its metadata holds no "vector"'
+
+
+def _whose(names: Sequence[str]) -> str:
+    """The vector that has all these tensors, if there is one."""
+    owner = next((v.id for v in packaged().vectors.values() if names and set(names) <= v.expected.keys()), "")
+    return f"{owner} has tensors of these names" if owner else ""
+
+
+def _dtype_of(tensors: Mapping[str, Array]) -> str:
+    """The narrowest float type among the tensors."""
+    names = {value.dtype.name for value in tensors.values()} & set(FORMATS)
+    return min(names, key=lambda name: np.dtype(name).itemsize, default="float64")

@@ -1,0 +1,202 @@
+"""Does a function prepare images as a SigLIP wants them? If not: which filter, shape and range it has instead."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from siglip_ref.check.files.preprocess_output import pixels_of
+from siglip_ref.errors import UsageError
+from siglip_ref.mistakes import CATALOGUE
+from siglip_ref.process.isolated import as_it_was
+from siglip_ref.report.compare import Row
+from siglip_ref.report.data import Finding, Report
+from siglip_ref.use.pictures import Pixels
+from siglip_ref.use.preprocess import FILTERS, PREPROCESS, Preprocess, levels, resize
+
+Geometry = Literal["squash", "crop", "crop first", "pad"]
+# Shown to the function: larger and smaller than a model's input, tall and wide, and never square, because squashing and
+# cropping do the same to a square.
+SHAPES = ((301, 487), (520, 253), (90, 140), (33, 21))
+GEOMETRIES: tuple[Geometry, ...] = ("squash", "crop", "crop first", "pad")
+# Mean distance in levels of 255 up to which two pipelines are the same: torchvision's bytes differ from Pillow's by up
+# to 0.3, two different filters by at least 2.
+SAME = 0.75
+RANGES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "-1 to 1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "0 to 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "ImageNet's mean and deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CLIP's mean and deviation": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One way to preprocess, as what may go wrong sees it."""
+
+    filter: str
+    geometry: Geometry = "squash"
+    range: str = "-1 to 1"
+    channels: str = "RGB"
+
+
+@np.errstate(all="ignore")  # pixels may be anything
+def check_preprocess(fn: Callable[[Image.Image], Any], convention: str | Preprocess = "huggingface") -> Report:
+    """Judge a preprocessing function, and name what it does instead.
+
+    Parameters
+    ----------
+    fn : takes one Pillow image (RGB); gives an array or tensor (3, S, S), (S, S, 3), either in a batch of one, or a
+        dict with "pixel_values"
+    convention : a name in `siglip_ref.use.preprocess.PREPROCESS`
+
+    Returns
+    -------
+    Report; its rows are the test images, errors in units of the pixel range
+
+    Examples
+    --------
+    >>> from siglip_ref.use.preprocess import PREPROCESS, pixels
+    >>> check_preprocess(lambda image: pixels(image, (64, 64), PREPROCESS["huggingface"])).verdict
+    'PASS'
+    """
+    if isinstance(convention, str) and convention not in PREPROCESS:
+        raise UsageError(
+            expected=f"one of {', '.join(PREPROCESS)}",
+            got=repr(convention),
+            cause="there is no preprocessing by this name",
+            repair='sr.check_preprocess(fn, "huggingface")',
+        )
+    how = PREPROCESS[convention] if isinstance(convention, str) else convention
+    images = [picture(*shape) for shape in SHAPES]
+    with as_it_was():
+        given = [pixels_of(fn, image) for image in images]
+    rows = [_row(image, got, how) for image, got in zip(images, given, strict=True)]
+    title = f"preprocessing, as {how.name}"
+    report = Report(title, "PASS" if all(row.right for row in rows) else "FAIL", rows, conventions=_words(how))
+    if not report.passed:
+        _explain(report, images, given, how)
+    return report
+
+
+def picture(height: int, width: int) -> Image.Image:
+    """A test image: waves slow and fast, edges, three channels that differ; made from whole numbers."""
+    y, x = np.mgrid[:height, :width].astype(np.int64)
+    red, green = (x * x // 9 + y * 2) % 256, (x * 5 + y * y // 7) % 256
+    blue = ((x // 7 + y // 4) % 2) * 180 + (x * y // 31) % 76
+    return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
+
+
+def _row(image: Image.Image, got: Pixels, how: Preprocess) -> Row:
+    size = (got.shape[0], got.shape[1])
+    wanted = levels(how)[resize(image, size, how), np.arange(3)].astype(np.float64)
+    unit = np.ptp(levels(how))  # the range of pixels
+    error, most = float(np.abs(got - wanted).mean() / unit), float(np.abs(got - wanted).max() / unit)
+    same = error <= SAME / 255
+    note = "bit for bit" if most <= 1e-6 else f"at most {most * 255:.0f} levels off" if same else ""
+    with np.errstate(all="ignore"):
+        ratio = float((got * wanted).sum() / (wanted * wanted).sum())
+        cosine = float((got * wanted).sum() / np.sqrt((got * got).sum() * (wanted * wanted).sum()))
+    name = f"{image.height} x {image.width} to {size[0]} x {size[1]}"
+    return Row(name, "value", error, SAME / 255, ratio, cosine, "", "pass" if same else "FAIL", note)
+
+
+def _explain(report: Report, images: list[Image.Image], given: list[Pixels], how: Preprocess) -> None:
+    """The guess that fits best; what it has and the declared convention has not, are the findings."""
+    best, distance = min(_distances(images, given), key=lambda found: found[1])
+    if not distance <= 2 * SAME:
+        tried = f"{len(FILTERS) + 1} filters, {len(GEOMETRIES)} shapes, {len(RANGES)} ranges and 2 channel orders"
+        evidence = f"of {tried} none is nearer than {distance:.1f} levels"
+        report.findings.append(Finding("unknown", "pixels", "", evidence, "compare the steps one by one"))
+        return
+    wanted = Guess(_filter(how), "squash", _range(how))
+    if best == wanted:  # nothing is nearer than what was declared, and yet it is not that
+        report.findings.append(_beside(images, given, how, distance))
+        return
+    other = next((p.name for p in PREPROCESS.values() if Guess(_filter(p), "squash", _range(p)) == best), None)
+    evidence = f"{distance:.2f} levels from: {best.filter}, {best.geometry}, {best.range}, {best.channels}"
+    if other:
+        report.verdict = "OTHER CONVENTION"
+        repair = f'sr.check_preprocess(fn, "{other}"), if this is what the weights want'
+        report.findings.append(Finding("convention", "pixels", "", evidence, repair))
+        return
+    for field, id_, repair in (
+        ("filter", "resize-filter-antialias", f"resize with {wanted.filter}"),
+        ("geometry", "squash-vs-crop", "resize both sides to the model's size, whatever the shape"),
+        ("range", "mean-std", f"pixels from {wanted.range}"),
+        ("channels", "unknown", "red first"),
+    ):
+        if getattr(best, field) != getattr(wanted, field):
+            found = f"{field}: {getattr(best, field)}, not {getattr(wanted, field)} ({distance:.2f} levels from it)"
+            report.findings.append(Finding(id_, "pixels", "", found, repair))
+
+
+def _beside(images: list[Image.Image], given: list[Pixels], how: Preprocess, distance: float) -> Finding:
+    """What follows the declared steps nearly: pixels beyond their range, or else how far it is off."""
+    table = levels(how).astype(np.float64)
+    unit, low, high = np.ptp(table), table.min(0), table.max(0)
+    beyond = [np.maximum(low - got, got - high).max() / unit * 255 for got in given]
+    wanted = [table[resize(image, got.shape[:2], how), np.arange(3)] for image, got in zip(images, given, strict=True)]
+    clipped = [np.clip(got, low, high) for got in given]
+    left = max(float(np.abs(a - b).mean() / unit * 255) for a, b in zip(clipped, wanted, strict=True))
+    if max(beyond) > 1:
+        mistake = CATALOGUE["resize-not-clipped"]
+        evidence = f"{mistake.text}: up to {max(beyond):.0f} levels beyond it; {distance:.2f} levels off in the mean"
+        evidence += f", {left:.2f} when clipped"
+        return Finding(mistake.id, "pixels", "", evidence, mistake.repair)
+    most = max(float(np.abs(a - b).max() / unit * 255) for a, b in zip(given, wanted, strict=True))
+    evidence = f"nothing is nearer than what was declared, {distance:.2f} levels off in the mean, {most:.0f} at most"
+    repair = f"look at how {how.filter} is computed: its weights, whether bytes are rounded or cut, the corners"
+    return Finding("unknown", "pixels", "", evidence, repair)
+
+
+def _distances(images: list[Image.Image], given: list[Pixels]) -> Iterator[tuple[Guess, float]]:
+    """Every guess, and its mean distance in levels."""
+    for filter_, geometry in product([*FILTERS, "bilinear without antialias"], GEOMETRIES):
+        shaped = [_shape(image, got.shape[:2], filter_, geometry) for image, got in zip(images, given, strict=True)]
+        for (name, (mean, std)), channels in product(RANGES.items(), ("RGB", "BGR")):
+            table = levels(replace(PREPROCESS["open_clip"], mean=mean, std=std)).astype(np.float64)
+            order = np.arange(3) if channels == "RGB" else np.arange(3)[::-1]
+            off = [
+                np.abs(got - table[bytes_[..., order], np.arange(3)]).mean() / np.ptp(table) * 255
+                for got, bytes_ in zip(given, shaped, strict=True)
+            ]
+            distance = float(np.max(off))
+            yield Guess(filter_, geometry, name, channels), distance if distance >= 0 else np.inf
+
+
+def _shape(image: Image.Image, size: tuple[int, ...], filter_: str, geometry: str) -> Pixels:
+    """uint8 (S, S, 3): the image squashed, cropped in the middle after or before its resize, or padded to a square."""
+    antialias = filter_ in FILTERS
+    how = Preprocess("", filter_ if antialias else "bilinear", antialias)  # type: ignore[arg-type]  # a name in FILTERS
+    height, width = size
+    if geometry == "crop first":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    if geometry in ("squash", "crop first"):
+        return resize(image, (height, width), how)
+    scale = (max if geometry == "crop" else min)(height / image.height, width / image.width)
+    scaled = max(1, round(image.height * scale)), max(1, round(image.width * scale))
+    whole = resize(image, scaled, how)
+    top, left = abs(scaled[0] - height) // 2, abs(scaled[1] - width) // 2
+    if geometry == "crop":
+        return whole[top : top + height, left : left + width]
+    rest = (top, height - scaled[0] - top), (left, width - scaled[1] - left), (0, 0)
+    return np.pad(whole, rest)
+
+
+def _filter(how: Preprocess) -> str:
+    return how.filter if how.antialias else f"{how.filter} without antialias"
+
+
+def _range(how: Preprocess) -> str:
+    return next((name for name, pair in RANGES.items() if pair == (how.mean, how.std)), f"{how.mean}, {how.std}")
+
+
+def _words(how: Preprocess) -> dict[str, str]:
+    return {"resize": f"{_filter(how)}, squashed to the size", "pixels": _range(how), "channels": "RGB"}

@@ -1,0 +1,158 @@
+"""The arguments of a check of a loss, refused with a reason before anything runs."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe
+from siglip_ref.check.call.refusals import holds_its_own
+from siglip_ref.check.diagnosis.product_findings import DECLARED
+from siglip_ref.check.expected.expected import CONVENTIONS, Convention
+from siglip_ref.check.expected.tolerance import ARITHMETIC
+from siglip_ref.errors import UsageError
+
+SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch
+_COUNTS = {4: "four", 5: "five", 6: "six"}
+
+
+def require_instance(fn: object) -> None:
+    """Something to call; a class is not yet a loss."""
+    if isinstance(fn, type) or not callable(fn):
+        raise UsageError(
+            expected="a function, or an object that can be called",
+            got=f"the class {describe(fn)}" if isinstance(fn, type) else f"a {type(fn).__name__}",
+            cause="a class is not yet a loss" if isinstance(fn, type) else "",
+            repair=f"give an instance: {fn.__name__}(...)" if isinstance(fn, type) else "check the name",
+        )
+
+
+def require_arguments(fn: Callable[..., Any], arguments: Sequence[str] = ARGUMENTS, **by_name: str) -> None:
+    """A function that can be called with these arguments by position, and these by name."""
+    own = holds_its_own(fn, len(arguments))
+    if own:
+        raise own
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # compiled functions need not tell
+        return
+    try:
+        signature.bind(*arguments, **by_name)
+    except TypeError as cause:
+        short = (argument.removesuffix("_embed").removesuffix("_shard") for argument in arguments)
+        raise UsageError(
+            expected=f"a loss with {_COUNTS[len(arguments)]} arguments by position: {', '.join(arguments)}",
+            got=f"{describe(fn)}{signature}",
+            cause=f"another number of arguments ({cause})",
+            repair=f"wrap it: lambda {', '.join(short)}: fn(...)",
+        ) from None
+
+
+def takes(fn: Callable[..., Any], name: str) -> bool:
+    """Whether a function says that it has a parameter of this name."""
+    try:
+        return name in inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # compiled functions need not tell
+        return False
+
+
+def require_one_of(argument: str, value: object, meanings: Mapping[str, str]) -> None:
+    """One of a few words; each has a meaning, by which to choose."""
+    if not (isinstance(value, str) and value in meanings):
+        raise UsageError(
+            expected=f"{argument} one of " + ", ".join(f'"{word}"' for word in meanings),
+            got=f"{argument}={value!r}",
+            cause="another word, or another type",
+            repair="; ".join(f'{argument}="{word}": {meaning}' for word, meaning in meanings.items()),
+        )
+
+
+def require_whole(argument: str, value: object, least: int, most: int, cause: str) -> int:
+    """A whole number of any kind within a range; no truth value."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= int(value) <= most:  # type: ignore[call-overload]  # looked at just before
+        raise UsageError(
+            expected=f"{argument}, a whole number from {least} to {most}",
+            got=f"{argument}={value!r}" + ("" if whole else f", a {type(value).__name__}"),
+            cause=cause if whole else "another type",
+            repair=f"{argument}={min(max(4, least), most)}",
+        )
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def require_seconds(argument: str, value: object, usual: float) -> float:
+    """A positive, finite number of seconds."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not 0 < float(value) < math.inf:  # type: ignore[arg-type]  # looked at just before
+        raise UsageError(
+            expected=f"{argument}, a number of seconds above 0",
+            got=f"{argument}={value!r}",
+            cause="nothing can be done in that time" if real else "another type",
+            repair=f"{argument}={usual:g}",
+        )
+    return float(value)  # type: ignore[arg-type]
+
+
+def setting_of(
+    dtype: object,
+    scalar_dtype: object,
+    device: str,
+    precision: str,
+    frozen: str | Sequence[str] = (),
+    products: str | None = None,
+) -> Setting:
+    """In what the loss will be computed; types may be names, or a framework's own."""
+    name, scalar = dtype_name(dtype, "dtype"), dtype_name(scalar_dtype, "scalar_dtype")
+    if precision not in ("pure", "autocast") or (precision == "autocast" and name not in ("bfloat16", "float16")):
+        raise UsageError(
+            expected='precision "pure", or "autocast" with dtype "bfloat16" or "float16"',
+            got=f'precision {precision!r} with dtype "{name}"',
+            cause="autocast computes products in 16 bits",
+            repair='check_loss(fn, dtype="bfloat16", precision="autocast")',
+        )
+    if name == "float64":
+        scalar = "float64"
+    still = tuple("log_scale" if one == "scale" else one for one in ((frozen,) if isinstance(frozen, str) else frozen))
+    if not set(still) < set(ARGUMENTS):
+        raise UsageError(
+            expected=f"frozen: some of {', '.join(ARGUMENTS)}",
+            got=", ".join(map(repr, frozen)),
+            cause="another name" if set(still) - set(ARGUMENTS) else "no input is left whose gradient is asked for",
+            repair='frozen=("image_embed",)',
+        )
+    if products is not None and (products not in DECLARED or name != "float32"):
+        raise UsageError(
+            expected='products "tf32" or "bfloat16", with dtype "float32", or None: products are not rounded',
+            got=f'products {products!r} with dtype "{name}"',
+            cause="only products of float32 numbers are sped up so",
+            repair='check_loss(fn, products="tf32")',
+        )
+    return Setting(name, scalar, str(device), precision == "autocast", still, products or "")
+
+
+def dtype_name(dtype: object, argument: str) -> str:
+    """Of a name, or of NumPy's, Torch's or JAX's own type: torch.bfloat16, jnp.float32, np.dtype("float64")."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
+    name = name.split(".")[-1]
+    if name not in ARITHMETIC:
+        raise UsageError(
+            expected=f"{argument} one of {', '.join(ARITHMETIC)}",
+            got=repr(dtype),
+            cause="tolerances are known for these floating-point formats only",
+            repair=f'{argument}="float32"',
+        )
+    return name
+
+
+def declared_conventions(scale: str, embeddings: str) -> list[Convention]:
+    """The conventions that the arguments allow."""
+    allowed = [c for c in CONVENTIONS if scale in (c.scale, "auto") and embeddings in (c.embeddings, "auto")]
+    if not allowed:
+        raise UsageError(
+            expected='scale "log", "linear" or "auto", and embeddings "unit", "raw" or "auto"',
+            got=f"scale={scale!r}, embeddings={embeddings!r}",
+            cause="there is no such convention",
+            repair='scale="log", embeddings="unit"',
+        )
+    return allowed

@@ -1,0 +1,91 @@
+"""check_loss: is a sigmoid loss right, and are its gradients?"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from siglip_ref.check.call.frameworks import framework_of, load_framework
+from siglip_ref.check.call.held import put_back
+from siglip_ref.check.expected.expected import EmbeddingKind, ScaleKind
+from siglip_ref.check.expected.probes import Dims
+from siglip_ref.check.expected.repeated import Size
+from siglip_ref.check.loss.arguments import (
+    SIZES,
+    declared_conventions,
+    require_arguments,
+    require_instance,
+    require_one_of,
+    setting_of,
+)
+from siglip_ref.check.loss.calls import Loss, Progress, Run
+from siglip_ref.check.loss.run import run_check
+from siglip_ref.process.isolated import as_it_was
+from siglip_ref.report.data import Report
+
+
+def check_loss(
+    fn: Loss | str,
+    framework: str | None = None,
+    dtype: object = "float32",
+    device: str = "cpu",
+    scale: ScaleKind | Literal["auto"] = "auto",
+    embeddings: EmbeddingKind | Literal["auto"] = "auto",
+    dims: Dims = None,
+    scalar_dtype: object = "float32",
+    precision: Literal["pure", "autocast"] = "pure",
+    progress: Progress | None = None,
+    frozen: Sequence[str] = (),
+    size: Size = "small",
+    products: Literal["tf32", "bfloat16"] | None = None,
+) -> Report:
+    """Judge a sigmoid loss: its value and its four gradients, at points where every term of it is visible.
+
+    Parameters
+    ----------
+    fn : fn(image_embed, text_embed, log_scale, bias) -> loss, a number; embeddings (B, D), row i of both belong
+        together. In NumPy: returns the loss and its four gradients. A string names it: "module:name", "file.py:name"
+    framework : "torch", "jax" or "numpy"; None: seen from the function
+    dtype : "float64", "float32", "bfloat16" or "float16": of the products
+    device : where the framework computes: "cpu", "cuda", ...
+    scale : "log", fn exponentiates; "linear", fn is given exp(log_scale); "auto", found by trying
+    embeddings : "unit", fn is given unit rows; "raw", fn normalises them; "auto", found by trying
+    dims : multiples that a kernel needs, dict(batch=16, dim=32), or a list of (B, D)
+    scalar_dtype : of scale and bias; they never have fewer bits than float64 embeddings
+    precision : "pure", all in dtype; "autocast", embeddings in float32, products in dtype (Torch)
+    progress : called with the name of each step
+    frozen : inputs that need no gradient, ("image_embed",) for a locked image tower: fn is given them without one
+    size : "small", up to 1,151 pairs; "real", 4,100 pairs besides. A batch that would take more than 20 s, or more than
+        half of the free memory, is left out, which the report says
+    products : "tf32" or "bfloat16", where float32 products round what goes into them on purpose
+
+    Returns
+    -------
+    Report; `.raise_if_failed()` makes it a test. A probe that fn refuses stands in `.not_checked` with its reason.
+
+    Raises
+    ------
+    UsageError : fn cannot be called this way, or its framework is not installed
+
+    Notes
+    -----
+    What is allowed is SAFETY times the rounding noise of a correct program, see `siglip_ref.noise.measure`. The process
+    and everything that fn holds are as before when it returns: see `siglip_ref.process.isolated` and
+    `siglip_ref.check.call.held`.
+
+    Examples
+    --------
+    >>> import siglip_ref as sr
+    >>> check_loss(sr.sigmoid_loss, framework="numpy", dtype="float64").verdict
+    'PASS'
+    """
+    if isinstance(fn, str):
+        from siglip_ref.check.call.target import load_callable
+
+        fn = load_callable(fn)
+    require_instance(fn)
+    require_arguments(fn)
+    setting = setting_of(dtype, scalar_dtype, device, precision, frozen, products)
+    require_one_of("size", size, SIZES)
+    declared = declared_conventions(scale, embeddings)
+    loaded = load_framework(framework or framework_of(fn))
+    with as_it_was(), loaded.environment(fn, setting), put_back(fn):
+        return run_check(Run(fn, loaded, setting, dims, progress, size), declared)

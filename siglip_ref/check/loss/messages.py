@@ -1,0 +1,112 @@
+"""What a report on a loss says beside its table: conventions, simple suspicions, blind spots, what to do next."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from siglip_ref.check.call.frameworks import Setting
+from siglip_ref.check.expected.expected import Convention
+from siglip_ref.report.compare import Row
+from siglip_ref.report.data import Finding, Report
+
+_SCALE = {"log": "the function exponentiates log_scale", "linear": "the function is given the scale itself"}
+_EMBEDDINGS = {"unit": "the function is given unit rows", "raw": "the function normalises its rows"}
+_STEEP = ("trained", "saturated", "logits")  # probes with logits above 20
+_THRESHOLD = (
+    "errors of 1e-9 and less, and only where logits exceed 20: Torch's softplus returns its input there; "
+    "float32 does not see it"
+)
+_FOUND = " (found; write it down to declare it)"
+_NORM = {"none": "x / |x|", "additive": "x / (|x| + 1e-8)", "clamp": "x / max(|x|, 1e-12)"}
+
+
+def conventions_in_words(convention: Convention, declared: Sequence[Convention]) -> dict[str, str]:
+    """What the loss was judged by; "found" where it was tried and not declared."""
+    how = {name: " (declared)" if name in _declared(declared) else _FOUND for name in ("scale", "embeddings")}
+    raw = f", as {_NORM[convention.norm]}" if convention.embeddings == "raw" else ""
+    return {
+        f'scale="{convention.scale}"': _SCALE[convention.scale] + how["scale"],
+        f'embeddings="{convention.embeddings}"': _EMBEDDINGS[convention.embeddings] + raw + how["embeddings"],
+        "loss": "sum over all pairs of -log sigmoid(+-logits), divided by B",
+        "logits": "scale * image_embed @ text_embed.T + bias",
+    }
+
+
+def convention_finding(observed: Convention, declared: Sequence[Convention]) -> Finding:
+    """Right, but not under what was declared."""
+    meant = _declared(declared)
+    seen = {"scale": observed.scale, "embeddings": observed.embeddings}
+    changed = {name: value for name, value in meant.items() if seen[name] != value}
+    said = ", ".join(f'{name}="{value}"' for name, value in changed.items())
+    fits = ", ".join(f'{name}="{seen[name]}"' for name in changed)
+    meaning = " and ".join(({"scale": _SCALE, "embeddings": _EMBEDDINGS}[name])[seen[name]] for name in changed)
+    evidence = f"declared was {said}, but everything is right under {fits}: {meaning}"
+    return Finding("convention", "", "", evidence, f"if that is meant, declare it: check_loss(fn, {fits})")
+
+
+def _declared(allowed: Sequence[Convention]) -> dict[str, str]:
+    """What the caller fixed: fields with one allowed value."""
+    values = {name: {getattr(c, name) for c in allowed} for name in ("scale", "embeddings")}
+    return {name: options.pop() for name, options in values.items() if len(options) == 1}
+
+
+def hints(details: Sequence[Row], setting: Setting) -> list[Finding]:
+    """Suspicions that need no catalogue, one for all the tensors that show the same."""
+    wrong = [row for row in details if row.verdict == "FAIL"]
+    # sigmoid and softplus differ from 1 and the identity by exp(-20) = 2e-9 there
+    if wrong and setting.dtype == "float64" and all(row.error < 1e-8 and row.probe.startswith(_STEEP) for row in wrong):
+        return [Finding("softplus-threshold", "", "", _THRESHOLD, "F.softplus(x, threshold=50), or -F.logsigmoid(-x)")]
+    tensors: dict[tuple[str, str, str], list[str]] = {}
+    for name in dict.fromkeys(row.name for row in details if row.verdict == "FAIL"):
+        rows = [row for row in details if row.verdict == "FAIL" and row.name == name]
+        hint = _hint(rows)
+        if hint:
+            tensors.setdefault(hint, []).append(name if rows[0].kind == "value" else f"d {name}")
+    return [Finding(id, names[0], "", f"{', '.join(names)}: {said}", how) for (id, said, how), names in tensors.items()]
+
+
+def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
+    """Id, evidence and repair, from all the wrong rows of one tensor."""
+    finite = [row for row in rows if row.trouble != "not finite"]
+    if any(row.trouble == "modified" for row in rows):
+        return (
+            "inputs-modified",
+            "the call writes into its inputs",
+            "work on a copy; use no in-place operation on inputs",
+        )
+    if not finite:
+        seen = ", ".join(row.probe for row in rows[:3])
+        stable = "-logsigmoid(x) is max(-x, 0) + log1p(exp(-|x|)): that neither overflows nor takes log(0)"
+        # finite wherever logits are moderate: the formula is right, its evaluation is not
+        steep = all(row.probe.startswith(_STEEP) for row in rows)
+        name = "log-of-sigmoid" if steep else "unknown"
+        return name, f"NaN or infinite at {seen}, where the reference is finite", stable
+    return None
+
+
+def blind_spots(details: Sequence[Row], setting: Setting) -> list[str]:
+    """The smallest deviation that some probe would have shown, and what a loss in one process cannot show."""
+    best: dict[str, float] = {}
+    for row in details:
+        if row.verdict in ("pass", "FAIL") and row.tolerance > 0:
+            best[row.name] = min(best.get(row.name, np.inf), row.tolerance)
+    lines = ["mistakes between processes: this was one process"]
+    if best:
+        finest = ", ".join(f"{name} {number:.0e}" for name, number in best.items())
+        lines.insert(0, f"deviations below these, in {setting.dtype}, relative to a tensor's maximum: {finest}")
+    return lines
+
+
+def next_steps(report: Report, calls: int, convention: Convention, pairs: int) -> list[str]:
+    """What to do with this report. pairs : of the largest batch that was judged; 0: none was."""
+    argument = f'scale="{convention.scale}", embeddings="{convention.embeddings}"'
+    out_of_range = sum(row.verdict == "out of range" for row in report.details)
+    lines = [f"{len(report.details)} comparisons in {calls} calls; the table shows each tensor at its worst"]
+    lines[0] += f"; judged at up to {pairs:,} pairs" if pairs else ""
+    if out_of_range:
+        lines.append(f"{out_of_range} of them out of range: there even correct rounding overflows, or drowns the value")
+    if report.passed:
+        lines.append(f"next: keep it as a test: siglip_ref.check_loss(fn, {argument}).raise_if_failed()")
+    else:
+        lines.append('next: report.save_case("case") writes the worst probe and a program that shows the fault')
+    return lines

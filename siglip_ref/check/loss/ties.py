@@ -1,0 +1,60 @@
+"""Is a gradient wrong only where a logit is exactly 0, where the two branches of a softplus meet?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from siglip_ref.check.diagnosis.products import NEAR, Numbers, numbers_of
+from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
+from siglip_ref.check.expected.exact import Convention
+from siglip_ref.check.expected.probes import Probe
+from siglip_ref.mistakes import CATALOGUE
+from siglip_ref.ops.elementary import Array, sigmoid
+from siglip_ref.ops.normalize import normalize_backward
+from siglip_ref.report.data import Finding
+
+TIE = "gradient-wrong-at-tie"
+
+
+def tie_finding(seen: Sequence[Seen], probes: Mapping[str, Probe], convention: Convention) -> Finding | None:
+    """The finding, if one factor at all logits of 0 explains everything that is wrong.
+
+    Parameters
+    ----------
+    seen : every tensor of the plain calls, right ones too; probes : by label
+    """
+    wrong = [one for one in seen if is_wrong(one)]
+    parts = {label: _parts(numbers_of(probes[label], convention), convention) for label in {one.probe for one in wrong}}
+    if not wrong or any(one.name == "loss" for one in wrong) or not all(np.any(p["bias"][1]) for p in parts.values()):
+        return None
+    first = next((one for one in wrong if one.name == "bias"), None)
+    if first is None:
+        return None
+    others, ties = parts[first.probe]["bias"]
+    factor = float((first.got - others) / ties)
+    made = {(label, name): o + factor * t for label, p in parts.items() for name, (o, t) in p.items()}
+    if not all(distance(one, made[one.probe, one.name]) <= NEAR * max(1.0, abs(factor)) for one in wrong):
+        return None
+    names = ", ".join(dict.fromkeys(one.name for one in wrong))
+    mistake = CATALOGUE[TIE]
+    evidence = f"{mistake.text}: there it is {factor:.4g} times the right one; explains all that is wrong of {names}"
+    return Finding(TIE, names, "", evidence, mistake.repair)
+
+
+def _parts(n: Numbers, convention: Convention) -> dict[str, tuple[Array, Array]]:
+    """Of each gradient what comes of pairs whose logit is not 0, and what of those whose logit is."""
+    similarity = n.images @ n.texts.T
+    logits = n.scale * similarity + n.bias
+    own, tied = np.eye(len(n.images), dtype=bool), logits == 0
+    slopes = np.where(own, -sigmoid(-logits), sigmoid(logits)) / len(n.images)
+    of_scale = 1.0 if n.linear else n.scale
+
+    def gradients(d: Array) -> dict[str, Array]:
+        rows = [n.scale * (d @ n.texts), n.scale * (d.T @ n.images)]
+        if n.caches:
+            rows = [normalize_backward(row, cache) for row, cache in zip(rows, n.caches, strict=True)]
+        scale = {"scale" if convention.scale == "linear" else "log_scale": of_scale * (d * similarity).sum()}
+        return {"image_embed": rows[0], "text_embed": rows[1], "bias": d.sum()} | scale
+
+    others, ties = (gradients(np.where(kind, slopes, 0)) for kind in (~tied, tied))
+    return {name: (others[name], ties[name]) for name in others}

@@ -1,0 +1,1 @@
+"""Where a model begins to deviate, and which mistakes explain it."""

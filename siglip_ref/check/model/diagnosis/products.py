@@ -1,0 +1,116 @@
+"""The products of the towers, and the reference's text with one side of a product rounded to fewer bits."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from siglip_ref.mistakes import Edit
+
+
+@dataclass(frozen=True)
+class Product:
+    """name; file and text of the statement that computes it; its two factors; its result, and what is added to it."""
+
+    name: str
+    file: str
+    text: str
+    first: str
+    second: str
+    result: str
+    added: str = ""
+
+
+def _linear(name: str, file: str, result: str, cache: str, x: str, kernel: str, bias: str) -> Product:
+    text = f"{result}, {cache} = ops.linear.forward({x}, {kernel}, {bias})"
+    return Product(name, file, text, x, kernel, result, bias)
+
+
+def _dense(name: str, file: str, result: str, cache: str, x: str, part: str) -> Product:
+    return _linear(name, file, result, cache, x, f'weights["{part}/kernel"]', f'weights["{part}/bias"]')
+
+
+_ATTENTION, _MLP = "ops/attention.py", "ops/mlp.py"
+ATTENTION = (
+    _dense("q", _ATTENTION, "query", "query_cache", "x_query", "q"),
+    _dense("k", _ATTENTION, "key", "key_cache", "x_key", "k"),
+    _dense("v", _ATTENTION, "value", "value_cache", "x_key", "v"),
+    Product(
+        "scores",
+        _ATTENTION,
+        "scores = (query / root) @ key.swapaxes(-1, -2)",
+        "(query / root)",
+        "key.swapaxes(-1, -2)",
+        "scores",
+    ),
+    Product("mix", _ATTENTION, "mixed = probability @ value  # (B, H, N, h)", "probability", "value", "mixed"),
+    _dense("out", _ATTENTION, "out", "out_cache", "_join(mixed)", "out"),
+)
+MLP = (
+    _dense("mlp/in", _MLP, "hidden", "in_cache", "x", "in"),
+    _dense("mlp/out", _MLP, "out", "out_cache", "active", "out"),
+)
+PATCH = (_linear("patch", "ops/embedding.py", "out", "cache", "flat", "kernel", "bias"),)
+_ROWS_OF = "rows = x.reshape(-1, x.shape[-1])  # one product of two matrices, whatever stands before C\n    "
+HEAD = (Product("head", "ops/linear.py", _ROWS_OF + "out = rows @ kernel + bias", "rows", "kernel", "out", "bias"),)
+
+LINEAR, ALL = "every linear layer", "every product"
+# products, and what is rounded of them, in words
+WORDS = {
+    "patch": "the patch embedding",
+    "q": "the query projection (q)",
+    "k": "the key projection (k)",
+    "v": "the value projection (v)",
+    "scores": "the scores (queries times keys)",
+    "mix": "the mix (attention times values)",
+    "out": "the output projection (out)",
+    "mlp/in": "the MLP's first layer (mlp/in)",
+    "mlp/out": "the MLP's second layer (mlp/out)",
+    "head": "the text head",
+    LINEAR: LINEAR,
+    ALL: ALL,
+}
+SIDES = ("inputs", "output", "inputs and output", "first factor", "second factor")
+
+
+def edits_of(product: Product, side: str, form: str) -> Iterator[tuple[Edit, ...]]:
+    """The reference's text with one side of a product rounded, in every way in which programs do it."""
+
+    def edit(statement: str, *more: str) -> tuple[Edit, ...]:
+        return (Edit(product.file, product.text, "\n    ".join((statement, *more))),)
+
+    def short(x: str) -> str:
+        return f'shortened({x}, "{form}")'
+
+    first, second, text = product.first, product.second, product.text
+    both = _replaced(text, {first: short(first), second: short(second)})
+    whole = f"{product.result} = {short(product.result)}"
+    alone = f"{product.result} = {short(f'{product.result} - {product.added}')} + {product.added}"
+    if side == "inputs":
+        yield edit(both)
+    elif side == "first factor":
+        yield edit(_replaced(text, {first: short(first)}))
+    elif side == "second factor":
+        yield edit(_replaced(text, {second: short(second)}))
+    elif side == "output":
+        yield edit(text, whole)
+        if product.added:  # of the product alone, before the bias is added
+            yield edit(text, alone)
+    else:
+        yield edit(both, whole)
+        if product.added:
+            yield edit(both, alone)
+            yield edit(_replaced(both, {product.added: short(product.added)}), whole)  # a layer cast as it is
+    if product.name == "scores":  # of programs that divide the scores instead of the query
+        late = {
+            "inputs": (f"{short('query')} @ {short(second)} / root",),
+            "output": (f"{short(f'query @ {second}')} / root",),
+            "inputs and output": (short(f"{short('query')} @ {short(second)}") + " / root",),
+            "first factor": (f"{short('query')} @ {second} / root",),
+        }.get(side, ())
+        yield from (edit(f"scores = {formula}") for formula in late)
+
+
+def _replaced(text: str, changes: Mapping[str, str]) -> str:
+    left, equals, right = text.partition(" = ")
+    for old, new in changes.items():
+        right = right.replace(old, new, 1)
+    return left + equals + right

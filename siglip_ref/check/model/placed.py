@@ -1,0 +1,126 @@
+"""The whole model, forward and backward, with mistakes made in places: a tower, one block, half a block, the loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.model.probe import Probe
+from siglip_ref.conventions import Conventions
+from siglip_ref.mistakes import Mistake, Reference, reference
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Ops, Pair
+from siglip_ref.sizes import Config
+
+LOSS = "loss"  # the stage from the embeddings to the loss
+_STAGE_OF = {"patch_embed": "stem", "token_embed": "stem", "map_head": "pool", "pool": "pool", "linear": "head"}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A mistake, and the stages (names of the activations that they lead to) in which it is made; spoils: those of them
+    that are wrong by themselves through it, where that is known."""
+
+    mistake: Mistake
+    stages: frozenset[str]
+    spoils: frozenset[str] = frozenset()
+
+
+def stages_of(cfg: Config, tower: str) -> tuple[str, ...]:
+    """The stages of one tower, in forward order."""
+    depth = cfg.image.depth if tower == "image" else cfg.text.depth
+    blocks = [f"block{i:02d}/{half}" for i in range(depth) for half in ("+attn", "+mlp")]
+    head = ["head"] if tower == "text" and cfg.text_head else []
+    return tuple(f"{tower}/{name}" for name in ("stem", *blocks, "norm", "pool", *head, "embed"))
+
+
+def with_mistakes(
+    made: Sequence[Placed], probe: Probe, cfg: Config, conventions: Conventions
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """Loss, activations and gradients, as `siglip_ref.towers.model` gives them, with these mistakes.
+
+    Raises
+    ------
+    ValueError : two mistakes at one place change the same line
+    """
+    params, embedded, ways_back, activations = probe.params, [], [], dict[str, Array]()
+    for tower, inputs in (("image", probe.images), ("text", probe.tokens)):
+        specs = {name.partition("/")[2]: _spec(made, name) for name in stages_of(cfg, tower)}
+        whole = reference(
+            tuple(edit for p in made if any(s.startswith(tower) for s in p.stages) for edit in p.mistake.edits)
+        )
+        ops = _dispatching(specs, whole.ops)
+        way = ops.image_tower if tower == "image" else ops.text_tower
+        pooled, cache, named = way.forward(inputs, subtree(params, tower), cfg, conventions)
+        norm = specs["embed"].ops.normalize
+        embed, norm_cache = norm.forward(pooled, conventions.embed_norm, conventions.embed_norm_eps)
+        embedded.append(embed)
+        activations |= prefixed(tower, named | {"embed": embed})
+        ways_back.append((tower, norm.backward, norm_cache, way.backward, cache))
+    activations["logits"] = np.exp(params["log_scale"]) * (embedded[0] @ embedded[1].T) + params["bias"]
+    result = _spec(made, LOSS).loss.sigmoid_loss(*embedded, params["log_scale"], params["bias"])
+    grads: dict[str, Array] = {"log_scale": result.d_log_scale, "bias": result.d_bias}
+    d_embeds = (result.d_image_embed, result.d_text_embed)
+    for d_embed, (tower, normalize_backward, norm_cache, back, cache) in zip(d_embeds, ways_back, strict=True):
+        of_tower, _ = back(normalize_backward(d_embed, norm_cache), cache)
+        grads |= prefixed(tower, of_tower)
+    return result.loss, activations, {name: grads[name] for name in params}
+
+
+def _spec(made: Sequence[Placed], *stages: str) -> Reference:
+    return reference(tuple(edit for p in made if p.stages.intersection(stages) for edit in p.mistake.edits))
+
+
+def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:
+    """Operations that know which stage they are in; a cache remembers whose it is, so the way back is its own.
+
+    whole : where the towers themselves are taken from
+    """
+    numbers = count()
+    plain = reference()
+
+    def block_forward(x: Array, weights: Any, heads: int, gelu: Any, eps: float, mask: Any) -> Any:
+        number = next(numbers)
+        first, second = (specs[f"block{number:02d}/{half}"] for half in ("+attn", "+mlp"))
+        norms = iter((first, second))
+        changed = first if second is plain else second  # only its own edits change how a block is put together
+        ops = replace(
+            changed.ops,
+            layer_norm=Pair(lambda *given: _tagged(next(norms).ops.layer_norm).forward(*given), _by_owner),
+            attention=_tagged(first.ops.attention),
+            mlp=_tagged(second.ops.mlp),
+        )
+        out, after, cache = ops.block.forward(x, weights, heads, gelu, eps, mask)
+        return out, after, (ops.block, cache)
+
+    stages: dict[str, Any] = {
+        name: _tagged(getattr(specs[stage].ops, name)) for name, stage in _STAGE_OF.items() if stage in specs
+    }
+    return replace(
+        plain.ops,
+        **stages,
+        layer_norm=_tagged(specs["norm"].ops.layer_norm),  # the only one outside of blocks
+        position=specs["stem"].ops.position,
+        block=Pair(block_forward, _by_owner),
+        encoder=whole.encoder,
+        image_tower=whole.image_tower,
+        text_tower=whole.text_tower,
+    )
+
+
+def _tagged(pair: Pair) -> Pair:
+    """The same, with a cache that remembers whose it is."""
+
+    def forward(*given: Any) -> Any:
+        out, cache = pair.forward(*given)
+        return out, (pair, cache)
+
+    return Pair(forward, _by_owner)
+
+
+def _by_owner(d_out: Array, cache: tuple[Pair, Any], *settings: Any) -> Any:
+    pair, inner = cache
+    return pair.backward(d_out, inner, *settings)

@@ -1,0 +1,101 @@
+"""Each stage of a model by itself: the reference, right or with mistakes made in it, on the model's own input to it.
+
+A stage leads from one activation that the model shows to the next. Since it starts from what the model itself had, a
+stage is right or wrong whatever happened before it, and a mistake is seen in every stage in which it was made.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.model.probe import Probe
+from siglip_ref.conventions import Conventions
+from siglip_ref.mistakes import Reference
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.record import Pair
+from siglip_ref.sizes import Config
+
+TOWERS = ("image", "text")
+_NO_ATTENTION = ("attn/out/kernel", "attn/out/bias")
+
+
+def stage_values(
+    spec: Reference,
+    tower: str,
+    shown: Mapping[str, Array],
+    probe: Probe,
+    cfg: Config,
+    conventions: Conventions,
+    wanted: Collection[str] | None = None,
+) -> dict[str, Array]:
+    """What each stage of one tower should give, by the name of the activation it leads to.
+
+    Parameters
+    ----------
+    spec : the reference, or a copy of it with mistakes
+    tower : "image" or "text"
+    shown : the model's own activations; where one is not among them, its stage continues from the one before
+    probe, cfg, conventions : as in the check
+    wanted : stages of blocks that are computed; None: all. The others are passed by, where the model shows them
+    """
+    own = subtree(shown, tower)
+    weights, values = subtree(probe.params, tower), dict[str, Array]()
+    numbers = count()
+
+    def block_forward(
+        x: Array, of_block: dict[str, Array], heads: int, gelu: Any, eps: float, mask: Array | None
+    ) -> tuple[Array, Array, None]:
+        number = next(numbers)
+        attn, mlp = (f"block{number:02d}/{half}" for half in ("+attn", "+mlp"))
+        if wanted is not None and {attn, mlp} <= own.keys() and not {f"{tower}/{attn}", f"{tower}/{mlp}"} & set(wanted):
+            return own[mlp], own[attn], None
+        x = own.get("stem", x) if number == 0 else x
+        rest = (heads, gelu, eps, mask)
+        out, after, _cache = spec.ops.block.forward(x, of_block, *rest)
+        values[attn] = after
+        if attn in own:  # with a projection of zeros, the first half hands on what it was given
+            silent = {name: np.zeros_like(of_block[name]) for name in _NO_ATTENTION}
+            out = spec.ops.block.forward(own[attn], of_block | silent, *rest)[0]
+        values[mlp] = out
+        return own.get(mlp, out), own.get(attn, after), None
+
+    def fed(name: str, source: str) -> Pair:
+        function, back = getattr(spec.ops, name)
+        return Pair(lambda x, *rest: function(own.get(source, x), *rest), back)
+
+    block = Pair(block_forward, spec.ops.block.backward)
+    if tower == "image":
+        ops = replace(spec.ops, block=block, map_head=fed("map_head", "norm"))
+        pooled, _, activations = ops.image_tower.forward(probe.images, weights, cfg, conventions)
+    else:  # its only linear layer outside of blocks is the head
+        ops = replace(spec.ops, block=block, pool=fed("pool", "norm"), linear=fed("linear", "pool"))
+        pooled, _, activations = ops.text_tower.forward(probe.tokens, weights, cfg, conventions)
+    last = own.get("head" if tower == "text" and cfg.text_head else "pool", pooled)
+    activations["embed"] = spec.ops.normalize.forward(last, conventions.embed_norm, conventions.embed_norm_eps)[0]
+    passed = {name: value for name, value in activations.items() if not name.startswith("block")}
+    return prefixed(tower, {name: (passed | values)[name] for name in activations if name in passed | values})
+
+
+def stage_of(name: str) -> str:
+    """The stage that reads a parameter of a tower.
+
+    >>> stage_of("text/block01/norm2/gamma"), stage_of("image/patch/bias"), stage_of("text/head/kernel")
+    ('text/block01/+mlp', 'image/stem', 'text/head')
+    """
+    tower, part, *rest = name.split("/")
+    if part.startswith("block"):
+        return f"{tower}/{part}/{'+attn' if rest[0] in ('norm1', 'attn') else '+mlp'}"
+    return f"{tower}/{'stem' if part in ('patch', 'token', 'position') else part}"
+
+
+def readable(run: Mapping[str, Array], exact: Mapping[str, Array], precision: type) -> dict[str, Array]:
+    """The activations that can stand as the input of a stage: of the right shape, and finite."""
+    return {
+        name: np.asarray(value, precision)
+        for name, value in run.items()
+        if name in exact and np.shape(value) == np.shape(exact[name]) and np.isfinite(value).all()
+    }

@@ -1,0 +1,124 @@
+"""check_distributed_loss: a chunked loss on real ranks, judged where each gradient has its owner."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from siglip_ref.check.call.frameworks import Inputs
+from siglip_ref.check.expected.expected import EmbeddingKind, ScaleKind
+from siglip_ref.check.expected.probes import POINTS, Probe, make_probe
+from siglip_ref.check.loss.arguments import declared_conventions, setting_of
+from siglip_ref.check.ranks.arguments import examined
+from siglip_ref.check.ranks.judge import judge_ranks
+from siglip_ref.check.ranks.numpy import Ranks, run_numpy
+from siglip_ref.check.ranks.observed import Observed, Reduce, Value
+from siglip_ref.check.ranks.processes import run_processes
+from siglip_ref.check.ranks.world import Ran, Split, Task
+from siglip_ref.report.data import Report
+
+# The points at which what ranks can do wrong shows: every term weighs, as fresh, as trained, and with sure logits.
+HUNTED = ("balanced", "init", "trained", "saturated, wrong")
+# and those at a number of pairs a rank that tiles divide, so that no tail is left; one has a scale of less than 1
+WHOLE, WHOLE_HUNTED = 32, ("balanced", "small scale")
+WIDTH = 14
+
+
+def check_distributed_loss(
+    fn: Callable[..., Any] | str,
+    world_size: int = 4,
+    framework: str | None = None,
+    reduce: Reduce = "mean",
+    value: Value = "local",
+    unequal: bool = False,
+    backend: str = "gloo",
+    setup: Callable[..., Any] | None = None,
+    *,
+    dtype: object = "float32",
+    device: str = "cpu",
+    scale: ScaleKind | Literal["auto"] = "auto",
+    embeddings: EmbeddingKind | Literal["auto"] = "auto",
+    limit: float = 120.0,
+    axis_name: str | None = None,
+    ranks: Ranks | None = None,
+) -> Report:
+    """Judge a loss whose pairs are spread over ranks: its value and four gradients, each at its owner.
+
+    Parameters
+    ----------
+    fn : torch: fn(image_shard, text_shard, log_scale, bias, rank, world_size) on real processes, default group ready;
+        jax: fn(image_shard, text_shard, log_scale, bias, axis_name=...), or without axis_name, if it names its axis
+        itself; numpy: fn(image_shard, text_shard, log_scale, bias, comm) -> loss and four gradients. In place of the
+        loss may stand (loss, losses hop by hop), from which the report reads whose texts were met at every hop, or
+        (loss, anything else), of which the loss is looked at. A string names it
+    world_size : ranks; a second world size is always tried too, so that 1/W cannot pose as a constant
+    framework : "torch", "jax" or "numpy"; None: seen from the function
+    reduce : what happens to gradients over ranks afterwards, "mean", "sum", or "none" (they are final)
+    value : each rank returns its "local" part or the "global" loss
+    unequal : also give the ranks different numbers of pairs
+    backend : of torch.distributed; a group that is already running (torchrun) is used as it is
+    setup : torch: setup(rank, world_size), called on every rank before the first call; jax: setup()
+    dtype, scale, embeddings : as in check_loss
+    device : torch: where the ranks compute, "cpu" or "cuda"; several ranks may share a GPU, with gloo
+    limit : seconds for all calls of one world size, counted from when all ranks have imported what they need and have
+        joined; what has not ended by then is NOT JUDGED. With ranks that are seen to wait for each other it is FAIL
+    axis_name : jax: the name of the axis; None: "ranks"
+    ranks : numpy: how ranks are run, `mpi.comm.ThreadComm.run`
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    UsageError : fn cannot be sent to ranks, or called on them
+    """
+    if isinstance(fn, str):
+        from siglip_ref.check.call.target import load_callable
+
+        fn = load_callable(fn)
+    setting, candidates = setting_of(dtype, "float32", device, "pure"), declared_conventions(scale, embeddings)
+    asked = examined(fn, world_size, framework, reduce, value, unequal, backend, setup, device, limit, axis_name, ranks)
+    observed: dict[str, list[Observed]] = {}
+    stop = None
+    for world in asked.worlds:
+        splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}))
+        task = Task(fn, setup, setting, splits, world, backend, asked.limit, axis_name or "ranks")
+        ran = _run(asked.framework, task, asked.in_group, ranks)
+        for split, (kind, probe), of_ranks in zip(splits, probes, ran.outcomes, strict=False):
+            observed.setdefault(kind, []).append(Observed(probe, split, of_ranks))
+        stop = ran.stop
+        if stop:
+            break
+    return judge_ranks(fn, asked.framework, setting, observed, candidates, reduce, value, asked.worlds, stop)
+
+
+def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Split], list[tuple[str, Probe]]]:
+    """The collective calls of one world size, and of each the kind of scale and the probe: every point, for every kind
+    of scale that the function may want; pairs a rank and ranks are never equal."""
+    each = 5 if world != 5 else 6
+    shapes = [(each,) * world] + ([tuple(each - 2 + (3 * rank) % 4 for rank in range(world))] if unequal else [])
+    splits, probes = [], []
+    for sizes, hunted in [*((sizes, HUNTED) for sizes in shapes), ((WHOLE,) * world, WHOLE_HUNTED)]:
+        for point in (point for point in POINTS if point.name in hunted):
+            probe = make_probe(point, (sum(sizes), WIDTH))
+            for kind in scales:
+                scale = probe.scale if kind == "linear" else probe.log_scale
+                label = f"{point.name} (W={world}, pairs {'+'.join(map(str, sizes))})"
+                splits.append(Split(label, Inputs(probe.image_embed, probe.text_embed, scale, probe.bias), sizes))
+                probes.append((kind, probe))
+    return splits, probes
+
+
+def _run(framework: str, task: Task, in_group: bool, ranks: Ranks | None) -> Ran:
+    """What comes of one world size."""
+    if framework == "torch" and in_group:
+        from siglip_ref.check.ranks.torch import run_in_group
+
+        return Ran(run_in_group(task))
+    if framework == "torch":
+        return run_processes("siglip_ref.check.ranks.torch", task, task.world_size)
+    if framework == "jax":
+        from siglip_ref.check.ranks.jax import environment
+
+        return run_processes("siglip_ref.check.ranks.jax", task, 1, environment(task.world_size))
+    assert ranks is not None  # examined
+    return run_numpy(task, ranks)

@@ -1,0 +1,57 @@
+"""What check_step is given, and what is said of anything else."""
+
+import inspect
+
+from siglip_ref.check.call.frameworks import describe
+from siglip_ref.check.model.reference import UNIT_ROUNDOFF
+from siglip_ref.check.step.gradients import PAIRS
+from siglip_ref.errors import UsageError
+from siglip_ref.optim import AdamW, BigVision
+
+
+def require_arguments(
+    step_fn: object, rule: object, model: object, schedule: object, accumulate: int, weights: str, dtype: str | None
+) -> None:
+    """Arguments of the right kinds, and a function that takes what it will be given."""
+    given = "params, grads, state" if model is None else "images, tokens"
+    if isinstance(step_fn, type) or not callable(step_fn):
+        raise UsageError(
+            expected=f"step_fn({given})",
+            got=f"a {type(step_fn).__name__}",
+            cause="a class is not yet a step" if isinstance(step_fn, type) else "",
+            repair=f"check_step(lambda {given}: ..., rule{'' if model is None else ', model'})",
+        )
+    try:
+        inspect.signature(step_fn).bind(*given.split(", "))
+    except TypeError as cause:
+        raise UsageError(
+            expected=f"step_fn({given})" + (", as there is no model" if model is None else ""),
+            got=f"{describe(step_fn)}{inspect.signature(step_fn)}",
+            cause=f"another number of arguments ({cause})",
+            repair=f"wrap it: lambda {given}: step(...)" + (", or give the model" if model is None else ""),
+        ) from None
+    except ValueError:  # compiled functions need not tell
+        pass
+    if not isinstance(rule, AdamW | BigVision):
+        raise UsageError(
+            expected="what the step is meant to do: an AdamW or a BigVision",
+            got=f"a {type(rule).__name__}",
+            cause="",
+            repair="check_step(step_fn, sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0))",
+        )
+    right = (dtype is None or dtype in UNIT_ROUNDOFF) and weights in ("probe", "own")
+    if not right or accumulate < 1 or PAIRS % accumulate or (model is None and accumulate > 1):
+        raise UsageError(
+            expected=f'accumulate a divisor of {PAIRS}, and 1 without a model; weights "probe" or "own"; '
+            f"dtype one of {', '.join(UNIT_ROUNDOFF)}",
+            got=f"accumulate {accumulate}, weights {weights!r}, dtype {dtype!r}, {'no' * (model is None)} model",
+            cause=f"a step is given {PAIRS} pairs; an update function is given gradients, not micro-batches",
+            repair="check_step(step_fn, rule, model, accumulate=2)",
+        )
+    if schedule is not None and not callable(schedule):
+        raise UsageError(
+            expected="schedule: the factor on lr as a function of the step, counted from 0",
+            got=f"a {type(schedule).__name__}",
+            cause="",
+            repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.optim",
+        )

@@ -1,0 +1,230 @@
+"""check_step: does a training step do what its optimiser's settings say?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.call.frameworks import Setting, describe, framework_of, load_framework
+from siglip_ref.check.diagnosis.coverage import in_the_catalogue
+from siglip_ref.check.model.adapters.find import adapter_for
+from siglip_ref.check.model.probe import SHORT, probe_params
+from siglip_ref.check.model.reference import UNIT_ROUNDOFF
+from siglip_ref.check.step.arguments import require_arguments
+from siglip_ref.check.step.arrived import LOST, Lost, finding_of, lost, rows_of, showing
+from siglip_ref.check.step.diagnosis import diagnose, step_sight
+from siglip_ref.check.step.gradients import PAIRS, OfModel, drawn
+from siglip_ref.check.step.judge import Judged, Plan, Rule, Schedule, judge, reach
+from siglip_ref.check.step.run import Model, Taken, Update, borrowed, take_steps
+from siglip_ref.errors import UsageError
+from siglip_ref.params import Params
+from siglip_ref.process.isolated import as_it_was
+from siglip_ref.report.compare import Row, compare
+from siglip_ref.report.data import Case, Finding, Report, worst_rows
+from siglip_ref.report.verdict import Verdict, judgement
+from siglip_ref.sizes import config
+
+
+@np.errstate(all="ignore")  # what overflows in the reference is a result
+def check_step(
+    step_fn: Callable[..., Any],
+    rule: Rule,
+    model: object = None,
+    *,
+    schedule: Schedule | None = None,
+    accumulate: int = 1,
+    restart: Callable[..., Any] | None = None,
+    weights: str = "probe",
+    dtype: str | None = None,
+    framework: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Judge a training step: three steps in a row beside the reference's, parameter by parameter.
+
+    Parameters
+    ----------
+    step_fn : with a model: step_fn(images, tokens) trains it in place, from zeroing gradients to the optimiser's step;
+        it is given 8 pairs. Without: step_fn(params, grads, state) -> params, state, the optimiser alone: dicts of
+        arrays by name, state None before the first step
+    rule : `AdamW(lr=..., decay=..., max_norm=...)` or `BigVision(...)`: what the step is meant to do
+    model : a transformers SiglipModel, an open_clip SigLIP model, or a `TorchModel` adapter; the smaller, the quicker
+    schedule : the factor on lr of step 0, 1, ...; see `siglip_ref.optim.cosine`
+    accumulate : micro-batches of a step, each with its own negatives only; 1: all pairs see each other, also where
+        embeddings are kept (GradCache)
+    restart : saves and loads between the second and the third step. With a model: restart(), which may return a new
+        step function, or a new model and its step function. Without: restart(params, state) -> params, state
+    weights : "probe", the model is given weights on which mistakes show; "own", it keeps its own
+    dtype : what gradients are computed in; None: the format of the model's parameters, without a model float32
+    framework : of an update function: "torch", "jax" or "numpy"; None: seen from the function
+    progress : called with a line before each long step
+
+    Returns
+    -------
+    Report; a row is what a parameter was moved by, at the step where it deviates most
+
+    Raises
+    ------
+    UsageError : a step function that cannot be called this way, a model of an unknown kind
+
+    Notes
+    -----
+    Weights and gradients of the model are put back at the end. The optimiser has taken three steps, and keeps what it
+    learnt in them: make one for the check.
+
+    Examples
+    --------
+    >>> import siglip_ref as sr
+    >>> from siglip_ref.optim import State, adamw_step
+    >>> rule = sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0)
+    >>> def step(params, grads, state):
+    ...     return adamw_step(params, grads, state or State(), rule)
+    >>> check_step(step, rule, framework="numpy").verdict
+    'PASS'
+    """
+    require_arguments(step_fn, rule, model, schedule, accumulate, weights, dtype)
+    say = progress or (lambda line: None)
+    plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, 0.0, None)
+    with as_it_was():
+        if model is None:
+            done = _of_update(step_fn, plan, restart, dtype or "float32", framework, say)
+        else:
+            done = _of_model(step_fn, plan, model, restart, weights, dtype, say)
+    taken = done.taken
+    plan = replace(plan, unit=UNIT_ROUNDOFF[done.dtype], micro=done.micro)
+    say("the reference")
+    judged = judge(taken, plan)
+    unarrived = lost(taken, plan, done.formats)
+    loaded = [compare(n, move, 0 * move, 0.0, kind="value", probe="save and load") for n, move in done.reloaded.items()]
+    changed = [row for row in loaded if not row.right]
+    rows = judged.rows + rows_of(unarrived) + changed
+    judged_so = judgement(rows, needed=lambda row: True)
+    verdict, findings = judged_so.verdict, list[Finding]()
+    if verdict == "FAIL":
+        say("what explains it")
+        verdict, findings = _explained(taken, plan, judged, changed, unarrived)
+    seen = step_sight(taken, plan, judged, done.dtype, restarted=restart is not None)
+    missing = [] if restart else ["state after save and load: no restart= was given"]
+    return Report(
+        title=f"{len(taken)} steps of {describe(step_fn)}; {type(rule).__name__}; {done.dtype}",
+        verdict=verdict,
+        rows=worst_rows(rows),
+        findings=findings,
+        conventions={f.name: _word(getattr(rule, f.name)) for f in fields(rule)} | {"accumulate": str(accumulate)},
+        not_checked=missing,
+        blind=in_the_catalogue(seen.blind),
+        sight=seen,
+        details=rows,
+        case=_case(judged, taken, plan),
+        unjudged=judged_so.unjudged,
+    )
+
+
+_MORE_OF_THE_SAME = ("block01", "/k/", "/v/", "norm2")
+
+
+@dataclass(frozen=True)
+class Done:
+    """The steps as they were taken. dtype : of the parameters, formats : of each of them as it is stored; reloaded :
+    what save and load changed; micro : see `Plan`."""
+
+    dtype: str
+    taken: list[Taken]
+    formats: dict[str, str]
+    reloaded: Params
+    micro: Callable[[int, int], Params] | None
+
+
+def _of_update(
+    step_fn: Callable[..., Any],
+    plan: Plan,
+    restart: Callable[..., Any] | None,
+    dtype: str,
+    framework: str | None,
+    say: Callable[[str], None],
+) -> Done:
+    """Steps with gradients of ours, on the parameters of the smallest model."""
+    name, rule = framework or framework_of(step_fn), plan.rule
+    loaded = load_framework(name)
+    probe = showing(probe_params(config("tiny"), PAIRS, "float32", SHORT), reach(plan), dtype, np.inf)
+    start = {n: np.asarray(p, np.float64) for n, p in probe.items() if not any(part in n for part in _MORE_OF_THE_SAME)}
+    with loaded.environment(step_fn, Setting(dtype, dtype, "cpu", False)):
+        trainer = Update(step_fn, restart, name, dtype, start)
+        taken, reloaded = take_steps(trainer, drawn(start, rule.max_norm, rule.frozen), restart is not None, say)
+    return Done(dtype, taken, trainer.formats(), reloaded, None)
+
+
+def _of_model(
+    step_fn: Callable[..., Any],
+    plan: Plan,
+    model: Any,
+    restart: Callable[..., Any] | None,
+    weights: str,
+    dtype: str | None,
+    say: Callable[[str], None],
+) -> Done:
+    """Steps of a model, with the gradients that the reference finds at its weights."""
+    adapter: Any = adapter_for(model)
+    if not hasattr(adapter, "write"):
+        raise UsageError(
+            expected="a torch model, which a step function trains in place",
+            got=adapter.name,
+            cause="JAX and NumPy have no parameters in place",
+            repair="give the update alone: check_step(lambda params, grads, state: ..., rule)",
+        )
+    kind, rule = dtype or adapter.dtype, plan.rule
+    source = OfModel(adapter.config, adapter.config.conventions, plan.parts, rule.max_norm, rule.frozen, kind)
+    with borrowed(adapter.model):
+        if weights == "probe":
+            say("probe weights")
+            adapter.write(source.start(lambda params: showing(params, reach(plan), adapter.dtype)))
+        trainer = Model(step_fn, restart, adapter)
+        taken, reloaded = take_steps(trainer, source.choose, restart is not None, say)
+
+    @lru_cache(maxsize=16)
+    def micro(k: int, parts: int) -> Params:
+        batch = taken[k].batch
+        assert batch is not None  # a model's steps have one
+        return source.gradients(taken[k].before, batch, parts)[0]
+
+    return Done(adapter.dtype, taken, trainer.formats(), reloaded, micro)
+
+
+def _explained(
+    taken: Sequence[Taken], plan: Plan, judged: Judged, reloaded: Sequence[Row], unarrived: Sequence[Lost]
+) -> tuple[Verdict, list[Finding]]:
+    """What was rounded away, what save and load changed, another setting under which all is right, or mistakes of the
+    catalogue."""
+    findings = [finding_of(unarrived, plan.rule)] if unarrived else []
+    if reloaded:
+        repair = "save all parameters, in the format they are trained in"
+        evidence = f"save and load changes the parameters themselves: {len(reloaded)} of them"
+        findings.append(Finding("unknown", reloaded[0].name, reloaded[0].rows, evidence, repair))
+    if {row.name for row in judged.rows if row.verdict == "FAIL"} <= {one.name for one in unarrived}:
+        return "FAIL", findings
+    verdict, found = diagnose(taken, plan, judged)
+    if findings:
+        return "FAIL", findings + [one for one in found if one.id not in ("convention", LOST)]
+    return verdict, found
+
+
+def _case(judged: Judged, taken: Sequence[Taken], plan: Plan) -> Case | None:
+    """The parameter that is furthest off: its gradients in all steps, and what was and should have been added."""
+    compared = [row for row in judged.rows if row.verdict in ("pass", "FAIL")]
+    if not compared:
+        return None
+    row = max(compared, key=lambda row: row.excess)
+    one = next(one for one in judged.seen if (one.probe, one.name) == (row.probe, row.name))
+    arrays = {f"input/gradient {k + 1}": step.grads[row.name] for k, step in enumerate(taken)}
+    arrays |= {"input/parameter": taken[0].before[row.name], "got/moved": one.got, "expected/moved": one.exact}
+    program = (
+        f"# {row.name}, {row.probe}: what was added to it. The gradients are unclipped; rule: {plan.rule}\n"
+        'import numpy as np\n\ncase = np.load("case.npz")\n'
+        'print(abs(case["got/moved"] - case["expected/moved"]).max() / abs(case["expected/moved"]).max())\n'
+    )
+    return Case(arrays, program)
+
+
+def _word(value: object) -> str:
+    return getattr(value, "__name__", "") or (f"{value:g}" if isinstance(value, float) else str(value))

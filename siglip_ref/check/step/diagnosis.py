@@ -1,0 +1,209 @@
+"""Why steps deviate: another setting than the declared one, mistakes of the catalogue, or a number that fits."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.diagnosis.coverage import sorted_out
+from siglip_ref.check.diagnosis.diagnose import explain, share_explained
+from siglip_ref.check.diagnosis.explained import FINDING
+from siglip_ref.check.diagnosis.seen import distance
+from siglip_ref.check.step.arrived import LOST
+from siglip_ref.check.step.factors import factors, findings, is_whole
+from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
+from siglip_ref.check.step.run import Taken
+from siglip_ref.mistakes import CATALOGUE, Mistake, executable
+from siglip_ref.optim import AdamW, kernels, matrices
+from siglip_ref.params import Params
+from siglip_ref.report.data import Finding, Sight
+from siglip_ref.report.verdict import Verdict
+
+SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
+FITTED = ("max_norm", "lr", "decay")  # settings whose value is sought
+
+
+def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding]]:
+    """Another setting under which every step is right, else what explains the steps."""
+    measured: dict[float, list[str]] = {}
+    declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
+    if declared is None:
+        split = _split(taken, plan, judged)
+        predicted = {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
+        mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
+        if max((share_explained(judged.seen, predicted[m.id]) for m in mistakes), default=0.0) < FINDING:
+            measured = factors(judged.seen)
+            if is_whole(measured, judged.seen):
+                return "FAIL", findings(measured)
+            for field in FITTED:
+                value, share = fit(taken, plan, judged, field)
+                if share >= FINDING:
+                    found = _of_fit(taken, plan, field, value)
+                    if isinstance(found, Finding):
+                        return "FAIL", [found]
+                    declared = found
+                    break
+    if declared:
+        evidence = f"{declared}: every step is right then"
+        return "OTHER CONVENTION", [Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")]
+
+    def of(made: Sequence[Mistake]) -> Moves:
+        return predicted[made[0].id] if len(made) == 1 else _made(taken, plan, split, made)
+
+    told = explain(judged.seen, mistakes, of, is_gradient=lambda name: False)
+    explained = [_in_words(finding, split) for finding in told]
+    still = {factor: names for factor, names in measured.items() if factor == 0.0}
+    return "FAIL", findings(still) * all(one.id == "unknown" for one in explained) + explained
+
+
+def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Settings other than the declared ones that somebody may well have: as one would declare them."""
+    rule = plan.rule
+    fields: dict[str, tuple[Any, ...]] = {"decay": (0.0,), "decays": (matrices,)}
+    if isinstance(rule, AdamW):
+        fields |= {"beta1": (0.9, 0.95), "beta2": (0.999, 0.99, 0.98, 0.95), "eps": (1e-8, 1e-6, 1e-15)}
+        fields |= {"clip_eps": (0.0, 1e-6)}
+        if rule.decay:
+            yield (
+                f"decay={rule.decay / rule.lr:g}, which is not multiplied by lr, as big_vision's",
+                replace(plan, rule=replace(rule, decay=rule.decay / rule.lr)),
+            )
+    else:
+        fields |= {"beta2_cap": (0.95, 0.999)}
+    if rule.decays is not kernels:
+        fields["decays"] = (kernels,)
+    for name, values in fields.items():
+        for value in values:
+            if getattr(rule, name) != value:
+                words = value.__name__ if callable(value) else f"{value:g}"
+                yield f"{name}={words}", replace(plan, rule=_with(rule, name, value))
+    yield "schedule=None", replace(plan, schedule=lambda k: 1.0)
+
+
+def candidates(plan: Plan) -> list[Mistake]:
+    """The mistakes that steps can show."""
+    made = executable("several steps")
+    return made + [CATALOGUE[id] for id in ACCUMULATION] if plan.micro else made
+
+
+def _is_right(taken: Sequence[Taken], plan: Plan, judged: Judged) -> bool:
+    """Whether every step is right under another plan; what is far off needs no measured noise to be refused."""
+    moves = predict(taken, plan, [one.grads for one in taken])
+    near = all(distance(one, moves[one.probe, one.name]) <= 2 for one in judged.seen)
+    return near and judge(taken, plan).right
+
+
+def _changes(moves: Moves, judged: Judged) -> bool:
+    """Whether anything differs from the right moves, beyond the last bits."""
+    return any(not np.allclose(moves[s.probe, s.name], s.exact, rtol=1e-13, atol=0) for s in judged.seen)
+
+
+def _split(taken: Sequence[Taken], plan: Plan, judged: Judged) -> int:
+    """The number of micro-batches at which a mistake of accumulation explains most."""
+    if plan.parts > 1 or plan.micro is None:
+        return plan.parts
+    made = [CATALOGUE[id] for id in ACCUMULATION]
+    return max(SPLITS, key=lambda n: max(share_explained(judged.seen, _made(taken, plan, n, [m])) for m in made))
+
+
+def _with(rule: Rule, field: str, value: Any) -> Rule:
+    changed: dict[str, Any] = {field: value}
+    return replace(rule, **changed)
+
+
+def fit(taken: Sequence[Taken], plan: Plan, judged: Judged, field: str) -> tuple[float, float]:
+    """The value of a setting that fits the steps best, within a factor of 100 of the declared one, and the share of the
+    deviation that it explains."""
+    declared = getattr(plan.rule, field)
+    if not declared:
+        return 0.0, 0.0
+    grads = [one.grads for one in taken]
+    clear = [one for one in judged.seen if np.max(one.allowed) < 0.1 * np.max(np.abs(one.got))]  # not noise alone
+
+    def moves(factor: float) -> Moves:
+        return predict(taken, replace(plan, rule=_with(plan.rule, field, declared * factor)), grads)
+
+    def off(factor: float) -> float:
+        predicted, total = moves(factor), 0.0
+        for one in clear:
+            total += float(np.mean(((one.got - predicted[one.probe, one.name]) / np.max(np.abs(one.got))) ** 2))
+        return total
+
+    grid = np.exp(np.linspace(-np.log(100), np.log(100), 25))
+    best = int(np.argmin([off(factor) for factor in grid]))
+    low, high = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, 24)])
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(34):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, b) if off(float(np.exp(a))) < off(float(np.exp(b))) else (a, high)
+    factor = float(np.exp((low + high) / 2))
+    return declared * factor, share_explained(judged.seen, moves(factor))
+
+
+def _of_fit(taken: Sequence[Taken], plan: Plan, field: str, value: float) -> Finding | str:
+    """A round number is a setting; a clip at some odd length has the wrong norm; an odd factor is no setting."""
+    round_value = float(f"{value:.2g}")
+    if judge(taken, replace(plan, rule=_with(plan.rule, field, round_value))).right:
+        return f"{field}={round_value:g}"
+    declared = getattr(plan.rule, field)
+    evidence = f"every step is as with {field}={value:.6g}, where {declared:g} was declared"
+    if field == "max_norm" and value > declared:
+        mistake = CATALOGUE["grad-clip-local-norm"]
+        evidence = f"{mistake.text}, or another part: their length seems {declared / value:.4g} times what it is"
+        return Finding(mistake.id, "", "", evidence, mistake.repair)
+    return Finding("unknown", "", "", evidence, f"look for a factor of {value / declared:.6g} on {field}")
+
+
+def _in_words(finding: Finding, split: int) -> Finding:
+    """With the first of many names only; of accumulation the number of micro-batches, and how it is declared."""
+    names = finding.tensor.split(", ")
+    if len(names) > 4:
+        few = f"{', '.join(names[:3])} and {len(names) - 3} more"
+        finding = replace(finding, tensor=names[0], evidence=finding.evidence.replace(finding.tensor, few))
+    if finding.id not in ACCUMULATION:
+        return finding
+    finding = replace(finding, evidence=f"{finding.evidence}; {split} micro-batches")
+    if finding.id == "accum-changes-negatives":
+        return replace(finding, repair=f"{finding.repair}; if it is meant, declare accumulate={split}")
+    return finding
+
+
+def step_sight(taken: Sequence[Taken], plan: Plan, judged: Judged, dtype: str, *, restarted: bool) -> Sight:
+    """What these steps would have seen, where what happened could be judged; `blind` are mistakes that change less than
+    a correct program may lie off. restarted : the state was saved and loaded between them."""
+    in_range = {(row.probe, row.name) for row in judged.rows if row.right or row.verdict == "FAIL"}
+    seen, reasons = {LOST: True}, dict[str, str]()
+    for mistake in candidates(plan):
+        if mistake.id == LOST:
+            continue
+        if mistake.id == "resume-state-lost" and not restarted:
+            reasons[mistake.id] = "in save and load (restart=)"
+            continue
+        moves = _made(taken, plan, plan.parts if plan.parts > 1 else SPLITS[0], [mistake])
+        if not _changes(moves, judged):
+            reasons[mistake.id] = "that change nothing under these settings"
+            continue
+        seen[mistake.id] = any(
+            not np.all(np.abs(moves[s.probe, s.name] - s.exact) <= s.allowed)
+            for s in judged.seen
+            if (s.probe, s.name) in in_range
+        )
+    reasons |= {id: "in micro-batches (give the model)" for id in ACCUMULATION if not plan.micro}
+    return sorted_out(seen, dtype, reasons)
+
+
+def _made(taken: Sequence[Taken], plan: Plan, split: int, mistakes: Sequence[Mistake]) -> Moves:
+    ids = {mistake.id for mistake in mistakes}
+    return predict(taken, plan, [_gradients(k, one, plan, split, ids) for k, one in enumerate(taken)], mistakes)
+
+
+def _gradients(k: int, one: Taken, plan: Plan, split: int, ids: set[str]) -> Params:
+    grads = one.grads
+    if "accum-changes-negatives" in ids and plan.parts == 1 and plan.micro:
+        grads = plan.micro(k, split)
+    if "accum-loss-not-divided" in ids:
+        grads = {name: split * g for name, g in grads.items()}
+    if "accum-cached-not-divided" in ids:
+        grads = {name: split * g if name in ("log_scale", "bias") else g for name, g in grads.items()}
+    return grads

@@ -1,0 +1,221 @@
+"""One contestant of a benchmark in a process of its own: it sets a case up, then answers "go" with seconds.
+
+Not imported by anything: `python -m siglip_ref.cli.speed_worker CASE CONTESTANT`. Torch and JAX are loaded only if they
+are the contestant.
+"""
+
+import functools
+import json
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.params import init
+from siglip_ref.record import Ops
+from siglip_ref.sizes import Config, config
+
+Run = Callable[[], object]
+
+
+def unit_rows(pairs: int, width: int, seed: int) -> np.ndarray:
+    """Random embeddings in float32."""
+    x = np.random.default_rng(seed).standard_normal((pairs, width), np.float32)
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
+
+
+def inputs(cfg: Config, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images and tokens."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (batch, *cfg.image_size, 3)).astype(np.float32)
+    return images, rng.integers(0, cfg.vocabulary, (batch, cfg.text_length))
+
+
+def numpy_product(case: str, *sizes: str) -> Run:
+    """The matrix product itself: 3072 x 3072 in float32, the yardstick of all rates."""
+    x = np.ones((3072, 3072), np.float32)
+    out = np.empty_like(x)
+    return lambda: np.dot(x, x, out=out)
+
+
+def ours(ops: Ops, case: str, *sizes: str) -> Run:
+    from siglip_ref.loss import sigmoid_loss
+    from siglip_ref.optim import AdamW, State
+    from siglip_ref.process.blas_threads import one_pool_for
+    from siglip_ref.process.memory import keep_freed_memory
+    from siglip_ref.towers.model import loss_and_grads
+    from siglip_ref.use.inference import image_embeddings, text_embeddings
+
+    keep_freed_memory()
+    if case == "loss":
+        x, y = (unit_rows(int(sizes[0]), int(sizes[1]), seed) for seed in (1, 2))
+        tile = None if ops.compiled else 1024
+        return lambda: sigmoid_loss(x, y, math.log(10), -10.0, tile=tile, ops=ops)
+    cfg = config(sizes[0])
+    images, tokens = inputs(cfg, int(sizes[1]))
+    params = init(cfg, dtype=np.float32)
+    if case == "image":
+        return lambda: image_embeddings(params, images, cfg, ops)
+    if case == "text":
+        return lambda: text_embeddings(params, tokens, cfg, ops)
+    if case == "gradients":
+        return lambda: loss_and_grads(params, images, tokens, cfg, ops=ops)
+    state, rule = State(), AdamW(max_norm=1.0)
+
+    def step() -> None:
+        nonlocal params, state
+        with one_pool_for(ops):  # once a step, not once a kernel, as `siglip-ref train` does
+            _, grads = loss_and_grads(params, images, tokens, cfg, ops=ops)
+            params, state = ops.adamw_step(params, grads, state, rule)
+
+    return step
+
+
+def torch_run(compiled: bool, case: str, *sizes: str) -> Run:
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    torch.set_num_threads(int(sys.argv[-1]))
+    wrap: Any = torch.compile if compiled else lambda f: f
+    if case == "product":
+        a = torch.ones(3072, 3072)
+        return lambda: a @ a
+    if case == "loss":
+        x, y = (torch.tensor(unit_rows(int(sizes[0]), int(sizes[1]), seed), requires_grad=True) for seed in (1, 2))
+        log_scale, bias = (torch.tensor(value, requires_grad=True) for value in (math.log(10), -10.0))
+
+        def plain(x: Any, y: Any, log_scale: Any, bias: Any) -> Any:
+            logits = log_scale.exp() * x @ y.T + bias
+            return -F.logsigmoid((2 * torch.eye(len(x)) - 1) * logits).sum() / len(x)
+
+        loss = wrap(plain)
+        return lambda: torch.autograd.grad(loss(x, y, log_scale, bias), (x, y, log_scale, bias))
+    from transformers import SiglipConfig, SiglipModel
+
+    cfg = config(sizes[0])
+    model = SiglipModel(
+        SiglipConfig(
+            text_config=_tower(cfg.text) | {
+                "vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length, "projection_size": cfg.embed
+            },
+            vision_config=_tower(cfg.image) | {"image_size": max(cfg.image_size), "patch_size": cfg.patch},
+        )
+    )  # fmt: skip
+    stem = model.vision_model.embeddings  # knows only square images; with a table of the right length it takes all
+    stem.position_embedding = torch.nn.Embedding(cfg.patches, cfg.image.width)
+    stem.position_ids = torch.arange(cfg.patches)[None]
+    images, tokens = inputs(cfg, int(sizes[1]))
+    pixels, ids = torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens)
+    if case in ("image", "text"):
+        part = wrap(model.vision_model if case == "image" else model.text_model)
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return part(pixels if case == "image" else ids)
+
+        return forward
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    whole = wrap(lambda ids, pixels: model(input_ids=ids, pixel_values=pixels, return_loss=True).loss)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        whole(ids, pixels).backward()
+        if case == "step":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    return step
+
+
+def _tower(tower: Any) -> dict[str, int]:
+    names = {
+        "hidden_size": "width",
+        "num_hidden_layers": "depth",
+        "intermediate_size": "mlp",
+        "num_attention_heads": "heads",
+    }
+    return {name: getattr(tower, field) for name, field in names.items()}
+
+
+def jax_run(case: str, *sizes: str) -> Run:
+    import jax
+
+    from siglip_ref.cli import speed_jax as rival
+
+    def ready(f: Callable[..., Any], *arguments: Any) -> Run:
+        return lambda: jax.block_until_ready(f(*arguments))
+
+    if case == "product":
+        return ready(jax.jit(lambda a: a @ a), jax.numpy.ones((3072, 3072)))
+    if case == "loss":
+        x, y = (jax.numpy.asarray(unit_rows(int(sizes[0]), int(sizes[1]), seed)) for seed in (1, 2))
+        return ready(jax.jit(jax.value_and_grad(rival.pair_loss, (0, 1, 2, 3))), x, y, math.log(10), -10.0)
+    cfg = config(sizes[0])
+    images, tokens = (jax.numpy.asarray(x) for x in inputs(cfg, int(sizes[1])))
+    weights = jax.tree.map(jax.numpy.asarray, init(cfg, dtype=np.float32))
+    if case == "image":
+        return ready(jax.jit(functools.partial(rival.image_forward, cfg=cfg)), weights, images)
+    if case == "text":
+        return ready(jax.jit(functools.partial(rival.text_forward, cfg=cfg)), weights, tokens)
+    if case == "gradients":
+        return ready(jax.jit(jax.value_and_grad(functools.partial(rival.model_loss, cfg=cfg))), weights, images, tokens)
+    step = jax.jit(functools.partial(rival.adamw_step, cfg=cfg), donate_argnums=(0, 1, 2))
+    state = [weights, *(jax.tree.map(jax.numpy.zeros_like, weights) for _ in range(2))]
+
+    def one_step() -> None:
+        _, *state[:] = step(*state, 1.0, images, tokens)
+        jax.block_until_ready(state)
+
+    return one_step
+
+
+def set_up(contestant: str, case: str, *sizes: str) -> Run:
+    """What to time."""
+    if contestant == "numpy":
+        return numpy_product(case, *sizes)
+    if contestant == "jax.jit":
+        return jax_run(case, *sizes)
+    if contestant.startswith("torch"):
+        return torch_run(contestant == "torch.compile", case, *sizes)
+    from siglip_ref import fast
+    from siglip_ref.specification import SPECIFICATION
+
+    if contestant == "fast" and not fast.COMPILED:  # the specification would be measured under its name
+        raise ImportError("the kernels cannot be compiled here")
+    return ours(fast.OPS if contestant == "fast" else SPECIFICATION, case, *sizes)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    """CASE SIZE ... CONTESTANT THREADS: a line of JSON when ready, one for each "go"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that measures; it ends this one
+    *case, contestant, _ = sys.argv[1:]
+    run = set_up(contestant, *case)
+    before = _resident()
+    run()
+    run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak": peak, "added": max(0, peak - before)}), flush=True)
+    for line in sys.stdin:
+        calls = int(line)
+        if case == ["product"]:  # memory that lay idle may have come back in small pages, which slows a product by half
+            run = set_up(contestant, *case)
+        if calls > 1:  # a short call, after a sleep that cost its caches, on some machines even its pages
+            run()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            run()
+        print(json.dumps((time.perf_counter() - begin) / calls), flush=True)
+
+
+if __name__ == "__main__":
+    main()

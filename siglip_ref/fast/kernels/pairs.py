@@ -1,0 +1,132 @@
+"""Kernels of the pairwise loss: tiles of the pairs' matrix, value and all gradients in one sweep."""
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from siglip_ref.fast.machine.blas import NO, YES, gemm
+from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.elementary import number, softplus_and_sigmoid
+
+LOSS, D_SCALE, D_BIAS, LOST = (
+    0,
+    1,
+    2,
+    3,
+)  # where each stands among the sums; LOST further on, what rounding took from it
+
+
+@kernel()
+def _add(sums: Any, which: int, term: Any) -> None:
+    """Knuth's two-sum: hundreds of thousands of rows add up without drift."""
+    before = sums[which]
+    after = before + term
+    taken = after - before
+    sums[which] = after
+    sums[which + LOST] += (before - (after - taken)) + (term - taken)
+
+
+@kernel(fastmath=SUMS)
+def strangers(row: Any, scale: Any, bias: Any, sums: Any) -> None:
+    """Pairs that do not belong together: each similarity of the row becomes the derivative by its logit."""
+    loss = d_scale = d_bias = number(0, scale)
+    for j in range(len(row)):
+        similarity = row[j]
+        term, d_logit = _pair(similarity, scale, bias)
+        loss += term
+        d_scale += d_logit * similarity
+        d_bias += d_logit
+        row[j] = d_logit
+    _add(sums, LOSS, loss)
+    _add(sums, D_SCALE, d_scale)
+    _add(sums, D_BIAS, d_bias)
+
+
+@kernel()
+def _pair(similarity: Any, scale: Any, bias: Any) -> Any:
+    return softplus_and_sigmoid(scale * similarity + bias)
+
+
+@kernel()
+def couple(row: Any, j: int, scale: Any, bias: Any, sums: Any) -> None:
+    """The same for one pair that belongs together: its loss is softplus(-logit)."""
+    similarity = row[j]
+    term, gate = softplus_and_sigmoid(-(scale * similarity + bias))
+    _add(sums, LOSS, term)
+    _add(sums, D_SCALE, -gate * similarity)
+    _add(sums, D_BIAS, -gate)
+    row[j] = -gate
+
+
+@kernel()
+def _row(row: Any, first: int, own: Any, scale: Any, bias: Any, sums: Any) -> None:
+    """One row of a tile whose columns begin at `first`; `own` lists the columns that belong to this row, rising."""
+    start = 0
+    for column in own:
+        j = column - first
+        if 0 <= j < len(row):
+            strangers(row[start:j], scale, bias, sums)
+            couple(row, j, scale, bias, sums)
+            start = j + 1
+    strangers(row[start:], scale, bias, sums)
+
+
+@kernel()
+def _band(
+    routine: int, x: Any, y: Any, first: int, offsets: Any, own: Any, scale: Any, bias: Any, alpha: Any,
+    d_x: Any, d_y: Any, tile: Any, sums: Any,
+) -> None:  # fmt: skip
+    """All tiles of some rows with some columns, which begin at `first`; d_x and d_y collect their gradients."""
+    one, side, width = number(1, scale), tile.shape[0], x.shape[1]
+    for i in range(0, len(x), side):
+        rows = min(side, len(x) - i)
+        for j in range(0, len(y), side):
+            columns = min(side, len(y) - j)
+            # similarity = x @ y.T
+            gemm(routine, NO, YES, rows, columns, width, one, x[i:].ctypes.data, width, y[j:].ctypes.data, width,
+                 number(0, scale), tile.ctypes.data, side)  # fmt: skip
+            for r in range(rows):
+                mine = own[offsets[i + r] : offsets[i + r + 1]]
+                _row(tile[r, :columns], first + j, mine, scale, bias, sums)
+            # d_x += alpha d_logits @ y, and d_y += alpha d_logits.T @ x: alpha is what stands before them
+            gemm(routine, NO, NO, rows, width, columns, alpha, tile.ctypes.data, side, y[j:].ctypes.data, width,
+                 one, d_x[i:].ctypes.data, width)  # fmt: skip
+            gemm(routine, YES, NO, columns, width, rows, alpha, tile.ctypes.data, side, x[i:].ctypes.data, width,
+                 one, d_y[j:].ctypes.data, width)  # fmt: skip
+
+
+@kernel(parallel=True)
+def sweep(
+    routine: int, x: Any, y: Any, offsets: Any, own: Any, scale: Any, bias: Any, alpha: Any,
+    d_x: Any, d_y: Any, tiles: Any,
+) -> Any:  # fmt: skip
+    """Each thread's sums over its pairs (threads, 8), in float64; d_x and d_y are added to.
+
+    The ring inside one machine: every thread keeps its band of rows, and column chunks go round. In each turn no two
+    threads hold the same chunk, so each gradient exists once, and nobody waits for a lock.
+
+    Parameters
+    ----------
+    routine : address of sgemm or dgemm
+    x, y : array, shape (Bi, D) and (Bt, D), rows one after another in memory
+    offsets, own : columns that belong to row i are own[offsets[i] : offsets[i + 1]], rising
+    scale, bias : logits = scale * similarity + bias
+    alpha : stands before d_x and d_y
+    tiles : array, shape (threads, side, side): the only memory that is needed
+    """
+    threads = len(tiles)
+    sums = np.zeros((threads, 8))  # a cache line each
+    if threads == 1:
+        _band(routine, x, y, 0, offsets, own, scale, bias, alpha, d_x, d_y, tiles[0], sums[0])
+        return sums
+    for turn in range(threads):
+        for thread in prange(threads):
+            chunk = (thread + turn) % threads
+            top, bottom = len(x) * thread // threads, len(x) * (thread + 1) // threads
+            left, right = len(y) * chunk // threads, len(y) * (chunk + 1) // threads
+            _band(
+                routine, x[top:bottom], y[left:right], left, offsets[top : bottom + 1], own, scale, bias, alpha,
+                d_x[top:bottom], d_y[left:right], tiles[thread], sums[thread],
+            )  # fmt: skip
+    return sums

@@ -1,0 +1,1 @@
+"""What all kernels stand on: compilation, threads, matrix products, elementary functions."""

@@ -1,0 +1,108 @@
+"""The catalogue of mistakes: each one a small change of the reference that can be run.
+
+One catalogue, four uses: the power table of the golden vectors, diagnosis, `siglip-ref explain` and `demo`, and the
+"break it" switch of the teaching page. To add one, add an entry to the TOML file it belongs to; tests do the rest.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from siglip_ref.errors import UsageError, near
+from siglip_ref.mistakes.change import Edit, Reference, reference
+from siglip_ref.mistakes.messages import WORDS
+
+__all__ = [
+    "CATALOGUE",
+    "FILES",
+    "WORDS",
+    "Edit",
+    "Home",
+    "Kind",
+    "Mistake",
+    "Reference",
+    "entries",
+    "executable",
+    "find",
+    "reference",
+]
+
+# one vector: its numbers alone show it; several steps: only optimiser steps do; across ranks: needs two or more ranks;
+# not numeric: no number of the reference changes; equivalent: changes nothing in exact arithmetic
+Kind = Literal["one vector", "several steps", "across ranks", "not numeric", "equivalent"]
+
+# The check that is there to see it: check_loss, check_model, check_distributed_loss (ranks), check_step ...; pixels:
+# only the gradient of the images shows it; equivalent: nothing does; "": none of these.
+Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokenize", "equivalent", ""]
+_HOME: dict[Kind, Home] = {"several steps": "step", "across ranks": "ranks", "equivalent": "equivalent"}
+_LOSS = {"ops/sigmoid_loss.py", "ops/pair_block.py", "ops/normalize.py"}
+
+FILES = ("loss", "contract", "ranks", "towers", "backward", "training", "equivalent", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One entry. id: never changes; text: what is wrong; shows: how its numbers deviate, or why they do not; repair:
+    what to do; seen: in which repository and issue; edits: the mistake, made in the reference; home: the check that is
+    there to see it."""
+
+    id: str
+    kind: Kind
+    text: str
+    shows: str
+    repair: str
+    seen: str
+    edits: tuple[Edit, ...] = ()
+    home: Home = ""
+
+
+def entries(name: str) -> list[Mistake]:
+    """All of one file, in its order."""
+    content = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
+    return [_entry(value, **fields) for fields in content["mistake"] for value in fields.pop("values", [""])]
+
+
+def _entry(
+    value: str, text: str, edits: tuple[dict[str, str], ...] = (), home: Home | None = None, **fields: Any
+) -> Mistake:
+    """value: what an entry of several forms says where it says VALUE."""
+    made = tuple(Edit(edit["file"], edit["old"], edit["new"].replace("VALUE", value)) for edit in edits)
+    home = _home(fields["kind"], made) if home is None else home
+    return Mistake(**fields, text=text.replace("VALUE", value), edits=made, home=home)
+
+
+def _home(kind: Kind, edits: tuple[Edit, ...]) -> Home:
+    """Of an entry that does not say: by its kind, and by the files in which it is made."""
+    if kind != "one vector":
+        return _HOME.get(kind, "")
+    files = {edit.file for edit in edits}
+    if "procedures.py" in files:
+        return "step"
+    return "loss" if files <= _LOSS else "model"
+
+
+CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in entries(name)}
+
+
+def find(name: str) -> Mistake:
+    """The entry of this id.
+
+    >>> find("label-sign").kind
+    'one vector'
+    """
+    if name not in CATALOGUE:
+        alike = near(name, [*CATALOGUE, *WORDS])
+        raise UsageError(
+            expected=f"the id of one of {len(CATALOGUE)} mistakes",
+            got=repr(name),
+            cause="",
+            repair=f"siglip-ref explain {alike[0]}" if alike else "siglip-ref explain, without an id, lists them all",
+            near=alike,
+        )
+    return CATALOGUE[name]
+
+
+def executable(*kinds: Kind) -> list[Mistake]:
+    """Entries of these kinds (none named: all) that can be run."""
+    return [m for m in CATALOGUE.values() if m.edits and (not kinds or m.kind in kinds)]

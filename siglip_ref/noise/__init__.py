@@ -1,0 +1,1 @@
+"""How far correct programs lie from the exact values: measured, and shipped."""

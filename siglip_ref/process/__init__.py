@@ -1,0 +1,1 @@
+"""What a process has to itself: signals, memory, threads, files written whole."""

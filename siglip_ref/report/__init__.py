@@ -1,0 +1,1 @@
+"""What a check found: rows, a verdict, findings, as text, HTML and JSON."""

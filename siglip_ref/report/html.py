@@ -1,0 +1,238 @@
+"""A report as one HTML page: no scripts, nothing loaded from elsewhere, light or dark as the reader's system is."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from siglip_ref.ops.elementary import Array
+from siglip_ref.report.compare import Row
+from siglip_ref.report.text import multiple, name_of, plain, power, smallest, title_of
+
+if TYPE_CHECKING:
+    from siglip_ref.report.data import Finding, Report
+
+_CLASSES = {"pass": "good", "zero by structure": "good", "FAIL": "bad", "PASS": "good"}
+_CLASSES |= {"OTHER CONVENTION": "other", "NOT JUDGED": "other"}
+_BAR = (-3, 6)  # powers of ten of what is allowed, from the left end of a bar to the right
+_MOST_CELLS = (48, 96)  # rows and columns of the heat map
+_LEVELS = ((1, "right"), (10, "up to 10 times what is allowed"), (1e3, "up to 1000 times"), (math.inf, "more"))
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #fbfaf8; --card: #fff; --text: #1d1c1a; --faint: #6c6a66; --line: #e2dfd9;
+  --good: #2b7a4b; --bad: #b3261e; --other: #8a6100; --h0: #e6ebe4; --h1: #f2cf7e; --h2: #e2803c; --h3: #a3160f;
+  --h4: #6a3fb5 }
+@media (prefers-color-scheme: dark) { :root { --page: #171614; --card: #211f1d; --text: #ece8e1; --faint: #a09b92;
+  --line: #3a3733; --good: #6fce94; --bad: #ff8a80; --other: #e8b94a; --h0: #2b332d; --h1: #6b5420; --h2: #c0652a;
+  --h3: #ff6f61; --h4: #b79aff } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: var(--page); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.3rem; margin: .4rem 0; overflow-wrap: anywhere } h2 { font-size: 1rem; margin: 2rem 0 .6rem }
+.badge { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; border: 2px solid; font-weight: 700 }
+.good { color: var(--good) } .bad { color: var(--bad) } .other { color: var(--other) } .faint { color: var(--faint) }
+.card { background: var(--card); border: 1px solid var(--line); border-left: 5px solid var(--bad); border-radius: 6px;
+  padding: .7rem 1rem; margin: .7rem 0; overflow-wrap: anywhere } .card p { margin: .3rem 0 }
+.card.other { color: inherit; border-left-color: var(--other) } .card h3 { margin: 0; font-size: 1.05rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .88rem }
+th { text-align: left; font-weight: 600; color: var(--faint) }
+th, td { padding: .18rem .7rem .18rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+td.name { font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 11rem }
+.note { font-family: system-ui, sans-serif; color: var(--faint); font-size: .8rem }
+.bar { position: relative; width: 9rem; height: .75rem; margin-top: .35rem; background: var(--h0); border-radius: 2px }
+.bar i { position: absolute; left: 0; top: 0; bottom: 0; background: currentColor; border-radius: 2px }
+.bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--text) }
+svg { width: 100%; height: auto; max-height: 18rem; background: var(--card); border: 1px solid var(--line) }
+.h0 { fill: var(--h0); background: var(--h0) } .h1 { fill: var(--h1); background: var(--h1) }
+.h2 { fill: var(--h2); background: var(--h2) } .h3 { fill: var(--h3); background: var(--h3) }
+.h4 { fill: var(--h4); background: var(--h4) } .key span { display: inline-block; width: .9rem; height: .9rem;
+  vertical-align: -2px; margin: 0 .3rem 0 .9rem; border: 1px solid var(--line) }
+ul { margin: .3rem 0; padding-left: 1.2rem; overflow-wrap: anywhere }
+@media (max-width: 40rem) { .less { display: none } .bar { width: 5rem } td.name { min-width: 8rem } }
+"""
+
+
+def to_html(report: "Report") -> str:
+    """The page, complete: the diagnosis, every tensor, the worst one element by element, and what was not seen.
+
+    Examples
+    --------
+    >>> from siglip_ref.report.data import Report
+    >>> "<script" in to_html(Report("<script>", "FAIL", []))
+    False
+    """
+    verdict = f'<span class="badge {_class(report.verdict)}">{escape(report.headline)}</span>'
+    first = report.first_divergent
+    begins = f"<p>begins at <b>{escape(name_of(first))}</b></p>" if first else ""
+    worth = f"<p>{escape(str(report.sight))}</p>" if report.passed and report.sight else ""
+    missing = report.unjudged
+    why = f"<p>{escape(missing.evidence)}</p><p><b>repair:</b> {escape(missing.repair)}</p>" if missing else ""
+    parts = [
+        f"<header>{verdict}<h1>{escape(report.title)}</h1>{begins}{why}{worth}</header>",
+        *(_finding(finding) for finding in report.findings),
+        _heat_map(report),
+        _section("every tensor", _table(report) if report.rows else ""),
+        _section("hop by hop", _hops(report)),
+        _section("conventions", _list([f"{name}: {value}" for name, value in report.conventions.items()])),
+        _section("not checked", _list(report.not_checked)),
+        _section("not of this check", _list(report.sight.beside()) if report.passed and report.sight else ""),
+        _section("this run could not have seen", _list(report.blind)),
+        _section("notes", _list(report.notes)),
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    title = f"<title>{escape(report.verdict)}: {escape(report.title)}</title>"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}{title}<style>{_STYLE}</style></head>\n<body>\n'
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _finding(finding: "Finding") -> str:
+    kind = " other" if finding.id == "convention" else ""
+    place = "; ".join(part for part in (finding.tensor, finding.rows) if part)
+    lines = [
+        f"<h3>{escape(title_of(finding))}</h3>",
+        f'<p class="note">{escape(place)}</p>' if place else "",
+        f"<p>{escape(finding.evidence)}</p>",
+        f"<p><b>repair:</b> {escape(finding.repair)}</p>",
+    ]
+    return f'<section class="card{kind}">{"".join(lines)}</section>'
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def _table(report: "Report") -> str:
+    heads = [
+        ("tensor", ""),
+        ("error / allowed", ""),
+        ("error", "n"),
+        ("/ noise", "n less"),
+        ("allowed", "n less"),
+        ("ratio", "n less"),
+        ("cosine", "n less"),
+        ("verdict", ""),
+    ]
+    head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in heads)
+    key = '<p class="note">a bar is the error in units of what is allowed (its mark), over nine powers of ten</p>'
+    if report.closest:
+        key = f"<p>{escape(smallest(report))}</p>{key}"
+    body = "\n".join(_row(row) for row in report.rows)
+    return f'{key}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _hops(report: "Report") -> str:
+    """What the ranks of a ring told, hop by hop: a line a rank, a column a hop."""
+    if not report.hops:
+        return ""
+    ranks = sorted({hop.rank for hop in report.hops})
+    places = [*sorted({hop.hop for hop in report.hops if hop.hop >= 0}), -1]
+    places = [place for place in places if any(hop.hop == place for hop in report.hops)]
+    head = "".join(f"<th>{f'hop {place}' if place >= 0 else 'never'}</th>" for place in places)
+    lines = []
+    for rank in ranks:
+        cells = []
+        for place in places:
+            here = [hop for hop in report.hops if (hop.rank, hop.hop) == (rank, place)]
+            kind = "good" if all(hop.right for hop in here) else "bad"
+            said = "<br>".join(
+                (f"{hop.loss:.6g} " if place >= 0 else "") + f'<span class="{kind}">{escape(hop.text)}</span>'
+                for hop in here
+            )
+            cells.append(f"<td>{said}</td>")
+        lines.append(f'<tr><td class="name">rank {rank}</td>{"".join(cells)}</tr>')
+    body = "".join(lines)
+    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _row(row: Row) -> str:
+    wrong = row.verdict == "FAIL"
+    said = "; ".join(part for part in (row.probe, row.rows, row.note) if part) if wrong else ""
+    note = f'<div class="note">{escape(said)}</div>' if said else ""
+    errors = [power(row.error), multiple(row.times), power(row.tolerance)]
+    numbers = [*errors, plain(row.ratio), plain(row.cosine)]
+    kinds = ["n", "n less", "n less", "n less", "n less"]
+    cells = "".join(f'<td class="{kind}">{number}</td>' for kind, number in zip(kinds, numbers, strict=True))
+    return (
+        f'<tr><td class="name">{escape(name_of(row))}{note}</td><td class="{_class(row.verdict)}">{_bar(row)}</td>'
+        f'{cells}<td class="{_class(row.verdict)}">{escape(row.verdict)}</td></tr>'
+    )
+
+
+def _bar(row: Row) -> str:
+    """On a logarithmic scale; a mark stands where an error is just allowed. No bar where nothing was judged."""
+    if row.verdict in ("not checked", "out of range"):
+        return ""
+    low, high = _BAR
+    reached = high if not row.excess < math.inf else low if row.excess == 0 else math.log10(row.excess)
+    width = 100 * (min(max(reached, low), high) - low) / (high - low)
+    mark = -100 * low / (high - low)
+    return f'<div class="bar"><i style="width:{width:.1f}%"></i><b style="left:{mark:.1f}%"></b></div>'
+
+
+def _heat_map(report: "Report") -> str:
+    """The tensor that is furthest off, of those that were kept: a cell is an element, or the worst of a few."""
+    arrays = report.case.arrays if report.case else {}
+    wrong = [row for row in report.rows if row.verdict == "FAIL" and f"got/{row.name}" in arrays]
+    kept = [row for row in wrong if f"expected/{row.name}" in arrays and np.size(arrays[f"got/{row.name}"]) > 1]
+    if not kept:
+        return ""
+    row = max(kept, key=lambda row: row.excess)
+    got, expected = (np.asarray(arrays[f"{kind}/{row.name}"], np.float64) for kind in ("got", "expected"))
+    if got.shape != expected.shape:
+        return ""
+    with np.errstate(all="ignore"):
+        excess = np.abs(got - expected) / np.max(np.abs(expected)) / row.tolerance
+    matrix = _as_matrix(np.where(np.isfinite(excess), excess, np.nan))
+    tall = matrix.shape[0] > matrix.shape[1]
+    cells = _shrunk(matrix.T if tall else matrix)
+    drawn = "".join(
+        f'<rect class="h{_level(cell)}" x="{x}" y="{y}" width="1" height="1"/>'
+        for y, line in enumerate(cells)
+        for x, cell in enumerate(line)
+    )
+    names = [*(name for _, name in _LEVELS), "not a number"]
+    key = "".join(f'<span class="h{level}"></span>{name}' for level, name in enumerate(names))
+    way = "left to right" if tall else "top to bottom"
+    label = f"{name_of(row)}, shape {' x '.join(map(str, got.shape))}; rows from {way}"
+    return _section(
+        "the tensor that is furthest off",
+        f'<p class="note">{escape(label)}</p><svg viewBox="0 0 {cells.shape[1]} {cells.shape[0]}" role="img" '
+        f'preserveAspectRatio="xMinYMin" shape-rendering="crispEdges" aria-label="{escape(label)}">{drawn}</svg>'
+        f'<p class="note key">{key}</p>',
+    )
+
+
+def _as_matrix(values: Array) -> Array:
+    """Rows and columns: leading axes together; a vector is folded where it is long."""
+    if values.ndim > 1:
+        return values.reshape(-1, values.shape[-1])
+    columns = min(len(values), _MOST_CELLS[1])
+    rows = math.ceil(len(values) / columns)
+    return np.pad(values, (0, rows * columns - len(values))).reshape(rows, columns)
+
+
+def _shrunk(values: Array) -> Array:
+    """At most so many cells: each takes the worst of its elements, and one that is not a number is the worst."""
+    for axis, most in enumerate(_MOST_CELLS):
+        if values.shape[axis] > most:
+            parts = np.array_split(values, most, axis)
+            values = np.stack([part.max(axis) for part in parts], axis)
+    return values
+
+
+def _level(cell: float) -> int:
+    return next((level for level, (limit, _) in enumerate(_LEVELS) if cell <= limit), len(_LEVELS))
+
+
+def _class(verdict: str) -> str:
+    return _CLASSES.get(verdict, "faint")

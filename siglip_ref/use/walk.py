@@ -1,0 +1,29 @@
+"""Which images a folder holds: the same answer for training, embedding and zero-shot."""
+
+import json
+import os
+from pathlib import Path
+
+from siglip_ref.use.preprocess import SUFFIXES
+
+MANIFEST, FORMAT = "training.json", "siglip-ref-training/1"  # what a training writes into its folder
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files of a folder and of all folders in it, in the order of their names.
+
+    What a training wrote into a folder of its own (curves.png) is none of them.
+    """
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_training(Path(place, name))]
+        found += [Path(place, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found)
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a training wrote its manifest there."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,245 @@
+"""A loaded model: embeddings of images and texts, zero-shot classification."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from siglip_ref.checkpoint.provenance import Setting
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array, sigmoid
+from siglip_ref.record import Ops
+from siglip_ref.sizes import Config
+from siglip_ref.towers.naflex import Patches
+from siglip_ref.use.inference import computes_with, image_embeddings, text_embeddings
+from siglip_ref.use.labels import fill, look_alike, require_words, same_to_the_model
+from siglip_ref.use.pictures import SUFFIXES, is_see_through, open_image
+from siglip_ref.use.preprocess import Preprocess, patches_of, pixels_of
+from siglip_ref.use.refusals import clear_notes, require_finite, require_known, require_side
+from siglip_ref.use.tokenizer import Tokenizer, cut_note
+from siglip_ref.use.walk import images_below
+
+TEMPLATE = "This is a photo of {}."
+
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+@dataclass(frozen=True)
+class Images:
+    """Embeddings (n, D) of the images that could be read; names, and (name, reason) of those that could not.
+
+    notes : what does not go without saying of those that could be read
+    """
+
+    embeddings: Array
+    names: list[str]
+    skipped: list[tuple[str, str]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Scores (images, labels), each between 0 and 1: the sigmoid of the logits.
+
+    Every score stands for itself: SigLIP asks of each label "does this text belong to this image?". They need not sum
+    to 1, and may all be small.
+    """
+
+    scores: Array
+    logits: Array
+    labels: list[str]
+    names: list[str]
+    skipped: list[tuple[str, str]]
+    notes: tuple[str, ...] = ()  # what is to be known of labels and images
+
+    def sorted(self, image: int) -> list[tuple[str, float]]:
+        """(label, score) of one image, best first."""
+        order = np.argsort(-self.logits[image], kind="stable")
+        return [(self.labels[i], float(self.scores[image, i])) for i in order]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights with everything they need: made by `siglip_ref.load`.
+
+    ops : what computes, `siglip_ref.fast` or the specification
+    notes : what loading found; settings : where each setting comes from, defaults included
+    sides : ("image", "text"), or the one tower that the file has
+    """
+
+    config: Config
+    params: dict[str, Array]
+    preprocess: Preprocess
+    tokenizer: Callable[[], Tokenizer]  # made on first need: embedding images needs none
+    ops: Ops
+    notes: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    sides: tuple[str, ...] = ("image", "text")
+
+    @property
+    def computes_with(self) -> str:
+        """In words, for reports."""
+        return computes_with(self.ops)
+
+    def embed_images(
+        self,
+        images: Sequence[Any] | str | Path,
+        *,
+        batch: int = 8,
+        threads: int = 2,
+        progress: Progress | None = None,
+    ) -> Images:
+        """Unit vectors of images.
+
+        Parameters
+        ----------
+        images : a folder, a file, or a list of files, Pillow images, uint8 arrays (height, width, 3)
+        batch : images computed together
+        threads : that decode and resize ahead of the computation
+        progress : called with (done, of how many) after each batch
+
+        Images that cannot be read are skipped and named.
+        """
+        require_side(self.sides, self.config, "image")
+        sources = image_files(images)
+        done, names, skipped = [np.zeros((0, self.config.embed), self._dtype)], [], []
+        read = clear = 0
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            for group in _batches(_ahead(pool, self._pixels, sources, 2 * batch), batch):
+                good = [(name, image) for name, image in group if not isinstance(image, UsageError)]
+                skipped += [
+                    (name, f"{fault.got} ({fault.cause})") for name, fault in group if isinstance(fault, UsageError)
+                ]
+                if good:
+                    clear += sum(is_clear for _, (_, is_clear) in good)
+                    stack = self._stack([image for _, (image, _) in good], done[0].dtype)
+                    with np.errstate(all="ignore"):  # what overflows is found below
+                        done.append(image_embeddings(self.params, stack, self.config, self.ops))
+                    names += [name for name, _ in good]
+                read += len(group)
+                if progress:
+                    progress(read, len(sources))
+        embeddings = np.concatenate(done)
+        require_finite(embeddings, names, self)
+        return Images(embeddings, names, skipped, clear_notes(clear))
+
+    def embed_texts(self, texts: Sequence[str], *, batch: int = 32, progress: Progress | None = None) -> Array:
+        """Unit vectors (n, D) of texts, padded as the model was trained; a warning counts those that are cut."""
+        require_side(self.sides, self.config, "text")
+        for note in cut_note(self.tokenizer(), texts, "texts"):
+            warnings.warn(note, stacklevel=2)
+        return self._embed_texts(texts, batch, progress)
+
+    def _embed_texts(self, texts: Sequence[str], batch: int = 32, progress: Progress | None = None) -> Array:
+        tokenizer = self.tokenizer()
+        done = [np.zeros((0, self.config.embed), self._dtype)]
+        for start in range(0, len(texts), batch):
+            tokens = tokenizer(texts[start : start + batch])
+            require_known(self, tokens)
+            with np.errstate(all="ignore"):  # what overflows is found below
+                done.append(text_embeddings(self.params, tokens, self.config, self.ops))
+            if progress:
+                progress(min(start + batch, len(texts)), len(texts))
+        embeddings = np.concatenate(done)
+        require_finite(embeddings, [repr(text) for text in texts], self)
+        return embeddings
+
+    def zero_shot(
+        self,
+        images: Sequence[Any] | str | Path,
+        labels: Sequence[str],
+        template: str = TEMPLATE,
+        *,
+        batch: int = 8,
+        threads: int = 2,
+        progress: Progress | None = None,
+    ) -> ZeroShot:
+        """How well each label fits each image.
+
+        Parameters
+        ----------
+        labels : words or phrases, put into the template in place of {}
+        template : "{}" gives the labels as they are
+        images, batch, threads, progress : as in `embed_images`
+        """
+        for side in ("text", "image"):
+            require_side(self.sides, self.config, side)
+        tokenizer = self.tokenizer()
+        texts = fill(template, require_words(labels, tokenizer), canonicalise=tokenizer.convention.prompts)
+        notes = (
+            *cut_note(tokenizer, texts, "labels in their template"),
+            *same_to_the_model(texts, labels, tokenizer),
+            *look_alike(labels),
+        )
+        text_embed = self._embed_texts(texts)
+        found = self.embed_images(images, batch=batch, threads=threads, progress=progress)
+        with np.errstate(all="ignore"):
+            logits = np.exp(self.params["log_scale"]) * (found.embeddings @ text_embed.T) + self.params["bias"]
+        require_finite(logits, found.names, self)
+        return ZeroShot(sigmoid(logits), logits, list(labels), found.names, found.skipped, (*notes, *found.notes))
+
+    @property
+    def _dtype(self) -> Any:
+        return next(iter(self.params.values())).dtype
+
+    def _pixels(self, source: Any) -> Any:
+        """What the image tower takes, and whether the image had transparency; or why it cannot be read."""
+        try:
+            image = open_image(source)
+            if self.config.naflex:
+                return patches_of(image, self.config.patch, self.preprocess), is_see_through(image)
+            return pixels_of(image, self.config.image_size, self.preprocess), is_see_through(image)
+        except UsageError as error:
+            return error
+
+    def _stack(self, images: list[Any], dtype: DTypeLike) -> Any:
+        if self.config.naflex:
+            values, grids = zip(*images, strict=True)
+            return Patches(np.stack(values).astype(dtype, copy=False), np.array(grids))
+        return np.stack(images).astype(dtype, copy=False)
+
+
+def image_files(images: Sequence[Any] | str | Path) -> list[Any]:
+    """The images of a folder and of all folders in it, in the order of their names; a list is returned as it is."""
+    if not isinstance(images, str | Path):
+        return list(images)
+    place = Path(images)
+    found = images_below(place) if place.is_dir() else [place]
+    if not found or not place.exists():
+        raise UsageError(
+            expected="an image, or a folder of images",
+            got=f"nothing at {place}"
+            if not place.exists()
+            else f"no file of {', '.join(SUFFIXES)} in or below {place}",
+            cause="images of another format, or elsewhere" if place.exists() else "a spelling mistake",
+            repair="check the path",
+        )
+    return found
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Any], Any], sources: Sequence[Any], ahead: int
+) -> Iterator[tuple[str, Any]]:
+    """Results in order, never more than `ahead` of them waiting in memory."""
+    waiting: list[tuple[str, Any]] = []
+    rest = iter(enumerate(sources))
+    while True:
+        for number, source in islice(rest, ahead - len(waiting)):
+            name = str(source) if isinstance(source, str | Path) else f"image {number}"
+            waiting.append((name, pool.submit(work, source)))
+        if not waiting:
+            return
+        name, future = waiting.pop(0)
+        yield name, future.result()
+
+
+def _batches(items: Iterable[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group
