@@ -22,7 +22,7 @@ def _absent(*given: Any, **named: Any) -> Any:
 ABSENT = Pair(_absent, _absent)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Ops:
     """All operations, from the logarithm of a sigmoid to a whole tower and a step of the optimiser.
 
