@@ -29,10 +29,16 @@ GradientScale = Literal[
 
 SIMILARITY, OF_IMAGE, OF_TEXT = "image_embed @ text_embed.T", "d_logits @ text_embed", "d_logits.T @ image_embed"
 LOGITS = "scale * similarity + bias"
-FORMS = {"float32": ("tf32", "bfloat16", "float16"), "float64": ("float32", "tf32", "bfloat16", "float16")}
+# A cast from float64 that rounds twice, as Torch's do: by way of float32, and to what. In a batch of many one number
+# that comes out otherwise moves a whole row.
+BY_FLOAT32 = {"bfloat16 by float32": "bfloat16", "float16 by float32": "float16"}
+FORMS = {
+    "float32": ("tf32", "bfloat16", "float16"),
+    "float64": ("float32", "tf32", "bfloat16", "float16", *BY_FLOAT32),
+}
 OF_11_BITS = ("tf32", "float16")  # which only numbers below 2^-14 tell apart
 EITHER = "tf32 or float16"  # what a part is called where none does
-NEARLY_ALL = 0.8  # of the rows that are wrong, or would be: a cast from float64 may round twice, by way of float32
+NEARLY_ALL = 0.8  # of the rows that are wrong, or would be
 ALIKE = 0.01  # shares that chance may make differ
 UNLIKE = 1.3  # times as far away, on average, is another format
 SCREENED = 3  # probes at which a rounding must show before all are looked at
@@ -287,9 +293,9 @@ def _best(
         return None
     near = {how: off for how, off in found if _share(off) > top - ALIKE}
     best = min(near, key=lambda how: _mean(near[how]))
-    if best.form not in OF_11_BITS:
+    if target(best.form) not in OF_11_BITS:
         return best
-    others = [off for how, off in near.items() if how.form != best.form and how.form in OF_11_BITS]
+    others = [off for how, off in near.items() if target(how.form) in {*OF_11_BITS} - {target(best.form)}]
     told = min(map(_mean, others), default=np.inf) > UNLIKE * _mean(near[best])
     return best if told else replace(best, form=OF_11_BITS[0], told=False)
 
@@ -305,8 +311,18 @@ def _mean(misses: Array) -> float:
     return float(np.minimum(counted, NEAR).mean()) if counted.size else 0.0
 
 
+def target(form: str) -> str:
+    """The format that numbers end in.
+
+    >>> target("float16 by float32"), target("tf32")
+    ('float16', 'tf32')
+    """
+    return BY_FLOAT32.get(form, form)
+
+
 def _round(values: Array, form: str) -> Array:
-    return np.asarray(round_to(values, FORMATS[form]))
+    values = round_to(values, FORMATS["float32"]) if form in BY_FLOAT32 else values
+    return np.asarray(round_to(values, FORMATS[target(form)]))
 
 
 def _misses(one: Seen, value: Array) -> float:
@@ -332,7 +348,7 @@ def _in_units(one: Seen, off: Array) -> Array:
 
 def _parts(forward: Forward, image: Backward, text: Backward) -> Iterator[Part]:
     def named(how: Forward | Backward) -> str:
-        return how.form if how.told else EITHER
+        return target(how.form) if how.told else EITHER
 
     if any(forward.inputs):
         yield Part(SIMILARITY, "inputs", named(forward))
