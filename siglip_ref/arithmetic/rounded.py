@@ -194,9 +194,13 @@ def _sum(x: Array, rounding: Rounding) -> Array:
 
 
 def _add_at(target: Any, places: Array, terms: Array, rounding: Rounding) -> None:
-    """np.add.at, one term after the other, each sum rounded."""
+    """np.add.at, one term after the other, each sum rounded; together where no place comes twice: it is the same."""
     flat, plain = np.asarray(places).ravel(), target.view(np.ndarray)
-    for place, term in zip(flat, terms.reshape(flat.size, *plain.shape[1:]), strict=True):
+    terms = terms.reshape(flat.size, *plain.shape[1:])
+    if len(set(flat.tolist())) == flat.size:
+        plain[flat] = round_to(plain[flat] + terms, rounding.format, rounding.random)
+        return
+    for place, term in zip(flat, terms, strict=True):
         plain[place] = round_to(plain[place] + term, rounding.format, rounding.random)
 
 

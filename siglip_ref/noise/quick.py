@@ -9,6 +9,7 @@ two ways to each other.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,6 +69,7 @@ def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterato
         yield _in_another_order(compute, own, _in_the_form(form, TILES[number % 2]), random, batch)
 
 
+@lru_cache(maxsize=16)
 def _in_the_form(form: LossForm, tiles: int) -> Variant:
     return replace(in_the_form(form, fused(())), tiles=tiles, normalises_again=tiles > 1)
 
