@@ -77,7 +77,7 @@ def test_a_pulled_cable_ends_every_rank_and_watcher_on_both_sides(tmp_path):
         thread.start()
         until(lambda: several.received(several.names[1]) > 1e6, 30)
         running = ours()
-        assert len([where for where in running.values() if where == "rank"]) == 4, running  # ranks, and their watchers
+        assert len([where for where in running.values() if where == "rank"]) == 6, running  # ranks, watchers, guards
         several.unplug(several.names[1])
         pulled = time.monotonic()
         until(lambda: "rank" not in ours().values(), limit + 10)
