@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial, update_wrapper
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 Function = Callable[..., Any]
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -16,6 +17,7 @@ class Pair(NamedTuple):
 
 
 def _absent(*given: Any, **named: Any) -> Any:
+    """Stands where a record of `siglip_ref.ops` has nothing: towers are made of what is there, and come later."""
     raise NotImplementedError("this record ends below the towers; siglip_ref.specification.SPECIFICATION has them")
 
 
@@ -73,20 +75,21 @@ class Ops:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Pair):
-                object.__setattr__(self, field.name, Pair(*(self._bound(function) for function in value)))
+                object.__setattr__(self, field.name, Pair(*(bound(function, self) for function in value)))
             elif callable(value):
-                object.__setattr__(self, field.name, self._bound(value))
-
-    def _bound(self, function: Function) -> Function:
-        """The function with this record as its `ops`, if it has parts."""
-        alone = alone_of(function)
-        return update_wrapper(partial(alone, ops=self), alone) if _has_parts(alone) else alone
+                object.__setattr__(self, field.name, bound(value, self))
 
     def __repr__(self) -> str:
         return f"<operations of {self.name}>"
 
 
-def alone_of(function: Function) -> Function:
+def bound(function: Callable[..., T], ops: Ops) -> Callable[..., T]:
+    """The function with this record as its `ops`, if it has parts; whatever record it had before."""
+    alone = alone_of(function)
+    return update_wrapper(partial(alone, ops=ops), alone) if _has_parts(alone) else alone
+
+
+def alone_of(function: Callable[..., T]) -> Callable[..., T]:
     """A function of a record as it was written, without the record."""
     return function.func if isinstance(function, partial) and "ops" in function.keywords else function
 

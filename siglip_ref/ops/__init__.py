@@ -11,7 +11,6 @@ A function of several parts asks its last parameter, the record `ops`, for them;
 """
 
 from collections.abc import Callable
-from functools import partial, update_wrapper
 from typing import TypeVar
 
 from siglip_ref.ops import attention, embedding, gelu, map_head, mlp
@@ -26,7 +25,7 @@ from siglip_ref.ops.pooling import pool_backward, pool_forward
 from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
 from siglip_ref.ops.sigmoid_loss import sigmoid_loss as _sigmoid_loss
 from siglip_ref.ops.softmax import softmax_backward, softmax_forward
-from siglip_ref.record import Ops, Pair
+from siglip_ref.record import Ops, Pair, bound
 
 T = TypeVar("T")
 
@@ -50,7 +49,7 @@ OPERATIONS = Ops(
 
 def _alone(function: Callable[..., T]) -> Callable[..., T]:
     """A function of several parts, called by itself: with those of the specification."""
-    return update_wrapper(partial(function, ops=OPERATIONS), function)
+    return bound(function, OPERATIONS)
 
 
 attention_forward, attention_backward = _alone(attention.attention_forward), _alone(attention.attention_backward)
