@@ -8,11 +8,11 @@ import numpy as np
 from siglip_ref.check.call.frameworks import Outcome, Setting
 from siglip_ref.check.call.resources import affordable, extrapolated, return_freed
 from siglip_ref.check.diagnosis.product_findings import ROUNDINGS
+from siglip_ref.check.diagnosis.seen import distance, is_wrong, seen_of
 from siglip_ref.check.expected.expected import Convention, Truth, judge, truth
 from siglip_ref.check.expected.probes import COLD, WIDE_FORMATS, Point
 from siglip_ref.check.expected.repeated import MIDDLE, REAL, Repeated, Size, repeated_probe
 from siglip_ref.check.expected.repeated_noise import LARGE
-from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Row, wrong_rows
@@ -110,18 +110,12 @@ def large_findings(small: Sequence[Row], outcomes: Outcomes, narrow: bool) -> li
     others = [size for size in outcomes if size not in {row.probe for row in wrong}]
     alone = label.startswith(WHOLE.name) and others  # what is left of a batch by tiles is right, and no tail is wrong
     told += [f"right at {', '.join(others)}, where a tail is left"] if alone else []
-    twice = alone and all(_is_twice(outcome, right, row.name) for row in here)
+    seen = [one for one in seen_of(label, outcome, right) if is_wrong(one)]
+    twice = alone and all(distance(one, 2 * one.exact) <= 2 for one in seen)
     evidence = "; ".join([f"right at up to 131 pairs, wrong at {label}: {names}", *told])
     id = "sums-cancel-in-16-bits" if narrow and not told else "beyond-a-tile"
     id = "tail-counted-twice" if twice else id
     return [Finding(id, here[0].name, here[0].rows, evidence, CATALOGUE[id].repair)]
-
-
-def _is_twice(outcome: Outcome, right: Truth, name: str) -> bool:
-    """Whether a tensor is 2 times the right one."""
-    got = outcome.loss if name == "loss" else outcome.gradients.get("log_scale" if name == "scale" else name)
-    exact = right.exact[name]
-    return got is not None and bool((np.abs(got - 2 * exact) <= 2 * SAFETY * right.noise[name]).all())
 
 
 def far_off(got: Array | None, exact: Array) -> str:
