@@ -13,7 +13,7 @@ import numpy as np
 from siglip_ref.check.diagnosis.explained import Pattern
 from siglip_ref.check.diagnosis.predict import Context
 from siglip_ref.check.diagnosis.seen import Seen, distance
-from siglip_ref.check.diagnosis.terms import EMBEDS, describe, loss_terms, simple
+from siglip_ref.check.diagnosis.terms import EMBEDS, at_each_number_of_ranks, describe, loss_terms, simple
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormalizeCache, normalize_backward, normalize_forward
 
@@ -59,10 +59,8 @@ def astray(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> Iterator[Pa
                 break
             said[of] = _in_words(placed, name, len(of))
         if len(said) == len(sizes) and any(text for text, _ in said.values()):
-            texts = {text for text, _ in said.values()}
             ids = {id for _, id in said.values()}
-            each = dict.fromkeys(f"{text} (W={len(of)})" for of, (text, _) in said.items())
-            text = texts.pop() if len(texts) == 1 else " / ".join(each)
+            text = at_each_number_of_ranks({of: text for of, (text, _) in said.items()})
             yield Pattern(name, ids.pop() if len(ids) == 1 else "unknown", text)
 
 

@@ -17,7 +17,15 @@ from siglip_ref.check.diagnosis.astray import DUE, SHIFTED, astray
 from siglip_ref.check.diagnosis.explained import TIMES, Pattern
 from siglip_ref.check.diagnosis.predict import Context
 from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
-from siglip_ref.check.diagnosis.terms import EMBEDS, Term, Weights, describe, loss_terms, weights_of
+from siglip_ref.check.diagnosis.terms import (
+    EMBEDS,
+    Term,
+    Weights,
+    at_each_number_of_ranks,
+    describe,
+    loss_terms,
+    weights_of,
+)
 from siglip_ref.check.diagnosis.weights import WEIGHTED, weighted
 from siglip_ref.ops.elementary import Array
 
@@ -232,17 +240,10 @@ def _as_counted(
             for label in labels
             if (one := by_name.get((label, name))) is not None
         ):
-            text = _said({key: describe(w, len(key)) for key, w in weights.items()}) + (ZEROS if zeros else "")
+            told = at_each_number_of_ranks({key: describe(w, len(key)) for key, w in weights.items()})
+            text = told + ZEROS if zeros else told
             return Pattern(name, "ring-received-buffer-zero" if zeros else "unknown", text)
     return None
-
-
-def _said(by_sizes: Mapping[tuple[int, ...], str]) -> str:
-    """The same at every number of ranks, or what it is at each."""
-    if len(set(by_sizes.values())) == 1:
-        return next(iter(by_sizes.values()))
-    said = (f"{text or 'nothing'} (W={len(sizes)})" for sizes, text in by_sizes.items())
-    return " / ".join(dict.fromkeys(said))  # a number of ranks may be tried with several numbers of pairs
 
 
 def _summed(name: str, terms: Sequence[Term], weights: Weights, zeros: bool) -> Array:

@@ -122,6 +122,14 @@ def describe(weights: Weights, world: int) -> str:
     return "; ".join(f"{_listed(names)} {times}" for times, names in said.items())
 
 
+def at_each_number_of_ranks(by_sizes: Mapping[tuple[int, ...], str]) -> str:
+    """The same at every number of ranks, or what it is at each."""
+    if len(set(by_sizes.values())) == 1:
+        return next(iter(by_sizes.values()))
+    said = (f"{text or 'nothing'} (W={len(sizes)})" for sizes, text in by_sizes.items())
+    return " / ".join(dict.fromkeys(said))  # a number of ranks may be tried with several numbers of pairs
+
+
 def _groups(weights: Weights, world: int) -> Iterator[tuple[str, list[Key]]]:
     """Sets of terms that have a name, the largest first; the last are single blocks."""
     kinds = {"": (True, False), "positives": (True,), "negatives": (False,)}
