@@ -56,6 +56,9 @@ def fused(kernels: Iterable[str] = KERNELS) -> Variant:
     return Variant(**vars(SPECIFICATION) | changes)
 
 
+PLAIN = fused(())  # the specification itself, as a variant
+
+
 def _widened(function: Callable[..., Any], has_cache: bool) -> Callable[..., Any]:
     @wraps(function)
     def run(*args: Any) -> Any:

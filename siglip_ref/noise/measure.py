@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, Format, Order, Rounding, round_to, rounded
-from siglip_ref.arithmetic.variants import LossForm, Variant, fused, pair_block
+from siglip_ref.arithmetic.variants import PLAIN, LossForm, Variant, fused, pair_block
 from siglip_ref.ops.elementary import Array
 
 TIMES = (
@@ -171,12 +171,12 @@ def in_float64(
     near = {name: round_to(value, FORMATS["float32"]) for name, value in arrays.items()}
     same = all(np.array_equal(near[name], arrays[name]) for name in arrays)
     with np.errstate(all="ignore"):
-        there = exact if same else {n: np.asarray(v) for n, v in compute(dict(near), fused(())).items()}
+        there = exact if same else {n: np.asarray(v) for n, v in compute(dict(near), PLAIN).items()}
     scaled = {name: noise * FLOAT64 for name, noise in single(near, there).absolute.items()}
     # a number far below the unit of float32 is lost there as a whole, which says nothing of float64: there, too,
     # sigmoid(l) - 1 is zero from l = 37 on
     for form_of_loss in LOSS_FORMS:
-        form = in_the_form(form_of_loss, fused(()))
+        form = in_the_form(form_of_loss, PLAIN)
         with np.errstate(all="ignore"):
             got = compute(dict(arrays), form)
             errors = {name: _reach(np.asarray(value) - exact[name], by_row) for name, value in got.items()}

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import rounded
-from siglip_ref.arithmetic.variants import LossForm, Variant, fused
+from siglip_ref.arithmetic.variants import PLAIN, LossForm, Variant
 from siglip_ref.noise.measure import (
     LIBRARY,
     LOSS_FORMS,
@@ -56,11 +56,11 @@ def quick_noise(
 
 
 def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterator[Mapping[str, Array]]:
-    random, plain, unfused = np.random.default_rng(0), REGIMES["float32"].rounding, fused(())
+    random, plain = np.random.default_rng(0), REGIMES["float32"].rounding
     emulated = [replace(plain, library=bias) for bias in (-LIBRARY, LIBRARY)]
     emulated += [replace(plain, order=order, fma=fma) for order, fma in ORDERS[:2]]
     for rounding in emulated:
-        yield compute({name: rounded(value, rounding) for name, value in arrays.items()}, unfused)
+        yield compute({name: rounded(value, rounding) for name, value in arrays.items()}, PLAIN)
     stochastic = {name: rounded(value, replace(plain, random=random)) for name, value in arrays.items()}
     for form, tiles in STOCHASTIC * batch:
         yield compute(stochastic, _in_the_form(form, tiles))
@@ -71,7 +71,7 @@ def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterato
 
 @lru_cache(maxsize=16)
 def _in_the_form(form: LossForm, tiles: int) -> Variant:
-    return replace(in_the_form(form, fused(())), tiles=tiles, normalises_again=tiles > 1)
+    return replace(in_the_form(form, PLAIN), tiles=tiles, normalises_again=tiles > 1)
 
 
 def _in_another_order(

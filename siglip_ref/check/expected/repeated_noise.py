@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.arithmetic.variants import Variant, fused, pair_block
+from siglip_ref.arithmetic.variants import PLAIN, Variant, pair_block
 from siglip_ref.check.expected.repeated import Repeated
 from siglip_ref.check.expected.tolerance import NORM_EPS, Given, is_quick, scalars_of, unit_rows_again, way_of
 from siglip_ref.loss import LossAndGrads
@@ -69,7 +69,7 @@ def distinct_noise(given: Given, probe: Repeated, quick: bool = False) -> Noise:
     }
     compute = partial(_one_copy, given, probe.order)
     with np.errstate(all="ignore"):
-        exact = compute(dict(arrays), fused(()))
+        exact = compute(dict(arrays), PLAIN)
     large, narrow = len(probe.order) >= LARGE, _in_16_bits(given)
     unit = FLOAT64 if given.regime == "float64" else 1.0
     if quick:

@@ -72,8 +72,7 @@ def _errors_of_one_run(
     """Of the specification in the format itself: the largest error of every value and gradient."""
     rounding = REGIMES[dtype].rounding
     params = {name: rounded(value, rounding) for name, value in probe.params.items()}
-    out, loss, grads = values_and_grads(params, rounded(probe.images, rounding), probe.tokens, cfg, conventions)
-    got = out.activations | {"loss": loss} | grads
+    got = _computed(params, rounded(probe.images, rounding), probe.tokens, cfg, conventions)
     return {name: np.max(np.abs(np.asarray(got[name]) - value)) for name, value in values_of(exact).items()}
 
 
@@ -129,9 +128,8 @@ def _measured(
     exact = reference(probe, cfg, conventions, np.float64)
 
     def compute(rounded: dict[str, Array], ops: Ops) -> dict[str, Array]:
-        given, pixels = {name: rounded[name] for name in params}, rounded[""]
-        out, loss, grads = values_and_grads(given, pixels, captions, cfg, conventions, ops)
-        return out.activations | {"loss": loss} | grads
+        given = {name: rounded[name] for name in params}
+        return _computed(given, rounded[""], captions, cfg, conventions, ops)
 
     noise = measure(compute, params | {"": probe.images}, values_of(exact), dtype, few=True)
     relative = {name: float(error) for name, error in _relative(noise.absolute, exact).items()}
@@ -152,6 +150,19 @@ def allowed(noise: float) -> float:
 def values_of(ref: Reference) -> dict[str, Array]:
     """Activations, loss and gradients by name: no two of them share one."""
     return ref.activations | {"loss": ref.loss} | ref.grads
+
+
+def _computed(
+    params: Mapping[str, Array],
+    images: Array,
+    tokens: Array,
+    cfg: Config,
+    conventions: Conventions,
+    ops: Ops | None = None,
+) -> dict[str, Array]:
+    """The same of a run of the specification, in the arithmetic of its weights."""
+    out, loss, grads = values_and_grads(params, images, tokens, cfg, conventions, ops)
+    return out.activations | {"loss": loss} | grads
 
 
 def multiplications(cfg: Config, batch: int) -> float:
