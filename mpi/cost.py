@@ -115,12 +115,17 @@ def _with_overlap(comm: Communicator, machine: Machine, x: Array, tile: int) -> 
 
     one, over, two = (_typical(comm, loss(scheme), 9) for scheme in ("blocking", "overlapped", "bidirectional"))
     sent = traffic("blocking", [len(x)] * comm.size, 0, x.shape[1])
-    wait, carrying = sent.messages * machine.alpha, sent.numbers * x.itemsize * machine.beta
+    wait, carrying = _on_the_way(machine, sent, x.itemsize)
     talk = min(max(wait + carrying, 0.01 * one), 0.95 * one)
     compute = one - talk
     hidden = (one - over) / min(compute, talk)
     both = (two - compute - wait) / max(carrying, 0.01 * one)
     return machine._replace(hidden=float(np.clip(hidden, 0, 1)), both=float(np.clip(both, 0.5, 2)))
+
+
+def _on_the_way(machine: Machine, sent: Traffic, itemsize: int) -> tuple[float, float]:
+    """Seconds for which messages are waited for, and for which their bytes are carried, one after the other."""
+    return sent.messages * machine.alpha, sent.numbers * itemsize * machine.beta
 
 
 def seconds(machine: Machine, scheme: str, pairs: int, world: int, dim: int, itemsize: int) -> float:
@@ -130,16 +135,16 @@ def seconds(machine: Machine, scheme: str, pairs: int, world: int, dim: int, ite
         per_pair = machine.per_softmax_pair + 8 * dim * machine.per_flop  # the logits twice
     compute = pairs / world * pairs * per_pair
     sent = traffic(scheme, [pairs // world] * world, 0, dim)
-    talk = sent.messages * machine.alpha + sent.numbers * itemsize * machine.beta
+    wait, carrying = _on_the_way(machine, sent, itemsize)
     if scheme == "bidirectional":  # its messages leave in pairs
-        return compute + sent.messages / 2 * machine.alpha + sent.numbers * itemsize * machine.beta * machine.both
+        return compute + wait / 2 + carrying * machine.both
     if scheme == "overlapped":
-        return compute + talk - machine.hidden * min(compute, talk)
+        return compute + wait + carrying - machine.hidden * min(compute, wait + carrying)
     if scheme == "masked-allreduce":  # of the usual algorithm: W-1 steps to add up, W-1 to spread the result
         steps = 2 * (world - 1)
         one = steps * machine.alpha + steps / world * (pairs // world) * dim * itemsize * machine.beta
         return compute + sent.sums * one
-    return compute + talk
+    return compute + wait + carrying
 
 
 def predictions(machine: Machine, dim: int, dtype: str, tile: int) -> str:
