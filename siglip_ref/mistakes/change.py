@@ -76,7 +76,7 @@ def _reference(edits: tuple[Edit, ...]) -> Reference:
     known = {function.__module__ for of_field in functions.values() for function in of_field} | set(AROUND.values())
     if unknown := changed.keys() - known:
         raise ValueError(f"no operation is in {', '.join(sorted(unknown))}")
-    ops = _with(changed)
+    ops = _with(changed, functions)
     around = {part: _around(import_module(home), changed.get(home), ops) for part, home in AROUND.items()}
     return Reference(ops, **around)
 
@@ -91,12 +91,12 @@ def _functions(ops: Ops) -> dict[str, list[Function]]:
     }
 
 
-def _with(changed: Mapping[str, Mapping[str, Any]]) -> Ops:
+def _with(changed: Mapping[str, Mapping[str, Any]], functions: Mapping[str, list[Function]]) -> Ops:
     """The specification's operations, with the functions of changed modules in their places."""
     changes: dict[str, Any] = {}
-    for name, functions in _functions(SPECIFICATION).items():
-        new = [changed.get(function.__module__, {}).get(function.__name__, function) for function in functions]
-        if new != functions:
+    for name, plain in functions.items():
+        new = [changed.get(function.__module__, {}).get(function.__name__, function) for function in plain]
+        if new != plain:
             changes[name] = Pair(*new) if len(new) > 1 else new[0]
     return replace(SPECIFICATION, **changes) if changes else SPECIFICATION
 
