@@ -22,10 +22,10 @@ def verify(
     seed: Annotated[int, typer.Option(help="which ones")] = 0,
 ) -> None:
     """Is every standard entry there, of this arithmetic, and within a factor 1.5 of what this processor measures?"""
-    from siglip_ref.check.loss import noise_data as noise_make
-    from siglip_ref.check.model import noise_data as noise_make_models
+    from siglip_ref.check.loss import noise_data as of_losses
+    from siglip_ref.check.model import noise_data as of_models
 
-    wrong = [*noise_make.verify(sample, seed, progress=_say), *noise_make_models.verify(sample, seed, progress=_say)]
+    wrong = [*of_losses.verify(sample, seed, progress=_say), *of_models.verify(sample, seed, progress=_say)]
     for line in wrong:
         typer.echo(line)
     typer.echo("repair: siglip-ref noise regenerate" if wrong else "complete, and as measured here")
@@ -38,9 +38,9 @@ def regenerate(
     processes: Annotated[int, typer.Option(help="that measure at the same time")] = 1,
 ) -> None:
     """Measure what is missing, or what a change of the arithmetic changed; writes into the package."""
-    from siglip_ref.check.loss import noise_data as noise_make
-    from siglip_ref.check.model import noise_data as noise_make_models
+    from siglip_ref.check.loss import noise_data as of_losses
+    from siglip_ref.check.model import noise_data as of_models
 
-    losses = noise_make.regenerate(processes=processes, everything=everything, progress=_say)
-    models = noise_make_models.regenerate(everything=everything, progress=_say)
+    losses = of_losses.regenerate(processes=processes, everything=everything, progress=_say)
+    models = of_models.regenerate(everything=everything, progress=_say)
     typer.echo(f"measured {losses} entries of losses and {models} of models")

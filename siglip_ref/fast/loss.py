@@ -8,7 +8,7 @@ import numpy as np
 
 from siglip_ref import ops as specification
 from siglip_ref import reproducible
-from siglip_ref.fast.kernels import binned as granules
+from siglip_ref.fast.kernels import binned
 from siglip_ref.fast.kernels.pairs import LOST, sweep
 from siglip_ref.fast.machine.blas import gemm_address
 from siglip_ref.fast.machine.fit import rows_in_memory, same_precision
@@ -19,7 +19,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.specification import SPECIFICATION
 
 SIDE = 512  # of a tile: 1 MB in float32, which stays in a core's cache
-_DETERMINISTIC = replace(SPECIFICATION, meet=granules.meet, total=granules.total)
+_DETERMINISTIC = replace(SPECIFICATION, meet=binned.meet, total=binned.total)
 
 
 def pair_block(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array) -> LossAndGrads:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from saved import CFG, PARAMS, save, tensors, write
 
-from siglip_ref.checkpoint.formats import files
-from siglip_ref.checkpoint.formats import memory as room
+from siglip_ref.checkpoint.formats import files, memory
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
@@ -110,7 +109,7 @@ def test_float16_is_counted_as_what_it_becomes(tmp_path, monkeypatch):
 def test_a_small_file_that_claims_a_large_model(place, monkeypatch, maker):
     """The cap allows it, the bytes on the disk do not."""
     file = MAKERS[maker](place)
-    monkeypatch.setattr(room, "SMALL", 2**20)
+    monkeypatch.setattr(memory, "SMALL", 2**20)
     allocated, error = peak(lambda: load_checkpoint(file))
     assert allocated < 2 * 10**6
     assert "with holes" in error.cause or "expand" in str(error)
@@ -118,21 +117,21 @@ def test_a_small_file_that_claims_a_large_model(place, monkeypatch, maker):
 
 def test_files_without_holes_are_whole(tmp_path):
     (tmp_path / "whole").write_bytes(np.random.default_rng(1).bytes(300_000))
-    assert room.held_bytes(tmp_path / "whole") == 300_000
+    assert memory.held_bytes(tmp_path / "whole") == 300_000
     with (tmp_path / "holes").open("wb") as file:
         file.write(b"x" * 10)
         file.truncate(10**9)
     if sys.platform == "linux":
-        assert room.held_bytes(tmp_path / "holes") < 10**6
+        assert memory.held_bytes(tmp_path / "holes") < 10**6
 
 
 def test_more_than_the_free_memory_is_not_begun(tmp_path, monkeypatch):
     place = save(tmp_path / "model")
-    monkeypatch.setattr(room, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10_000)
     with pytest.raises(UsageError, match="GB of free memory"):
         load_checkpoint(place, np.float64)
     assert load_checkpoint(place).params.keys() == PARAMS.keys()  # mapped, so nothing is allocated
-    monkeypatch.setattr(room, "free_memory", lambda: None)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
     assert load_checkpoint(place, np.float64)
 
 

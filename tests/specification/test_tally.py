@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siglip_ref import tally as tallies
-from siglip_ref.fast.kernels import binned as granules
+from siglip_ref.fast.kernels import binned
 from siglip_ref.tally import BITS, DIGITS, MOST_TERMS, merge, put, tally, total
 
 KINDS = [np.dtype(np.float32), np.dtype(np.float64)]
@@ -73,7 +73,7 @@ def test_every_size_of_number_comes_back(kind):
     info = np.finfo(kind)
     for value in (info.max, -info.max, info.tiny, info.smallest_subnormal, -3 * info.smallest_subnormal, 1.0, 0.0):
         terms = np.array([[[value]]], kind)
-        assert total(sums_of(terms), kind)[0, 0] == granules.total(sums_of(terms), kind)[0, 0] == kind.type(value)
+        assert total(sums_of(terms), kind)[0, 0] == binned.total(sums_of(terms), kind)[0, 0] == kind.type(value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,10 +133,10 @@ def test_the_twin_is_the_same_to_the_bit(seed, kind, spread, strange):
         terms[7, 0, 3] = strange
     sums = tally(1, 19, kind)
     for term in terms:
-        granules.put(sums[0], term[0])
+        binned.put(sums[0], term[0])
     np.testing.assert_array_equal(sums, sums_of(terms))
     for result in KINDS:
-        np.testing.assert_array_equal(granules.total(sums, result), total(sums, result))
+        np.testing.assert_array_equal(binned.total(sums, result), total(sums, result))
 
 
 def test_moving_up_drops_what_a_larger_term_leaves_no_room_for():

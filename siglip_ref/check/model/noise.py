@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
-from siglip_ref.check.model import noise_table as noise_models
+from siglip_ref.check.model import noise_table
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.noise_law import law
 from siglip_ref.check.model.probe import Probe
@@ -91,7 +91,7 @@ def _overflowing(exact: Reference, single: Mapping[str, Array], dtype: Dtype) ->
 
 def measured_noise(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) -> ModelNoise:
     """The same, measured whatever the size: before it was shipped, where it is of a standard probe, or now."""
-    shipped = noise_models.find(probe, cfg, conventions, dtype)
+    shipped = noise_table.find(probe, cfg, conventions, dtype)
     if shipped is not None:
         return ModelNoise(*shipped, True)
     announce(f"a model of this size in {dtype}")
