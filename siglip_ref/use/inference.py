@@ -55,6 +55,7 @@ def _without_gradients(ops: Ops) -> Ops:
 
 
 def _no_way_back(*given: Any) -> Any:
+    """The backward of an encoder that keeps nothing to go back with."""
     raise NotImplementedError("embeddings are computed without gradients")
 
 

@@ -135,21 +135,25 @@ def _naflex_tower() -> Case:
 
 
 def _image_tower() -> Case:
+    def forward(x: Any, w: Any) -> Any:
+        return SPECIFICATION.image_tower.forward(x, w, CFG, CFG.conventions)[:2]
+
     def backward(d_out: Any, cache: Any) -> tuple[Any, Arrays]:
         d_weights, d_named = SPECIFICATION.image_tower.backward(d_out, cache)
         return ops.patch_embed_backward(d_named["stem"], cache.patch)[0], d_weights
 
-    forward = lambda x, w: SPECIFICATION.image_tower.forward(x, w, CFG, CFG.conventions)[:2]  # noqa: E731
     return _weighted("image tower", (2, 12, 28, 3), "image", forward, backward)
 
 
 def _text_tower(name: str, mask: Any) -> Case:
     tower = SPECIFICATION.text_tower
 
+    def forward(a: Arrays) -> Any:
+        return tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[0]
+
     def backward(a: Arrays, d_out: Any) -> Arrays:
         return tower.backward(d_out, tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[1])[0]
 
-    forward = lambda a: tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[0]  # noqa: E731
     return Case(name, weights("text"), forward, backward)
 
 
