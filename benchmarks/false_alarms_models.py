@@ -21,8 +21,7 @@ from siglip_ref.check.model.check import _coarsest
 from siglip_ref.check.model.judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import reference
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import subtree
+from siglip_ref.ops.elementary import Array, subtree
 from siglip_ref.sizes import Config
 from siglip_ref.towers.model import forward, loss_and_grads
 from siglip_ref.vectors.store import Vector, packaged

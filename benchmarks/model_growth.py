@@ -15,7 +15,7 @@ import numpy as np
 
 from siglip_ref import fast
 from siglip_ref.cli.speed import machine
-from siglip_ref.ops.tree import subtree
+from siglip_ref.ops.elementary import subtree
 from siglip_ref.params import init
 from siglip_ref.process.memory import keep_freed_memory
 from siglip_ref.sizes import Tower, config

@@ -46,7 +46,7 @@ def numpy_product(case: str, *sizes: str) -> Run:
 def ours(ops: Ops, case: str, *sizes: str) -> Run:
     from siglip_ref.loss import sigmoid_loss
     from siglip_ref.optim import AdamW, State
-    from siglip_ref.process.blas_threads import one_pool_for
+    from siglip_ref.process.blas_threads import one_pool
     from siglip_ref.process.memory import keep_freed_memory
     from siglip_ref.towers.model import loss_and_grads
     from siglip_ref.use.inference import image_embeddings, text_embeddings
@@ -69,7 +69,7 @@ def ours(ops: Ops, case: str, *sizes: str) -> Run:
 
     def step() -> None:
         nonlocal params, state
-        with one_pool_for(ops):  # once a step, not once a kernel, as `siglip-ref train` does
+        with one_pool(ops.compiled):  # once a step, not once a kernel, as `siglip-ref train` does
             _, grads = loss_and_grads(params, images, tokens, cfg, ops=ops)
             params, state = ops.adamw_step(params, grads, state, rule)
 

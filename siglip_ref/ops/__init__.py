@@ -17,12 +17,18 @@ from siglip_ref.ops import attention, embedding, gelu, map_head, mlp
 from siglip_ref.ops import pair_block as _pair_block
 from siglip_ref.ops import softmax_loss as _softmax_loss
 from siglip_ref.ops.elementary import erf, number, pi, sigmoid, softplus
-from siglip_ref.ops.embedding import position_backward, position_forward, token_embed_backward, token_embed_forward
+from siglip_ref.ops.embedding import (
+    position_backward,
+    position_forward,
+    position_resize_backward,
+    position_resize_forward,
+    token_embed_backward,
+    token_embed_forward,
+)
 from siglip_ref.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from siglip_ref.ops.linear import linear_backward, linear_forward
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 from siglip_ref.ops.pooling import pool_backward, pool_forward
-from siglip_ref.ops.position_resize import position_resize_backward, position_resize_forward
 from siglip_ref.ops.sigmoid_loss import sigmoid_loss as _sigmoid_loss
 from siglip_ref.ops.softmax import softmax_backward, softmax_forward
 from siglip_ref.record import Ops, Pair, bound

@@ -1,5 +1,6 @@
-"""Numbers and elementary functions in the arithmetic at hand."""
+"""Numbers and elementary functions in the arithmetic at hand; flat dicts of arrays, whose names are like paths."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,14 @@ def sigmoid(z: Array) -> Array:
     """1 / (1 + exp(-z)), without overflow and with full relative precision in both tails."""
     decay = np.exp(np.where(z > 0, -z, z))
     return np.where(z > 0, 1, decay) / (1 + decay)
+
+
+def subtree(weights: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """The entries under `prefix/`, named without it."""
+    start = prefix + "/"
+    return {name[len(start) :]: value for name, value in weights.items() if name.startswith(start)}
+
+
+def prefixed(prefix: str, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The same entries named with `prefix/` before them."""
+    return {f"{prefix}/{name}": value for name, value in weights.items()}

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.record import Ops
 
 MapHeadCache = namedtuple("MapHeadCache", "attn_cache norm_cache mlp_cache")

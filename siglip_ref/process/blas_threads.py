@@ -12,8 +12,6 @@ from itertools import product
 
 from threadpoolctl import LibController, ThreadpoolController
 
-from siglip_ref.record import Ops
-
 _lock = threading.Lock()
 _before: list[list[int]] = []  # one entry for each user: the threads of each library before the first one came
 
@@ -33,9 +31,9 @@ def blas_on_one_thread() -> Iterator[None]:
         release()
 
 
-def one_pool_for(ops: Ops) -> AbstractContextManager[None]:
-    """`blas_on_one_thread` where `ops` are compiled kernels, which have a pool of their own; else nothing is held."""
-    return blas_on_one_thread() if ops.compiled else nullcontext()
+def one_pool(compiled: bool) -> AbstractContextManager[None]:
+    """`blas_on_one_thread` beside compiled kernels, which have a pool of their own; else nothing is held."""
+    return blas_on_one_thread() if compiled else nullcontext()
 
 
 def hold() -> None:

@@ -3,9 +3,8 @@
 from collections import namedtuple
 from collections.abc import Mapping
 
-from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.ops.tree import prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Tower
 

@@ -4,8 +4,7 @@ from collections import namedtuple
 from collections.abc import Mapping
 
 from siglip_ref.conventions import Conventions
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from siglip_ref.conventions import Conventions
 from siglip_ref.loss import sigmoid_loss
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.specification import chosen

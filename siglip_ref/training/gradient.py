@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.loss import LossAndGrads
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config
 from siglip_ref.use.inference import image_embeddings, text_embeddings

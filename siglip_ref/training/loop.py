@@ -13,7 +13,7 @@ import numpy as np
 from siglip_ref.ops.elementary import Array
 from siglip_ref.optim import State
 from siglip_ref.params import Params
-from siglip_ref.process.blas_threads import one_pool_for
+from siglip_ref.process.blas_threads import one_pool
 from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.saved.folder import one_training, require_own
@@ -123,7 +123,7 @@ def step_and_keep(
     run: Run, out: Path, parallel: Parallel, show: Quiet, every: int, judge_every: int, about: dict[str, Any]
 ) -> None:
     """One step, and what is due after it: a judgement, a checkpoint."""
-    with one_pool_for(run.task.ops):  # once a step, not once a kernel
+    with one_pool(run.task.ops.compiled):  # once a step, not once a kernel
         one_step(run, parallel)
     show.step(run.step, run.history[-1])
     last = run.step == run.task.total

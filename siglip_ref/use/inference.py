@@ -7,8 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from siglip_ref.conventions import Conventions
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import subtree
+from siglip_ref.ops.elementary import Array, subtree
 from siglip_ref.record import Ops, Pair
 from siglip_ref.sizes import Config
 from siglip_ref.specification import SPECIFICATION, chosen

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from siglip_ref.ops.position_resize import position_resize_forward
+from siglip_ref.ops.embedding import position_resize_forward
 from siglip_ref.use.image_settings import Filter, image_settings
 from siglip_ref.use.pictures import SUFFIXES as SUFFIXES
 from siglip_ref.use.pictures import Pixels as Pixels

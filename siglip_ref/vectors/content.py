@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.conventions import PRESETS
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.sizes import Config, Tower, config
 from siglip_ref.vectors.draw import integers, numbers, parameters, partners, unit_rows
 

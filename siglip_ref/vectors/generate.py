@@ -10,8 +10,7 @@ import numpy as np
 from siglip_ref.arithmetic.ball import balls, certify, nearest, precision
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.mistakes import Edit, Reference, reference
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed
+from siglip_ref.ops.elementary import Array, prefixed
 from siglip_ref.vectors.content import FLAGS, Draft, drafts
 from siglip_ref.vectors.files import write_json, write_safetensors
 from siglip_ref.vectors.store import SCHEMA, Vector, hash_of

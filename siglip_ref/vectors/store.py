@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.errors import UsageError
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.vectors.files import VectorError, read_bytes, read_json, read_safetensors, seal
 
 FOLDER = Path(__file__).parent

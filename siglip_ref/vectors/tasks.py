@@ -8,8 +8,7 @@ from typing import Any
 
 from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes.change import Reference
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.sizes import Config, Tower
 
 Arrays = dict[str, Array]

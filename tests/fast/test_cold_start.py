@@ -60,4 +60,4 @@ def test_functions_of_no_module_can_be_compiled_beside_it() -> None:
 def test_without_kernels_no_blas_is_held_to_one_thread() -> None:
     code = "import sys; sys.modules['numba'] = None\nfrom siglip_ref import fast\n"
     code += "from siglip_ref.process import blas_threads\nblas_threads._blas = None\n"
-    assert run(code + "with blas_threads.one_pool_for(fast.OPS): print('free')")[0] == "free"
+    assert run(code + "with blas_threads.one_pool(fast.OPS.compiled): print('free')")[0] == "free"

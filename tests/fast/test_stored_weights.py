@@ -7,7 +7,7 @@ import siglip_ref as sr
 from siglip_ref import fast
 from siglip_ref.fast.machine.blas import NO, YES
 from siglip_ref.fast.machine.fit import as_stored, rows_in_memory
-from siglip_ref.ops.tree import subtree
+from siglip_ref.ops.elementary import subtree
 from siglip_ref.params import shapes
 
 WIDTH, MLP, HEADS = 256, 384, 4

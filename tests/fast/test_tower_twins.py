@@ -16,7 +16,7 @@ from siglip_ref import fast, ops
 from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
 from siglip_ref.fast import towers
-from siglip_ref.ops.tree import subtree
+from siglip_ref.ops.elementary import subtree
 from siglip_ref.params import init, shapes
 from siglip_ref.record import Ops
 from siglip_ref.sizes import Config, Tower, config

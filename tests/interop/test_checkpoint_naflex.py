@@ -13,7 +13,7 @@ import siglip_ref as sr
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.tables.huggingface import table
 from siglip_ref.checkpoint.tables.names import to_ours
-from siglip_ref.ops.position_resize import position_resize_forward
+from siglip_ref.ops.embedding import position_resize_forward
 from siglip_ref.params import shapes
 from siglip_ref.towers.naflex import Patches
 

@@ -7,7 +7,7 @@ from transformers.models.siglip.modeling_siglip import SiglipModel
 from siglip_ref.check.files.dump import judge
 from siglip_ref.check.model.adapters.find import adapter_for
 from siglip_ref.check.model.adapters.huggingface import make_config
-from siglip_ref.ops.tree import subtree
+from siglip_ref.ops.elementary import subtree
 from siglip_ref.vectors.store import Vector, packaged
 from siglip_ref.vectors.tasks import config_of
 

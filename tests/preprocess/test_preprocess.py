@@ -58,7 +58,7 @@ def test_big_vision_resizes_numbers_for_naflex(size):
     """Scaled first, then resized as float32 with antialias: to rounding."""
     how = replace(PREPROCESS["big_vision"], max_patches=15)
     rows, columns = 5, 3
-    from siglip_ref.ops.position_resize import position_resize_forward
+    from siglip_ref.ops.embedding import position_resize_forward
 
     scaled = levels(how)[picture(*size), np.arange(3)]
     ours = position_resize_forward(scaled, 4 * rows, 4 * columns)[0].reshape(20, 12, 3)

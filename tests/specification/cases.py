@@ -8,7 +8,7 @@ import numpy as np
 
 from siglip_ref import ops
 from siglip_ref.loss import sigmoid_loss
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import prefixed, subtree
 from siglip_ref.params import shapes
 from siglip_ref.sizes import Config, config
 from siglip_ref.specification import SPECIFICATION

@@ -11,7 +11,7 @@ import pytest
 import siglip_ref as sr
 from siglip_ref import fast, ops
 from siglip_ref.fast.towers import TowerCache
-from siglip_ref.ops.tree import subtree
+from siglip_ref.ops.elementary import subtree
 from siglip_ref.record import Pair
 from siglip_ref.specification import SPECIFICATION, chosen
 

@@ -10,8 +10,7 @@ import numpy as np
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import Mistake, Reference, reference
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.record import Ops, Pair
 from siglip_ref.sizes import Config
 

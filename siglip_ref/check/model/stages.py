@@ -14,8 +14,7 @@ import numpy as np
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import Reference
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.record import Pair
 from siglip_ref.sizes import Config
 

@@ -18,8 +18,7 @@ from siglip_ref.check.model.reference import reference
 from siglip_ref.check.model.scales import Judged, judged_at
 from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.mistakes import find
-from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.tree import prefixed, subtree
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding
 from siglip_ref.report.verdict import Verdict, verdict_of
