@@ -21,7 +21,7 @@ from mpi.wrappers import Counted
 from siglip_ref import fast, ops
 from siglip_ref.cli.speed import machine
 from siglip_ref.cli.speed_worker import unit_rows
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
 
 WIDTH, RANKS = 768, 4
 NAMESPACES = {"fast": fast, "ops": ops}

@@ -18,7 +18,7 @@ from siglip_ref.check.expected.probes import WIDE_FORMATS
 from siglip_ref.check.expected.repeated import REAL, repeated_probe
 from siglip_ref.check.files.dump import judge as judge_dump
 from siglip_ref.check.loss.check import check_loss
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.report.compare import Row
 from siglip_ref.vectors.store import Vector, packaged
 

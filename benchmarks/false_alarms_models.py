@@ -14,6 +14,7 @@ import numpy as np
 from false_alarms_count import Trial, verdict_on
 from false_alarms_seeds import HELD_OUT, model_order
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.files.dump import judge as judge_dump
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
 from siglip_ref.check.model.adapters.find import adapter_for
@@ -21,9 +22,8 @@ from siglip_ref.check.model.check import _coarsest
 from siglip_ref.check.model.judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import reference
+from siglip_ref.model.two_towers import forward, loss_and_grads
 from siglip_ref.ops.elementary import Array, subtree
-from siglip_ref.sizes import Config
-from siglip_ref.towers.model import forward, loss_and_grads
 from siglip_ref.vectors.store import Vector, packaged
 from siglip_ref.vectors.tasks import config_of
 

@@ -15,8 +15,8 @@ from siglip_ref.arithmetic.variants import KERNELS, fused, pair_block
 from siglip_ref.check.call.frameworks import Inputs, Outcome, Setting
 from siglip_ref.check.expected.expected import judge as judge_probe
 from siglip_ref.check.files.dump import judge as judge_dump
-from siglip_ref.loss import sigmoid_loss
 from siglip_ref.mistakes import reference
+from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.noise.measure import LIBRARY, REGIMES
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.store import Vector, packaged

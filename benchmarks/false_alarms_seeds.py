@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.frameworks import Inputs, Outcome
 from siglip_ref.check.expected.probes import Probe, short
 from siglip_ref.check.expected.rows import UNIT, full_rows, unit_rows
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.ops.elementary import Array
-from siglip_ref.sizes import Config
 
 HELD_OUT = (
     1000  # seeds from here on; what was calibrated used 0, and the inputs in the order in which they are packaged

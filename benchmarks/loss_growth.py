@@ -14,7 +14,7 @@ import numpy as np
 
 from siglip_ref import fast
 from siglip_ref.cli.speed import machine
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
 
 WIDTH = 768
 RESULTS = Path(__file__).parent / "results" / "loss_growth.json"

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from siglip_ref import fast
+from siglip_ref.architecture.params import init
+from siglip_ref.architecture.sizes import Tower, config
 from siglip_ref.cli.speed import machine
+from siglip_ref.model.text import text_tower_backward, text_tower_forward
 from siglip_ref.ops.elementary import subtree
-from siglip_ref.params import init
 from siglip_ref.process.memory import keep_freed_memory
-from siglip_ref.sizes import Tower, config
-from siglip_ref.towers.text import text_tower_backward, text_tower_forward
 
 RESULTS = Path(__file__).parent / "results" / "model_growth.json"
 BASE = {"B": 4, "N": 128, "C": 512, "depth": 2}

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 import siglip_ref as sr
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model.noise import measured_noise
 from siglip_ref.check.model.noise_law import FAMILIES, FILE, SIZES, family, law, role, sizes_of
 from siglip_ref.check.model.probe import model_probe
-from siglip_ref.sizes import Config, Tower
 
 FORMATS_FITTED = ("float32", "bfloat16", "float16")
 # width, depth, rows and columns of patches, batch: one varied at a time, then all together

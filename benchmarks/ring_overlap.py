@@ -21,7 +21,7 @@ def worker(kind: str) -> None:
     from mpi.cli import world
     from mpi.loss import ring_sigmoid_loss
     from mpi.wrappers import Counted, Throttled
-    from siglip_ref.specification import SPECIFICATION
+    from siglip_ref.model.specification import SPECIFICATION
 
     comm = world(spin=False)
     x, y = shard(comm.rank, PAIRS // comm.size, DIM)

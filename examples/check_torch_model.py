@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import siglip_ref as sr
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.check.model.adapters.torch_model import Tap, TorchModel
 from siglip_ref.checkpoint.tables.names import Entry, dense, fused, norm
-from siglip_ref.sizes import Config, Tower
 
 IMAGE, TEXT = Tower(width=10, depth=2, mlp=13, heads=2), Tower(width=12, depth=2, mlp=17, heads=2)
 HEIGHT, WIDTH, PATCH, VOCABULARY, LENGTH, EPS = 12, 28, 4, 29, 9, 1e-6
@@ -71,7 +71,7 @@ def encoder(tower):
     return nn.Sequential(*block)
 
 
-# Our names (siglip_ref.params.shapes(CONFIG) lists them) beside those of MyModel.
+# Our names (siglip_ref.architecture.params.shapes(CONFIG) lists them) beside those of MyModel.
 TABLE = [
     Entry("image/patch/kernel", "image.patches.weight", "patch"),
     Entry("image/patch/bias", "image.patches.bias"),

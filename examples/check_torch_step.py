@@ -8,7 +8,7 @@ import torch
 from transformers import SiglipConfig, SiglipModel
 
 import siglip_ref as sr
-from siglip_ref.optim import cosine
+from siglip_ref.model.optim import cosine
 
 # what the step is meant to do: everything else, the names of parameters too, is ours
 RULE = sr.AdamW(lr=1e-3, beta2=0.95, decay=0.1, max_norm=1.0)

@@ -15,7 +15,7 @@ from mpi.trace import Trace, collect
 from mpi.watchdog.progress import Progress
 from siglip_ref import ops
 from siglip_ref.errors import UsageError
-from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
 

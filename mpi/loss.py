@@ -14,10 +14,10 @@ import numpy as np
 from mpi.agree import agree
 from mpi.comm import Array, Communicator
 from mpi.schemes import REPRODUCIBLE, SCHEMES
+from siglip_ref.model.specification import chosen
 from siglip_ref.ops.pair_block import LossAndGrads
-from siglip_ref.record import Ops
-from siglip_ref.reproducible import GRANULE, Granules
-from siglip_ref.specification import chosen
+from siglip_ref.ops.record import Ops
+from siglip_ref.ops.reproducible.blocks import GRANULE, Granules
 
 TILE = 128  # rows and columns of a block: its temporaries stay in the cache, and below what malloc gives back at once
 
@@ -77,7 +77,8 @@ def ring_sigmoid_loss(
     log_scale, bias : numbers, the same on every rank; logits = exp(log_scale) * similarity + bias
     scheme : a name in `mpi.schemes.SCHEMES`; all give the same result
     deterministic : bits that do not depend on the number of ranks and threads, on tiles and on the order of arrival
-        (`siglip_ref.reproducible`); every shard must begin at a multiple of 128 pairs; schemes: `REPRODUCIBLE`
+        (`siglip_ref.ops.reproducible.blocks`); every shard must begin at a multiple of 128 pairs; schemes:
+        `REPRODUCIBLE`
     tile : rows and columns of a block of pairs
     ops : the operations: `siglip_ref.ops`, the specification (default), or a twin
 

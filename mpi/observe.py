@@ -12,8 +12,8 @@ import numpy as np
 
 from mpi.comm import Array, Communicator, Request, Wrapper
 from mpi.ring import ANSWER
-from siglip_ref.record import Ops
-from siglip_ref.specification import SPECIFICATION, chosen
+from siglip_ref.model.specification import SPECIFICATION, chosen
+from siglip_ref.ops.record import Ops
 
 
 @dataclass

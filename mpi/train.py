@@ -10,7 +10,7 @@ from mpi.observe import Observed
 from mpi.softmax import ring_softmax_loss
 from mpi.watchdog.progress import Progress
 from siglip_ref.ops.pair_block import LossAndGrads
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 
 class Ranks:

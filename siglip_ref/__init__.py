@@ -8,6 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from siglip_ref.architecture.conventions import preset as preset
+    from siglip_ref.architecture.params import init as init
+    from siglip_ref.architecture.sizes import Config as Config
+    from siglip_ref.architecture.sizes import config as config
     from siglip_ref.check.files.dump import check_dump as check_dump
     from siglip_ref.check.files.preprocess import check_preprocess as check_preprocess
     from siglip_ref.check.files.tokenize import check_tokenize as check_tokenize
@@ -16,19 +20,15 @@ if TYPE_CHECKING:
     from siglip_ref.check.model.check import check_model as check_model
     from siglip_ref.check.ranks.check import check_distributed_loss as check_distributed_loss
     from siglip_ref.check.step.check import check_step as check_step
-    from siglip_ref.conventions import preset as preset
     from siglip_ref.errors import UsageError as UsageError
-    from siglip_ref.loss import LossAndGrads as LossAndGrads
-    from siglip_ref.loss import expected_loss as expected_loss
-    from siglip_ref.loss import sigmoid_loss as sigmoid_loss
-    from siglip_ref.optim import AdamW as AdamW
-    from siglip_ref.optim import BigVision as BigVision
-    from siglip_ref.params import init as init
-    from siglip_ref.sizes import Config as Config
-    from siglip_ref.sizes import config as config
-    from siglip_ref.towers.model import Output as Output
-    from siglip_ref.towers.model import forward as forward
-    from siglip_ref.towers.model import loss_and_grads as loss_and_grads
+    from siglip_ref.model.loss import LossAndGrads as LossAndGrads
+    from siglip_ref.model.loss import expected_loss as expected_loss
+    from siglip_ref.model.loss import sigmoid_loss as sigmoid_loss
+    from siglip_ref.model.optim import AdamW as AdamW
+    from siglip_ref.model.optim import BigVision as BigVision
+    from siglip_ref.model.two_towers import Output as Output
+    from siglip_ref.model.two_towers import forward as forward
+    from siglip_ref.model.two_towers import loss_and_grads as loss_and_grads
     from siglip_ref.use.load import load as load
     from siglip_ref.use.zeroshot import Model as Model
 
@@ -37,13 +37,13 @@ _IMPORTED_IN = os.getpid()  # another process than this one was forked from it: 
 
 # public name: the module it lives in
 _HOMES = {
-    "AdamW": "siglip_ref.optim",
+    "AdamW": "siglip_ref.model.optim",
     "Adapter": "siglip_ref.check.model.adapters",
-    "BigVision": "siglip_ref.optim",
-    "Config": "siglip_ref.sizes",
-    "LossAndGrads": "siglip_ref.loss",
+    "BigVision": "siglip_ref.model.optim",
+    "Config": "siglip_ref.architecture.sizes",
+    "LossAndGrads": "siglip_ref.model.loss",
     "Model": "siglip_ref.use.zeroshot",
-    "Output": "siglip_ref.towers.model",
+    "Output": "siglip_ref.model.two_towers",
     "UsageError": "siglip_ref.errors",
     "check_distributed_loss": "siglip_ref.check.ranks.check",
     "check_loss": "siglip_ref.check.loss.check",
@@ -52,14 +52,14 @@ _HOMES = {
     "check_step": "siglip_ref.check.step.check",
     "check_tokenize": "siglip_ref.check.files.tokenize",
     "check_dump": "siglip_ref.check.files.dump",
-    "config": "siglip_ref.sizes",
-    "preset": "siglip_ref.conventions",
-    "expected_loss": "siglip_ref.loss",
-    "forward": "siglip_ref.towers.model",
-    "init": "siglip_ref.params",
+    "config": "siglip_ref.architecture.sizes",
+    "preset": "siglip_ref.architecture.conventions",
+    "expected_loss": "siglip_ref.model.loss",
+    "forward": "siglip_ref.model.two_towers",
+    "init": "siglip_ref.architecture.params",
     "load": "siglip_ref.use.load",
-    "loss_and_grads": "siglip_ref.towers.model",
-    "sigmoid_loss": "siglip_ref.loss",
+    "loss_and_grads": "siglip_ref.model.two_towers",
+    "sigmoid_loss": "siglip_ref.model.loss",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 
+from siglip_ref.architecture.sizes import config
 from siglip_ref.arithmetic.ball import balls, certify, precision
-from siglip_ref.optim import AdamW, BigVision, State, adamw_step, big_vision_shapes, big_vision_step, clip, cosine, norm
-from siglip_ref.sizes import config
+from siglip_ref.model.optim import (
+    AdamW,
+    BigVision,
+    State,
+    adamw_step,
+    big_vision_shapes,
+    big_vision_step,
+    clip,
+    cosine,
+    norm,
+)
 
 RNG = np.random.default_rng(3)
 PARAMS = {"a/kernel": RNG.standard_normal((5, 3, 4)), "a/bias": RNG.standard_normal(7), "log_scale": np.array(2.3)}

@@ -35,7 +35,7 @@ def seconds(code: str, times: int = 5) -> float:
     ("code", "forbidden"),
     [
         ("import siglip_ref", HEAVY | {"numpy"}),
-        ("import siglip_ref.towers.model, siglip_ref.loss", HEAVY),
+        ("import siglip_ref.model.two_towers, siglip_ref.model.loss", HEAVY),
         ("import siglip_ref.check.loss.check", FRAMEWORKS | {"numba"}),
         ("import mpi.loss, mpi.comm", FRAMEWORKS | {"numba"}),
     ],

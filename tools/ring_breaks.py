@@ -11,8 +11,8 @@ import numpy as np
 import siglip_ref as sr
 from mpi.batch import Job, bias_of, make_batch
 from mpi.comm import Array, ThreadComm
-from siglip_ref.loss import LossAndGrads
 from siglip_ref.mistakes import CATALOGUE
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.report.data import Report
 
 MPI = Path(__file__).parent.parent / "mpi"

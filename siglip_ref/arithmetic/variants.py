@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import ACCUMULATOR, Format, Rounded, cast
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, number, sigmoid, softplus
 from siglip_ref.ops.pair_block import LossAndGrads
-from siglip_ref.record import Ops, Pair
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.ops.record import Ops, Pair
 
 Positives = Literal["signed", "subtracted", "crossed", "apart"]
 LossForm = tuple[Positives, bool, bool]  # the arguments of `pair_block`

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import SIZES, Config
 from siglip_ref.checkpoint.find_files import adapted, find_weights, resolve, shards_of
 from siglip_ref.checkpoint.formats.files import Store, last_resort, unreadable
 from siglip_ref.checkpoint.formats.kinds import is_finite, require_floats
@@ -19,9 +22,6 @@ from siglip_ref.checkpoint.tables import big_vision
 from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.checkpoint.tables.names import Table, Tensor, of_sides, to_ours
 from siglip_ref.checkpoint.tables.wrapped import BOTH, Format, Sides
-from siglip_ref.conventions import Conventions
-from siglip_ref.params import shapes
-from siglip_ref.sizes import SIZES, Config
 
 __all__ = ["Checkpoint", "Format", "find_weights", "load_checkpoint", "require_whole", "resolve"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.formats.files import AGAIN, FLOATS, Store, read_json, unreadable
 from siglip_ref.checkpoint.formats.kinds import require_floats
 from siglip_ref.checkpoint.plan_words import notes_on, nothing_found, several_found
@@ -19,7 +20,6 @@ from siglip_ref.checkpoint.tables.names import Shape, Table, require_match
 from siglip_ref.checkpoint.tables.one_tower import read_tower
 from siglip_ref.checkpoint.tables.wrapped import BOTH, Found, find, unwrapped, without_wrappers
 from siglip_ref.errors import UsageError
-from siglip_ref.sizes import Config
 
 SETTINGS = {"huggingface": "config.json", "open_clip": "open_clip_config.json"}
 

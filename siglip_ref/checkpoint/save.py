@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.load import Format
 from siglip_ref.checkpoint.tables import big_vision, huggingface, open_clip
 from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.checkpoint.tables.names import Table, Tensor, to_theirs
 from siglip_ref.errors import UsageError
-from siglip_ref.params import shapes
-from siglip_ref.sizes import Config
 
 # Axes of length 1 that their tensors have and ours have not.
 ODD: dict[str, dict[str, str]] = {

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from siglip_ref.architecture.sizes import config
 from siglip_ref.errors import UsageError
-from siglip_ref.sizes import config
 
 # name of a case: what the worker is told. loss: pairs, width; the others: model, batch
 CASES = {

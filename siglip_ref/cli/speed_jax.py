@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from siglip_ref.sizes import Config, Tower
+from siglip_ref.architecture.sizes import Config, Tower
 
 Weights = dict[str, Any]
 

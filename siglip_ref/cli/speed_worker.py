@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.params import init
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config, config
+from siglip_ref.architecture.params import init
+from siglip_ref.architecture.sizes import Config, config
+from siglip_ref.ops.record import Ops
 
 Run = Callable[[], object]
 
@@ -44,11 +44,11 @@ def numpy_product(case: str, *sizes: str) -> Run:
 
 
 def ours(ops: Ops, case: str, *sizes: str) -> Run:
-    from siglip_ref.loss import sigmoid_loss
-    from siglip_ref.optim import AdamW, State
+    from siglip_ref.model.loss import sigmoid_loss
+    from siglip_ref.model.optim import AdamW, State
+    from siglip_ref.model.two_towers import loss_and_grads
     from siglip_ref.process.blas_threads import one_pool
     from siglip_ref.process.memory import keep_freed_memory
-    from siglip_ref.towers.model import loss_and_grads
     from siglip_ref.use.inference import image_embeddings, text_embeddings
 
     keep_freed_memory()
@@ -183,7 +183,7 @@ def set_up(contestant: str, case: str, *sizes: str) -> Run:
     if contestant.startswith("torch"):
         return torch_run(contestant == "torch.compile", case, *sizes)
     from siglip_ref import fast
-    from siglip_ref.specification import SPECIFICATION
+    from siglip_ref.model.specification import SPECIFICATION
 
     if contestant == "fast" and not fast.COMPILED:  # the specification would be measured under its name
         raise ImportError("the kernels cannot be compiled here")

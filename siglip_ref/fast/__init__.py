@@ -14,8 +14,8 @@ from importlib import import_module
 from typing import Any
 
 from siglip_ref import ops as _specification
-from siglip_ref.record import Ops, Pair
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.ops.record import Ops, Pair
 
 # The file here that holds the twin of each operation ...
 TWINS = {
@@ -43,16 +43,16 @@ TWINS = {
 
 # ... and of each function of a higher level: the module of its specification.
 HIGHER_TWINS = {
-    "adamw_step": ("optim", "siglip_ref.optim"),
-    "block_backward": ("block", "siglip_ref.towers.encoder"),
-    "block_forward": ("block", "siglip_ref.towers.encoder"),
-    "image_tower_backward": ("towers", "siglip_ref.towers.image"),
-    "image_tower_forward": ("towers", "siglip_ref.towers.image"),
-    "meet": ("kernels.binned", "siglip_ref.reproducible"),
-    "sigmoid_loss": ("loss", "siglip_ref.loss"),
-    "text_tower_backward": ("towers", "siglip_ref.towers.text"),
-    "text_tower_forward": ("towers", "siglip_ref.towers.text"),
-    "total": ("kernels.binned", "siglip_ref.tally"),
+    "adamw_step": ("optim", "siglip_ref.model.optim"),
+    "block_backward": ("block", "siglip_ref.model.encoder"),
+    "block_forward": ("block", "siglip_ref.model.encoder"),
+    "image_tower_backward": ("towers", "siglip_ref.model.image"),
+    "image_tower_forward": ("towers", "siglip_ref.model.image"),
+    "meet": ("kernels.binned", "siglip_ref.ops.reproducible.blocks"),
+    "sigmoid_loss": ("loss", "siglip_ref.model.loss"),
+    "text_tower_backward": ("towers", "siglip_ref.model.text"),
+    "text_tower_forward": ("towers", "siglip_ref.model.text"),
+    "total": ("kernels.binned", "siglip_ref.ops.reproducible.tally"),
 }
 
 # Operations without a twin, and why one would gain nothing.

@@ -24,9 +24,9 @@ from siglip_ref.fast.machine.fit import (
     shapes_of,
 )
 from siglip_ref.fast.machine.pool import parts_for
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.specification import SPECIFICATION
 
 ORDER = (
     "norm1/gamma", "norm1/beta",
@@ -67,7 +67,7 @@ class BlockCache:
 def block_forward(
     x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None
 ) -> tuple[Array, Array, Any]:
-    """Twin of `siglip_ref.towers.encoder.block_forward`."""
+    """Twin of `siglip_ref.model.encoder.block_forward`."""
     w = tuple([weights[name] for name in ORDER])
     width, mlp = x.shape[-1], len(w[13])
     split, wanted = x.ndim == 3 and width % heads == 0, [(width,), (width,), *layer_shapes(width, mlp)]
@@ -92,7 +92,7 @@ def block_forward(
 
 
 def block_backward(d_out: Array, cache: Any) -> tuple[Array, Array, dict[str, Array]]:
-    """Twin of `siglip_ref.towers.encoder.block_backward`."""
+    """Twin of `siglip_ref.model.encoder.block_backward`."""
     if not isinstance(cache, BlockCache):
         plain: tuple[Array, Array, dict[str, Array]] = SPECIFICATION.block.backward(d_out, cache)
         return plain

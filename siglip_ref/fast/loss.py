@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from siglip_ref import ops as specification
-from siglip_ref import reproducible
 from siglip_ref.fast.kernels import binned
 from siglip_ref.fast.kernels.pairs import LOST, sweep
 from siglip_ref.fast.machine.blas import gemm_address
 from siglip_ref.fast.machine.fit import rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for
-from siglip_ref.loss import LossAndGrads
-from siglip_ref.loss import sigmoid_loss as whole_loss
+from siglip_ref.model.loss import LossAndGrads
+from siglip_ref.model.loss import sigmoid_loss as whole_loss
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.ops.reproducible import blocks
 
 SIDE = 512  # of a tile: 1 MB in float32, which stays in a core's cache
 _DETERMINISTIC = replace(SPECIFICATION, meet=binned.meet, total=binned.total)
@@ -41,12 +41,12 @@ def sigmoid_loss(
     tile: int | None = None,
     deterministic: bool = False,
 ) -> LossAndGrads:
-    """Twin of `siglip_ref.loss.sigmoid_loss`, which hands over to it.
+    """Twin of `siglip_ref.model.loss.sigmoid_loss`, which hands over to it.
 
     Needs one tile per thread (1 MB in float32) beyond inputs and gradients, at any B. Sums are kept in float64.
     """
     if deterministic:
-        return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, _DETERMINISTIC)
+        return blocks.sigmoid_loss(image_embed, text_embed, log_scale, bias, _DETERMINISTIC)
     fits = image_embed.ndim == 2 and image_embed.shape == text_embed.shape
     if not fits or not same_precision(image_embed, text_embed):
         return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)

@@ -8,14 +8,14 @@ from typing import Any, TypeGuard
 import numpy as np
 from numba import prange
 
-from siglip_ref import optim as specification
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.machine.compile import SUMS, kernel
 from siglip_ref.fast.machine.fit import same_precision
 from siglip_ref.fast.machine.packed import Layout, layout, pieces
 from siglip_ref.fast.machine.pool import parts_for_elements
+from siglip_ref.model import optim as specification
+from siglip_ref.model.optim import AdamW, State
 from siglip_ref.ops.elementary import Array
-from siglip_ref.optim import AdamW, State
 
 NEAR = 2048  # numbers of each array that are copied and stepped while they are in the nearest cache
 
@@ -93,7 +93,7 @@ def _all(
 def adamw_step(
     params: Mapping[str, Array], grads: Mapping[str, Array], state: State, rule: AdamW, schedule: Array = 1.0
 ) -> tuple[Any, State]:
-    """Twin of `siglip_ref.optim.adamw_step`.
+    """Twin of `siglip_ref.model.optim.adamw_step`.
 
     All parameters are stepped together, so all must have gradients and none be frozen; else the specification steps.
     The results lie in three long arrays; given back in the next step, nothing is copied but the gradients.

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siglip_ref import params
-from siglip_ref.conventions import Conventions
+from siglip_ref.architecture import params
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.fast.attention import HEAD, root_of, seen_by_head
 from siglip_ref.fast.embedding import token_embed_backward
 from siglip_ref.fast.gelu import FORMS
@@ -30,14 +31,13 @@ from siglip_ref.fast.machine.fit import NOTHING, empty, gradient_of, rows_in_mem
 from siglip_ref.fast.machine.packed import Layout, layout, pieces
 from siglip_ref.fast.machine.pool import parts_for
 from siglip_ref.fast.patches import PatchCache, patch_embed_backward, patch_embed_weights
+from siglip_ref.model import image as plain_image
+from siglip_ref.model import text as plain_text
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.embedding import TokenCache
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.pooling import pool_forward
-from siglip_ref.record import Ops, Pair
-from siglip_ref.sizes import Config, Tower
-from siglip_ref.towers import image as plain_image
-from siglip_ref.towers import text as plain_text
+from siglip_ref.ops.record import Ops, Pair
 
 # Narrow is where the hidden layers of at least FEWEST rows, and of a whole sequence, are NEAR numbers together.
 NEAR, FEWEST = 1 << 16, 128
@@ -161,7 +161,7 @@ def _lines(images: Array) -> Array:
 def image_tower_forward(
     images: Array, weights: Mapping[str, Array], cfg: Config, conventions: Conventions, *, ops: Ops
 ) -> tuple[Array, Any, dict[str, Array]]:
-    """Twin of `siglip_ref.towers.image.image_tower_forward`."""
+    """Twin of `siglip_ref.model.image.image_tower_forward`."""
     tower, batch, tokens = cfg.image, len(images), cfg.patches
     few, laid = _at_a_time(batch, tokens, tower.mlp), _layout(cfg, "image/")
     arrays = [weights[name] for name in laid.places] if few else []
@@ -183,7 +183,7 @@ def image_tower_forward(
 
 
 def image_tower_backward(d_pooled: Array, cache: Any, *, ops: Ops) -> tuple[Gradients, Gradients]:
-    """Twin of `siglip_ref.towers.image.image_tower_backward`."""
+    """Twin of `siglip_ref.model.image.image_tower_backward`."""
     if not isinstance(cache, TowerCache):
         return plain_image.image_tower_backward(d_pooled, cache, ops=_without_pixels(ops))
     cfg, images, flat, _, _, settings, kept, few, work = cache
@@ -207,7 +207,7 @@ def text_tower_forward(
     *,
     ops: Ops,
 ) -> tuple[Array, Any, dict[str, Array]]:
-    """Twin of `siglip_ref.towers.text.text_tower_forward`."""
+    """Twin of `siglip_ref.model.text.text_tower_forward`."""
     tower, (batch, length), table, pooling = cfg.text, tokens.shape, weights["token"], conventions.text_pooling
     few, laid = _at_a_time(batch, length, tower.mlp), _layout(cfg, "text/")
     arrays = [weights[name] for name in laid.places] if few and cfg.text_head else []
@@ -231,7 +231,7 @@ def text_tower_forward(
 
 
 def text_tower_backward(d_pooled: Array, cache: Any, *, ops: Ops) -> tuple[Gradients, Gradients]:
-    """Twin of `siglip_ref.towers.text.text_tower_backward`."""
+    """Twin of `siglip_ref.model.text.text_tower_backward`."""
     if not isinstance(cache, TowerCache):
         return plain_text.text_tower_backward(d_pooled, cache, ops=ops)
     cfg, tokens, flat, table, chosen, settings, kept, few, work = cache

@@ -77,7 +77,7 @@ def _home(kind: Kind, edits: tuple[Edit, ...]) -> Home:
     if kind != "one vector":
         return _HOME.get(kind, "")
     files = {edit.file for edit in edits}
-    if "procedures.py" in files:
+    if "model/procedures.py" in files:
         return "step"
     return "loss" if files <= _LOSS else "model"
 

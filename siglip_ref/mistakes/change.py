@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Function, Ops, Pair, alone_of
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.ops.record import Function, Ops, Pair, alone_of
 
 # what surrounds the operations, and may be changed, too; all else (sizes, conventions, parameters) is the original's
 AROUND = {
-    "loss": "siglip_ref.loss",
-    "model": "siglip_ref.towers.model",
-    "optim": "siglip_ref.optim",
-    "procedures": "siglip_ref.procedures",
+    "loss": "siglip_ref.model.loss",
+    "model": "siglip_ref.model.two_towers",
+    "optim": "siglip_ref.model.optim",
+    "procedures": "siglip_ref.model.procedures",
 }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import REGIMES, Noise
 from siglip_ref.ops.elementary import Array
 
@@ -37,7 +37,7 @@ SOURCES = (
     "check/expected/repeated.py",
     "check/expected/repeated_noise.py",
     "check/expected/tolerance.py",
-    "loss.py",
+    "model/loss.py",
     "ops/elementary.py",
     "ops/normalize.py",
     "ops/pair_block.py",

@@ -29,9 +29,9 @@ from siglip_ref.ops.layer_norm import layer_norm_backward, layer_norm_forward
 from siglip_ref.ops.linear import linear_backward, linear_forward
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 from siglip_ref.ops.pooling import pool_backward, pool_forward
+from siglip_ref.ops.record import Ops, Pair, bound
 from siglip_ref.ops.sigmoid_loss import sigmoid_loss as _sigmoid_loss
 from siglip_ref.ops.softmax import softmax_backward, softmax_forward
-from siglip_ref.record import Ops, Pair, bound
 
 T = TypeVar("T")
 

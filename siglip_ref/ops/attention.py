@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from siglip_ref.ops.elementary import Array, number
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 AttentionCache = namedtuple(
     "AttentionCache", "query_cache key_cache value_cache out_cache query key value root probability"

@@ -5,7 +5,7 @@ from collections import namedtuple
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 PatchCache = namedtuple("PatchCache", "linear_cache shape patch")
 TokenCache = namedtuple("TokenCache", "tokens table")
@@ -80,7 +80,8 @@ def position_backward(d_out: Array, cache: Array) -> tuple[Array, Array]:
 
 
 def position_resize_forward(table: Array, height: int, width: int) -> tuple[Array, ResizeCache]:
-    """Draw out or shrink a table to another grid: bilinear with antialias and half-pixel centres, rows and columns apart.
+    """Draw out or shrink a table to another grid: bilinear with antialias and half-pixel centres, rows and columns
+    apart.
 
     Parameters
     ----------

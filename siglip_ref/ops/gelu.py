@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from siglip_ref.ops.elementary import Array, erf, number, pi
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 GeluForm = Literal["tanh", "erf", "quick"]
 

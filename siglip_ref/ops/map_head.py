@@ -7,7 +7,7 @@ import numpy as np
 
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 MapHeadCache = namedtuple("MapHeadCache", "attn_cache norm_cache mlp_cache")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 MlpCache = namedtuple("MlpCache", "in_cache gelu_cache out_cache")
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 
 class LossAndGrads(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 
 def sigmoid_loss(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 
 
 def softmax_loss(

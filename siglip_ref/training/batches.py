@@ -10,9 +10,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from siglip_ref.data.captioned import NOISE, Captioned, Unreadable
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
+from siglip_ref.training.data.captioned import NOISE, Captioned, Unreadable
 from siglip_ref.use.preprocess import Preprocess, levels, resize
 from siglip_ref.use.tokenizer import Tokenizer
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.record import Ops
 from siglip_ref.ops.softmax import softmax_forward
-from siglip_ref.params import Params
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
 from siglip_ref.training.gradient import SIDES
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from siglip_ref.data.captioned import STILL, Data
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops
 from siglip_ref.training.batches import Seen
 from siglip_ref.training.classify import logits_of
+from siglip_ref.training.data.captioned import STILL, Data
 from siglip_ref.training.gradient import SIDES
 from siglip_ref.training.locked import still
 from siglip_ref.use.inference import text_embeddings

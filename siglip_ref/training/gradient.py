@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.architecture.sizes import Config
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops
 from siglip_ref.use.inference import image_embeddings, text_embeddings
 
 Backward = Callable[[Array], dict[str, Array]]

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params, init
+from siglip_ref.architecture.sizes import TOWERS, Config, config
 from siglip_ref.checkpoint.load import Format, load_checkpoint, require_whole
-from siglip_ref.data.captioned import Captioned, Data
-from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
-from siglip_ref.params import Params, init
-from siglip_ref.sizes import TOWERS, Config, config
+from siglip_ref.training.data.captioned import Captioned, Data
+from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.saved.store import digest
 from siglip_ref.training.settings import Settings
 from siglip_ref.use.load import from_checkpoint

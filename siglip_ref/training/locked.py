@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from siglip_ref.data.captioned import STILL, Captioned, Unreadable
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops
 from siglip_ref.training.batches import Seen
+from siglip_ref.training.data.captioned import STILL, Captioned, Unreadable
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.saved.store import digest, newest, save
 from siglip_ref.use.inference import image_embeddings

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
+from siglip_ref.model.optim import State
 from siglip_ref.ops.elementary import Array
-from siglip_ref.optim import State
-from siglip_ref.params import Params
 from siglip_ref.process.blas_threads import one_pool
 from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.parallel import Parallel

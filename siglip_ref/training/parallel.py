@@ -5,10 +5,10 @@ from typing import Protocol
 
 import numpy as np
 
-from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.record import Ops
 from siglip_ref.process.interrupt import tell
-from siglip_ref.record import Ops
 from siglip_ref.training.saved.standing import where_it_stands
 
 

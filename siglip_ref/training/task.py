@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from siglip_ref import optim
+from siglip_ref.architecture.params import Params
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.load import Format
-from siglip_ref.data.captioned import Data
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model import optim
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import Params
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops
 from siglip_ref.training.batches import Batches, pixels_of
 from siglip_ref.training.classify import classifier_gradient, head
+from siglip_ref.training.data.captioned import Data
 from siglip_ref.training.evaluate import evaluate
 from siglip_ref.training.gradient import gradient
 from siglip_ref.training.inputs import Inputs

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.formats.files import last_resort, read_json, unreadable
 from siglip_ref.checkpoint.provenance import DEFAULT, GIVEN, Setting
 from siglip_ref.checkpoint.tables.wrapped import Format
 from siglip_ref.errors import UsageError
-from siglip_ref.sizes import Config
 from siglip_ref.use.image_settings import RESAMPLE, image_settings, open_clip_settings
 from siglip_ref.use.preprocess import PREPROCESS, Preprocess
 from siglip_ref.use.text_conventions import TEXT_CONVENTIONS, TextConvention

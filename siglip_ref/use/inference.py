@@ -1,4 +1,4 @@
-"""Embeddings without gradients: the towers of `siglip_ref.towers`, each layer's cache dropped as soon as it is made."""
+"""Embeddings without gradients: the towers of `siglip_ref.model`, each layer's cache dropped as soon as it is made."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,12 +6,12 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from siglip_ref.conventions import Conventions
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
+from siglip_ref.model.encoder import encoder_states
+from siglip_ref.model.specification import SPECIFICATION, chosen
 from siglip_ref.ops.elementary import Array, subtree
-from siglip_ref.record import Ops, Pair
-from siglip_ref.sizes import Config
-from siglip_ref.specification import SPECIFICATION, chosen
-from siglip_ref.towers.encoder import encoder_states
+from siglip_ref.ops.record import Ops, Pair
 
 
 def best_ops() -> Ops:

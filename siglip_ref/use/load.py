@@ -6,12 +6,12 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import DTypeLike
 
+from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint
 from siglip_ref.checkpoint.provenance import Setting
-from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
-from siglip_ref.record import Ops
-from siglip_ref.specification import chosen
+from siglip_ref.model.specification import chosen
+from siglip_ref.ops.record import Ops
 from siglip_ref.use.companions import given_images, image_companions, text_companions
 from siglip_ref.use.inference import best_ops
 from siglip_ref.use.preprocess import PREPROCESS, Preprocess

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.process.typed import visible
-from siglip_ref.sizes import Config
 
 if TYPE_CHECKING:
     from siglip_ref.use.zeroshot import Model

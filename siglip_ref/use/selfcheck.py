@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.conventions import PRESETS
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.architecture.conventions import PRESETS
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config, config
+from siglip_ref.model import two_towers
+from siglip_ref.model.loss import sigmoid_loss
+from siglip_ref.model.two_towers import forward
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import shapes
-from siglip_ref.sizes import Config, config
-from siglip_ref.towers import model
-from siglip_ref.towers.model import forward
 from siglip_ref.vectors.generate import proves
 from siglip_ref.vectors.store import FOLDER, read
 
@@ -96,8 +96,8 @@ def loss_of(arrays: dict[str, Array], cfg: Config) -> Array:
     return sigmoid_loss(out.image_embed, out.text_embed, params["log_scale"], params["bias"]).loss
 
 
-def gradients(arrays: dict[str, Array], cfg: Config, module: Any = model) -> dict[str, Array]:
-    """Loss and gradients of the sample by name; module: another `siglip_ref.towers.model`, with a mistake."""
+def gradients(arrays: dict[str, Array], cfg: Config, module: Any = two_towers) -> dict[str, Array]:
+    """Loss and gradients of the sample by name; module: another `siglip_ref.model.two_towers`, with a mistake."""
     params = {name: value for name, value in arrays.items() if name != "images"}
     loss, grads = module.loss_and_grads(params, arrays["images"], _tokens(cfg), cfg, wrt=("params", "images"))
     return {"loss": loss, **grads}

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.provenance import Setting
 from siglip_ref.errors import UsageError
+from siglip_ref.model.naflex import Patches
 from siglip_ref.ops.elementary import Array, sigmoid
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
-from siglip_ref.towers.naflex import Patches
+from siglip_ref.ops.record import Ops
 from siglip_ref.use.inference import computes_with, image_embeddings, text_embeddings
 from siglip_ref.use.labels import fill, look_alike, require_words, same_to_the_model
 from siglip_ref.use.pictures import SUFFIXES, is_see_through, open_image

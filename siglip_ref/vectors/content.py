@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.conventions import PRESETS
+from siglip_ref.architecture.conventions import PRESETS
+from siglip_ref.architecture.sizes import Config, Tower, config
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.sizes import Config, Tower, config
 from siglip_ref.vectors.draw import integers, numbers, parameters, partners, unit_rows
 
 TINY = config("tiny")

@@ -36,7 +36,7 @@ def vector_for(mistake: Mistake) -> Vector:
     if seen:
         return min(map(packaged().find, seen), key=lambda vector: (_few(vector), _size(vector)))
     files = {edit.file for edit in mistake.edits}
-    place = 0 if "procedures.py" in files else 1 if "ops/pair_block.py" in files else 2
+    place = 0 if "model/procedures.py" in files else 1 if "ops/pair_block.py" in files else 2
     return packaged().find(QUIET[place])
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import shapes
-from siglip_ref.sizes import Config
 
 
 def integers(key: str, shape: tuple[int, ...], top: int) -> Array:

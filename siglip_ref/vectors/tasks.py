@@ -6,10 +6,10 @@ A task runs on any `Reference` (the specification, or one with a mistake) and in
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from siglip_ref.conventions import Conventions
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.mistakes.change import Reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.sizes import Config, Tower
 
 Arrays = dict[str, Array]
 Settings = Mapping[str, Any]

@@ -10,8 +10,8 @@ from cases import MODEL_CASES, OP_CASES, Case
 from siglip_ref import ops
 from siglip_ref.arithmetic.rounded import FORMATS, Rounded, Rounding, cast, round_to, rounded
 from siglip_ref.arithmetic.variants import fused, pair_block
-from siglip_ref.record import Pair
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.ops.record import Pair
 
 SINGLE, HALF, BRAIN = (FORMATS[name] for name in ("float32", "float16", "bfloat16"))
 NUMBERS = np.concatenate(

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import siglip_ref as sr
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Run
-from siglip_ref.sizes import Config
 
 
 def untouched(run):

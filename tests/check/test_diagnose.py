@@ -62,7 +62,7 @@ def visible(mistake: Mistake, sizes, convention=LOG) -> bool:
 
 @pytest.mark.parametrize("mistake", LOSS, ids=lambda m: m.id)
 def test_every_mistake_of_the_loss_is_named(mistake):
-    convention = RAW if any(edit.file in ("ops/normalize.py", "towers/model.py") for edit in mistake.edits) else LOG
+    convention = RAW if any(edit.file in ("ops/normalize.py", "model/two_towers.py") for edit in mistake.edits) else LOG
     if not visible(mistake, None, convention):
         assert mistake.id in {
             "log-of-sigmoid",

@@ -13,7 +13,7 @@ from siglip_ref.check.expected.exact import exact_loss, proven
 from siglip_ref.check.expected.expected import CONVENTIONS, Convention
 from siglip_ref.check.expected.probes import MANY, Probe, loss_probes, points_of
 from siglip_ref.check.expected.repeated import MIDDLE, REAL, repeated_probe
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], float]] = {
     "exp": (np.exp, arb.exp, -30.0),

@@ -8,7 +8,7 @@ import pytest
 
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
 from siglip_ref.check.expected.tolerance import SAFETY, Given, loss_noise
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.noise import measure as noise_module
 from siglip_ref.noise.measure import FLOAT64, LIBRARY, REGIMES, TIMES, measure, variants
 from siglip_ref.vectors.power import measured

@@ -12,7 +12,7 @@ from siglip_ref.check.expected.probes import POINTS, Point, make_probe
 from siglip_ref.check.expected.repeated import MIDDLE, repeated_probe
 from siglip_ref.check.expected.repeated_noise import distinct_noise
 from siglip_ref.check.expected.tolerance import SAFETY, _loss, measured_noise
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import DROWNED, Noise, announce
 from siglip_ref.noise.quick import quick_noise
 

@@ -26,7 +26,7 @@ from siglip_ref.check.ranks.check import calls_of
 from siglip_ref.check.ranks.judge import Observed, judge_ranks
 from siglip_ref.check.ranks.world import RankOutcome
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.optim import State, adamw_step
+from siglip_ref.model.optim import State, adamw_step
 from siglip_ref.report.data import Report
 from siglip_ref.use.preprocess import PREPROCESS
 from siglip_ref.use.preprocess import pixels as pixels_of

@@ -26,13 +26,13 @@ import numpy as np
 from PIL import Image
 
 import siglip_ref as sr
+from siglip_ref.architecture.sizes import Tower
 from siglip_ref.check.files.dump import check_dump
 from siglip_ref.checkpoint.formats import files
 from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.checkpoint.stores import open_store
 from siglip_ref.errors import UsageError
-from siglip_ref.sizes import Tower
 from siglip_ref.training.saved import store
 from siglip_ref.use import pictures
 from siglip_ref.use.load import load

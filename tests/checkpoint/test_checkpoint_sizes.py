@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
+from siglip_ref.architecture.params import count, shapes
+from siglip_ref.architecture.sizes import SIZES
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.checkpoint.tables import big_vision, huggingface, open_clip
 from siglip_ref.checkpoint.tables.names import require_match, their_shape
-from siglip_ref.params import count, shapes
-from siglip_ref.sizes import SIZES
 
 # Source: counted from the shapes in big_vision's configurations; the sizes' model cards round them.
 COUNTS = {

@@ -242,7 +242,7 @@ def test_a_kernel_with_its_axes_in_another_order_is_turned(place, order):
 def test_a_kernel_whose_axes_no_shape_tells(tmp_path):
     from dataclasses import replace
 
-    from siglip_ref.sizes import Tower
+    from siglip_ref.architecture.sizes import Tower
 
     cfg = replace(CFG, image=Tower(4, 1, 5, 2), text=Tower(4, 1, 5, 2))  # as wide as a patch: 4
     place = save(tmp_path / "m", cfg)

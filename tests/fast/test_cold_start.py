@@ -12,7 +12,7 @@ import siglip_ref
 LOSS = """
 import numpy as np
 from siglip_ref import fast
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
 x = np.eye(3)
 print(sigmoid_loss(x, x, 0.0, -1.0, ops=fast).loss == np.float64(sigmoid_loss(x, x, 0.0, -1.0).loss), fast.COMPILED)
 """
@@ -47,7 +47,7 @@ def test_without_numba_the_specification_computes() -> None:
     assert said.count("\n") == 1 and "the NumPy specification computes instead" in said
 
 
-@pytest.mark.parametrize("module", ["siglip_ref", "siglip_ref.loss", "siglip_ref.towers.model"])
+@pytest.mark.parametrize("module", ["siglip_ref", "siglip_ref.model.loss", "siglip_ref.model.two_towers"])
 def test_the_specification_needs_no_numba(module: str) -> None:
     assert run(f"import sys, {module}; print('numba' in sys.modules)")[0] == "False"
 

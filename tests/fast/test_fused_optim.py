@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from siglip_ref import fast, optim
-from siglip_ref.optim import AdamW, State
+from siglip_ref import fast
+from siglip_ref.model import optim
+from siglip_ref.model.optim import AdamW, State
 
 SHAPES = {"a/kernel": (7, 5), "a/bias": (5,), "log_scale": (), "b/kernel": (300, 40)}
 

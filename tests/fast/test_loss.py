@@ -13,7 +13,7 @@ from noise import assert_within_noise
 
 from siglip_ref import fast, ops
 from siglip_ref.fast.loss import SIDE
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
 
 KINDS = [np.float32, np.float64]
 

@@ -5,10 +5,10 @@ import pytest
 
 import siglip_ref as sr
 from siglip_ref import fast
+from siglip_ref.architecture.params import shapes
 from siglip_ref.fast.machine.blas import NO, YES
 from siglip_ref.fast.machine.fit import as_stored, rows_in_memory
 from siglip_ref.ops.elementary import subtree
-from siglip_ref.params import shapes
 
 WIDTH, MLP, HEADS = 256, 384, 4
 KINDS = ("float32", "float64")

@@ -13,15 +13,15 @@ from noise import assert_within_noise
 from test_twins import EPS, EXTREMES, KINDS, LEAST, SIZES, Draw, assert_same_answer, mask_of
 
 from siglip_ref import fast, ops
-from siglip_ref.conventions import preset
+from siglip_ref.architecture.conventions import preset
+from siglip_ref.architecture.params import init, shapes
+from siglip_ref.architecture.sizes import Config, Tower, config
 from siglip_ref.errors import UsageError
 from siglip_ref.fast import towers
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.model.two_towers import loss_and_grads
 from siglip_ref.ops.elementary import subtree
-from siglip_ref.params import init, shapes
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config, Tower, config
-from siglip_ref.specification import SPECIFICATION
-from siglip_ref.towers.model import loss_and_grads
+from siglip_ref.ops.record import Ops
 
 FAST, PLAIN = fast.OPS, SPECIFICATION
 

@@ -14,7 +14,7 @@ from noise import assert_within_noise, leaves
 from siglip_ref import fast, ops
 from siglip_ref.errors import UsageError
 from siglip_ref.fast.patches import patch_embed_weights
-from siglip_ref.record import Ops, Pair, alone_of
+from siglip_ref.ops.record import Ops, Pair, alone_of
 
 KINDS = [np.float32, np.float64]
 EPS = 1e-6

@@ -8,7 +8,7 @@ import torch
 from models import TINY, hugging_face
 
 import siglip_ref as sr
-from siglip_ref.optim import cosine
+from siglip_ref.model.optim import cosine
 
 RULE = sr.AdamW(lr=1e-3, beta2=0.95, decay=0.1, max_norm=1.0)
 FROZEN = replace(RULE, frozen=lambda name: name.startswith("image/"))

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Siglip2Config, Siglip2Model, SiglipModel
 
 import siglip_ref as sr
+from siglip_ref.architecture.params import count
 from siglip_ref.check.model.adapters.find import load_target
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.params import count
 
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"])

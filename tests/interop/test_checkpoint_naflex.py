@@ -10,12 +10,12 @@ from torch.nn.functional import interpolate
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 import siglip_ref as sr
+from siglip_ref.architecture.params import shapes
 from siglip_ref.checkpoint.load import load_checkpoint
 from siglip_ref.checkpoint.tables.huggingface import table
 from siglip_ref.checkpoint.tables.names import to_ours
+from siglip_ref.model.naflex import Patches
 from siglip_ref.ops.embedding import position_resize_forward
-from siglip_ref.params import shapes
-from siglip_ref.towers.naflex import Patches
 
 ROOM = 30  # patches there is place for
 # No grid here is a single column of several rows: torch 2.13's resize with antialias to width 1 gives every row the

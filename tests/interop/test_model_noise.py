@@ -7,13 +7,13 @@ import pytest
 from models import hugging_face, wide
 
 import siglip_ref as sr
+from siglip_ref.architecture.params import shapes
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
 from siglip_ref.check.model.noise import allowed, measured_noise, model_noise, units_of, values_of
 from siglip_ref.check.model.noise_law import family, law, role
 from siglip_ref.check.model.probe import model_probe
 from siglip_ref.check.model.reference import reference
 from siglip_ref.noise.measure import REGIMES
-from siglip_ref.params import shapes
 
 B16 = sr.config("B/16-256")
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 
-from siglip_ref.optim import BigVision, State, big_vision_step, cosine, kernels
+from siglip_ref.model.optim import BigVision, State, big_vision_step, cosine, kernels
 
 RULE = BigVision(lr=0.01, decay=0.05, smallest=3, max_norm=1.0, beta2_cap=0.5)  # a cap reached within three steps
 TOTAL, WARMUP = 6, 2

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from siglip_ref.optim import AdamW, State, adamw_step
+from siglip_ref.model.optim import AdamW, State, adamw_step
 
 
 def test_adamw_agrees_with_torch() -> None:

@@ -9,7 +9,7 @@ import torch
 from models import TINY, hugging_face
 
 import siglip_ref as sr
-from siglip_ref.optim import BigVision, State, adamw_step, big_vision_step
+from siglip_ref.model.optim import BigVision, State, adamw_step, big_vision_step
 
 LOST = "update-lost-to-rounding"
 RULE = sr.AdamW(lr=1e-5, beta2=0.95, decay=0.0, max_norm=1.0)

@@ -4,7 +4,7 @@ import torch
 from no_torchvision import import_open_clip
 
 import siglip_ref as sr
-from siglip_ref.optim import matrices
+from siglip_ref.model.optim import matrices
 
 open_clip, _ = import_open_clip()
 

@@ -8,7 +8,7 @@ from step_mistakes import MISTAKES, RIGHT, RULE, Autocast, Step, adamw, built
 
 import siglip_ref as sr
 from siglip_ref.cli.main import main
-from siglip_ref.optim import matrices
+from siglip_ref.model.optim import matrices
 
 DTYPES = (pytest.param("float64", marks=pytest.mark.nightly), "float32")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import siglip_ref as sr
-from siglip_ref.optim import BigVision, State, adamw_step, cosine, matrices
+from siglip_ref.model.optim import BigVision, State, adamw_step, cosine, matrices
 
 RULE = sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0)
 BIG = BigVision(lr=0.01, decay=1e-3, smallest=3)

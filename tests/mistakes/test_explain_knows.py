@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 import siglip_ref
 import siglip_ref as sr
 from siglip_ref.cli.main import app
-from siglip_ref.data.sources import open_data
 from siglip_ref.errors import near
 from siglip_ref.mistakes import CATALOGUE, WORDS, find
+from siglip_ref.training.data.sources import open_data
 
 CHECK = Path(siglip_ref.__file__).parent / "check"
 ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")

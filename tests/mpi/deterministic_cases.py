@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from ring_cases import batch
 
-from siglip_ref.reproducible import GRANULE
+from siglip_ref.ops.reproducible.blocks import GRANULE
 
 PAIRS = 4 * GRANULE + 37  # the last granule is short
 SHARDS = {

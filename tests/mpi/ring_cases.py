@@ -6,7 +6,7 @@ import numpy as np
 
 from mpi.comm import ThreadComm
 from mpi.loss import ring_sigmoid_loss
-from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 
 LOG_SCALE, BIAS = math.log(10.0), -2.5  # near the balance of positives and negatives: a lost block is seen
 

@@ -17,12 +17,13 @@ from mpi.agree import Disagreement
 from mpi.comm import ThreadComm
 from mpi.loss import ring_sigmoid_loss
 from mpi.schemes import REPRODUCIBLE
-from siglip_ref import fast, ops, reproducible
+from siglip_ref import fast, ops
 from siglip_ref.errors import UsageError
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.model.loss import sigmoid_loss
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops import pair_block
+from siglip_ref.ops.reproducible import blocks
 from siglip_ref.process.blas_threads import blas_on_one_thread
-from siglip_ref.specification import SPECIFICATION
 
 OPERATIONS = {"ops": ops, "fast": fast}
 RECORDS = {"ops": SPECIFICATION, "fast": fast.OPS}
@@ -58,7 +59,7 @@ def test_equal_bits_on_mpi(ranks):
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_floats_the_bits_depend_on_all_of_it(kind):
     """So the tests above can fail: the same granules, added as they come."""
-    found = {bits(on_threads(*shards(sizes, kind), tile=reproducible.GRANULE)) for sizes in CUTS}
+    found = {bits(on_threads(*shards(sizes, kind), tile=blocks.GRANULE)) for sizes in CUTS}
     assert len(found) > 3
 
 
@@ -68,16 +69,16 @@ def test_one_granule_summed_in_floats_is_noticed(kind, monkeypatch):
 
     def two_by_two(sums, terms):
         held = waiting.setdefault(threading.get_ident(), [])
-        if terms.shape[0] == reproducible.GRANULE:
+        if terms.shape[0] == blocks.GRANULE:
             held.append(terms)
             if len(held) == 1:
                 return
             terms = held.pop() + held.pop()
         put(sums, terms)
 
-    put, waiting = reproducible.put, {}
-    monkeypatch.setattr(reproducible, "put", two_by_two)
-    cuts = ([4 * reproducible.GRANULE, 37], [2 * reproducible.GRANULE, 2 * reproducible.GRANULE + 37])
+    put, waiting = blocks.put, {}
+    monkeypatch.setattr(blocks, "put", two_by_two)
+    cuts = ([4 * blocks.GRANULE, 37], [2 * blocks.GRANULE, 2 * blocks.GRANULE + 37])
     found = {bits(on_threads(*shards(sizes, kind), deterministic=True)) for sizes in cuts}
     assert len(found) == 2
 
@@ -115,7 +116,7 @@ def test_the_order_of_work_does_not_show(kind, namespace):
     granules = [(i, j) for i in range(0, PAIRS, 128) for j in range(0, PAIRS, 128)]
     found = set()
     for seed in range(3):
-        home = reproducible.Granules(0, [PAIRS], x, *scalars, RECORDS[namespace])
+        home = blocks.Granules(0, [PAIRS], x, *scalars, RECORDS[namespace])
         d_text = home.zeros(y)
         for number in np.random.default_rng(seed).permutation(len(granules)):
             i, j = granules[number]
@@ -218,7 +219,7 @@ def test_other_arithmetics_are_refused(kind):
 
 def test_more_pairs_than_sums_have_room_for_are_refused():
     with pytest.raises(UsageError, match="could wrap around"):
-        reproducible.Granules(0, [1 << 30], np.ones((1, 3)), 0.0, 0.0, SPECIFICATION)
+        blocks.Granules(0, [1 << 30], np.ones((1, 3)), 0.0, 0.0, SPECIFICATION)
 
 
 def test_blas_gets_its_threads_back_when_the_last_is_done():
@@ -244,7 +245,5 @@ def test_the_specification_computes_it():
         return pair_block(*arguments)
 
     x, y = (side[0] for side in shards([PAIRS], np.float64))
-    reproducible.sigmoid_loss(
-        x, y, np.float64(LOG_SCALE), np.float64(BIAS), replace(SPECIFICATION, pair_block=observed)
-    )
+    blocks.sigmoid_loss(x, y, np.float64(LOG_SCALE), np.float64(BIAS), replace(SPECIFICATION, pair_block=observed))
     assert len(seen) == 25 and set(seen) == {(n, 24, m) for n in (128, 37) for m in (128, 37)}

@@ -16,7 +16,7 @@ from mpi.schemes import SCHEMES
 from mpi.trace import SCHEMA, Trace, as_json, as_perfetto, collect, faults
 from mpi.wrappers import Counted, Throttled
 from siglip_ref import ops
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.model.specification import SPECIFICATION
 
 
 def traced(sizes, scheme, tile=2):

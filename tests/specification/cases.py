@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from siglip_ref import ops
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config, config
+from siglip_ref.model.loss import sigmoid_loss
+from siglip_ref.model.naflex import Patches
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.model.two_towers import forward, loss_and_grads
 from siglip_ref.ops.elementary import prefixed, subtree
-from siglip_ref.params import shapes
-from siglip_ref.sizes import Config, config
-from siglip_ref.specification import SPECIFICATION
-from siglip_ref.towers.model import forward, loss_and_grads
-from siglip_ref.towers.naflex import Patches
 
 Arrays = dict[str, Any]
 EPS = 1e-6

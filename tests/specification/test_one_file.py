@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
+from siglip_ref.architecture.params import shapes
 
 FILE = Path(__file__).parents[2] / "examples" / "siglip.py"
 
@@ -43,7 +44,7 @@ def test_it_is_the_package_in_one_file(one_file, pairs):
 
 def test_it_has_the_package_parameters(one_file):
     cfg = sr.config("tiny")
-    assert {name: value.shape for name, value in one_file["init"](one_file["TINY"]).items()} == sr.params.shapes(cfg)
+    assert {name: value.shape for name, value in one_file["init"](one_file["TINY"]).items()} == shapes(cfg)
 
 
 def test_it_learns_and_says_so(one_file, capsys):

@@ -11,9 +11,9 @@ import pytest
 import siglip_ref as sr
 from siglip_ref import fast, ops
 from siglip_ref.fast.towers import TowerCache
+from siglip_ref.model.specification import SPECIFICATION, chosen
 from siglip_ref.ops.elementary import subtree
-from siglip_ref.record import Pair
-from siglip_ref.specification import SPECIFICATION, chosen
+from siglip_ref.ops.record import Pair
 
 CFG = sr.config("tiny")
 PACKAGE = Path(sr.__file__).parent

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siglip_ref import tally as tallies
 from siglip_ref.fast.kernels import binned
-from siglip_ref.tally import BITS, DIGITS, MOST_TERMS, merge, put, tally, total
+from siglip_ref.ops.reproducible import tally as tallies
+from siglip_ref.ops.reproducible.tally import BITS, DIGITS, MOST_TERMS, merge, put, tally, total
 
 KINDS = [np.dtype(np.float32), np.dtype(np.float64)]
 

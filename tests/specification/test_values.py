@@ -9,8 +9,8 @@ from scipy import special
 
 import siglip_ref as sr
 from siglip_ref import ops
-from siglip_ref.params import count, init, shapes
-from siglip_ref.sizes import SIZES
+from siglip_ref.architecture.params import count, init, shapes
+from siglip_ref.architecture.sizes import SIZES
 
 # siglip-ref's sizes against the parameter counts of the released models: vision total, text, all (with scale and bias).
 # Source: computed from big_vision's decode_variant and the released shapes.

@@ -3,10 +3,10 @@
 import numpy as np
 from training_cases import alone, mini
 
-from siglip_ref.data.captioned import NOISE, STILL
-from siglip_ref.data.shapes import ALL
-from siglip_ref.data.sources import open_data
 from siglip_ref.training.batches import Batches
+from siglip_ref.training.data.captioned import NOISE, STILL
+from siglip_ref.training.data.shapes import ALL
+from siglip_ref.training.data.sources import open_data
 from siglip_ref.use.tokenizer import byte_tokenizer
 
 

@@ -6,9 +6,9 @@ from PIL import Image
 from training_cases import alone, mini, on_ranks
 
 from mpi.comm import RankFailed
-from siglip_ref.data.captioned import STILL
-from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
+from siglip_ref.training.data.captioned import STILL
+from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.saved.store import newest
 from siglip_ref.training.settings import TrainingStopped
 

@@ -7,8 +7,8 @@ import pytest
 from training_cases import MINI, alone, mini, worst
 
 import siglip_ref as sr
-from siglip_ref.loss import sigmoid_loss
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.model.loss import sigmoid_loss
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.training.classify import classifier_gradient, head, logits_of
 from siglip_ref.training.gradient import gradient, image_side
 

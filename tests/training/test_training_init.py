@@ -9,9 +9,9 @@ from training_cases import MINI, alone, mini
 
 import siglip_ref as sr
 from siglip_ref.checkpoint.save import save_checkpoint
-from siglip_ref.data.captioned import STILL
-from siglip_ref.data.sources import open_data
 from siglip_ref.training import locked
+from siglip_ref.training.data.captioned import STILL
+from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.finish import finish
 from siglip_ref.training.loop import Quiet
 from siglip_ref.training.parallel import Alone

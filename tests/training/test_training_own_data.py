@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from training_cases import alone, mini
 
-from siglip_ref.data.captioned import STILL
-from siglip_ref.data.sources import open_data
 from siglip_ref.errors import UsageError
+from siglip_ref.training.data.captioned import STILL
+from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.loop import Quiet
 from siglip_ref.training.settings import Settings
@@ -162,7 +162,7 @@ def test_a_released_size_trained_from_nothing_reads_bytes(photos, monkeypatch):
     """Its own tokeniser is not here, and a table for it would make a model that no command can feed."""
     from dataclasses import replace
 
-    from siglip_ref.sizes import SIZES
+    from siglip_ref.architecture.sizes import SIZES
 
     monkeypatch.setitem(SIZES, "large", replace(SIZES["mini"], name="large", vocabulary=32_000))
     inputs = read_inputs(Settings(captioned(photos), model="large", batch=4), 1)

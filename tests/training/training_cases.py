@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from siglip_ref.conventions import PRESETS
-from siglip_ref.sizes import SIZES, Config, Tower
-from siglip_ref.specification import SPECIFICATION
+from siglip_ref.architecture.conventions import PRESETS
+from siglip_ref.architecture.sizes import SIZES, Config, Tower
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.training import task
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone

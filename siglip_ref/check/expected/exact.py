@@ -14,7 +14,7 @@ import numpy as np
 from siglip_ref.arithmetic.double_double import double_double
 from siglip_ref.check.expected.probes import Probe
 from siglip_ref.check.expected.repeated import Repeated, repeated_loss
-from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
 

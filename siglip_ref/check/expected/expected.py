@@ -10,7 +10,7 @@ from siglip_ref.check.expected.probes import Probe
 from siglip_ref.check.expected.repeated import Repeated
 from siglip_ref.check.expected.repeated_noise import repeated_noise
 from siglip_ref.check.expected.tolerance import SAFETY, Given, loss_noise
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Kind, Row, compare, out_of_range
 

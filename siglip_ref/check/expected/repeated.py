@@ -13,7 +13,7 @@ import numpy as np
 
 from siglip_ref.check.expected.probes import COLD, WIDE_FORMATS, Dims, Point, Probe, fitted, make_scalars, read_dims
 from siglip_ref.check.expected.rows import rows_of
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
 

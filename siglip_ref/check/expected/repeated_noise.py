@@ -17,7 +17,7 @@ from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import PLAIN, Variant, pair_block
 from siglip_ref.check.expected.repeated import Repeated
 from siglip_ref.check.expected.tolerance import NORM_EPS, Given, is_quick, scalars_of, unit_rows_again, way_of
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, Noise, announce, measure
 from siglip_ref.noise.quick import FEWER_STILL, quick_noise
 from siglip_ref.noise.table import Key, digest, table

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import shapes
 from siglip_ref.check.files.preprocess import picture
 from siglip_ref.check.model.probe import probe_tokens
 from siglip_ref.checkpoint.tables.names import of_sides
 from siglip_ref.errors import UsageError
-from siglip_ref.params import shapes
+from siglip_ref.model.naflex import Patches
 from siglip_ref.report.compare import Row, compare, not_checked, out_of_range
 from siglip_ref.report.data import Report
 from siglip_ref.report.verdict import did_not_finish, judgement
-from siglip_ref.towers.naflex import Patches
 from siglip_ref.use.inference import image_embeddings, text_embeddings
 from siglip_ref.use.load import load
 from siglip_ref.use.preprocess import patches, pixels

@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.check.call.answers import answered
 from siglip_ref.check.diagnosis.coverage import in_the_catalogue
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
@@ -32,7 +33,6 @@ from siglip_ref.check.model.reference import UNIT_ROUNDOFF, reference
 from siglip_ref.check.model.scales import Judged, Scale, judged_at, one_each, run_at, scales_of
 from siglip_ref.check.model.sight import model_sight
 from siglip_ref.check.model.unread import explain_unread, not_read
-from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.process.isolated import random_states

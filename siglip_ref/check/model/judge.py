@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model.adapters import Dtype, Run
 from siglip_ref.check.model.noise import allowed, model_noise
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import KEY_BIAS, Reference
-from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Kind, Row, compare, not_checked, out_of_range
-from siglip_ref.sizes import Config
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,6 @@ def require_names(run: Run, exact: Reference) -> None:
             expected="a Run with the gradient of every parameter, and activations named as the reference names them",
             got=f"no gradient of: {', '.join(missing[:4]) or 'none'}; unknown: {', '.join(unknown[:4]) or 'none'}",
             cause="",
-            repair="siglip_ref.params.shapes(cfg) lists parameters, sr.forward(..., activations=True) activations",
+            repair="siglip_ref.architecture.params.shapes(cfg) lists parameters, "
+            "sr.forward(..., activations=True) activations",
         )

@@ -6,19 +6,19 @@ from functools import lru_cache
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
 from siglip_ref.check.model import noise_table
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.noise_law import law
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import KEY_BIAS, Reference, reference
-from siglip_ref.conventions import Conventions
+from siglip_ref.model.two_towers import values_and_grads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, TIMES, announce, measure
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import shapes
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
-from siglip_ref.towers.model import values_and_grads
+from siglip_ref.ops.record import Ops
 
 MEASURED_UP_TO = 2e8  # multiplications of a forward pass: a dozen runs in rounded arithmetic take seconds
 WIDEST = 0.5  # no tolerance grows beyond this while it is twice the noise; at 1 a gradient of zeros would pass

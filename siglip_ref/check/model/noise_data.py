@@ -13,13 +13,13 @@ from typing import get_args
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import PRESETS
+from siglip_ref.architecture.sizes import Config, config
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.noise import ModelNoise, measured_anew
 from siglip_ref.check.model.noise_table import FILE, Stored, key_of, read, stamp_of_models, write
 from siglip_ref.check.model.probe import model_probe
-from siglip_ref.conventions import PRESETS
 from siglip_ref.noise.table import FACTOR
-from siglip_ref.sizes import Config, config
 
 BATCH = 4
 DIGITS = 0.01  # a stored number is rounded to three digits

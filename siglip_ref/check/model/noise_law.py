@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.noise.measure import FLOAT64
-from siglip_ref.sizes import Config
 
 FILE = Path(__file__).with_name("noise_law.json")
 SIZES = ("width", "depth", "tokens", "batch")

@@ -10,11 +10,11 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.conventions import Conventions
 from siglip_ref.noise.table import PACKAGE, digest, stamp
-from siglip_ref.sizes import Config
 
 FILE = Path(__file__).with_name("noise_table.json")
 Stored = tuple[Mapping[str, float], frozenset[str]]  # relative noise by name; what overflows
@@ -34,13 +34,12 @@ def key_of(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) ->
 
 def stamp_of_models() -> str:
     """Of the arithmetic, and of everything that a model computes."""
-    folders = (sorted((PACKAGE / name).glob("*.py")) for name in ("ops", "towers"))
+    folders = (sorted((PACKAGE / name).glob("*.py")) for name in ("ops", "model"))
     of_models = (
         "arithmetic/rounded.py",
         "arithmetic/variants.py",
         "noise/measure.py",
         "check/model/noise.py",
-        "loss.py",
     )
     return stamp((*of_models, *(path.relative_to(PACKAGE).as_posix() for files in folders for path in files)))
 

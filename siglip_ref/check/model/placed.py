@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import Mistake, Reference, reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.record import Ops, Pair
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops, Pair
 
 LOSS = "loss"  # the stage from the embeddings to the loss
 _STAGE_OF = {"patch_embed": "stem", "token_embed": "stem", "map_head": "pool", "pool": "pool", "linear": "head"}
@@ -39,7 +39,7 @@ def stages_of(cfg: Config, tower: str) -> tuple[str, ...]:
 def with_mistakes(
     made: Sequence[Placed], probe: Probe, cfg: Config, conventions: Conventions
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """Loss, activations and gradients, as `siglip_ref.towers.model` gives them, with these mistakes.
+    """Loss, activations and gradients, as `siglip_ref.model.two_towers` gives them, with these mistakes.
 
     Raises
     ------

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params, shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Dtype
-from siglip_ref.params import Params, shapes
-from siglip_ref.sizes import Config
 
 # standard deviation of the stream
 STREAM = {"float64": 2.0**-5, "float32": 2.0**-5, "bfloat16": 0.5, "float16": 0.5}
@@ -53,8 +53,8 @@ def odd_integers(shape: tuple[int, ...], spread: float, seed: list[int], bits: i
 
 
 def probe_params(cfg: Config, batch: int, dtype: Dtype, bits: int | None = None) -> Params:
-    """The probe weights of a model: name -> array, in the shapes of `siglip_ref.params.shapes`; float32, or float64
-    where they have more than 24 bits.
+    """The probe weights of a model: name -> array, in the shapes of `siglip_ref.architecture.params.shapes`; float32,
+    or float64 where they have more than 24 bits.
 
     Parameters
     ----------

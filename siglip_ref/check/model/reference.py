@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.conventions import Conventions
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.model.two_towers import values_and_grads
 from siglip_ref.ops.attention import AttentionCache
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops, Pair
-from siglip_ref.sizes import Config
-from siglip_ref.specification import SPECIFICATION
-from siglip_ref.towers.model import values_and_grads
+from siglip_ref.ops.record import Ops, Pair
 
 UNIT_ROUNDOFF = {name: FORMATS[name].unit for name in ("float64", "float32", "float16", "bfloat16")}
 KEY_BIAS = "/attn/k/bias"

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import Rounded
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
 from siglip_ref.check.model.diagnosis.range import can_be_shifted, shifted
@@ -19,14 +21,12 @@ from siglip_ref.check.model.judge import Judge, judged_rows, rows_of
 from siglip_ref.check.model.noise import allowed
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF, Reference
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import Reference as Specification
 from siglip_ref.mistakes import reference as specification_with
 from siglip_ref.noise.measure import FLOAT64, measure
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops
+from siglip_ref.ops.record import Ops
 from siglip_ref.report.compare import Row, compare
-from siglip_ref.sizes import Config
 
 POOLED = ("image/pool", "text/head", "text/pool")  # activations from which the last stage starts
 EMBEDS = ("image/embed", "text/embed")

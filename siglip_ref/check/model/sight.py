@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config, config
 from siglip_ref.check.diagnosis.coverage import sight
 from siglip_ref.check.diagnosis.predict import ONE_SIDE
 from siglip_ref.check.model.adapters import Dtype
@@ -21,12 +23,10 @@ from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import Reference, reference
 from siglip_ref.check.model.scales import Judged, Scale, given_at, judge_at, last_stage, scales_of
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import CATALOGUE, Mistake
 from siglip_ref.mistakes import reference as with_edits
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Sight
-from siglip_ref.sizes import Config, config
 
 OWN_GROUND = 5e6  # multiplications of a forward pass: all mistakes of the catalogue take a second or two
 

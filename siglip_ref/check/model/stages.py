@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import Reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.record import Pair
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Pair
 
 TOWERS = ("image", "text")
 _NO_ATTENTION = ("attn/out/kernel", "attn/out/bias")

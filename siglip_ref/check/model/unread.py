@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import TOWERS, readable, stage_of, stage_values
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding
-from siglip_ref.sizes import Config
 
 
 def not_read(run: Run) -> list[Finding]:

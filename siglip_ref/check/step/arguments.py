@@ -6,7 +6,7 @@ from siglip_ref.check.call.frameworks import describe
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.gradients import PAIRS
 from siglip_ref.errors import UsageError
-from siglip_ref.optim import AdamW, BigVision
+from siglip_ref.model.optim import AdamW, BigVision
 
 
 def require_arguments(
@@ -53,5 +53,5 @@ def require_arguments(
             expected="schedule: the factor on lr as a function of the step, counted from 0",
             got=f"a {type(schedule).__name__}",
             cause="",
-            repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.optim",
+            repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.model.optim",
         )

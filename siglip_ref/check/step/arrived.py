@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
 from siglip_ref.arithmetic.rounded import FORMATS, Format
 from siglip_ref.check.step.judge import Plan, Rule, only_noise, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import Params
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
+from siglip_ref.architecture.sizes import config
 from siglip_ref.check.call.frameworks import Setting, describe, framework_of, load_framework
 from siglip_ref.check.diagnosis.coverage import in_the_catalogue
 from siglip_ref.check.model.adapters.find import adapter_for
@@ -19,12 +21,10 @@ from siglip_ref.check.step.gradients import PAIRS, OfModel, drawn
 from siglip_ref.check.step.judge import Judged, Plan, Rule, Schedule, judge, reach
 from siglip_ref.check.step.run import Model, Taken, Update, borrowed, take_steps
 from siglip_ref.errors import UsageError
-from siglip_ref.params import Params
 from siglip_ref.process.isolated import as_it_was
 from siglip_ref.report.compare import Row, compare
 from siglip_ref.report.data import Case, Finding, Report, worst_rows
 from siglip_ref.report.verdict import Verdict, judgement
-from siglip_ref.sizes import config
 
 
 @np.errstate(all="ignore")  # what overflows in the reference is a result
@@ -50,7 +50,7 @@ def check_step(
         arrays by name, state None before the first step
     rule : `AdamW(lr=..., decay=..., max_norm=...)` or `BigVision(...)`: what the step is meant to do
     model : a transformers SiglipModel, an open_clip SigLIP model, or a `TorchModel` adapter; the smaller, the quicker
-    schedule : the factor on lr of step 0, 1, ...; see `siglip_ref.optim.cosine`
+    schedule : the factor on lr of step 0, 1, ...; see `siglip_ref.model.optim.cosine`
     accumulate : micro-batches of a step, each with its own negatives only; 1: all pairs see each other, also where
         embeddings are kept (GradCache)
     restart : saves and loads between the second and the third step. With a model: restart(), which may return a new
@@ -76,7 +76,7 @@ def check_step(
     Examples
     --------
     >>> import siglip_ref as sr
-    >>> from siglip_ref.optim import State, adamw_step
+    >>> from siglip_ref.model.optim import State, adamw_step
     >>> rule = sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0)
     >>> def step(params, grads, state):
     ...     return adamw_step(params, grads, state or State(), rule)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
 from siglip_ref.check.diagnosis.coverage import sorted_out
 from siglip_ref.check.diagnosis.diagnose import explain, share_explained
 from siglip_ref.check.diagnosis.explained import FINDING
@@ -15,8 +16,7 @@ from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
-from siglip_ref.optim import AdamW, kernels, matrices
-from siglip_ref.params import Params
+from siglip_ref.model.optim import AdamW, kernels, matrices
 from siglip_ref.report.data import Finding, Sight
 from siglip_ref.report.verdict import Verdict
 

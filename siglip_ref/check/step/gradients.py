@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.params import Params, shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.probe import SHORT, Probe, odd_integers, probe_images, probe_params, probe_tokens
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF, reference
-from siglip_ref.conventions import Conventions
+from siglip_ref.model.optim import Chosen, norm
 from siglip_ref.ops.elementary import Array
-from siglip_ref.optim import Chosen, norm
-from siglip_ref.params import Params, shapes
-from siglip_ref.sizes import Config
 
 Batch = tuple[Array, Array]  # images (B, height, width, 3), tokens (B, N)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
 from siglip_ref.check.diagnosis.seen import Seen
 from siglip_ref.check.model.reference import KEY_BIAS
 from siglip_ref.check.step.run import STEPS, Taken
 from siglip_ref.mistakes import Mistake, reference
+from siglip_ref.model.optim import AdamW, BigVision, nothing
 from siglip_ref.ops.elementary import Array
-from siglip_ref.optim import AdamW, BigVision, nothing
-from siglip_ref.params import Params
 from siglip_ref.report.compare import Row, compare, not_checked, out_of_range
 
 Rule = AdamW | BigVision

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
 from siglip_ref.check.call.answers import answered
 from siglip_ref.check.call.frameworks import as_float64, describe
 from siglip_ref.check.step.gradients import Batch
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import Params
 
 STEPS = 3
 RESTART_BEFORE = 2  # the step, counted from 0, before which the state is saved and loaded

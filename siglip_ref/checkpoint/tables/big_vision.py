@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from siglip_ref.architecture.conventions import PRESETS, Conventions
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.checkpoint.tables.names import Entry, Shape, Table, made, plausible
-from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.errors import UsageError
-from siglip_ref.params import shapes
-from siglip_ref.sizes import Config, Tower
 
 ENCODERS = {"image": "img/Transformer", "text": "txt/Encoder_0"}
 EXTRA = ("txt/Encoder_0/pos_embedding",)  # early text towers had a second table of positions, added to the first

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from siglip_ref.architecture.conventions import Conventions, preset
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.checkpoint.tables.names import Entry, Table, dense, fused, made, norm, plausible
-from siglip_ref.conventions import Conventions, preset
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.sizes import Config, Tower
 
 # Source: transformers 5.23, activations.py
 GELU: dict[str, GeluForm] = {

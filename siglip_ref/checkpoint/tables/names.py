@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.checkpoint.tables.mismatch import few, mismatch
-from siglip_ref.conventions import Conventions
 from siglip_ref.errors import UsageError
-from siglip_ref.params import shapes
-from siglip_ref.sizes import Config, Tower
 
 # same: equal numbers in equal order, up to axes of length 1 or split axes; turned: (in, out) is stored as (out, in);
 # patch: (row, column, channel; out) is stored as a convolution's (out, channel, row, column)
@@ -159,7 +159,7 @@ def require_match(
             expected=f"a table that names each of the {len(ours)} parameters once",
             got=f"missing or twice: {few(both)}",
             cause="names of another size of model, or a name that was forgotten",
-            repair="siglip_ref.params.shapes(cfg) lists the names",
+            repair="siglip_ref.architecture.params.shapes(cfg) lists the names",
         )
     wanted: dict[str, tuple[int, ...]] = {}
     for entry in table:

@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.tables.huggingface import DEFAULTS, TOWERS, conventions_of, image_fields, text_fields
 from siglip_ref.checkpoint.tables.names import Shape, made, plausible
 from siglip_ref.checkpoint.tables.open_clip import heads_of
 from siglip_ref.errors import UsageError
-from siglip_ref.sizes import Config
 
 
 def read_tower(found: Mapping[str, Shape], settings: Mapping[str, Any] | None, side: str) -> tuple[Config, bool]:

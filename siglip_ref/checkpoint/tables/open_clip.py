@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from siglip_ref.architecture.conventions import preset
+from siglip_ref.architecture.sizes import TOWERS, Config, Tower
 from siglip_ref.checkpoint.tables.names import Entry, Shape, Table, dense, fused, made, norm, plausible
-from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
-from siglip_ref.sizes import TOWERS, Config, Tower
 
 TRUNK = "visual.trunk"
 # Released timm image towers that compute the exact GELU, whatever weights they are given; all others the tanh form.

@@ -14,8 +14,8 @@ from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import rows_in_memory
 from siglip_ref.fast.machine.pool import threads
 from siglip_ref.ops.elementary import Array
-from siglip_ref.reproducible import GRANULE
-from siglip_ref.tally import BITS, NOT_FINITE, NOTHING
+from siglip_ref.ops.reproducible.blocks import GRANULE
+from siglip_ref.ops.reproducible.tally import BITS, NOT_FINITE, NOTHING
 
 NEXT, REST = 2.0**BITS, (1 << BITS) - 1
 
@@ -24,7 +24,7 @@ def meet(
     image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, first: int | None,
     d_image: Array, d_text: Array, sums: Array,
 ) -> None:  # fmt: skip
-    """Twin of `siglip_ref.reproducible.meet`. Threads keep their images, and chunks of texts go round."""
+    """Twin of `siglip_ref.ops.reproducible.blocks.meet`. Threads keep their images, and chunks of texts go round."""
     if len(image_embed) == 0 or len(text_embed) == 0:
         return
     x, y = (np.require(rows_in_memory(z), requirements="W") for z in (image_embed, text_embed))
@@ -101,7 +101,7 @@ def _scale_and_put(sums: Any, terms: Any, scale: Any) -> None:
 
 @kernel()
 def put(sums: Any, terms: Any) -> None:
-    """Twin of `siglip_ref.tally.put` for one row: sums (digits, 1 + width), terms (width,)."""
+    """Twin of `siglip_ref.ops.reproducible.tally.put` for one row: sums (digits, 1 + width), terms (width,)."""
     size = largest(terms)
     top = NOTHING if size == 0 else -(-math.frexp(size)[1] // BITS)
     _move_up(sums, top if size < math.inf else NOT_FINITE)
@@ -157,7 +157,7 @@ def _largest(terms: Any) -> Any:
 
 
 def total(sums: Array, kind: np.dtype[Any]) -> Array:
-    """Twin of `siglip_ref.tally.total`."""
+    """Twin of `siglip_ref.ops.reproducible.tally.total`."""
     result = np.empty((len(sums), sums.shape[2] - 1), kind)
     with threads():
         _total(sums, result)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from siglip_ref.data.captioned import Item
 from siglip_ref.errors import UsageError
 from siglip_ref.process.atomic import lock, write_atomically
 from siglip_ref.process.outputs import require_free, require_name
+from siglip_ref.training.data.captioned import Item
 from siglip_ref.use.walk import FORMAT, MANIFEST, is_training
 
 LOCK, PICTURES = "training.lock", "pictures.csv"

@@ -17,7 +17,7 @@ from mpi.cost import fit, seconds, traffic
 from mpi.loss import ring_sigmoid_loss
 from mpi.schemes import REPRODUCIBLE
 from mpi.wrappers import Counted, Patient, Throttled
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 
 WORLD = MPI.COMM_WORLD
 PAIRS, DIM, TILE = 768, 1000, 128  # a rank's chunk: 768,000 numbers, a size that the fit does not measure

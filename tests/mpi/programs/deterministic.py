@@ -13,7 +13,7 @@ from ring_cases import BIAS, LOG_SCALE
 from mpi.loss import ring_sigmoid_loss
 from mpi.schemes import REPRODUCIBLE
 from mpi.wrappers import Patient
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 
 world = MPI.COMM_WORLD
 found = {}

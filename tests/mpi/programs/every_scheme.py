@@ -17,7 +17,7 @@ from mpi.loss import ring_sigmoid_loss
 from mpi.schemes import SCHEMES
 from mpi.softmax import ring_softmax_loss
 from mpi.wrappers import Counted, Patient
-from siglip_ref.loss import LossAndGrads
+from siglip_ref.model.loss import LossAndGrads
 
 DIM, TILE = 6, 2
 SHAPES = {

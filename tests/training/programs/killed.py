@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pytest import MonkeyPatch
 from training_cases import mini, settings
 
-from siglip_ref.data.sources import open_data
+from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.finish import finish
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
-from siglip_ref.sizes import Config
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 

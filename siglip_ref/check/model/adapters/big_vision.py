@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siglip_ref.architecture.conventions import PRESETS, Conventions
+from siglip_ref.architecture.params import shapes
 from siglip_ref.check.model.adapters import Dtype, Run
 from siglip_ref.checkpoint.tables.big_vision import plain, prefix, read_config, table
 from siglip_ref.checkpoint.tables.names import Tensor, require_match
-from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.errors import UsageError
-from siglip_ref.params import shapes
 
 
 class BigVision:

@@ -7,11 +7,11 @@ from inspect import isclass, isroutine, signature
 from pathlib import Path
 from typing import Any
 
+from siglip_ref.architecture.sizes import SIZES, config
 from siglip_ref.check.call.target import load_callable
 from siglip_ref.check.model.adapters import Adapter
 from siglip_ref.check.model.adapters.refused import refused
 from siglip_ref.errors import UsageError, near
-from siglip_ref.sizes import SIZES, config
 
 # without what it depends on: that brings a torchvision which does not fit the torch that is there
 _OPEN_CLIP = "--no-deps open_clip_torch timm"
@@ -47,9 +47,9 @@ def load_target(target: str) -> object:
     Parameters
     ----------
     target : a short name, for a model with random weights: "hf:tiny", "hf:B/16-256" or any other size of
-        `siglip_ref.sizes`, "open_clip:ViT-B-16-SigLIP"; a directory that transformers or open_clip saved, for that
-        model with its weights; or "module:name", "file.py:name", where name is a model, an Adapter, or a function
-        without arguments that returns one
+        `siglip_ref.architecture.sizes`, "open_clip:ViT-B-16-SigLIP"; a directory that transformers or open_clip saved,
+        for that model with its weights; or "module:name", "file.py:name", where name is a model, an Adapter, or a
+        function without arguments that returns one
     """
     if Path(target).is_dir():
         return _saved(Path(target))

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Hint
 from siglip_ref.check.model.adapters.torch_model import Tap, TorchModel
 from siglip_ref.checkpoint.tables.huggingface import TOWERS, read_config, table
-from siglip_ref.sizes import Config
 
 
 def from_huggingface(model: Any) -> TorchModel:

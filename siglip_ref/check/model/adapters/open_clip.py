@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from siglip_ref.architecture.conventions import preset
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.check.model.adapters import Hint
 from siglip_ref.check.model.adapters.torch_model import Tap, TorchModel
 from siglip_ref.checkpoint.tables.open_clip import table
-from siglip_ref.conventions import preset
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.sizes import Config, Tower
 
 EPS = 1e-6  # SigLIP's; the text tower has it from its JSON (norm_kwargs), torch's own default is 1e-5
 

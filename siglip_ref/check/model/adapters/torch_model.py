@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.call.held_torch import leaves_under
 from siglip_ref.check.model.adapters import Dtype, Hint, Run
 from siglip_ref.check.model.adapters.torch_lacking import require_all
 from siglip_ref.check.model.adapters.torch_reads import in_the_graph, not_read, require_numbers
 from siglip_ref.checkpoint.tables.names import Table, Tensor, require_match, to_ours, to_theirs
-from siglip_ref.params import shapes
 from siglip_ref.process.isolated import as_it_was
-from siglip_ref.sizes import Config
 
 
 @dataclass(frozen=True)

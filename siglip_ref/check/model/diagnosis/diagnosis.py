@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import PRESETS, Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Adapter, Hint, Run
 from siglip_ref.check.model.diagnosis.findings import and_more, findings_of, of_roundings
 from siglip_ref.check.model.diagnosis.last_stage import LAST, explain_last_stage
@@ -16,14 +18,12 @@ from siglip_ref.check.model.judge import Judge, make_judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import reference
 from siglip_ref.check.model.scales import Judged, judged_at
-from siglip_ref.conventions import PRESETS, Conventions
 from siglip_ref.mistakes import find
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding
 from siglip_ref.report.verdict import Verdict, verdict_of
-from siglip_ref.sizes import Config
-from siglip_ref.specification import SPECIFICATION
 
 # What else a model may follow: tried when a check fails, and used to say what a check could not have seen.
 ALTERNATIVES: tuple[dict[str, Any], ...] = (

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.diagnosis.diagnose import explain, share_explained
 from siglip_ref.check.diagnosis.explained import FINDING
 from siglip_ref.check.diagnosis.predict import suspects
@@ -18,12 +20,10 @@ from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.scales import POOLED, Judged, Scale, given_at, judge_at, last_stage
 from siglip_ref.check.model.stages import readable
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.ops.elementary import Array, softplus
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding
-from siglip_ref.sizes import Config
 
 # an overflow is part of how a mistake looks, so it is made in an arithmetic of the same range
 _RANGE: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32, "float16": np.float16}

@@ -6,6 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.diagnosis.diagnose import share_explained
 from siglip_ref.check.diagnosis.explained import FINDING
 from siglip_ref.check.diagnosis.predict import in_the_loss
@@ -18,10 +20,8 @@ from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import KEY_BIAS
 from siglip_ref.check.model.stages import TOWERS, readable, stage_values
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import Mistake, executable, reference
 from siglip_ref.report.compare import compare
-from siglip_ref.sizes import Config
 
 _TRAIN = 3  # a forward and backward pass costs so many forward passes
 _ROUNDINGS = 40  # what `find_roundings` costs, in passes through its stage
@@ -231,5 +231,5 @@ def _seen(search: Search) -> list[Seen]:
 
 
 def _in_a_tower(file: str) -> bool:
-    around = ("ops/pair_block.py", "ops/sigmoid_loss.py", "towers/model.py")
+    around = ("ops/pair_block.py", "ops/sigmoid_loss.py", "model/two_towers.py")
     return file.startswith(("ops/", "towers/")) and file not in around

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model.diagnosis.products import (
     ALL,
@@ -26,10 +28,8 @@ from siglip_ref.check.model.diagnosis.products import (
 )
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import stage_of, stage_values
-from siglip_ref.conventions import Conventions
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.ops.elementary import Array
-from siglip_ref.sizes import Config
 
 FOUND = 0.3  # of the deviation, in the mean square, that may be left
 ALIKE = 3.0  # times what the best leaves: nothing tells these apart

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.diagnosis.explained import FINDING
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.rounding import Rounding
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.placed import Placed
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.conventions import Conventions
 from siglip_ref.ops.elementary import Array
-from siglip_ref.sizes import Config
 
 BUDGET = 2e10  # multiplications that a search may take: seconds
 

@@ -18,7 +18,9 @@ class Pair(NamedTuple):
 
 def _absent(*given: Any, **named: Any) -> Any:
     """Stands where a record of `siglip_ref.ops` has nothing: towers are made of what is there, and come later."""
-    raise NotImplementedError("this record ends below the towers; siglip_ref.specification.SPECIFICATION has them")
+    raise NotImplementedError(
+        "this record ends below the towers; siglip_ref.model.specification.SPECIFICATION has them"
+    )
 
 
 ABSENT = Pair(_absent, _absent)
@@ -36,7 +38,7 @@ class Ops:
     Examples
     --------
     >>> from dataclasses import replace
-    >>> from siglip_ref.specification import SPECIFICATION
+    >>> from siglip_ref.model.specification import SPECIFICATION
     >>> doubled = replace(SPECIFICATION, softplus=lambda z: 2 * z)
     >>> doubled.softplus(3.0), SPECIFICATION.pair_block is doubled.pair_block
     (6.0, False)
@@ -65,7 +67,9 @@ class Ops:
     image_tower: Pair = ABSENT
     naflex_tower: Pair = ABSENT
     text_tower: Pair = ABSENT
-    meet: Function = _absent  # the blocks of a loss whose bits depend on nothing, see `siglip_ref.reproducible`
+    meet: Function = (
+        _absent  # the blocks of a loss whose bits depend on nothing, see `siglip_ref.ops.reproducible.blocks`
+    )
     total: Function = _absent  # of its tallies
     adamw_step: Function = _absent
     name: str = "siglip_ref.ops"  # what reports call these operations

@@ -17,9 +17,9 @@ import numpy as np
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.ops.record import Ops
+from siglip_ref.ops.reproducible.tally import MOST_TERMS, merge, put, tally, total
 from siglip_ref.process.blas_threads import blas_on_one_thread
-from siglip_ref.record import Ops
-from siglip_ref.tally import MOST_TERMS, merge, put, tally, total
 
 GRANULE = 128
 
@@ -134,7 +134,7 @@ class Granules:
 
 
 def sigmoid_loss(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, ops: Ops) -> LossAndGrads:
-    """`siglip_ref.loss.sigmoid_loss` with deterministic=True."""
+    """`siglip_ref.model.loss.sigmoid_loss` with deterministic=True."""
     kinds = (np.dtype(np.float32), np.dtype(np.float64))
     if any(type(x) is not np.ndarray or x.dtype not in kinds or x.dtype != image_embed.dtype
            for x in (image_embed, text_embed)):  # fmt: skip

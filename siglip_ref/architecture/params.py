@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from siglip_ref.sizes import Config, Tower
+from siglip_ref.architecture.sizes import Config, Tower
 
 Params = dict[str, Any]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -121,7 +121,7 @@ def _shapes(cfg: Config) -> tuple[tuple[str, tuple[int, ...]], ...]:
 def count(cfg: Config) -> int:
     """Number of parameters.
 
-    >>> from siglip_ref.sizes import config
+    >>> from siglip_ref.architecture.sizes import config
     >>> count(config("B/16-256"))
     203202050
     """

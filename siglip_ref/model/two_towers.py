@@ -7,13 +7,13 @@ from types import ModuleType
 
 import numpy as np
 
-from siglip_ref.conventions import Conventions
-from siglip_ref.loss import sigmoid_loss
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
+from siglip_ref.architecture.validate import require_inputs
+from siglip_ref.model.loss import sigmoid_loss
+from siglip_ref.model.specification import chosen
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
-from siglip_ref.specification import chosen
-from siglip_ref.validate import require_inputs
+from siglip_ref.ops.record import Ops
 
 Named = tuple[dict[str, Array], dict[str, Array]]  # activations of the image tower, of the text tower
 ModelCache = namedtuple("ModelCache", "image text image_norm text_norm")
@@ -43,8 +43,8 @@ def forward(
 
     Parameters
     ----------
-    params : dict, name -> array, see `siglip_ref.params.shapes`
-    images : array, shape (B, height, width, 3), in [-1, 1]; for a NaFlex model `siglip_ref.towers.naflex.Patches`
+    params : dict, name -> array, see `siglip_ref.architecture.params.shapes`
+    images : array, shape (B, height, width, 3), in [-1, 1]; for a NaFlex model `siglip_ref.model.naflex.Patches`
     tokens : int array, shape (B, N)
     cfg : the model, from `config`
     conventions : default those of `cfg`

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from siglip_ref.data.captioned import Captioned, Data, Item, Unreadable
+from siglip_ref.architecture.sizes import config
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.process.typed import read_lines, read_text, tidy, visible
-from siglip_ref.sizes import config
+from siglip_ref.training.data.captioned import Captioned, Data, Item, Unreadable
 from siglip_ref.use.pictures import open_image
 from siglip_ref.use.walk import images_below
 

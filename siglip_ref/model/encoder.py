@@ -3,10 +3,10 @@
 from collections import namedtuple
 from collections.abc import Mapping
 
+from siglip_ref.architecture.sizes import Tower
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.ops.gelu import GeluForm
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Tower
+from siglip_ref.ops.record import Ops
 
 BlockCache = namedtuple("BlockCache", "norm1_cache attn_cache norm2_cache mlp_cache")
 EncoderCache = namedtuple("EncoderCache", "block_caches norm_cache")

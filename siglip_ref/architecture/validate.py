@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from siglip_ref.architecture.params import shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.params import shapes
-from siglip_ref.sizes import Config
 
 
 def require_embeddings(image_embed: Array, text_embed: Array) -> None:
@@ -39,7 +39,7 @@ def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cf
             expected=f"the shapes of {cfg.name}",
             got=_some(wrong),
             cause="the parameters belong to another model size, or a kernel is transposed",
-            repair="kernels are (in, out); siglip_ref.params.shapes(cfg) lists every shape",
+            repair="kernels are (in, out); siglip_ref.architecture.params.shapes(cfg) lists every shape",
         )
     height, width = cfg.image_size
     if cfg.naflex:

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from siglip_ref.data.captioned import Data
 from siglip_ref.errors import UsageError, near
+from siglip_ref.training.data.captioned import Data
 
 
 def open_data(name: str) -> Data:
@@ -12,16 +12,16 @@ def open_data(name: str) -> Data:
 
     Examples
     --------
-    >>> from siglip_ref.data.captioned import STILL
+    >>> from siglip_ref.training.data.captioned import STILL
     >>> open_data("shapes").test.caption(0, STILL)
     'a small white triangle at the middle right'
     """
     if name == "shapes":
-        from siglip_ref.data.shapes import shapes
+        from siglip_ref.training.data.shapes import shapes
 
         return shapes()
     if name == "digits":
-        from siglip_ref.data.digits import digits
+        from siglip_ref.training.data.digits import digits
 
         return digits()
     if not name or not os.path.exists(name):
@@ -33,6 +33,6 @@ def open_data(name: str) -> Data:
             repair=f"--data {alike[0]}" if alike else "check the path",
             near=alike,
         )
-    from siglip_ref.data.files import from_files
+    from siglip_ref.training.data.files import from_files
 
     return from_files(Path(name))

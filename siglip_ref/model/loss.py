@@ -5,13 +5,13 @@ from types import ModuleType
 
 import numpy as np
 
-from siglip_ref import reproducible
+from siglip_ref.architecture.validate import require_embeddings
 from siglip_ref.errors import UsageError
+from siglip_ref.model.specification import chosen
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
-from siglip_ref.record import Ops
-from siglip_ref.specification import chosen
-from siglip_ref.validate import require_embeddings
+from siglip_ref.ops.record import Ops
+from siglip_ref.ops.reproducible import blocks
 
 __all__ = ["LossAndGrads", "expected_loss", "sigmoid_loss"]
 
@@ -33,7 +33,8 @@ def sigmoid_loss(
     image_embed, text_embed : array, shape (B, D), unit rows; row i of both belong together
     log_scale, bias : numbers; logits = exp(log_scale) * image_embed @ text_embed.T + bias
     tile : rows and columns of a block (None: one block); changes memory and the order of summation, nothing else
-    deterministic : bits that do not depend on tiles, threads and ranks; see `siglip_ref.reproducible`, which is slower
+    deterministic : bits that do not depend on tiles, threads and ranks; see `siglip_ref.ops.reproducible.blocks`, which
+        is slower
     ops : the operations: `siglip_ref.ops`, the specification (default), or a twin: `siglip_ref.fast`
 
     Returns
@@ -52,7 +53,7 @@ def sigmoid_loss(
     log_scale, bias = _scalar(log_scale, image_embed), _scalar(bias, image_embed)
     operations = chosen(ops)
     if deterministic:
-        return reproducible.sigmoid_loss(image_embed, text_embed, log_scale, bias, operations)
+        return blocks.sigmoid_loss(image_embed, text_embed, log_scale, bias, operations)
     found: LossAndGrads = operations.sigmoid_loss(image_embed, text_embed, log_scale, bias, tile=tile)
     return found
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
-from siglip_ref.sizes import Config
 
 NOISE = 8  # numbers in [0, 1) that vary one picture (all but the first) and its caption (the first)
 STILL = (0.0,) + (0.5,) * (NOISE - 1)  # a picture as it is, with its first caption

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from siglip_ref.conventions import PRESETS, Conventions
+from siglip_ref.architecture.conventions import PRESETS, Conventions
 from siglip_ref.errors import UsageError
 
 

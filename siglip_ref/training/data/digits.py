@@ -5,11 +5,11 @@ import math
 import numpy as np
 from PIL import Image
 
-from siglip_ref.conventions import PRESETS
-from siglip_ref.data.captioned import Captioned, Data
+from siglip_ref.architecture.conventions import PRESETS
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.sizes import Config, Tower
+from siglip_ref.training.data.captioned import Captioned, Data
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "a handwritten {}"

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.architecture.params import Params
+from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.model.optim import State
+from siglip_ref.model.specification import chosen
 from siglip_ref.ops.elementary import Array
-from siglip_ref.optim import State
-from siglip_ref.params import Params
-from siglip_ref.record import Ops
-from siglip_ref.specification import chosen
+from siglip_ref.ops.record import Ops
 
 Blocks = dict[tuple[int, int], LossAndGrads]
 Operations = Ops | ModuleType

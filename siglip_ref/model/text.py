@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from siglip_ref.conventions import Conventions
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops
 
 TextCache = namedtuple("TextCache", "token position encoder pool head")
 

@@ -3,10 +3,10 @@
 from collections import namedtuple
 from collections.abc import Mapping
 
-from siglip_ref.conventions import Conventions
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops
 
 ImageCache = namedtuple("ImageCache", "patch position encoder pool")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.conventions import Conventions
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.record import Ops
-from siglip_ref.sizes import Config
+from siglip_ref.ops.record import Ops
 
 NaflexCache = namedtuple("NaflexCache", "patch resized encoder pool")
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params, shapes
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array, number, pi
-from siglip_ref.params import Params, shapes
-from siglip_ref.sizes import Config
 
 Chosen = Callable[[str], bool]  # a choice of parameters by name
 

@@ -6,10 +6,10 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
-from siglip_ref.conventions import PRESETS
-from siglip_ref.data.captioned import Captioned, Data
+from siglip_ref.architecture.conventions import PRESETS
+from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.ops.elementary import Array
-from siglip_ref.sizes import Config, Tower
+from siglip_ref.training.data.captioned import Captioned, Data
 
 COLOURS = {
     "red": (220, 40, 40),

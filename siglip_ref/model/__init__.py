@@ -1,0 +1,1 @@
+"""SigLIP put together: encoder, towers, the two-tower model and its loss; optimisers, accumulation and ranks."""

@@ -1,1 +1,0 @@
-"""The towers, written on ops: encoder block, image tower, text tower, two-tower model."""
