@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 import typer
 
 import siglip_ref
-from mpi.watchdog.launcher import require_one_world
+from mpi.watchdog.launcher import SIZES, is_launched, require_one_world
 from mpi.watchdog.progress import COMMAND, Progress
 from mpi.watchdog.watch import supervise
 from siglip_ref.errors import UsageError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -33,6 +34,12 @@ app = typer.Typer(
 )
 
 Threads = Annotated[int, typer.Option(min=0, max=256, help="Ranks as threads of this process; 0: MPI.")]
+OrThreads = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=256, help="Ranks as threads of this process; 0: MPI. Default: MPI under a launcher, else 4."
+    ),
+]
 Pairs = Annotated[int, typer.Option(min=1, help="Image-text pairs of the global batch.")]
 Dim = Annotated[int, typer.Option(min=1, help="Width of an embedding.")]
 Schemes = Literal["blocking", "overlapped", "bidirectional", "autograd-like", "allgather", "masked-allreduce"]
@@ -61,7 +68,7 @@ def about(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command()
 def loss(
-    threads: Threads = 0,
+    threads: OrThreads = None,
     pairs: Pairs = 16,
     dim: Dim = 8,
     scheme: Scheme = "blocking",
@@ -86,7 +93,7 @@ def loss(
     from mpi.job import run
     from mpi.show import show
 
-    check = pairs <= 4096 if check is None else check
+    threads, check = _ranks(threads), pairs <= 4096 if check is None else check
     job = Job(pairs, dim, scheme, dtype, tile, unequal, seed, log_scale, bias, check, fault)
 
     if predict:
@@ -100,7 +107,7 @@ def loss(
 @app.command()
 def trace(
     out: Annotated[Path, typer.Argument(help="Folder for trace.json, trace.schema.json and perfetto.json.")],
-    threads: Threads = 0,
+    threads: OrThreads = None,
     pairs: Pairs = 16,
     dim: Dim = 8,
     scheme: Scheme = "blocking",
@@ -115,6 +122,7 @@ def trace(
     from mpi.job import run
     from mpi.trace import write
 
+    threads = _ranks(threads)
     job = Job(pairs, dim, scheme, tile=tile, unequal=unequal, seed=seed, check=False)
     work = _where_free(partial(run, job), out, force)
     _run(work, threads, stall_limit, False, lambda outcome: write(out, job, outcome))
@@ -140,6 +148,16 @@ def train(
         run_training(chosen, Ranks(comm, progress, slot, sums))
 
     _run(work, threads, stall_limit, spin, lambda _: 0)
+
+
+def _ranks(threads: int | None) -> int:
+    """How many threads, 0 for MPI: as asked, or what the start suggests."""
+    if threads is not None:
+        return threads
+    if is_launched(SIZES):
+        return 0
+    typer.echo("siglip-ring: 4 ranks as threads of this process; over MPI: mpiexec -n 4 siglip-ring ...", err=True)
+    return 4
 
 
 def _run(

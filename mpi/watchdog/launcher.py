@@ -39,9 +39,12 @@ def launchers_rank() -> str | None:
     return next((os.environ[name] for name in RANKS if name in os.environ), None)
 
 
-def is_launched() -> bool:
-    """Whether an MPI launcher started this process, whose end is the end of the job."""
-    return any(name in os.environ and is_from_launcher(name) for name in RANKS)
+def is_launched(others: tuple[str, ...] = ()) -> bool:
+    """Whether an MPI launcher started this process, whose end is the end of the job.
+
+    others : more variables that say so
+    """
+    return any(name in os.environ and is_from_launcher(name) for name in (*RANKS, *others))
 
 
 def local_ranks() -> set[int]:

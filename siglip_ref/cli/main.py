@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import siglip_ref
 from siglip_ref.cli import bench as bench_cli
@@ -28,7 +29,22 @@ if TYPE_CHECKING:
     from siglip_ref.check.expected.probes import Dims
     from siglip_ref.report.data import Report
 
+# as --help lists the commands: what most people came for stands first; others follow
+ORDER = ("check", "explain", "demo", "zeroshot", "embed", "train", "vectors", "selfcheck", "bench", "study", "noise")
+
+
+class InOrder(TyperGroup):
+    """Commands in the order of `ORDER`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, those of `ORDER` first."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
+    cls=InOrder,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

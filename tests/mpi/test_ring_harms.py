@@ -291,7 +291,21 @@ def test_versions_and_modules():
         done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and done.stdout.startswith(f"{name} 0."), done
     done = subprocess.run([sys.executable, "-m", "siglip_ring", "loss"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "add --threads 4" in done.stderr and "PASS" in done.stdout
+    assert done.returncode == 0 and "4 ranks as threads" in done.stderr and "PASS" in done.stdout
+    one = subprocess.run(
+        [sys.executable, "-m", "siglip_ring", "loss", "--threads", "0"], capture_output=True, text=True, timeout=60
+    )
+    assert one.returncode == 0 and "one rank; for a ring add --threads 4" in one.stderr and "PASS" in one.stdout
+
+
+def test_help_is_short_for_h_and_begins_with_the_checks():
+    for module, first in (("siglip_ref", "check"), ("siglip_ring", "loss")):
+        short, long = (
+            subprocess.run([sys.executable, "-m", module, word], capture_output=True, text=True, timeout=60)
+            for word in ("-h", "--help")
+        )
+        assert short.returncode == 0 and short.stdout == long.stdout
+        assert short.stdout.partition("Commands")[2].split()[1:3][-1] == first, short.stdout
 
 
 def test_nothing_of_ours_waits_by_spinning(tmp_path):
