@@ -25,6 +25,8 @@ from siglip_ref.report.compare import compare
 
 _TRAIN = 3  # a forward and backward pass costs so many forward passes
 _ROUNDINGS = 40  # what `find_roundings` costs, in passes through its stage
+_OF_TOWERS = ("model/encoder.py", "model/image.py", "model/naflex.py", "model/text.py")
+_OF_LOSS = ("ops/pair_block.py", "ops/sigmoid_loss.py")
 _SCOPES = 4  # in how many places a mistake of the backward pass is tried, about
 
 
@@ -231,5 +233,4 @@ def _seen(search: Search) -> list[Seen]:
 
 
 def _in_a_tower(file: str) -> bool:
-    around = ("ops/pair_block.py", "ops/sigmoid_loss.py", "model/two_towers.py")
-    return file.startswith(("ops/", "towers/")) and file not in around
+    return file in _OF_TOWERS or (file.startswith("ops/") and file not in _OF_LOSS)
