@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 import siglip_ref
 from siglip_ref.cli import bench as bench_cli
 from siglip_ref.cli import noise as noise_cli
+from siglip_ref.cli import search as search_cli
 from siglip_ref.cli import zeroshot as zeroshot_cli
 from siglip_ref.errors import UsageError
 from siglip_ref.process.interrupt import guarded
@@ -54,6 +55,7 @@ app = typer.Typer(
 check = typer.Typer(no_args_is_help=True, help="Judge another implementation: its values and every gradient.")
 app.add_typer(check, name="check")
 zeroshot_cli.register(app, check)
+search_cli.register(app)
 vectors_cli.register(app, check)
 noise_cli.register(app)
 bench_cli.register(app)

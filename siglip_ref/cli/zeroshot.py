@@ -55,7 +55,7 @@ def zeroshot(
     loaded = _load(model, tokenizer, preprocess, prefix)
     with progress("images") as report:
         found = loaded.zero_shot(_files(image), words, template, batch=batch, threads=threads, progress=report)
-    _notes(found.notes)
+    notes(found.notes)
     if json:
         typer.echo(_as_json(found, loaded))
     else:
@@ -103,15 +103,15 @@ def embed(
         with progress("images") as report:
             found = loaded.embed_images(sources, batch=batch, threads=threads, progress=report)
         vectors, names, skipped = found.embeddings, found.names, found.skipped
-        _notes(found.notes)
+        notes(found.notes)
     else:
         assert text is not None
         names, blank = read_rows(text)
         require_some(names, text, "text")
         if blank:
             of = f"1 blank line of {text} has" if blank == 1 else f"{blank} blank lines of {text} have"
-            _notes([f"{of} no row: rows are counted without"])
-        _notes(cut_note(loaded.tokenizer(), names, "texts"))
+            notes([f"{of} no row: rows are counted without"])
+        notes(cut_note(loaded.tokenizer(), names, "texts"))
         with progress("texts") as report, warnings.catch_warnings(action="ignore", category=UserWarning):
             vectors = loaded.embed_texts(names, progress=report)
     if names:
@@ -159,12 +159,13 @@ def _load(model: str, tokenizer: str | None, preprocess: str | None, prefix: str
 
     keep_freed_memory()
     loaded = load(model, tokenizer=tokenizer, preprocess=preprocess, prefix=prefix)
-    _notes(loaded.notes)
+    notes(loaded.notes)
     return loaded
 
 
-def _notes(notes: Iterable[str]) -> None:
-    for note in notes:
+def notes(lines: Iterable[str]) -> None:
+    """What the user should know, on stderr."""
+    for note in lines:
         typer.echo(f"note: {note}", err=True)
 
 
@@ -181,26 +182,23 @@ def _once(labels: list[str]) -> list[str]:
     kept = list(dict.fromkeys(labels))
     twice = [label for label in kept if labels.count(label) > 1] if len(kept) < len(labels) else []
     if twice and "" not in kept:
-        _notes([f"given more than once, and kept once: {', '.join(map(visible, twice[:10]))}"])
+        notes([f"given more than once, and kept once: {', '.join(map(visible, twice[:10]))}"])
     return kept
 
 
 def _write(out: Path, vectors: "Array", names_file: Path, names: list[str]) -> None:
     """Both files, each whole or not there."""
-    import csv
     import io
 
     import numpy as np
 
     from siglip_ref.process.atomic import write_atomically
+    from siglip_ref.process.tables import as_csv
 
-    array, table = io.BytesIO(), io.StringIO()
+    array = io.BytesIO()
     np.save(array, vectors)
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["row", "name"])
-    rows.writerows(enumerate(names))
     try:
-        write_atomically(names_file, table.getvalue().encode("utf-8", "surrogateescape"))
+        write_atomically(names_file, as_csv(("row", "name"), enumerate(names)))
         write_atomically(out, array.getvalue())
     except OSError as error:
         raise UsageError(
@@ -209,7 +207,7 @@ def _write(out: Path, vectors: "Array", names_file: Path, names: list[str]) -> N
 
 
 def _files(places: list[Path]) -> list[Path]:
-    from siglip_ref.use.zeroshot import image_files
+    from siglip_ref.use.reading import image_files
 
     return [file for place in places for file in image_files(place)]
 

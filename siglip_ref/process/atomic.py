@@ -4,10 +4,18 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A file that holds either what it held before or all of the content, whatever happens meanwhile.
+    """A file that holds either what it held before or all of the content, whatever happens meanwhile."""
+    with written_whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name once all is written; if anything is raised, nothing has happened.
 
     What a killed process left of an earlier attempt is swept away; what a living one is writing is not touched.
     """
@@ -16,7 +24,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with _locked_new(beside) as descriptor:
             with open(descriptor, "wb", closefd=False) as file:
-                file.write(content)
+                yield file
                 file.flush()
             os.fsync(descriptor)
             beside.replace(path)

@@ -32,8 +32,10 @@ READ_AT_ONCE = 1 << 16  # bytes that may be reserved without a look at the file'
 SEE_THROUGH = "see-through"  # in the info of an image that open_image made, if it had transparency
 
 
-def open_image(source: str | Path | Image.Image | Pixels) -> Image.Image:
+def open_image(source: str | Path | Image.Image | Pixels, least: tuple[int, int] | None = None) -> Image.Image:
     """An RGB image of 8 bits: from a file, a Pillow image, or a uint8 array (height, width, 3).
+
+    least : width and height; a JPEG larger than twice that may be decoded at a half, a quarter or an eighth of its size
 
     The first frame of an animation, the upper 8 of 16 bits; CMYK and palettes converted as Pillow does; transparency
     dropped, see `is_see_through`; photographs turned as their EXIF tag says. Anything unreadable, of another format
@@ -43,19 +45,23 @@ def open_image(source: str | Path | Image.Image | Pixels) -> Image.Image:
         source = _from_array(source)
     where = "an image" if isinstance(source, Image.Image) else f"an image in {source}"
     try:
-        return _open(source)
+        return _open(source, least)
     except UsageError:
         raise
     except (Exception, MemoryError) as error:  # Pillow's plugins raise whatever they like on broken files
         raise _unreadable(source, where, error) from error
 
 
-def _open(source: str | Path | Image.Image) -> Image.Image:
+def _open(source: str | Path | Image.Image, least: tuple[int, int] | None) -> Image.Image:
     if isinstance(source, Image.Image):
         return _plain(source)
     _require_image(Path(source))
     with _Bounded(io.FileIO(source)) as file:
-        return _plain(Image.open(file, formats=formats()))
+        image = Image.open(file, formats=formats())
+        if least:
+            _require_size(image)
+            image.draft(None, least)
+        return _plain(image)
 
 
 class NoRangeError(ValueError):
@@ -74,12 +80,16 @@ class _Bounded(io.BufferedReader):
 
 def _plain(image: Image.Image) -> Image.Image:
     """Upright, of bytes, and whether it had transparency."""
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    _require_size(image)
     image = _upright(image)
     plain = _to_rgb(image)
     plain.info = {SEE_THROUGH: True} if _has_transparency(image) else {}
     return plain
+
+
+def _require_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
 
 
 def is_see_through(image: Image.Image) -> bool:

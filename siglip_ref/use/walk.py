@@ -9,13 +9,19 @@ from siglip_ref.use.preprocess import SUFFIXES
 MANIFEST, FORMAT = "training.json", "siglip-ref-training/1"  # what a training writes into its folder
 
 
-def images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path, blocked: list[str] | None = None) -> list[Path]:
     """The image files of a folder and of all folders in it, in the order of their names.
 
-    What a training wrote into a folder of its own (curves.png) is none of them.
+    What a training wrote into a folder of its own (curves.png) is none of them. Folders that cannot be entered are
+    added to `blocked`.
     """
     found: list[Path] = []
-    for place, folders, files in os.walk(folder):
+
+    def cannot_enter(error: OSError) -> None:
+        if blocked is not None:
+            blocked.append(str(error.filename))
+
+    for place, folders, files in os.walk(folder, onerror=cannot_enter):
         folders[:] = [name for name in folders if not is_training(Path(place, name))]
         found += [Path(place, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
     return sorted(found)

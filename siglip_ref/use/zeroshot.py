@@ -1,29 +1,24 @@
 """A loaded model: embeddings of images and texts, zero-shot classification."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.provenance import Setting
 from siglip_ref.errors import UsageError
-from siglip_ref.model.naflex import Patches
 from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.ops.record import Ops
 from siglip_ref.use.inference import computes_with, image_embeddings, text_embeddings
 from siglip_ref.use.labels import fill, look_alike, require_words, same_to_the_model
-from siglip_ref.use.pictures import SUFFIXES, is_see_through, open_image
-from siglip_ref.use.preprocess import Preprocess, patches_of, pixels_of
+from siglip_ref.use.preprocess import Preprocess
+from siglip_ref.use.reading import batches_ahead, image_files, reader, stacked
 from siglip_ref.use.refusals import clear_notes, require_finite, require_known, require_side
 from siglip_ref.use.tokenizer import Tokenizer, cut_note
-from siglip_ref.use.walk import images_below
 
 TEMPLATE = "This is a photo of {}."
 
@@ -110,24 +105,27 @@ class Model:
         sources = image_files(images)
         done, names, skipped = [np.zeros((0, self.config.embed), self._dtype)], [], []
         read = clear = 0
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            for group in _batches(_ahead(pool, self._pixels, sources, 2 * batch), batch):
-                good = [(name, image) for name, image in group if not isinstance(image, UsageError)]
-                skipped += [
-                    (name, f"{fault.got} ({fault.cause})") for name, fault in group if isinstance(fault, UsageError)
-                ]
-                if good:
-                    clear += sum(is_clear for _, (_, is_clear) in good)
-                    stack = self._stack([image for _, (image, _) in good], done[0].dtype)
-                    with np.errstate(all="ignore"):  # what overflows is found below
-                        done.append(image_embeddings(self.params, stack, self.config, self.ops))
-                    names += [name for name, _ in good]
-                read += len(group)
-                if progress:
-                    progress(read, len(sources))
+        for group in batches_ahead(sources, reader(self.config, self.preprocess), batch, threads):
+            good = [(name, image) for name, image in group if not isinstance(image, UsageError)]
+            skipped += [
+                (name, f"{fault.got} ({fault.cause})") for name, fault in group if isinstance(fault, UsageError)
+            ]
+            if good:
+                clear += sum(image.clear for _, image in good)
+                done.append(self.embed_prepared([image.values for _, image in good]))
+                names += [name for name, _ in good]
+            read += len(group)
+            if progress:
+                progress(read, len(sources))
         embeddings = np.concatenate(done)
         require_finite(embeddings, names, self)
         return Images(embeddings, names, skipped, clear_notes(clear))
+
+    def embed_prepared(self, images: Sequence[Any], size: int = 0) -> Array:
+        """Unit vectors of images that `siglip_ref.use.reading.reader` gave; computed as a batch of at least `size`."""
+        with np.errstate(all="ignore"):  # what overflows is found later
+            stack = stacked(images, self.config, self._dtype, size)
+            return image_embeddings(self.params, stack, self.config, self.ops)[: len(images)]
 
     def embed_texts(self, texts: Sequence[str], *, batch: int = 32, progress: Progress | None = None) -> Array:
         """Unit vectors (n, D) of texts, padded as the model was trained; a warning counts those that are cut."""
@@ -187,59 +185,3 @@ class Model:
     @property
     def _dtype(self) -> Any:
         return next(iter(self.params.values())).dtype
-
-    def _pixels(self, source: Any) -> Any:
-        """What the image tower takes, and whether the image had transparency; or why it cannot be read."""
-        try:
-            image = open_image(source)
-            if self.config.naflex:
-                return patches_of(image, self.config.patch, self.preprocess), is_see_through(image)
-            return pixels_of(image, self.config.image_size, self.preprocess), is_see_through(image)
-        except UsageError as error:
-            return error
-
-    def _stack(self, images: list[Any], dtype: DTypeLike) -> Any:
-        if self.config.naflex:
-            values, grids = zip(*images, strict=True)
-            return Patches(np.stack(values).astype(dtype, copy=False), np.array(grids))
-        return np.stack(images).astype(dtype, copy=False)
-
-
-def image_files(images: Sequence[Any] | str | Path) -> list[Any]:
-    """The images of a folder and of all folders in it, in the order of their names; a list is returned as it is."""
-    if not isinstance(images, str | Path):
-        return list(images)
-    place = Path(images)
-    found = images_below(place) if place.is_dir() else [place]
-    if not found or not place.exists():
-        raise UsageError(
-            expected="an image, or a folder of images",
-            got=f"nothing at {place}"
-            if not place.exists()
-            else f"no file of {', '.join(SUFFIXES)} in or below {place}",
-            cause="images of another format, or elsewhere" if place.exists() else "a spelling mistake",
-            repair="check the path",
-        )
-    return found
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Any], Any], sources: Sequence[Any], ahead: int
-) -> Iterator[tuple[str, Any]]:
-    """Results in order, never more than `ahead` of them waiting in memory."""
-    waiting: list[tuple[str, Any]] = []
-    rest = iter(enumerate(sources))
-    while True:
-        for number, source in islice(rest, ahead - len(waiting)):
-            name = str(source) if isinstance(source, str | Path) else f"image {number}"
-            waiting.append((name, pool.submit(work, source)))
-        if not waiting:
-            return
-        name, future = waiting.pop(0)
-        yield name, future.result()
-
-
-def _batches(items: Iterable[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:
-    rest = iter(items)
-    while group := list(islice(rest, size)):
-        yield group

@@ -17,8 +17,9 @@ import siglip_ref as sr
 from mpi.comm import RankFailed
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
-from siglip_ref.training.saved import folder, store
-from siglip_ref.training.saved.folder import LOCK, MANIFEST, one_training
+from siglip_ref.process import owner
+from siglip_ref.training.saved import store
+from siglip_ref.training.saved.folder import FORMAT, LOCK, MANIFEST, one_training
 
 PROGRAM = """
 import sys
@@ -82,7 +83,7 @@ def test_wrong_use_leaves_no_folder(changes, words, tmp_path):
 
 
 def test_two_at_once_are_refused_with_host_and_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "PATIENCE", 0.2)
+    monkeypatch.setattr(owner, "PATIENCE", 0.2)
     ready, go = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -212,7 +213,7 @@ def test_ranks_that_would_go_on_from_different_steps(tmp_path, monkeypatch):
 def test_the_manifest_says_whose_folder_it_is(tmp_path):
     alone(tmp_path, steps=2)
     content = json.loads((tmp_path / MANIFEST).read_text())
-    assert content["format"] == folder.FORMAT and content["settings"] == settings(steps=2).as_dict()
+    assert content["format"] == FORMAT and content["settings"] == settings(steps=2).as_dict()
 
 
 def test_another_picture_of_the_same_size_is_other_data(tmp_path):

@@ -1,26 +1,20 @@
 """The folder of a training: it says so, has one training at a time, and knows the data it was begun with."""
 
 import contextlib
-import csv
-import io
 import json
-import os
-import platform
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from siglip_ref.errors import UsageError
-from siglip_ref.process.atomic import lock, write_atomically
+from siglip_ref.process.atomic import write_atomically
 from siglip_ref.process.outputs import require_free, require_name
+from siglip_ref.process.owner import one_owner
+from siglip_ref.process.tables import as_csv, read_csv
 from siglip_ref.training.data.captioned import Item
 from siglip_ref.use.walk import FORMAT, MANIFEST, is_training
 
 LOCK, PICTURES = "training.lock", "pictures.csv"
-PATIENCE = 5.0  # seconds in which a training that was just killed may end, and give the folder back
-_held: set[Path] = set()  # folders that this process has locked: its own calls may nest
 
 
 def require_own(out: Path, force: bool = False) -> None:
@@ -45,66 +39,23 @@ def one_training(out: Path, say: Callable[[str], None]) -> Iterator[None]:
     ------
     UsageError : another training has it, and still has it after some patience
     """
-    place = out.resolve()
-    if place in _held:
+    harm = "two trainings in one folder would destroy each other's checkpoints"
+    with one_owner(out, LOCK, "training", harm, say):
+        (out / "checkpoints").mkdir(exist_ok=True)
         yield
-        return
-    try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UsageError(
-            expected="--out FOLDER that can be written to",
-            got=str(error),
-            cause="no right to write there, or a file of this name",
-            repair="choose another folder",
-        ) from error
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while (got := lock(descriptor)) is False:
-            if time.monotonic() > deadline:
-                raise _in_use(out, os.pread(descriptor, 1000, 0).decode(errors="replace"))
-            time.sleep(0.05)
-        if got is None:
-            say(f"note: {out} cannot be locked on this system: start no second training there")
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{platform.node()} {os.getpid()}\n".encode(), 0)
-        _held.add(place)
-        yield
-    finally:
-        if place in _held:
-            _held.discard(place)
-            os.truncate(descriptor, 0)
-        os.close(descriptor)
-
-
-def _in_use(out: Path, holder: str) -> UsageError:
-    host, _, process = holder.strip().partition(" ")
-    where = f"process {process} on {host}" if process.isdecimal() else "another process"
-    return UsageError(
-        expected="a folder that no other training is using",
-        got=f"{out} is in use by {where}",
-        cause="two trainings in one folder would destroy each other's checkpoints",
-        repair="wait until that one has ended, or end it; or give another --out",
-    )
 
 
 def write_manifest(out: Path, about: dict[str, Any], items: Sequence[Item]) -> None:
     """Say whose folder it is, and which pictures its training was begun with."""
     write_atomically(out / MANIFEST, (json.dumps({"format": FORMAT} | about, indent=1, sort_keys=True) + "\n").encode())
     if items:
-        table = io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(Item._fields)
-        rows.writerows(items)
-        write_atomically(out / PICTURES, table.getvalue().encode("utf-8", "surrogateescape"))
+        write_atomically(out / PICTURES, as_csv(Item._fields, items))
 
 
 def changes(out: Path, now: Sequence[Item]) -> str:
     """In words: how the data differ from those that `write_manifest` recorded."""
     try:
-        with (out / PICTURES).open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            rows = list(csv.reader(lines))[1:]
+        rows = list(read_csv(out / PICTURES, Item._fields))
         then = [Item(name, int(size), content, captions) for name, size, content, captions in rows]
     except (OSError, ValueError):
         return f"other data: what they were, {PICTURES}, cannot be read"

@@ -1,0 +1,1 @@
+"""Photos on a plain CPU: an index of their vectors, search, duplicates, classes, heat maps."""
