@@ -1,6 +1,7 @@
-"""open_clip and timm import torchvision for image transforms that these tests never run; there is none for this torch.
+"""open_clip, timm and lightly import torchvision for image transforms that these tests never run; this torch has none.
 
-`import_open_clip` stands a placeholder in its place for the length of the import, and takes it away again.
+`import_open_clip` and `import_without` stand a placeholder in its place for the length of the import, and take it away
+again.
 """
 
 import importlib
@@ -41,15 +42,22 @@ class _Finder(MetaPathFinder, Loader):
 
 def import_open_clip() -> tuple[ModuleType, ModuleType]:
     """The modules open_clip and timm."""
+    import_without("open_clip")
+    return sys.modules["open_clip"], sys.modules["timm"]
+
+
+def import_without(*names: str) -> list[ModuleType]:
+    """These modules, imported while the placeholder stands in torchvision's place."""
     import transformers  # noqa: F401  # looks for torchvision too, and must see that there is none
 
-    if "open_clip" not in sys.modules:
+    if missing := [name for name in names if name not in sys.modules]:
         finder = _Finder()
         sys.meta_path.insert(0, finder)
         try:
-            importlib.import_module("open_clip")
+            for name in missing:
+                importlib.import_module(name)
         finally:
             sys.meta_path.remove(finder)
             for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
                 del sys.modules[name]
-    return sys.modules["open_clip"], sys.modules["timm"]
+    return [sys.modules[name] for name in names]

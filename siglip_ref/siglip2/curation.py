@@ -1,0 +1,72 @@
+"""Online curation: of a large batch the pairs that the learner can still learn and a better model has learnt."""
+
+from typing import Literal
+
+import numpy as np
+
+from siglip_ref.errors import UsageError
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.record import Ops
+
+First = Literal["uniform", "diagonal"]
+
+
+def pair_losses(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, *, ops: Ops) -> Array:
+    """The sigmoid loss of each image with each text, (B, B): the whole loss is its sum over B."""
+    logits = np.exp(log_scale) * (image_embed @ text_embed.T) + bias
+    return ops.softplus(np.where(np.eye(len(logits), dtype=bool), -logits, logits))
+
+
+def learnability(learner: Array, teacher: Array) -> Array:
+    """scores = loss of the learner - loss of the teacher, pair by pair, each with its own scale and bias.
+
+    Summed over the pairs of a batch and divided by its size, this is the difference of the two losses of that batch.
+
+    Source: Evans et al. 2024 (JEST), section 3.1; arXiv 2502.14786, section 2.5.
+    """
+    return learner - teacher
+
+
+def choose(scores: Array, chunk: int, noise: Array, first: First, divided: bool) -> Array:
+    """A batch, chunk by chunk, without replacement: indices in the order in which they were drawn.
+
+    Parameters
+    ----------
+    scores : array, shape (G, G), of images (rows) with texts
+    chunk : how many are drawn at once, b / n; a whole number, for b (1 - f) / n in floating point can fall below it
+    noise : array, shape (n, G), Gumbel's: with it, the largest sums are a draw in proportion to exp of the scores.
+        Nothing else here is random
+    first : the first chunk, before any is chosen, is drawn "uniform", or in proportion to the "diagonal" less its
+        minimum; not published
+    divided : whether a round's scores are divided by 2 |chosen| + 1; not published
+
+    Returns
+    -------
+    chosen : int array, shape (n * chunk,)
+
+    Source: Evans et al. 2024 (JEST), algorithm 1.
+
+    Examples
+    --------
+    >>> scores = np.diag([5.0, 1.0, 4.0, 2.0])
+    >>> choose(scores, 1, np.array([[0.0, 9.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0]]), "uniform", False)
+    array([1, 0])
+    """
+    if chunk * len(noise) > len(scores):
+        raise UsageError(
+            expected=f"at most {len(scores)} examples to be chosen",
+            got=f"{len(noise)} chunks of {chunk}",
+            cause="an example is chosen once at most",
+            repair="a larger batch to choose from, or fewer rows of noise",
+        )
+    own = np.diagonal(scores)
+    chosen = np.zeros(0, int)
+    for gumbel in noise:
+        gain = own + scores[chosen].sum(0) + scores[:, chosen].sum(1)
+        gain = gain / (2 * len(chosen) + 1) if divided else gain
+        if not len(chosen):
+            with np.errstate(divide="ignore"):  # the least of the diagonal is never drawn first
+                gain = 0 * own if first == "uniform" else np.log(own - own.min())
+        gain = np.where(np.isin(np.arange(len(scores)), chosen), -np.inf, gain)
+        chosen = np.concatenate([chosen, np.argsort(-(gain + gumbel), kind="stable")[:chunk]])
+    return chosen
