@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 import siglip_ref
 from siglip_ref.cli import bench as bench_cli
 from siglip_ref.cli import noise as noise_cli
+from siglip_ref.cli import probe as probe_cli
 from siglip_ref.cli import search as search_cli
 from siglip_ref.cli import zeroshot as zeroshot_cli
 from siglip_ref.errors import UsageError
@@ -31,7 +32,20 @@ if TYPE_CHECKING:
     from siglip_ref.report.data import Report
 
 # as --help lists the commands: what most people came for stands first; others follow
-ORDER = ("check", "explain", "demo", "zeroshot", "embed", "train", "vectors", "selfcheck", "bench", "study", "noise")
+ORDER = (
+    "check",
+    "explain",
+    "demo",
+    "zeroshot",
+    "embed",
+    "train",
+    "vectors",
+    "probe",
+    "selfcheck",
+    "bench",
+    "study",
+    "noise",
+)
 
 
 class InOrder(TyperGroup):
@@ -58,6 +72,7 @@ zeroshot_cli.register(app, check)
 search_cli.register(app)
 vectors_cli.register(app, check)
 noise_cli.register(app)
+probe_cli.register(app)
 bench_cli.register(app)
 training.register(app)
 

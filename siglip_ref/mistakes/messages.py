@@ -6,6 +6,11 @@ WORDS = {
 No mistake of the catalogue explains the numbers. The finding says what was measured: where the deviation begins, which
 factor or which terms it is made of, which settings nearly fit. Look at the first tensor that deviates, at its smallest
 probe; report.save_case("case") writes that probe and a program that shows the fault.""",
+    "conversion": """weights converted wrongly
+
+An engine was given a probe's weights through its own converter. With these weights changed as the finding says, the
+reference computes the stage that the engine computed, on the engine's own input: a kernel transposed, the rows of the
+patch kernel in another order, queries and values exchanged, a bias lost. Mend it in the converter.""",
     "convention": """another convention
 
 Everything is right under another legal convention than the declared one: a scale that is given itself, rows that are

@@ -107,15 +107,26 @@ def power(
 def dump(
     file: Annotated[Path, typer.Argument(help=".safetensors or .npz with the vector's tensors")],
     vector: Annotated[str | None, typer.Option(help='its id; else the file\'s metadata "vector"')] = None,
-    dtype: Annotated[str | None, typer.Option(help="what it was computed in; else the narrowest in the file")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", "--arithmetic", help="what it was computed in; else the narrowest in the file"),
+    ] = None,
     partial: Annotated[bool, typer.Option(help="judge what is there; else a missing tensor is a failure")] = False,
+    probe: Annotated[Path | None, typer.Option(help="instead of a vector: the folder of `probe export`")] = None,
+    forward_only: Annotated[
+        bool, typer.Option("--forward-only", help="of a probe: no gradients, as engines run")
+    ] = False,
+    quantised: Annotated[
+        bool, typer.Option("--quantised", help="of a probe: weights that are not in the file")
+    ] = False,
     json: Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it")] = None,
 ) -> None:
-    """Is what any program computed for a golden vector right? NumPy alone judges."""
+    """Is what any program computed for a golden vector, or a probe, right? NumPy alone judges."""
     from siglip_ref.check.files.dump import check_dump
     from siglip_ref.cli.main import finish
 
-    finish(check_dump(file, vector, dtype, partial), json, None)
+    report = check_dump(file, vector, dtype, partial, probe=probe, forward_only=forward_only, quantised=quantised)
+    finish(report, json, None)
 
 
 def demo(mistake: Annotated[str, typer.Argument(metavar="MISTAKE-ID")]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from siglip_ref.check.diagnosis.coverage import in_the_catalogue, sorted_out
 from siglip_ref.check.diagnosis.diagnose import explain, share_explained
 from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.check.files.probe import check_probe
 from siglip_ref.errors import UsageError
 from siglip_ref.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.noise.measure import TIMES
@@ -27,8 +28,17 @@ print(sr.check_dump("case.npz", vector={vector!r}, dtype={dtype!r}))
 """
 
 
-def check_dump(path: str | Path, vector: str | None = None, dtype: str | None = None, partial: bool = False) -> Report:
-    """Compare a file of tensors with a golden vector.
+def check_dump(
+    path: str | Path,
+    vector: str | None = None,
+    dtype: str | None = None,
+    partial: bool = False,
+    *,
+    probe: str | Path | None = None,
+    forward_only: bool = False,
+    quantised: bool = False,
+) -> Report:
+    """Compare a file of tensors with a golden vector, or with an exported probe.
 
     Parameters
     ----------
@@ -36,6 +46,9 @@ def check_dump(path: str | Path, vector: str | None = None, dtype: str | None = 
     vector : id of the vector; None: the file's metadata "vector" (safetensors only)
     dtype : what it was computed in; None: the narrowest float type in the file
     partial : judge what is there; else a missing tensor is a failure
+    probe : instead of a vector, a folder that `siglip-ref probe export` wrote
+    forward_only : of a probe: the engine has no gradients; so far the only kind of answer to a probe
+    quantised : see `siglip_ref.check.files.probe.check_probe`
 
     Returns
     -------
@@ -49,6 +62,9 @@ def check_dump(path: str | Path, vector: str | None = None, dtype: str | None = 
     if path.suffix not in (".safetensors", ".npz"):
         cause, repair = "the ending chooses the format", "numpy.savez, or safetensors' save_file"
         raise UsageError("a .safetensors or .npz file", path.name, cause, repair)
+    if probe is not None:
+        _require_forward(probe, vector, forward_only)
+        return check_probe(path, probe, dtype, quantised=quantised)
     tensors, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_npz(path), {})
     name = vector or metadata.get("vector")
     if name is None:
@@ -65,6 +81,16 @@ def check_dump(path: str | Path, vector: str | None = None, dtype: str | None = 
         f"{path.name} against {name}",
         partial,
     )
+
+
+def _require_forward(probe: str | Path, vector: str | None, forward_only: bool) -> None:
+    if vector is not None or not forward_only:
+        raise UsageError(
+            expected="a vector, or a probe and forward_only",
+            got=f"probe={str(probe)!r}" + (f" and vector={vector!r}" if vector else " alone"),
+            cause="a file answers one of them" if vector else "a model with gradients is judged whole by check_model",
+            repair=f"siglip-ref check dump ANSWER --probe {probe} --forward-only",
+        )
 
 
 def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, partial: bool = False) -> Report:
