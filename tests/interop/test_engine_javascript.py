@@ -49,7 +49,7 @@ MISTAKES = {
     "residual": ("add(out, mlp(", "add(out.map(() => 0), mlp(", "pool", "map-head-no-residual"),
     "first token": (LAST, "b * length * width, (b * length + 1) * width", "text/pool", "text_pooling='first'"),
     # keys that it must not see get a score of 0, and so a share: no causal mask, and not called one
-    "mask of zeros": (LOOP, LOOP.replace("m < M", f"m < ({KEYS})"), "+attn", "wrong by itself, too"),
+    "mask of zeros": (LOOP, LOOP.replace("m < M", f"m < ({KEYS})"), "+attn", "wrong by itself"),
     "query and key": ('["q", "k", "v"]', '["k", "q", "v"]', "+attn", "qkv-order-q-and-k"),
     "bias": ("scale * sum + shift", "scale * sum - shift", "logits", ""),
 }
