@@ -7,6 +7,7 @@ that are set for each process, and a process that was not started by the launche
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from siglip_ref.errors import UsageError
@@ -91,10 +92,26 @@ def is_from_launcher(name: str) -> bool:
     return above != 1 or first == 1  # a launcher that is gone has left what it started to process 1
 
 
+def start_of(command: str) -> float | None:
+    """When the nearest process of this name above this one began, as `time.time` counts; None if none is in sight."""
+    above = _parent(STARTED)
+    while above > 0 and _command(above) != command:
+        above = _parent(above)
+    ticks = _stat(above, 19)
+    if not ticks:
+        return None
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _parent(process: int) -> int:
+    return _stat(process, 1)
+
+
+def _stat(process: int, field: int) -> int:
+    """A number that the system tells of a process, counted from the one after its name; 0 if there is none."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(errors="replace")
-        return int(stat.rpartition(")")[2].split()[1])
+        return int(stat.rpartition(")")[2].split()[field])
     except (OSError, ValueError, IndexError):
         return 0
 

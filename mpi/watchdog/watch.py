@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mpi.watchdog.crowd import Crowd
 from mpi.watchdog.launcher import local_ranks
+from mpi.watchdog.leftovers import remove_leftovers
 from mpi.watchdog.messages import WRONG_USE, ended, failed, killed
 from mpi.watchdog.progress import Progress
 from mpi.watchdog.watched import AT_ITS_END, GRACE, die_with, guard, run_watched, wake_with_parent, without_watcher
@@ -38,6 +39,7 @@ def supervise(work: Callable[[], int], progress: Progress, stall_limit: float = 
     Ctrl-C and SIGTERM end at once what runs, for the watcher says what there is to say; work() may set handlers.
     """
     progress.tell(limit=stall_limit)
+    remove_leftovers()
     if not hasattr(os, "fork"):
         return without_watcher(work, progress)
     report_out, report_in = os.pipe()

@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -14,7 +14,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmdPort={other_port}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
@@ -73,8 +73,10 @@ def slurm(folder):
         *files,
     ]
     daemons = []
+    ends_with_us = ["setpriv", "--pdeathsig", "TERM"]  # also where the tests themselves are killed
     try:
         for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
+            command = [*ends_with_us, *command]
             daemons.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             time.sleep(1)
         end = time.monotonic() + 30
@@ -83,9 +85,24 @@ def slurm(folder):
             time.sleep(0.2)
         yield env
     finally:
+        end_jobs(env)
         for daemon in reversed(daemons):
             daemon.terminate()
             try:
                 daemon.wait(10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+
+
+def end_jobs(env, patience=60):
+    """End what runs or waits, and wait until its processes are gone: without the daemons nobody would end them."""
+    end = time.monotonic() + patience
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run(["scancel", "--user=root"], env=env, capture_output=True, timeout=patience)
+        while jobs(env).stdout and time.monotonic() < end:
+            time.sleep(0.2)
+
+
+def jobs(env):
+    """What squeue says."""
+    return subprocess.run(["squeue", "--noheader"], env=env, capture_output=True, text=True, timeout=60)
