@@ -43,6 +43,7 @@ COMMANDS = {
         "{out}/run",
     ],
     "embed": ["embed", "--model", "{in}/model", "--images", "{in}/photos", "--out", "{out}/x.npy"],
+    "index": ["index", "{in}/photos", "--model", "{in}/model", "--out", "{out}/photos"],
     "zeroshot": ["zeroshot", "--model", "{in}/model", "--image", "{in}/photos", "--labels", "cat,dog"],
     "check": ["check", "loss", "{in}/losses.py:right", "--save-case", "{out}/case"],
 }

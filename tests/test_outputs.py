@@ -47,6 +47,14 @@ COMMANDS = {
     "embed, the names": (
         ["embed", "--model", "{in}/model", "--images", "{in}/photo.png", "--out", "{out}/x.npy"], "x.names.csv"
     ),
+    "search --html": (["search", "{in}", "a cat", "--html", "{out}/s.html"], "s.html"),
+    "duplicates --html": (["duplicates", "{in}", "--html", "{out}/s.html"], "s.html"),
+    "classify --save": (
+        ["classify", "--model", "{in}/model", "--image", "{in}", "--labels", "a,b", "--calibrate", "{in}/c.csv",
+         "--save", "{out}/c.json"], "c.json"
+    ),
+    "heatmap": (["heatmap", "{in}/photo.png", "a cat", "--model", "{in}/model", "--out", "{out}/h.png"], "h.png"),
+    "index": (["index", "{in}", "--model", "{in}/model", "--out", "{out}"], "mine.txt"),
     "check --json": (["check", "loss", "{in}/losses.py:right", "--json", "{out}/r.json"], "r.json"),
     "check --save-case": (["check", "loss", "{in}/losses.py:right", "--save-case", "{out}/case"], "case/mine.npz"),
     "check dump --json": (["check", "dump", "{in}/none.npz", "--json", "{out}/r.json"], "r.json"),
@@ -114,7 +122,7 @@ def test_every_command_that_writes_has_the_option():
     """A new command is under the rule, too; `zeroshot --json` prints, `vectors verify FOLDER` reads."""
     from mpi.cli import app as ring
 
-    reads = {"zeroshot", "verify"}
+    reads = {"zeroshot", "verify"}  # json prints
     found = []
     for group in (typer.main.get_command(app), typer.main.get_command(ring)):
         waiting = list(group.commands.items())
@@ -124,7 +132,23 @@ def test_every_command_that_writes_has_the_option():
             if outputs_of(command) and name not in reads:
                 found.append(name)
                 assert "force" in [p.name for p in command.params], name
-    assert {"embed", "loss", "model", "step", "dump", "bench", "study", "export", "trace", "train"} <= set(found)
+    assert {
+        "embed",
+        "search",
+        "duplicates",
+        "classify",
+        "heatmap",
+        "index",
+        "loss",
+        "model",
+        "step",
+        "dump",
+        "bench",
+        "study",
+        "export",
+        "trace",
+        "train",
+    } <= set(found)
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path):

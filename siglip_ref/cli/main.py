@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 import siglip_ref
 from siglip_ref.cli import bench as bench_cli
+from siglip_ref.cli import classify as classify_cli
 from siglip_ref.cli import noise as noise_cli
 from siglip_ref.cli import probe as probe_cli
 from siglip_ref.cli import search as search_cli
@@ -70,6 +71,7 @@ check = typer.Typer(no_args_is_help=True, help="Judge another implementation: it
 app.add_typer(check, name="check")
 zeroshot_cli.register(app, check)
 search_cli.register(app)
+classify_cli.register(app)
 vectors_cli.register(app, check)
 noise_cli.register(app)
 probe_cli.register(app)

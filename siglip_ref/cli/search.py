@@ -1,14 +1,14 @@
 """The commands `siglip-ref index`, `search` and `duplicates`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siglip_ref.cli.zeroshot import Batch, How, ModelPath, Prefix, Threads, Tokens, notes
+from siglip_ref.cli.zeroshot import Batch, How, ModelPath, Prefix, Threads, Tokens, notes, progress
 from siglip_ref.errors import UsageError
 from siglip_ref.process.options import Force, no_overwriting
 from siglip_ref.process.typed import visible
@@ -16,6 +16,7 @@ from siglip_ref.process.typed import visible
 if TYPE_CHECKING:
     from siglip_ref.search.build import Built
     from siglip_ref.search.folder import Index
+    from siglip_ref.search.sheet import Section
     from siglip_ref.use.zeroshot import Progress
 
 LINES = 10  # of progress, where there is no terminal
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("index")(index)
     app.command("search")(no_overwriting(files="html")(search))
+    app.command("duplicates")(no_overwriting(files="html")(duplicates))
 
 
 def index(
@@ -74,12 +76,55 @@ def search(
     require_same(now, how, found.place)
     notes(opened.notes)
     hits = search(found, opened, query, top, threshold)
+    if html:
+        write_sheet(html, query.in_words(), *results.hits_as_sheet(found, hits))
     if paths:
         results.write_bytes(results.as_paths(path for path, _, _ in results.hits_of(found, hits)))
     elif csv:
         results.write_bytes(results.hits_as_csv(found, hits))
     else:
         typer.echo(results.hits_as_json(found, hits, query) if json else results.hits_as_text(found, hits, query))
+
+
+def duplicates(
+    place: Annotated[Path, typer.Argument(metavar="INDEX|PHOTOS", help="an index, or a folder that has one beside it")],
+    similarity: Annotated[float, typer.Option(help="least cosine of two that are taken for the same")] = 0.98,
+    paths: Annotated[bool, typer.Option("-f", "--paths", help="paths alone, but for the first of each group")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a sheet with thumbnails, too")] = None,
+) -> None:
+    """Which photos are nearly the same? Every pair of an index is looked at; nothing is deleted."""
+    from siglip_ref.search import duplicates as found_by
+    from siglip_ref.search import results
+
+    require_one({"-f": paths, "--json": json, "--csv": csv})
+    found = _open(place, None)
+    with progress("tiles") as report:
+        groups = found_by.duplicates(found.vectors, similarity, report)
+    if html:
+        title = f"{found_by.in_words(len(groups), 'group')} of photos that are nearly the same"
+        write_sheet(html, title, *found_by.groups_as_sheet(found, groups, similarity))
+    if paths:
+        others = [found.file(row) for group in groups for row in group.rows[1:]]
+        results.write_bytes(results.as_paths(map(results.shown, others)))
+    elif csv:
+        results.write_bytes(found_by.groups_as_csv(found, groups))
+    else:
+        typer.echo((found_by.groups_as_json if json else found_by.groups_as_text)(found, groups, similarity))
+
+
+def write_sheet(html: Path, title: str, lines: "Sequence[str]", sections: "Sequence[Section]") -> None:
+    """The file, whole or not there."""
+    from siglip_ref.process.atomic import written_whole
+    from siglip_ref.search.sheet import sheet
+
+    try:
+        with written_whole(html) as file:
+            for part in sheet(title, lines, sections):
+                file.write(part.encode("utf-8"))
+    except OSError as error:
+        raise UsageError("a disk with room for the sheet", str(error), "it is full, or broken", "make room") from error
 
 
 def require_one(forms: dict[str, bool]) -> None:

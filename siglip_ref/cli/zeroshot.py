@@ -51,16 +51,16 @@ def zeroshot(
     top: Annotated[int, typer.Option(min=1, help="labels shown per image; JSON has all")] = 5,
 ) -> None:
     """How well does each label fit each image?"""
-    words = _once(_labels(labels))
+    words = once(labels_of(labels))
     loaded = _load(model, tokenizer, preprocess, prefix)
     with progress("images") as report:
-        found = loaded.zero_shot(_files(image), words, template, batch=batch, threads=threads, progress=report)
+        found = loaded.zero_shot(files_of(image), words, template, batch=batch, threads=threads, progress=report)
     notes(found.notes)
     if json:
         typer.echo(_as_json(found, loaded))
     else:
         _show(found, loaded, min(top, len(words)))
-    _end(found.skipped, len(found.names))
+    end(found.skipped, len(found.names))
 
 
 def embed(
@@ -95,7 +95,7 @@ def embed(
             repair="--out vectors.npy",
         )
     names_file = out.with_suffix(".names.csv")
-    sources = [] if images is None else _files(images)
+    sources = [] if images is None else files_of(images)
     require_free(files=(out, names_file), force=force, inputs=sources if text is None else [text])
     loaded = _load(model, tokenizer, preprocess, prefix)
     skipped: list[tuple[str, str]] = []
@@ -118,7 +118,7 @@ def embed(
         _write(out, vectors, names_file, names)
         rows, width = vectors.shape
         typer.echo(f"{out}: {rows} vectors of {width} numbers, {vectors.dtype}; computed with {loaded.computes_with}")
-    _end(skipped, len(names))
+    end(skipped, len(names))
 
 
 def checkpoint(
@@ -169,7 +169,7 @@ def notes(lines: Iterable[str]) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def _labels(given: str) -> list[str]:
+def labels_of(given: str) -> list[str]:
     """The labels as given: after commas, or in the lines of a file."""
     if not given.startswith("@"):
         return list(map(tidy, given.split(",")))
@@ -177,7 +177,7 @@ def _labels(given: str) -> list[str]:
     return require_some(read_lines(file), file, "label")
 
 
-def _once(labels: list[str]) -> list[str]:
+def once(labels: list[str]) -> list[str]:
     """The labels without those that stand there twice, which are said."""
     kept = list(dict.fromkeys(labels))
     twice = [label for label in kept if labels.count(label) > 1] if len(kept) < len(labels) else []
@@ -206,7 +206,8 @@ def _write(out: Path, vectors: "Array", names_file: Path, names: list[str]) -> N
         ) from error
 
 
-def _files(places: list[Path]) -> list[Path]:
+def files_of(places: list[Path]) -> list[Path]:
+    """The images named, and all below the folders named."""
     from siglip_ref.use.reading import image_files
 
     return [file for place in places for file in image_files(place)]
@@ -236,7 +237,7 @@ def _show(found: "ZeroShot", model: "Model", top: int) -> None:
     )
 
 
-def _end(skipped: list[tuple[str, str]], done: int) -> None:
+def end(skipped: list[tuple[str, str]], done: int) -> None:
     """List what was skipped; nothing done at all is exit code 2."""
     if skipped:
         typer.echo(f"\nskipped {len(skipped)} of {len(skipped) + done} images:", err=True)

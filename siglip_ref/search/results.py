@@ -11,6 +11,7 @@ from siglip_ref.process.tables import as_csv
 from siglip_ref.process.typed import visible
 from siglip_ref.search.folder import Index
 from siglip_ref.search.query import Hits, Query
+from siglip_ref.search.sheet import Card, Section
 
 SCORE = (
     "score: how likely this model takes the text to belong to the photo, a sigmoid of the similarity. Each stands "
@@ -69,6 +70,19 @@ def hits_as_json(index: Index, hits: Hits, query: Query) -> str:
         "photos": [dict(zip(COLUMNS, found, strict=True)) for found in hits_of(index, hits)],
     }
     return json.dumps(content, indent=1, allow_nan=False)
+
+
+def hits_as_sheet(index: Index, hits: Hits) -> tuple[list[str], list[Section]]:
+    """Lines and cards for `siglip_ref.search.sheet.sheet`."""
+    cards, values = [], hits.similarities if hits.scores is None else hits.scores
+    best = max(float(values.max(initial=0.0)), 1e-9)
+    for row, (_, similarity, score) in zip(hits.rows.tolist(), hits_of(index, hits), strict=True):
+        lines = [] if score is None else [f"score {score:.4f}"]
+        lines.append(f"similarity {similarity:.3f}")
+        share = (similarity if score is None else score) / best
+        cards.append(Card(index.file(row), index.photos[row].path, lines, share))
+    about = f"{len(cards)} of {len(index.photos):,} photos in {index.root}; {index.model['size']}"
+    return [about, (SIMILARITY if hits.scores is None else SCORE).replace("\n", " ")], [Section("", cards)]
 
 
 def hits_as_text(index: Index, hits: Hits, query: Query) -> str:

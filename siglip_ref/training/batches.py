@@ -4,7 +4,7 @@ So a training that was killed goes on with the right pictures because it knows i
 the same batches: each reads its rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,8 +14,8 @@ from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.training.data.captioned import NOISE, Captioned, Unreadable
 from siglip_ref.use.preprocess import Preprocess, levels, resize
-from siglip_ref.use.tokenizer import Tokenizer
 
+Tokenize = Callable[[Sequence[str]], Array]  # texts: what the text tower is given
 Seen = Callable[[int, Array], Array]  # number and noise of a picture: what the image tower is given
 
 
@@ -38,8 +38,8 @@ class Batches:
     skipped : numbers of pictures that could not be read, and why; the next readable one stands in
     """
 
-    def __init__(self, part: Captioned, see: Seen, tokenizer: Tokenizer, size: int, seed: int, shuffled: float) -> None:
-        self.part, self.see, self.tokenizer, self.size, self.seed = part, see, tokenizer, size, seed
+    def __init__(self, part: Captioned, see: Seen, tokenize: Tokenize, size: int, seed: int, shuffled: float) -> None:
+        self.part, self.see, self.tokenize, self.size, self.seed = part, see, tokenize, size, seed
         self.skipped: dict[int, str] = {}
         rng = np.random.default_rng([seed, 1])
         self.captioned_as = np.arange(part.count)  # whose caption each picture has
@@ -63,7 +63,7 @@ class Batches:
             images.append(image)
             captions.append(self.part.caption(int(self.captioned_as[number]), vary))
             labels.append(self.part.labels[number] if self.part.labels is not None else -1)
-        return np.stack(images), self.tokenizer(captions), np.array(labels)
+        return np.stack(images), self.tokenize(captions), np.array(labels)
 
     def _readable(self, number: int, noise: Array) -> tuple[Array, int]:
         for _ in range(self.part.count):

@@ -32,6 +32,10 @@ def options(
     labels: Annotated[bool, typer.Option("--labels", help="train the image encoder as a classifier")] = False,
     init: Annotated[str, typer.Option(help="a released checkpoint to start from")] = "",
     freeze: Annotated[Literal["", "image"], typer.Option(help="image: keep the image tower of --init")] = "",
+    learn: Annotated[
+        Literal["", "text", "head"],
+        typer.Option(help="of --init, its images locked: text: the text tower, slowly; head: its last layer alone"),
+    ] = "",
     accumulate: Annotated[int, typer.Option(min=1, help="batches a step, each with its own negatives")] = 1,
     micro: Annotated[int, typer.Option(min=0, help="pairs computed at once; 0: all. All negatives are kept")] = 0,
     dtype: Annotated[Literal["float32", "float64"], typer.Option(help="of all numbers")] = "float32",
@@ -71,6 +75,8 @@ def run(chosen: dict[str, Any], parallel: "Parallel") -> None:
     every, judge_every = chosen.pop("save_every"), chosen.pop("judge_every")
     if chosen.pop("labels"):
         chosen["loss"] = "labels"
+    if chosen.get("learn"):
+        chosen["freeze"] = "image"
     settings = Settings(**chosen)
     out = out or Path("runs") / (Path(settings.data).stem or "data")
     show = watcher(parallel)

@@ -1,10 +1,7 @@
 """The end of a training: a model that every command here takes, curves, and a sentence."""
 
-import json
 import shutil
 from pathlib import Path
-
-from safetensors.numpy import save_file
 
 from siglip_ref.checkpoint.load import resolve
 from siglip_ref.checkpoint.save import save_checkpoint
@@ -12,7 +9,10 @@ from siglip_ref.training.loop import Quiet, Run
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.settings import Settings, TrainingStopped
 from siglip_ref.training.show import Terminal, in_words, write_history
-from siglip_ref.use.companions import SETTINGS_FILES, write_image_settings
+from siglip_ref.use.classifier import Texts, write_classifier
+from siglip_ref.use.companions import SETTINGS_FILES
+from siglip_ref.use.exported import FILES as EXPORTED
+from siglip_ref.use.exported import write_modules, write_settings
 from siglip_ref.use.preprocess import PREPROCESS
 from siglip_ref.use.tokenizer import FILES
 
@@ -53,12 +53,14 @@ def write_model(settings: Settings, place: Path, run: Run) -> None:
     whole = beside / "model.npz" if run.task.format == "big_vision" else beside
     save_checkpoint(whole, run.params, run.task.cfg, run.task.format)
     if "head/kernel" in run.params:
-        layer = {name: run.params[name] for name in ("head/kernel", "head/bias")}
-        save_file(layer, beside / "classifier.safetensors", {"classes": json.dumps(run.task.classes)})
+        texts: Texts = "untrained" if not settings.init else "fits" if settings.freeze else "left behind"
+        write_classifier(beside, run.params, run.task.classes, run.task.scale(run.params), texts)
     if settings.init:
         copy_companions(resolve(settings.init), beside)
+        if run.task.format == "huggingface" and not (beside / "modules.json").exists():
+            write_modules(beside, run.task.cfg)
     else:
-        write_image_settings(beside, PREPROCESS["huggingface"], run.task.cfg)
+        write_settings(beside, PREPROCESS["huggingface"], run.task.cfg)
     place.mkdir(exist_ok=True)
     for file in beside.iterdir():
         file.replace(place / file.name)
@@ -68,6 +70,6 @@ def write_model(settings: Settings, place: Path, run: Run) -> None:
 def copy_companions(source: Path, target: Path) -> None:
     """The tokeniser and the settings that came with the checkpoint."""
     folder = source if source.is_dir() else source.parent
-    for name in (*FILES, *SETTINGS_FILES):
+    for name in dict.fromkeys((*FILES, *SETTINGS_FILES, *EXPORTED)):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

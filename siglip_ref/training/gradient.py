@@ -59,11 +59,30 @@ def locked(params: Mapping[str, Array], embeddings: Array, cfg: Config, ops: Ops
     return embeddings
 
 
+def head_side(params: Mapping[str, Array], features: Array, cfg: Config, ops: Ops) -> tuple[Array, Backward]:
+    """A text tower that is locked up to its head: what the head is given was computed beforehand."""
+    embed, head_cache = ops.linear.forward(features, params["text/head/kernel"], params["text/head/bias"])
+    unit, norm_cache = ops.normalize.forward(embed, cfg.conventions.embed_norm, cfg.conventions.embed_norm_eps)
+
+    def backward(d_unit: Array) -> dict[str, Array]:
+        # unit = normalize(features @ head/kernel + head/bias)
+        _, d_kernel, d_bias = ops.linear.backward(ops.normalize.backward(d_unit, norm_cache), head_cache)
+        return {"text/head/kernel": d_kernel, "text/head/bias": d_bias}
+
+    return unit, backward
+
+
+def headed(params: Mapping[str, Array], features: Array, cfg: Config, ops: Ops) -> Array:
+    embed: Array = head_side(params, features, cfg, ops)[0]
+    return embed
+
+
 # a tower: with a way back, and without activations
 SIDES: dict[str, tuple[Any, Any]] = {
     "image": (image_side, image_embeddings),
     "text": (text_side, text_embeddings),
     "locked": (locked_side, locked),
+    "head": (head_side, headed),
 }
 Loss = Callable[[Array, Array], LossAndGrads]
 
@@ -77,6 +96,7 @@ def gradient(
     ops: Ops,
     micro: int = 0,
     image_side: str = "image",
+    text_side: str = "text",
 ) -> tuple[LossAndGrads, dict[str, Array]]:
     """Loss and gradients of this rank's pairs.
 
@@ -85,14 +105,14 @@ def gradient(
     images, tokens : this rank's rows of the batch; may be none
     loss : of the embeddings, with its gradients by them; over ranks: of all ranks' pairs
     micro : pairs whose activations are held at once (0: all)
-    image_side : a name in `SIDES`
+    image_side, text_side : names in `SIDES`
 
     Returns
     -------
     loss : as `loss` gave it
     grads : what this rank's pairs add to the gradients of the towers' parameters
     """
-    sides = [(images, *SIDES[image_side]), (tokens, *SIDES["text"])]
+    sides = [(images, *SIDES[image_side]), (tokens, *SIDES[text_side])]
     rows = len(images)
     if rows <= (micro or rows):
         (x, x_back), (y, y_back) = (forward(params, inputs, cfg, ops) for inputs, forward, _ in sides)

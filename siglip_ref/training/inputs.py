@@ -101,6 +101,24 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
             "a tower that knows nothing is not worth keeping: name a checkpoint",
         ),
         (
+            bool(settings.learn) and not (settings.init and settings.freeze),
+            f"--init DIR with --learn {settings.learn}",
+            f"--learn {settings.learn} alone",
+            "a text tower that knows nothing is not worth keeping: name a checkpoint",
+        ),
+        (
+            bool(settings.learn) and settings.loss == "labels",
+            "--learn or --labels",
+            "both",
+            "classes are learnt from images alone: with --labels, --freeze image says that its tower stays",
+        ),
+        (
+            settings.learn == "head" and not cfg.text_head,
+            "a model with a text head for --learn head",
+            cfg.name,
+            "--learn text: this model's text tower ends without one",
+        ),
+        (
             settings.loss == "labels" and not data.classes,
             "data with classes for --labels: digits, or a folder of class folders",
             f"--data {settings.data}",

@@ -113,7 +113,7 @@ def begin(settings: Settings, saved: Saved | None, task: Task) -> Run:
     """The run where it was, or at its beginning."""
     if saved is None:
         return Run(task, settings, 0, task.params, State())
-    params = {name: saved.tensors[f"params/{name}"] for name in task.params}
+    params = {name: saved.tensors.get(f"params/{name}", value) for name, value in task.params.items()}
     slots = {name[6:]: value for name, value in saved.tensors.items() if name.startswith("slots/")}
     state, history = State(saved.step, slots), list(saved.tensors["history"])
     return Run(task, settings, saved.step, params, state, history, list(saved.about["judged"]))
@@ -214,8 +214,9 @@ def require_same_bits(run: Run, parallel: Parallel) -> None:
 
 
 def keep(run: Run, out: Path, about: dict[str, Any]) -> None:
-    """Write a checkpoint."""
-    tensors = {f"params/{name}": value for name, value in run.params.items()}
+    """Write a checkpoint; of a training with a locked tower, what it learns: the rest is that of --init."""
+    names = run.task.learnt if run.settings.freeze else run.params
+    tensors = {f"params/{name}": run.params[name] for name in names}
     tensors |= {f"slots/{name}": run.state.slots[name] for name in run.state.slots}
     tensors["history"] = np.array(run.history)
     save(out / "checkpoints", run.step, tensors, about)

@@ -15,6 +15,7 @@ class Settings:
     warmup : steps; -1: a tenth of all
     loss : "sigmoid", "softmax" (CLIP's), or "labels" (a linear classifier on the image encoder)
     init, freeze : a released checkpoint to start from; "image" keeps its image tower as it is
+    learn : with a frozen image tower: "text", its text tower at a tenth of the rate; "head", its text head alone
     log_scale, bias : initial values, of a model trained from nothing; without_bias keeps the bias at 0
     accumulate : batches whose gradients are averaged for one step, each with its own negatives only
     micro : pairs a rank computes at once (0: all); changes memory, not the gradient
@@ -33,6 +34,7 @@ class Settings:
     loss: str = "sigmoid"
     init: str = ""
     freeze: str = ""
+    learn: str = ""
     log_scale: float | None = None
     bias: float | None = None
     without_bias: bool = False

@@ -12,6 +12,7 @@ import numpy as np
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.process.atomic import write_atomically
+from siglip_ref.process.clock import at, duration
 from siglip_ref.training.loop import HISTORY, Quiet, Run
 from siglip_ref.training.task import Task
 from siglip_ref.use.inference import computes_with
@@ -52,7 +53,7 @@ class Terminal(Quiet):
             a_step = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
             left = a_step * (self.total - step)
             words += f"  {self.images / a_step:,.0f} images/s"
-            words += f"  ends in {_duration(left)}, at {time.strftime('%H:%M:%S', time.localtime(time.time() + left))}"
+            words += f"  ends in {duration(left)}, at {at(left)}"
         self.bar.update(self.line, completed=step, description=words.partition("  ")[2])
         if not self.console.is_terminal and (step % max(1, self.total // LINES) == 0 or step == 4):
             self.say(words)
@@ -67,16 +68,6 @@ class Terminal(Quiet):
 def in_words(found: dict[str, float]) -> str:
     """An evaluation."""
     return ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items() if name != "step")
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def write_history(out: Path, run: Run) -> None:

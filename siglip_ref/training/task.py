@@ -14,13 +14,13 @@ from siglip_ref.model import optim
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
-from siglip_ref.training.batches import Batches, pixels_of
+from siglip_ref.training.batches import Batches, Tokenize, pixels_of
 from siglip_ref.training.classify import classifier_gradient, head
 from siglip_ref.training.data.captioned import Data
-from siglip_ref.training.evaluate import evaluate
+from siglip_ref.training.evaluate import evaluate, held_out_scale
 from siglip_ref.training.gradient import gradient
 from siglip_ref.training.inputs import Inputs
-from siglip_ref.training.locked import locked
+from siglip_ref.training.locked import locked, locked_texts
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.settings import Settings
 from siglip_ref.use.inference import best_ops
@@ -35,6 +35,7 @@ class Task:
     params : at the beginning; learnt : the names of those that change
     gradient : of these parameters and the batch of this number: the loss, and what this rank's pairs add
     judge : see `siglip_ref.training.evaluate`; format : whose layout the model is written in
+    scale : that calibrates the classifier of these parameters
     shared : names whose gradients are complete on every rank, all others are to be summed up
     """
 
@@ -48,6 +49,7 @@ class Task:
     ops: Ops
     total: int
     classes: tuple[str, ...]
+    scale: Callable[[Params], float]
     format: Format = "huggingface"
     shared: tuple[str, ...] = ("log_scale", "bias")
 
@@ -56,14 +58,18 @@ def prepare(settings: Settings, inputs: Inputs, parallel: Parallel, out: Path, s
     """Data, model, loss and optimiser."""
     data, cfg, params, tokenizer, ops = inputs.data, inputs.cfg, inputs.params, inputs.tokenizer, best_ops()
     see, see_test = (pixels_of(part, cfg.image_size, inputs.how) for part in (data.train, data.test))
-    side = "image"
+    side, text_side = "image", "text"
+    tokenize: Tokenize = tokenizer
+    if settings.learn == "head":
+        text_side = "head"
+        tokenize = locked_texts(data, tokenizer, params, cfg, ops, parallel, out / "locked-texts", say)
     if settings.freeze:
         side = "locked"
         see, see_test = (
             locked(part, see, params, cfg, ops, parallel, out / f"locked-{name}", data.digest, say)
             for name, part, see in (("train", data.train, see), ("test", data.test, see_test))
         )
-    batches = Batches(data.train, see, tokenizer, inputs.batch, settings.seed, settings.shuffled)
+    batches = Batches(data.train, see, tokenize, inputs.batch, settings.seed, settings.shuffled)
     if settings.loss == "labels":
         params |= head(len(data.classes), cfg, params["bias"].dtype)
     total = settings.steps or int(data.defaults["steps"])
@@ -73,12 +79,13 @@ def prepare(settings: Settings, inputs: Inputs, parallel: Parallel, out: Path, s
         params,
         learnt_names(settings, params),
         batches,
-        make(settings, parallel, batches, cfg, ops, side),
-        lambda params: evaluate(params, data, see_test, tokenizer, cfg, ops, side),
+        make(settings, parallel, batches, cfg, ops, side, text_side),
+        lambda params: evaluate(params, data, see_test, tokenize, cfg, ops, side, text_side),
         stepper(settings, data, cfg, ops, total),
         ops,
         total,
         tuple(data.classes),
+        lambda params: held_out_scale(params, data, see_test, cfg, ops, side),
         inputs.format,
     )
 
@@ -86,6 +93,8 @@ def prepare(settings: Settings, inputs: Inputs, parallel: Parallel, out: Path, s
 def learnt_names(settings: Settings, params: Params) -> list[str]:
     """What changes: not a locked tower, not what the loss does not depend on."""
     fixed = ["image/"] if settings.freeze else []
+    if settings.learn == "head":
+        fixed += [name for name in params if name.startswith("text/") and not name.startswith("text/head/")]
     if settings.loss == "labels":
         fixed += ["text/", "log_scale", "bias"]
     elif settings.loss == "softmax" or settings.without_bias:
@@ -97,7 +106,7 @@ Gradient = Callable[[Params, int], tuple[float, Params]]
 
 
 def pairs_gradient(
-    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: Ops, side: str
+    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: Ops, side: str, text_side: str
 ) -> Gradient:
     """Of the loss of image-text pairs."""
     shares = [share(batches.size, rank, parallel.size) for rank in range(parallel.size)]
@@ -117,14 +126,16 @@ def pairs_gradient(
         images, tokens, _ = batches.read(number, shares[parallel.rank])
         parallel.at(-1, "the towers")
         images = images.astype(params["bias"].dtype, copy=False)
-        found, grads = gradient(params, images, tokens, partial(loss, params), cfg, ops, settings.micro, side)
+        found, grads = gradient(
+            params, images, tokens, partial(loss, params), cfg, ops, settings.micro, side, text_side
+        )
         return float(found.loss), grads | {"log_scale": found.d_log_scale, "bias": found.d_bias}
 
     return of_batch
 
 
 def classes_gradient(
-    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: Ops, side: str
+    settings: Settings, parallel: Parallel, batches: Batches, cfg: Config, ops: Ops, side: str, _: str
 ) -> Gradient:
     """Of the classifier's cross entropy."""
     mine = share(batches.size, parallel.rank, parallel.size)
@@ -144,7 +155,8 @@ def classes_gradient(
 def stepper(settings: Settings, data: Data, cfg: Config, ops: Ops, total: int) -> Stepper:
     """The optimiser with its schedule: of parameters, gradients, state and step."""
     warmup = total // 10 if settings.warmup < 0 else settings.warmup
-    tuned = bool(settings.init) and not settings.freeze  # a trained tower learns slowly, or it forgets
+    towers = not settings.freeze or settings.learn == "text"
+    tuned = bool(settings.init) and towers  # a trained tower learns slowly, or it forgets
     lr = settings.lr or data.defaults["lr"] * (0.1 if tuned else 1.0)
     if settings.optimiser == "big_vision":
         rule = optim.BigVision(lr=lr, decay=1e-4 if settings.decay is None else settings.decay, max_norm=settings.clip)

@@ -12,6 +12,7 @@ from siglip_ref.checkpoint.provenance import Setting
 from siglip_ref.errors import UsageError
 from siglip_ref.model.specification import chosen
 from siglip_ref.ops.record import Ops
+from siglip_ref.use.classifier import classifier_notes
 from siglip_ref.use.companions import given_images, image_companions, text_companions
 from siglip_ref.use.inference import best_ops
 from siglip_ref.use.preprocess import PREPROCESS, Preprocess
@@ -69,6 +70,7 @@ def from_checkpoint(
     second = "-2" if cfg.vocabulary == GEMMA or cfg.naflex else ""
     words, text_settings, text_notes = text_companions(directory, TEXT_CONVENTIONS[checkpoint.format + second], cfg)
     how, image_settings, image_notes = _preprocess(preprocess, checkpoint, second)
+    text_notes += classifier_notes(directory)
     sides = {"image": (image_settings, image_notes), "text": (text_settings, text_notes)}
     found: list[Setting] = [*checkpoint.settings]
     notes: list[str] = [*checkpoint.notes]

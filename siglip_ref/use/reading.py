@@ -16,7 +16,7 @@ from siglip_ref.use.pictures import SUFFIXES, is_see_through, open_image
 from siglip_ref.use.preprocess import Preprocess, patches_of, pixels_of
 from siglip_ref.use.walk import images_below
 
-FINER = 2  # a JPEG that is decoded small has at least so many pixels for each that the model sees
+FINER = 1.4  # a JPEG that is decoded small has at least so many pixels a side for each that the model sees
 
 
 class Prepared(NamedTuple):
@@ -53,7 +53,7 @@ def reader(cfg: Config, how: Preprocess, small: bool = False) -> Read:
     small : large JPEGs are decoded at 1/2, 1/4 or 1/8, as long as `FINER` times what the model sees is left: a fifth
         of the time, and vectors that differ in the third decimal
     """
-    least = (FINER * max(cfg.image_size),) * 2 if small and not cfg.naflex else None
+    least = (round(FINER * max(cfg.image_size)),) * 2 if small and not cfg.naflex else None
 
     def read(source: Any) -> Prepared | UsageError:
         try:

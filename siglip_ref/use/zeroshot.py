@@ -13,7 +13,7 @@ from siglip_ref.checkpoint.provenance import Setting
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.ops.record import Ops
-from siglip_ref.use.inference import computes_with, image_embeddings, text_embeddings
+from siglip_ref.use.inference import computes_with, image_embeddings, patch_embeddings, text_embeddings
 from siglip_ref.use.labels import fill, look_alike, require_words, same_to_the_model
 from siglip_ref.use.preprocess import Preprocess
 from siglip_ref.use.reading import batches_ahead, image_files, reader, stacked
@@ -36,6 +36,15 @@ class Images:
     names: list[str]
     skipped: list[tuple[str, str]]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PatchImages:
+    """Embeddings of the patches of images, each array (rows, columns, D); names and skipped as in `Images`."""
+
+    embeddings: list[Array]
+    names: list[str]
+    skipped: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,29 @@ class Model:
         with np.errstate(all="ignore"):  # what overflows is found later
             stack = stacked(images, self.config, self._dtype, size)
             return image_embeddings(self.params, stack, self.config, self.ops)[: len(images)]
+
+    def embed_patches(self, images: Sequence[Any] | str | Path, *, batch: int = 8, threads: int = 2) -> PatchImages:
+        """Unit vectors of every patch of images: their products with those of texts say where something is.
+
+        images, batch, threads : as in `embed_images`
+        """
+        require_side(self.sides, self.config, "image")
+        done: list[Array] = []
+        names, skipped = [], []
+        for group in batches_ahead(image_files(images), reader(self.config, self.preprocess), batch, threads):
+            for name, image in group:
+                if isinstance(image, UsageError):
+                    skipped.append((name, f"{image.got} ({image.cause})"))
+                    continue
+                stack = stacked([image.values], self.config, self._dtype)
+                with np.errstate(all="ignore"):  # what overflows is found below
+                    found = patch_embeddings(self.params, stack, self.config, self.ops)[0]
+                rows, columns = image.values[1] if self.config.naflex else self.config.grid
+                found = found[: rows * columns]
+                require_finite(found, [name] * len(found), self)
+                done.append(found.reshape(rows, columns, -1))
+                names.append(name)
+        return PatchImages(done, names, skipped)
 
     def embed_texts(self, texts: Sequence[str], *, batch: int = 32, progress: Progress | None = None) -> Array:
         """Unit vectors (n, D) of texts, padded as the model was trained; a warning counts those that are cut."""

@@ -151,7 +151,7 @@ def _part(pairs: Pairs, classes: Sequence[str]) -> Captioned:
         nonlocal room
         if number not in kept:
             try:
-                image = open_image(pairs[number][0])
+                image = open_image(pairs[number][0], (LARGEST, LARGEST))
             except UsageError as error:
                 raise Unreadable(f"{error.got} ({error.cause})") from error
             image.thumbnail((LARGEST, LARGEST))

@@ -81,7 +81,8 @@ def _require_same_start(saved: Saved | None, now: dict[str, Any], parallel: Para
 
 def _require_same_training(saved: Saved, now: dict[str, Any], inputs: Inputs, out: Path) -> None:
     then, new = saved.about["settings"], now["settings"]
-    different = [f"{name} {then.get(name)!r}, not {new[name]!r}" for name in new if then.get(name) != new[name]]
+    then = Settings().as_dict() | then  # settings that came later had their default
+    different = [f"{name} {then[name]!r}, not {new[name]!r}" for name in new if then[name] != new[name]]
     if different:
         raise UsageError(
             expected=f"the settings of the training in {out}, which goes on from step {saved.step}",

@@ -1,0 +1,121 @@
+"""Does a heat map point at what is named? A model trained on single shapes, judged on held-out pictures of two shapes.
+
+Draws captioned pictures of one shape each, trains a small model on them (patches of 6 pixels), then draws pictures of
+two shapes that differ in colour and form and asks for one of the two: is the largest place of the smoothed map inside
+the shape that was named? Chance is the share of a picture that the shape covers.
+
+    python benchmarks/search_heatmap.py [--pictures 4000] [--steps 1500] [--judged 400]
+"""
+
+import argparse
+import json
+import tempfile
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import siglip_ref as sr
+from siglip_ref.architecture.sizes import SIZES, Config, Tower
+from siglip_ref.search.heatmap import as_png, peak, similarity_map
+from siglip_ref.training.command import run as train
+from siglip_ref.training.data.shapes import COLOURS, corners
+from siglip_ref.training.parallel import Alone
+
+SIDE, FINER, FORMS = 48, 4, ("circle", "triangle", "square", "star", "cross")
+FINE = Config(
+    "fine", Tower(64, 2, 256, 4), Tower(64, 2, 256, 4), (SIDE, SIDE), 6, 259, 64, conventions=sr.preset("huggingface")
+)
+KINDS = list(product(COLOURS, FORMS))
+RESULT = Path(__file__).parent / "results" / "search_heatmap.json"
+
+
+def drawn(rng, kinds, wide=SIDE * FINER):
+    """A picture of these kinds, none over another, and the mask of each."""
+    image = Image.new("RGB", (wide, wide), (int(rng.integers(40, 110)),) * 3)
+    masks, places = [], []
+    for colour, form in kinds:
+        radius = wide * rng.uniform(0.15, 0.21)
+        for _ in range(200):
+            x, y = rng.uniform(radius, wide - radius, 2)
+            if all(np.hypot(x - a, y - b) > radius + c for a, b, c in places):
+                break
+        places.append((x, y, radius))
+        mask = Image.new("L", (wide, wide), 0)
+        for pen, fill in ((ImageDraw.Draw(image), COLOURS[colour]), (ImageDraw.Draw(mask), 255)):
+            if form == "circle":
+                pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+            else:
+                pen.polygon([(x + radius * a, y + radius * b) for a, b in corners(form)], fill=fill)
+        masks.append(np.asarray(mask) > 0)
+    return image.reduce(FINER), masks
+
+
+def photos(place, rng, kinds, count):
+    """Pictures of one shape with captions beside them."""
+    place.mkdir()
+    for number in range(count):
+        colour, form = kinds[number % len(kinds)]
+        image, _ = drawn(rng, [(colour, form)])
+        image.save(place / f"{number:05d}.png")
+        (place / f"{number:05d}.txt").write_text(f"a {colour} {form}\n")
+
+
+def judged(model, rng, kinds, count):
+    """How often the peak lies inside the named one of two; and by chance."""
+    inside, chance = [], []
+    while len(inside) < count:
+        named, other = (kinds[k] for k in rng.permutation(len(kinds))[:2])
+        if named[0] == other[0] or named[1] == other[1]:
+            continue
+        image, masks = drawn(rng, [named, other])
+        found = similarity_map(model, image, f"a {named[0]} {named[1]}")
+        x, y = peak(found)
+        wide = len(masks[0])
+        inside.append(bool(masks[0][int(y * wide), int(x * wide)]))
+        chance.append(float(masks[0].mean()))
+    return float(np.mean(inside)), float(np.mean(chance))
+
+
+def main():
+    """Draw, train, judge, write."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--pictures", type=int, default=4000)
+    options.add_argument("--steps", type=int, default=1500)
+    options.add_argument("--judged", type=int, default=400)
+    options.add_argument("--keep", type=Path, help="keep the model and some pictures here")
+    given = options.parse_args()
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(KINDS))
+    held_out, shown = [KINDS[k] for k in order[:6]], [KINDS[k] for k in order[6:]]
+    SIZES["fine"] = FINE
+    with tempfile.TemporaryDirectory() as folder:
+        place = given.keep or Path(folder)
+        photos(place / "photos", rng, shown, given.pictures)
+        chosen = {
+            "data": str(place / "photos"),
+            "out": place / "run",
+            "model": "fine",
+            "steps": given.steps,
+            "lr": 1e-3,
+        }
+        train(chosen | {"batch": 128, "labels": False, "force": True, "save_every": 0, "judge_every": 0}, Alone())
+        model = sr.load(place / "run" / "model")
+        result = {"pictures": given.pictures, "steps": given.steps, "judged": given.judged}
+        for name, kinds in (("combinations shown in training", shown), ("combinations never shown", held_out)):
+            right, chance = judged(model, np.random.default_rng(1), kinds, given.judged)
+            result[name] = {"inside": right, "chance": chance}
+            print(f"{name}: {100 * right:.1f} % inside the named shape, by chance {100 * chance:.1f} %", flush=True)
+        if given.keep:
+            for number in range(3):
+                image, _ = drawn(np.random.default_rng(number), [shown[number], shown[number + 7]])
+                text = "a {} {}".format(*shown[number])
+                found = similarity_map(model, image, text)
+                (place / f"heat-{number}.png").write_bytes(as_png(image, found))
+                print(text)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
