@@ -1,6 +1,7 @@
 """Rings broken on purpose: each is mpi/ and one edited line. What goes wrong is run, and judged by the checker."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ import numpy as np
 
 import siglip_ref as sr
 from mpi.batch import Job, bias_of, make_batch
-from mpi.comm import Array, ThreadComm
+from mpi.comm import Array, Communicator, Request, ThreadComm, Wrapper
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.report.data import Report
@@ -21,7 +22,7 @@ WORLD, PAIRS, WIDTH = 4, 8, 3
 
 @dataclass(frozen=True)
 class Break:
-    """One line of the ring, changed. `named` is what the checker must call it."""
+    """One change of the ring. `named`: what the checker must call it; `reduce`: what is done to gradients after it."""
 
     name: str
     title: str
@@ -30,6 +31,8 @@ class Break:
     old: str
     new: str
     named: str
+    scheme: str = "blocking"
+    reduce: str = "none"
 
 
 BREAKS = (
@@ -37,7 +40,7 @@ BREAKS = (
         "forget",
         "Forget the last block",
         "The loop ends one hop early. Every rank never meets one other rank's texts.",
-        "ring.py",
+        "mpi/ring.py",
         "        answer = visit((rank + hop) % world, held)",
         "        answer = visit((rank + hop) % world, held) if hop < world - 1 else np.zeros_like(held)",
         "ring-hop-missing",
@@ -45,8 +48,8 @@ BREAKS = (
     Break(
         "reuse",
         "Forget the last exchange",
-        "At the last hop the texts of the hop before still lie in the buffer, and are met again as if they were new.",
-        "ring.py",
+        "At the last hop the texts of the hop before are still in the buffer, and are used again as if they were new.",
+        "mpi/ring.py",
         "        held = move(CHUNK, held, chunks, hop)",
         "        held = move(CHUNK, held, chunks, hop) if hop < max(2, world - 1) else held",
         "ring-hop-repeated",
@@ -55,7 +58,7 @@ BREAKS = (
         "early",
         "Do not wait for the message",
         "At hop 1 the block is computed before the message has arrived: the buffer holds zeros.",
-        "ring.py",
+        "mpi/ring.py",
         "        answer = visit((rank + hop) % world, held)",
         "        answer = visit((rank + hop) % world, held if hop > 1 else np.zeros_like(held))",
         "ring-received-buffer-zero",
@@ -63,8 +66,8 @@ BREAKS = (
     Break(
         "twice",
         "Count the diagonal twice",
-        "The own texts are met at home, and once more as if they were a stranger's, without their matches.",
-        "ring.py",
+        "The block of the own texts is computed at home, and again as if they were another rank's, without matches.",
+        "mpi/ring.py",
         "    at_home = visit(rank, held)",
         "    at_home = visit(rank, held) + visit(rank + world, held)",
         "ring-own-block-double-counted",
@@ -74,7 +77,7 @@ BREAKS = (
         "Divide by W",
         "The embeddings' gradients are divided by W, although each is complete at its owner. The numbers are "
         "those of a gather without gradient, and by that name the checker knows them.",
-        "loss.py",
+        "mpi/loss.py",
         "    return LossAndGrads(loss, home.d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, "
         "d_bias)",
         "    d_image_embed, d_text_embed = home.d_image_embed / comm.size, d_text_embed / comm.size\n"
@@ -84,11 +87,54 @@ BREAKS = (
     Break(
         "astray",
         "Stop one move before home",
-        "The last message is not sent. Every rank keeps the gradient of its neighbour's texts for its own.",
-        "ring.py",
+        "The last message is not sent. Every rank adds the gradient of its neighbour's texts to its own.",
+        "mpi/ring.py",
         "    return combine(at_home, move(ANSWER, travelling, answers, world))",
         "    return combine(at_home, travelling)",
         "text-grad-to-wrong-rank",
+    ),
+    Break(
+        "positives",
+        "Matches in every block",
+        "The diagonal of every block counts as matches, also where the texts are another rank's.",
+        "mpi/loss.py",
+        "                if owner == self.rank:  # only at home do an image and a text of one number belong together",
+        "                if True:",
+        "remote-diagonal-as-positive",
+    ),
+    Break(
+        "local",
+        "Divide by b",
+        "The sums are divided by one rank's images instead of all: loss and gradients are W times too large.",
+        "mpi/loss.py",
+        "    loss, d_log_scale, d_bias = (totals.reshape(-1, 3).sum(0) / sum(sizes)).astype(image_embed.dtype)\n"
+        "    return LossAndGrads(loss, home.d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, "
+        "d_bias)",
+        "    loss, d_log_scale, d_bias = (totals.reshape(-1, 3).sum(0) / len(image_embed)).astype(image_embed.dtype)\n"
+        "    d_image_embed, d_text_embed = home.d_image_embed / len(image_embed), d_text_embed / len(image_embed)\n"
+        "    return LossAndGrads(loss, d_image_embed, d_text_embed, d_log_scale, d_bias)",
+        "unknown",
+    ),
+    Break(
+        "race",
+        "Receive into the buffer in use",
+        "The overlapped ring with one buffer, not two: the next texts overwrite those that the block still needs. "
+        "This run has a network faster than any block; on a slower one the damage differs from run to run.",
+        "mpi/schemes.py",
+        "        coming = buffers[hop % 2][: sizes[owner]]",
+        "        coming = buffers[0][: sizes[owner]]",
+        "ring-hop-repeated",
+        scheme="overlapped",
+    ),
+    Break(
+        "ddp",
+        "Forget W under DDP",
+        "Towers in DDP need W times the embeddings' gradients, as DDP divides by W. Here they get them as they are.",
+        "your program, in Torch",
+        "    return W * d_image_embed, W * d_text_embed, d_log_scale, d_bias",
+        "    return d_image_embed, d_text_embed, d_log_scale, d_bias",
+        "convention",
+        reduce="mean",
     ),
 )
 
@@ -96,7 +142,7 @@ BREAKS = (
 def broken_modules(broken: Break) -> ModuleType:
     """`mpi.loss` of a private copy of the ring in which the line is changed."""
     sources = {name: (MPI / f"{name}.py").read_text(encoding="utf-8") for name in ("ring", "schemes", "loss")}
-    part = broken.file.removesuffix(".py")
+    part = Path(broken.file).stem
     if sources[part].count(broken.old + "\n") != 1:
         raise ValueError(f"{broken.file} has not exactly one line {broken.old.strip()!r}")
     sources[part] = sources[part].replace(broken.old + "\n", broken.new + "\n")
@@ -108,20 +154,49 @@ def broken_modules(broken: Break) -> ModuleType:
     return sys.modules[f"broken_{broken.name}_loss"]
 
 
-def run_toy(module: ModuleType) -> tuple[list[LossAndGrads], list[list[Any]]]:
-    """All ranks' results, and every meeting: rank, whose texts it should be, whose it was (-1: nobody's), loss."""
-    job = Job(PAIRS, WIDTH, "blocking")
+class Fast(Wrapper):
+    """A network faster than any block: a message is there as soon as both sides have asked for it."""
+
+    def __init__(self, comm: Communicator) -> None:
+        super().__init__(comm)
+        self.coming: list[Request] = []
+
+    def Irecv(self, buf: Array, source: int, tag: int) -> Request:  # noqa: N802
+        self.coming.append(self.comm.Irecv(buf, source, tag))
+        return self.coming[-1]
+
+    def Isend(self, buf: Array, dest: int, tag: int) -> Request:  # noqa: N802
+        sent = self.comm.Isend(buf, dest, tag)
+        while self.coming:
+            self.coming.pop(0).Wait()
+        return sent
+
+
+def run_toy(module: ModuleType, scheme: str = "blocking") -> tuple[list[LossAndGrads], list[list[Any]]]:
+    """All ranks' results, and every block: rank, hop, whose texts it should be, whose it was, loss.
+
+    Whose it was: -1 for nobody's, -2 for texts of several ranks.
+    """
+    job = Job(PAIRS, WIDTH, scheme)
     images, texts = make_batch(job, PAIRS)
     chunks = np.split(texts, WORLD)
     meetings: list[list[Any]] = []
 
     class Watched(module.Home):  # type: ignore[name-defined, misc]
-        def visit(self, owner: int, text_embed: Array) -> Array:
-            before = float(self.sums[0])
-            answer = super().visit(owner, text_embed)
-            actual = next((c for c, rows in enumerate(chunks) if np.array_equal(rows, text_embed)), -1)
-            meetings.append([self.rank, owner % WORLD, actual, float(self.sums[0]) - before])
-            return answer
+        def tiles(self, owner: int, text_embed: Array, d_text_embed: Array) -> Iterator[None]:
+            tiles, loss, whose, row = super().tiles(owner, text_embed, d_text_embed), 0.0, set(), 0
+            while True:
+                before = float(self.sums[0])
+                if next(tiles, tiles) is tiles:
+                    break
+                loss += float(self.sums[0]) - before
+                here = slice(row, row + self.tile)
+                row = (row + self.tile) % len(text_embed)
+                rows = text_embed[here]
+                whose.add(next((c for c, chunk in enumerate(chunks) if np.array_equal(chunk[here], rows)), -1))
+                yield
+            met = whose.pop() if len(whose) == 1 else -2
+            meetings.append([self.rank, (owner - self.rank) % WORLD, owner % WORLD, met, loss])
 
     home, module.Home = module.Home, Watched
     try:
@@ -129,7 +204,7 @@ def run_toy(module: ModuleType) -> tuple[list[LossAndGrads], list[list[Any]]]:
         ranks = ThreadComm.run(
             WORLD,
             lambda comm: module.ring_sigmoid_loss(
-                comm, shards[comm.rank], chunks[comm.rank], job.log_scale, bias_of(job)
+                Fast(comm), shards[comm.rank], chunks[comm.rank], job.log_scale, bias_of(job), scheme=scheme
             ),
         )
     finally:
@@ -154,30 +229,40 @@ def harm(right: list[LossAndGrads], wrong: list[LossAndGrads]) -> dict[str, Any]
     return out
 
 
-def judged(module: ModuleType) -> Report:
+def judged(module: ModuleType, broken: Break) -> Report:
     """What the checker says of it."""
 
     def my_ring(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, comm: ThreadComm) -> LossAndGrads:
-        result: LossAndGrads = module.ring_sigmoid_loss(comm, image_embed, text_embed, log_scale, bias)
+        result: LossAndGrads = module.ring_sigmoid_loss(
+            Fast(comm), image_embed, text_embed, log_scale, bias, scheme=broken.scheme
+        )
         return result
 
     return sr.check_distributed_loss(
-        my_ring, framework="numpy", reduce="none", value="global", scale="log", embeddings="unit", dtype="float64",
-        ranks=ThreadComm.run,
+        my_ring, framework="numpy", reduce=broken.reduce, value="global", scale="log", embeddings="unit",
+        dtype="float64", ranks=ThreadComm.run,
     )  # fmt: skip
 
 
+def in_ddp(results: list[LossAndGrads]) -> list[LossAndGrads]:
+    """What the towers must be given if gradients of parameters are averaged over ranks."""
+    return [
+        r._replace(d_image_embed=len(results) * r.d_image_embed, d_text_embed=len(results) * r.d_text_embed)
+        for r in results
+    ]
+
+
 def all_breaks() -> list[dict[str, Any]]:
-    """For the page: each break with its diff, what it did to the toy, and the checker's own words."""
+    """For the page: each break with its change, what it did to the toy, and the checker's own words."""
     from mpi import loss
 
     right, _ = run_toy(loss)
 
     out = []
     for broken in BREAKS:
-        module = broken_modules(broken)
-        ranks, meetings = run_toy(module)
-        report = judged(module)
+        module = loss if broken.reduce == "mean" else broken_modules(broken)
+        ranks, meetings = run_toy(module, broken.scheme)
+        report = judged(module, broken)
         named = [finding.id for finding in report.findings]
         if broken.named not in named:
             raise AssertionError(f"the checker calls {broken.title!r} {named}, not {broken.named}")
@@ -190,11 +275,12 @@ def all_breaks() -> list[dict[str, Any]]:
                 "name": broken.name,
                 "title": broken.title,
                 "told": broken.told,
-                "file": f"mpi/{broken.file}",
+                "file": broken.file,
                 "old": broken.old.strip(),
                 "new": "\n".join(line.strip() for line in broken.new.splitlines()),
+                "asked": f'check_distributed_loss(ring, reduce="{broken.reduce}") says:',
                 "meetings": meetings,
-                "harm": harm(right, ranks),
+                "harm": harm(in_ddp(right) if broken.reduce == "mean" else right, ranks),
                 "verdict": report.verdict,
                 "diagnosis": finding.id,
                 "evidence": finding.evidence,

@@ -4,6 +4,7 @@ python tools/ring_page.py FOLDER      writes ring-page.html, ring-handout.html a
 """
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,8 +15,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import ring_time
 from ring_breaks import WORLD, all_breaks
 
+import siglip_ref as sr
 from mpi.cost import memory, traffic
 
 SOURCE = Path(__file__).parent.parent / "docs" / "ring_page"
@@ -29,6 +32,7 @@ WORDS = {
     "allgather": "all-gather",
     "masked-allreduce": "masked sums",
 }
+SCRIPTS = ("dom.js", "trace.js", "ring.js", "stage.js", "time.js", "memory.js", "break.js", "page.js")
 REAL = {"pairs": 32_768, "world": 64, "dim": 1152, "tile": 128}
 
 
@@ -50,7 +54,10 @@ def trace(scheme: str, world: int) -> Any:
     """The trace of a real run."""
     with tempfile.TemporaryDirectory() as folder:
         command("trace", folder, "--scheme", scheme, *toy(world))
-        return json.loads((Path(folder) / "trace.json").read_text())
+        document = json.loads((Path(folder) / "trace.json").read_text())
+    for row in document["events"]:
+        row[-2:] = [round(seconds, 7) for seconds in row[-2:]]  # tenths of a microsecond are enough
+    return document
 
 
 def printed_loss(world: int) -> str:
@@ -76,6 +83,9 @@ def collected() -> dict[str, Any]:
             "runs": {scheme: {world: run.result() for world, run in of.items()} for scheme, of in runs.items()},
             "printed": {world: line.result() for world, line in printed.items()},
             "breaks": all_breaks(),
+            "times": {
+                scheme: {world: ring_time.told(scheme, world) for world in WORLDS} for scheme in ring_time.SCHEMES
+            },
         }
 
 
@@ -130,13 +140,15 @@ def build(folder: Path) -> None:
     """Write both pages."""
     data, pictures = collected(), frames()
     numbered = {f"frame-{hop}": picture for hop, picture in enumerate(pictures)}
-    script = "\n".join(read(name) for name in ("trace.js", "stage.js", "page.js"))
+    script = "\n".join(read(name) for name in SCRIPTS)
     parts = {
         "style": f"<style>\n{read('page.css')}</style>",
         "script": f"<script>\n{script}</script>",
         "data": f'<script type="application/json" id="data">{embedded(data)}</script>',
         "real-size": real_size(),
         "printed": escape(data["printed"][WORLD]),
+        "fresh": f"{sr.expected_loss(REAL['pairs'], math.log(10), -10.0):,.4f}",
+        "fresh-zero": f"{sr.expected_loss(REAL['pairs'], math.log(10), 0.0):,.1f}",
         "agreement": str(agreement(data["runs"]["blocking"][WORLD])),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The interactive page of the ring and its handout, built into the site beside its pages."""
+"""The interactive pages, of the ring and of the loss, and the handout, built into the site beside its pages."""
 
 import sys
 from pathlib import Path
@@ -7,12 +7,14 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from ring_page import build
+import loss_page
+import ring_page
 
 
 def _build(app: Sphinx, exception: Exception | None) -> None:
     if exception is None and app.builder.name == "html":
-        build(Path(app.outdir))
+        ring_page.build(Path(app.outdir))
+        loss_page.build(Path(app.outdir))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -5,8 +5,6 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = {};
 const openRun = (scheme, world) => (RUNS[`${scheme} ${world}`] ??= replay(DATA.runs[scheme][world]));
-const $ = (selector, inside = document) => inside.querySelector(selector);
-const $$ = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 const root = document.documentElement;
 
 /* ---- the story ---- */
@@ -20,8 +18,17 @@ function stepOfSection(section) {
   return { start: -1, last: run.world - 1, home: run.world, sum: run.last }[step] ?? Math.min(Number(step), run.world - 1);
 }
 
+const fold = el("button", { type: "button", class: "fold", "aria-pressed": "false", on: { click: () => {
+  const open = $("#stage").classList.toggle("unfolded");
+  fold.setAttribute("aria-pressed", String(open));
+  fold.textContent = open ? "smaller" : "larger";
+  if (open) $("#stage").scrollIntoView({ behavior: "instant" });
+} } }, "larger");
+$("#stage .controls").append(fold);
+
 const sections = $$("#story [data-step]");
 let active = null;
+let steered = -Infinity; // when a key or a button moved the stage: scrolling that follows from it does not move it back
 const seen = new Map();
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) seen.set(entry.target, entry.isIntersecting ? entry.intersectionRatio : 0);
@@ -29,9 +36,26 @@ const watcher = new IntersectionObserver((entries) => {
   if (!top || top === active) return;
   active = top;
   for (const section of sections) section.classList.toggle("active", section === top);
-  if (!main.state.playing && !root.classList.contains("present")) main.go(stepOfSection(top));
+  if (!main.state.playing && !root.classList.contains("present") && performance.now() - steered > 600) main.go(stepOfSection(top));
 }, { rootMargin: "-45% 0px -45% 0px" });
 sections.forEach((section) => watcher.observe(section));
+
+/* The text goes where the stage is: the last section that begins at this step or before it. */
+function sectionAt(step) {
+  return sections.findLast((section) => stepOfSection(section) <= step) ?? sections[0];
+}
+
+/* By a key or a link: the stage first, then the text. */
+function steer(step) {
+  steered = performance.now();
+  main.go(step);
+  if (!root.classList.contains("present")) sectionAt(main.state.step).scrollIntoView({ block: "center", behavior: "instant" });
+}
+
+/* In the lecture hall the question of the section stands beside the stage, before its answer does. */
+main.state.listeners.push(({ step }) => {
+  for (const section of sections) section.classList.toggle("here", section === sectionAt(step) && stepOfSection(section) === step);
+});
 
 $(".sums-here").append(sumsTable(openRun("blocking", 4))); // where the stage has no room for it
 
@@ -54,33 +78,14 @@ const QUESTIONS = {
   double: { options: ["7 messages", "12 messages", "14 messages", "56 messages"], right: () => `${messagesOf("blocking", 8)} messages` },
 };
 
-for (const box of $$(".predict")) {
-  const question = QUESTIONS[box.dataset.question];
-  const answer = $("details", box);
-  const said = el("p", { class: "said", role: "status" });
-  const buttons = question.options.map((option) => el("button", { type: "button", on: { click: () => reveal(option) } }, option));
-  answer.before(el("div", { class: "options" }, ...buttons), said);
-  answer.hidden = true;
-  function reveal(option) {
-    const right = question.right();
-    box.dataset.answered = option === right ? "right" : "wrong";
-    buttons.forEach((button) => {
-      button.disabled = true;
-      button.classList.toggle("right", button.textContent === right);
-      button.classList.toggle("wrong", button.textContent === option && option !== right);
-    });
-    said.textContent = option === right ? "✓ Yes." : `✗ No: ${right}.`;
-    answer.hidden = false;
-    answer.open = true;
-  }
-}
+askPredictions(QUESTIONS);
 
 /* ---- three schemes ---- */
 
 const CARDS = [
   ["allgather", "All-gather", "Every rank collects all texts, computes, and sends every gradient to its owner."],
   ["autograd-like", "Autograd ring", "Texts travel forward. Texts and logits wait for a backward trip, which brings the gradients home."],
-  ["blocking", "One trip", "Texts travel with their gradient. Nothing waits but what is in the hand."],
+  ["blocking", "One trip", "Texts travel with their gradient. Only the current chunk and its gradient are held."],
 ];
 const side = { world: 4, step: 0, cards: [] };
 
@@ -105,13 +110,13 @@ function drawSchemes() {
     const peak = Math.max(...count(run.last).map((s) => most(run, (rank) => waiting(run, rank, s))));
     const at = sent(run, 0, step);
     const end = sent(run, 0, run.last);
-    const rows = [["rounds", rounds(run, step), rounds(run, run.last)], ["messages", at.messages, end.messages], ["bytes sent", at.bytes, end.bytes], ["bytes waiting", held, peak]];
+    const rows = [["rounds", rounds(run, step), rounds(run, run.last)], ["messages", at.messages, end.messages], ["bytes sent", at.bytes, end.bytes], ["bytes held", held, peak]];
     const met = run.blocks.filter((e) => e.step <= step).length;
     const ready = run.blocks.filter((e) => e.graded <= step).length;
     side.cards[k].replaceChildren(
       el("h3", {}, name), el("p", { class: "faint" }, told),
-      el("div", { class: "mini", role: "img", "aria-label": `${met} of ${run.world ** 2} blocks met, ${ready} with their gradients`, style: `--side: ${run.world}` }, ...squares),
-      el("dl", { class: "counters" }, ...rows.map(([label, now, all]) => el("div", {}, el("dt", {}, label), el("dd", {}, el("b", {}, grouped(now)), el("small", {}, ` ${label === "bytes waiting" ? "peak" : "of"} ${grouped(all)}`))))),
+      el("div", { class: "mini", role: "img", "aria-label": `${met} of ${run.world ** 2} blocks computed, ${ready} with their gradients`, style: `--side: ${run.world}` }, ...squares),
+      el("dl", { class: "counters" }, ...rows.map(([label, now, all]) => el("div", {}, el("dt", {}, label), el("dd", {}, el("b", {}, grouped(now)), el("small", {}, ` ${label === "bytes held" ? "peak" : "of"} ${grouped(all)}`))))),
       el("p", { class: "finish" }, step === run.last ? `done: loss ${digits(lossAt(run, step).loss)}` : "\u00a0"));
     side.cards[k].dataset.scheme = scheme;
   });
@@ -129,59 +134,38 @@ $("#schemes").replaceChildren(
   el("div", { class: "cards three" }, ...side.cards));
 drawSchemes();
 
+/* ---- in time, and memory ---- */
+
+const TIMED = [["blocking", "one trip"], ["overlapped", "overlapped"], ["bidirectional", "both ways"], ["autograd-like", "autograd ring"], ["allgather", "all-gather"], ["softmax ring", "softmax ring (CLIP)"]];
+const recordingOf = (scheme, world) => barsOf(DATA.times[scheme][world]);
+const timed = { scheme: "blocking", world: 4 };
+const timeHost = el("div", {});
+const race = el("div", { class: "race" });
+$("#tracks").replaceChildren(
+  el("div", { class: "bar" },
+    choice("time-scheme", "scheme", TIMED, "blocking", (scheme) => { timed.scheme = scheme; drawTime(); }),
+    choice("time-world", "ranks", [2, 3, 4, 8].map((w) => [String(w), String(w)]), "4", (w) => { timed.world = Number(w); drawTime(); })),
+  timeHost, el("h3", {}, "All of them, on one scale"), race);
+const clock = makeTime(timeHost, 4, recordingOf("blocking", 4), "the ranks in time");
+
+function drawTime() {
+  clock.show(timed.world, recordingOf(timed.scheme, timed.world));
+  const all = TIMED.map(([scheme, name]) => [scheme, name, recordingOf(scheme, timed.world)]);
+  const longest = Math.max(...all.map(([, , recording]) => recording.end));
+  race.replaceChildren(...all.map(([scheme, name, recording]) => {
+    const busy = busyShare(recording, timed.world);
+    return el("div", { class: "holder", "data-scheme": scheme, "data-end": recording.end }, el("span", {}, name),
+      el("i", { style: `width: ${(100 * recording.end) / longest}%; --busy: ${(100 * busy).toFixed(1)}%` }), el("b", {}, `${milliseconds(recording.end)}, computing ${(100 * busy).toFixed(0)} %`));
+  }));
+}
+drawTime();
+makeMemory($("#held"));
+
 /* ---- break it ---- */
 
-function drawBreak(name) {
-  const broken = DATA.breaks.find((one) => one.name === name);
-  const run = openRun("blocking", 4);
-  const place = $("#broken");
-  place.dataset.diagnosis = broken?.diagnosis ?? "";
-  const matrix = count(4).flatMap((rank) => count(4).map((chunk) => {
-    const right = run.blocks.find((e) => e.rank === rank && e.chunk === chunk).loss;
-    const met = broken ? broken.meetings.filter(([r, owner]) => r === rank && owner === chunk) : [[rank, chunk, chunk, right]];
-    const stranger = met.find(([, , actual]) => actual !== chunk);
-    const word = met.length === 0 ? "never met" : met.length > 1 ? "met twice" : stranger ? (stranger[2] < 0 ? "met zeros" : `met texts ${stranger[2]}`) : "";
-    const value = met.length ? add(met.map((one) => one[3])).toFixed(2) : "\u2013";
-    return el("div", { class: `block${word ? " wrong" : ""}`, style: `--hue: ${hue(chunk)}` }, el("b", {}, value), el("small", {}, word));
-  }));
-  const names = ["rank 0", "rank 1", "rank 2", "rank 3"];
-  const parts = [["∂ images", "d_image_embed"], ["∂ texts", "d_text_embed"], ["∂ log_scale", "d_log_scale"], ["∂ bias", "d_bias"]];
-  const mark = ([error, factor]) => {
-    if (error <= 1e-12) return el("td", { class: "good" }, "✓");
-    const words = factor ? `× ${Number(factor.toFixed(4))}` : error >= 0.005 ? `${(100 * error).toFixed(0)} %` : error.toExponential(0);
-    return el("td", { class: "bad" }, factor ? words : `✗ ${words}`);
-  };
-  const owners = el("table", { class: "owners" },
-    el("caption", {}, "Error of each gradient, at its owner"),
-    el("thead", {}, el("tr", {}, el("td"), ...names.map((n) => el("th", { scope: "col" }, n)))),
-    el("tbody", {}, ...parts.map(([label, key]) => el("tr", {}, el("th", { scope: "row" }, label), ...names.map((_, rank) => mark(broken ? broken.harm[key][rank] : [0, 1]))))));
-  const [value, right] = broken ? [broken.harm.loss, broken.harm["right loss"]] : [run.loss, run.loss];
-  const near = Math.abs(value - right) <= 1e-12 * right;
-  const loss = el("p", { class: "total" }, "loss ", el("output", {}, digits(value)), el("small", { class: near ? "good" : "bad" }, near ? " ✓ right" : ` ✗ not ${digits(right)}`));
-  place.replaceChildren(
-    el("div", { class: "two" },
-      el("div", {}, el("div", { class: "blocks" }, el("span"), ...count(4).map((chunk) => el("span", { class: "faint" }, `texts ${chunk}`)),
-        ...count(4).flatMap((rank) => [el("span", { class: "faint side" }, `rank ${rank}`), ...matrix.slice(4 * rank, 4 * rank + 4)])), loss),
-      el("div", {}, el("div", { class: "wide" }, owners), checkerCard(broken))));
-}
-
-function checkerCard(broken) {
-  if (!broken) return el("div", { class: "card verdict" }, el("p", {}, "Nothing is broken yet. Choose a mistake above: each is a real ring with one line changed, run on the toy and judged by the checker."));
-  const row = ([name, verdict, error, , ratio]) => el("tr", { class: verdict === "FAIL" ? "bad" : "good" },
-    el("td", {}, name.replace("image_embed", "∂ image_embed").replace("text_embed", "∂ text_embed").replace("log_scale", "∂ log_scale").replace(/^bias$/, "∂ bias")), el("td", {}, error.toExponential(1)), el("td", {}, ratio.toFixed(4)), el("td", {}, verdict));
-  return el("div", { class: "card verdict bad" },
-    el("p", { class: "faint" }, broken.told),
-    el("pre", { class: "diff", tabindex: "0", role: "group", "aria-label": `the change in ${broken.file}` }, el("span", { class: "faint" }, `${broken.file}\n`), el("del", {}, `- ${broken.old}\n`), el("ins", {}, broken.new.split("\n").map((line) => `+ ${line}`).join("\n"))),
-    el("p", { class: "faint" }, "The checker, given that ring:"),
-    el("p", { class: "diagnosis" }, el("b", {}, `${broken.verdict}  ${broken.diagnosis}`)),
-    el("p", {}, broken.evidence),
-    el("p", {}, el("b", {}, "repair: "), broken.repair),
-    broken.seen ? el("p", { class: "faint" }, `seen: ${broken.seen}`) : null,
-    el("details", {}, el("summary", {}, "its table"), el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, ...["tensor", "error", "ratio", "verdict"].map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...broken.rows.map(row))))));
-}
-
-$("#switch").replaceChildren(choice("break", "Break it", [["none", "as it is"], ...DATA.breaks.map((one) => [one.name, one.title])], "none", drawBreak));
-drawBreak("none");
+const breaking = makeBreaks($("#broken"), DATA.breaks);
+$("#switch").replaceChildren(choice("break", "Break it", [["none", "as it is"], ...DATA.breaks.map((one) => [one.name, one.title])], "none", breaking.show));
+breaking.show("none");
 
 /* ---- the reader's own run ---- */
 
@@ -195,10 +179,11 @@ async function openFile(file) {
     const wrong = faults(run);
     told.append(
       el("p", {}, el("b", {}, file.name), `: scheme ${run.scheme}, ${plural(run.world, "rank")}, ${plural(run.total, "pair")}, width ${run.width}, ${run.dtype}, ${plural(run.events.length, "event")}; loss ${digits(run.loss)}.`),
-      wrong.length ? el("p", { class: "bad" }, `✗ ${wrong.slice(0, 5).join("; ")}${wrong.length > 5 ? `; and ${wrong.length - 5} more` : ""}`) : el("p", { class: "good" }, "✓ Every ordered pair of chunks met once, every message sent was received, every gradient came home."));
+      wrong.length ? el("p", { class: "bad" }, `✗ ${wrong.slice(0, 5).join("; ")}${wrong.length > 5 ? `; and ${wrong.length - 5} more` : ""}`) : el("p", { class: "good" }, "✓ Every pair of chunks was computed once, every message sent was received, every gradient came home."));
     $("#own").hidden = false;
     window.ownStage = makeStage($("#own-stage"), run);
     window.ownStage.go(0);
+    makeTime($("#own-time"), run.world, barsOfRun(run), "your ranks in time");
   } catch (problem) {
     if (!(problem instanceof BadTrace)) throw problem;
     $("#own").hidden = true;
@@ -222,17 +207,36 @@ document.addEventListener("drop", (event) => {
 function present(on = !root.classList.contains("present")) {
   root.classList.toggle("present", on);
   $("#present").setAttribute("aria-pressed", String(on));
-  history.replaceState(null, "", on ? "#present" : location.pathname.startsWith("/") ? "#" : "");
+  remember();
   if (on) $("#stage").focus();
 }
 
 $("#present").addEventListener("click", () => present());
 $("#leave").addEventListener("click", () => present(false));
-$("#theme").addEventListener("click", () => {
-  const dark = getComputedStyle(root).colorScheme === "dark" || (root.style.colorScheme !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
-  root.style.colorScheme = dark ? "light" : "dark";
+themeButton($("#theme"));
+
+/* The address holds the state: #W=8&hop=3&view=gradient&present. A link from a slide opens the page there. */
+function remember() {
+  const { run, step, view } = main.state;
+  const parts = [`W=${run.world}`, `hop=${step}`, `view=${view}`, ...(root.classList.contains("present") ? ["present"] : [])];
+  history.replaceState(null, "", `#${parts.join("&")}`);
+}
+
+function recall() {
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  const world = Number(wanted.get("W"));
+  if ([2, 3, 4, 8].includes(world)) $(`#stage input[value="${world}"]`).click();
+  if (wanted.get("view") in VIEWS) main.pickView(wanted.get("view"));
+  if (wanted.has("present")) present(true);
+  if (/^-?\d+$/.test(wanted.get("hop") ?? "")) steer(Number(wanted.get("hop")));
+}
+recall();
+let remembering = 0;
+main.state.listeners.push(() => {
+  clearTimeout(remembering);
+  remembering = setTimeout(remember, 200); // a slider that is dragged is remembered once
 });
-if (location.hash === "#present") present(true);
+window.addEventListener("hashchange", recall);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -242,7 +246,7 @@ document.addEventListener("keydown", (event) => {
   const paging = event.key.startsWith("Page");
   if (event.key in steps && !field && (!paging || root.classList.contains("present"))) {
     event.preventDefault();
-    main.go(main.state.step + steps[event.key]);
+    steer(main.state.step + steps[event.key]);
   } else if (event.key === " " && !field && !onButton && root.classList.contains("present")) {
     event.preventDefault();
     main.toggle();

@@ -9,54 +9,30 @@ const VIEWS = {
   probability: ["probability", (pair) => pair.probability],
   gradient: ["gradient", (pair) => pair.gradient],
 };
-const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+const PART = 650; // milliseconds of one part of a step
 const MOST_CELLS = 24; // pairs up to which every pair has a cell; above, every block has one
-
-/* An element with classes, attributes and children; text stays text. */
-function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
-    else if (value !== null && value !== undefined) node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
-const fixed = (x, places) => (x < 0 ? "\u2212" : "") + Math.abs(x).toFixed(places);
-const grouped = (n) => n.toLocaleString("en-US");
-const plural = (n, word) => `${grouped(n)} ${word}${n === 1 ? "" : "s"}`;
-const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
-const hue = (chunk) => `var(--hue-${chunk % 8})`;
-
-/* A row of radio buttons. */
-function choice(name, legend, options, chosen, pick) {
-  const box = el("fieldset", { class: "choice" }, el("legend", {}, legend));
-  for (const [value, label] of options) {
-    const input = el("input", { type: "radio", name, value, on: { change: () => pick(value) } });
-    input.checked = value === chosen;
-    box.append(el("label", {}, input, el("span", {}, label)));
-  }
-  return box;
-}
 
 let stages = 0;
 
 function makeStage(host, first, { worlds = null } = {}) {
   const id = `stage${(stages += 1)}`;
-  const state = { run: first, step: -1, view: "loss", picked: null, playing: 0, listeners: [] };
+  const state = { run: first, step: -1, phase: 1, view: "loss", picked: null, playing: 0, listeners: [] };
 
   const caption = el("p", { class: "caption", "aria-live": "polite" });
   const board = el("div", { class: "board" });
   const range = el("input", { type: "range", min: -1, "aria-label": "step", on: { input: () => go(Number(range.value)) } });
   const button = (label, sign, action) => el("button", { type: "button", "aria-label": label, title: label, on: { click: action } }, sign);
   const play = button("play", "▶", () => toggle());
+  const ring = makeRing((chunk) => { state.picked = state.picked?.chunk === chunk ? null : { chunk }; draw(); });
+  const inside = el("input", { type: "range", min: 0, max: 100, "aria-label": "inside this hop", on: { input: () => { stop(); atPhase(Number(inside.value) / 100); } } });
+  const part = el("span", { class: "part" });
   const total = el("p", { class: "total" });
   const counters = el("dl", { class: "counters" });
   const inspect = el("div", { class: "inspect" });
   const views = choice(`${id}-view`, "show", Object.entries(VIEWS).map(([key, [label]]) => [key, label]), "loss", (view) => {
     state.view = view;
     draw();
+    for (const listener of state.listeners) listener(state);
   });
   const chosen = worlds ? choice(`${id}-world`, "ranks", worlds.map((w) => [String(w), String(w)]), String(first.world), (w) => show(worlds.open(w), Math.min(state.step, worlds.open(w).last))) : null;
   host.replaceChildren(
@@ -65,11 +41,13 @@ function makeStage(host, first, { worlds = null } = {}) {
     board,
     el("div", { class: "controls" }, button("back to the start", "0", () => go(-1)), button("one step back", "◀", () => go(state.step - 1)), range,
       button("one step on", "▶", () => go(state.step + 1)), play),
+    el("div", { class: "controls within" }, el("span", {}, "inside the hop"), inside, part),
     total, counters, inspect,
   );
   play.textContent = "play";
 
-  let cells, chips, lanes;
+  let cells, lanes, numbers, largest, whose, which;
+  let frame = 0;
 
   function show(run, step = -1) {
     Object.assign(state, { run, picked: null });
@@ -105,20 +83,16 @@ function makeStage(host, first, { worlds = null } = {}) {
         const chunk = starts.findLastIndex((start) => start <= j);
         const edge = `${starts.includes(i) && i ? " above" : ""}${starts.includes(j) && j ? " beside" : ""}`;
         const node = el("div", { role: "gridcell", class: `cell${edge}`, tabindex: i + j ? -1 : 0, style: `--hue: ${hue(chunk)}` });
-        cells.push({ node, i, j, rank, chunk, fine });
+        cells.push({ node, i, j, rank, chunk, fine, blocks: run.blocks.filter((e) => e.rank === rank && e.chunk === chunk) });
         return node;
       }));
     });
     const grid = el("div", { class: "matrix", role: "grid", "aria-label": "images by texts, every cell a pair", on: { click: pick, keydown: walk, focusin: pick } }, ...rows);
-    chips = run.moves ? ranks.map((chunk) => el("button", { type: "button", class: "chip", style: `--hue: ${hue(chunk)}`, on: { click: () => { state.picked = { chunk }; draw(); } } },
-      el("span", { class: "texts" }), el("span", { class: "share" }, ...ranks.slice(1).map(() => el("i"))))) : [];
-    const road = el("div", { class: "road" }, ...(run.moves ? chips : [el("p", { class: "faint" })]));
+    ring.layout(run);
     board.replaceChildren(
-      el("div", { class: "corner", "aria-hidden": "true" }, "images of"), heads, el("div", { class: "held", "aria-hidden": "true" }, run.moves ? "held now" : "messages"),
-      el("div", { class: "ranks" }, ...lanes.map((lane) => lane.box)), grid, road,
+      el("div", { class: "corner", "aria-hidden": "true" }, "images of"), heads, el("div", { class: "held", "aria-hidden": "true" }),
+      el("div", { class: "ranks" }, ...lanes.map((lane) => lane.box)), grid, ring.host,
     );
-    board.querySelectorAll(".chip").forEach((chip, chunk) => { chip.before = chunk; });
-    state.place = (rank) => (starts[rank] + sizes[rank] / 2) / side;
   }
 
   function pick(event) {
@@ -140,17 +114,60 @@ function makeStage(host, first, { worlds = null } = {}) {
   }
 
   function go(step) {
+    const from = state.step;
     state.step = Math.max(-1, Math.min(step, state.run.last));
+    stop();
+    const parts = partsOf(state.run, state.step).length;
+    state.phase = calm() || state.step !== from + 1 || parts === 0 ? 1 : 0;
     draw();
+    if (state.phase < 1) glide(PART * parts);
     for (const listener of state.listeners) listener(state);
   }
+
+  /* Let the step happen, part by part. */
+  function glide(length) {
+    const begin = performance.now();
+    const next = (now) => {
+      atPhase(Math.min(1, (now - begin) / length));
+      frame = state.phase < 1 ? requestAnimationFrame(next) : 0;
+    };
+    frame = requestAnimationFrame(next);
+  }
+
+  function stop() {
+    cancelAnimationFrame(frame);
+    frame = 0;
+  }
+
+  /* The same step at another phase: only what moves is drawn anew. */
+  function atPhase(phase) {
+    const parts = partsOf(state.run, state.step);
+    const before = partAt(parts, state.phase).number;
+    const ended = phase >= 1 || state.phase >= 1;
+    state.phase = phase;
+    if (ended || partAt(parts, phase).number !== before) draw();
+    else drawMoving();
+  }
+
+  function drawMoving() {
+    const parts = partsOf(state.run, state.step);
+    inside.value = Math.round(state.phase * 100);
+    inside.disabled = parts.length === 0;
+    const words = state.phase >= 1 ? "done" : partAt(parts, state.phase).name;
+    part.textContent = words;
+    inside.setAttribute("aria-valuetext", words);
+    ring.draw(state.run, state.step, state.phase, state.picked?.chunk ?? null);
+  }
+
+  /* Up to which step blocks are computed: within a step, its own come with its part "compute". */
+  const computedTo = () => state.step - (progressOf(partsOf(state.run, state.step), state.phase, "block") > 0 ? 0 : 1);
 
   function toggle(on = !state.playing) {
     clearInterval(state.playing);
     state.playing = 0;
     if (on) {
       if (state.step === state.run.last) go(-1);
-      state.playing = setInterval(() => (state.step < state.run.last ? go(state.step + 1) : toggle(false)), 1600);
+      state.playing = setInterval(() => (state.step < state.run.last ? go(state.step + 1) : toggle(false)), calm() ? 1600 : 4 * PART + 900);
     }
     play.textContent = on ? "pause" : "play";
     play.setAttribute("aria-label", on ? "pause" : "play");
@@ -162,7 +179,9 @@ function makeStage(host, first, { worlds = null } = {}) {
     host.dataset.step = step;
     range.value = step;
     range.setAttribute("aria-valuetext", title(run, step));
-    caption.replaceChildren(el("b", {}, title(run, step)), " ", say(run, step));
+    const said = `${title(run, step)} ${say(run, step)}`;
+    if (caption.textContent !== said) caption.replaceChildren(el("b", {}, title(run, step)), " ", say(run, step)); // told once
+    drawMoving();
     drawCells();
     drawLanes();
     drawTotal();
@@ -172,19 +191,28 @@ function makeStage(host, first, { worlds = null } = {}) {
 
   function drawCells() {
     const { run, step, view } = state;
-    for (const { node, i, j, rank, chunk, fine } of cells) {
-      const blocks = run.blocks.filter((e) => e.rank === rank && e.chunk === chunk && e.step <= step);
+    const computed = computedTo();
+    const computing = state.phase < 1 && partAt(partsOf(run, step), state.phase).kind === "block";
+    const valueOf = (i, j, fine, blocks) => (fine && run.numbers ? VIEWS[view][1](pairOf(run.numbers, i, j)) : fine ? null : add(blocks.map((e) => e.loss)));
+    if (whose !== run || which !== view) {
+      numbers = cells.map(({ i, j, fine, blocks }) => valueOf(i, j, fine, blocks));
+      largest = Math.max(1e-300, ...numbers.map((x) => Math.abs(x ?? 0)));
+      [whose, which] = [run, view];
+    }
+    cells.forEach(({ node, i, j, rank, chunk, fine, blocks: all }, k) => {
+      const blocks = all.filter((e) => e.step <= computed);
       const done = blocks.length > 0;
       const now = blocks.some((e) => e.step === step) && step < run.last;
-      const half = done && blocks.some((e) => e.graded > step);
       const match = fine ? i === j : rank === chunk;
-      node.className = `${node.className.replace(/ (done|now|half|match|picked|empty)/g, "")}${done ? " done" : " empty"}${now ? " now" : ""}${half ? " half" : ""}${match ? " match" : ""}`;
-      const value = !done ? null : fine && run.numbers ? VIEWS[view][1](pairOf(run.numbers, i, j)) : fine ? null : add(blocks.map((e) => e.loss));
+      const marks = { done, empty: !done, now, half: done && blocks.some((e) => e.graded > step), match, computing: now && computing,
+        picked: state.picked?.cell?.node === node, followed: state.picked?.chunk === chunk };
+      for (const [name, on] of Object.entries(marks)) node.classList.toggle(name, on);
+      const value = done ? (fine && run.numbers ? numbers[k] : valueOf(i, j, fine, blocks)) : null;
+      node.style.setProperty("--heat", value === null ? 0 : Math.sqrt(Math.abs(value) / largest).toFixed(3));
       const words = fine ? `image ${i}, text ${j}${match ? ", a match" : ""}` : `images of rank ${rank}, texts of rank ${chunk}`;
-      node.textContent = value === null ? "" : fixed(value, run.total > 10 || !fine ? 1 : 2);
+      node.textContent = value === null ? "" : short(value, run.total > 10 || !fine ? 1 : 2);
       node.setAttribute("aria-label", `${words}: ${value === null ? (done ? "done" : "not yet") : `${fine ? VIEWS[view][0] : "loss"} ${value.toFixed(3)}`}`);
-      if (state.picked?.cell?.node === node) node.classList.add("picked");
-    }
+    });
   }
 
   function drawLanes() {
@@ -195,26 +223,6 @@ function makeStage(host, first, { worlds = null } = {}) {
       const home = step >= 0 && run.events.some((e) => e.kind === "recv" && e.what === "gradient" && e.rank === rank && e.chunk === rank && e.step <= step);
       const own = run.blocks.filter((e) => e.chunk === rank && e.graded <= step && (e.rank === rank || home || !run.moves));
       fill(lanes[rank].texts, own.map(() => rank));
-    }
-    chips.forEach((chip, chunk) => {
-      const { rank, carries } = placeOf(run, chunk, step);
-      const answers = answered(run, chunk, step);
-      const home = step >= run.last - 1 && carries.includes("gradient") && rank === chunk;
-      const alone = carries.length === 1 && carries[0] === "gradient" && !run.blocks.some((e) => e.rank === rank && e.chunk === chunk && e.step === step);
-      const wraps = rank > chip.before && rank - chip.before > 1;
-      chip.classList.toggle("alone", alone);
-      chip.classList.toggle("born", answers.length > 0);
-      chip.firstChild.textContent = home ? `home ${chunk}` : alone ? `∂ texts ${chunk}` : `texts ${chunk}`;
-      const said = home ? `gradient of texts ${chunk}, home` : `texts ${chunk} on rank ${rank}, gradient of ${answers.length} ranks with them`;
-      chip.setAttribute("aria-label", said);
-      fill(chip.lastChild, answers);
-      chip.style.setProperty("--at", state.place(rank));
-      if (wraps && !calm()) chip.animate([{ translate: "0 0" }, { translate: "1.3rem 0", offset: 0.5 }, { translate: "0 0" }], 700);
-      chip.before = rank;
-    });
-    if (!run.moves) {
-      const here = run.events.filter((e) => e.kind === "recv" && e.step === step);
-      board.querySelector(".road p").textContent = here.slice(0, 24).map((e) => `${e.what} ${e.chunk}: ${e.peer} → ${e.rank}`).join("\n");
     }
   }
 
@@ -227,10 +235,10 @@ function makeStage(host, first, { worlds = null } = {}) {
 
   function drawTotal() {
     const { run, step } = state;
-    const { sum, loss } = lossAt(run, step);
+    const { sum, loss } = lossAt(run, computedTo());
     const end = step === run.last;
-    const value = el("output", {}, digits(loss));
-    total.replaceChildren(el("span", {}, end ? "loss" : "loss so far"), " ", value, " ", el("small", {}, `= ${sum.toFixed(6)} / ${run.total} images`));
+    const value = el("output", { title: digits(loss), "data-exact": digits(loss) }, end ? digits(loss) : loss.toFixed(4));
+    total.replaceChildren(el("span", {}, end ? "loss" : "loss so far"), " ", value, " ", el("small", {}, `= ${sum.toFixed(4)} / ${run.total} images`));
     if (!end) return;
     const told = loss === run.loss ? "equal to the trace, bit for bit" : Math.abs(loss - run.loss) <= 1e-12 * Math.abs(run.loss) ? "equal to the trace but for the order of adding" : "NOT the loss of the trace";
     const again = run.numbers ? digits(recomputed(run).loss) : null;
@@ -248,9 +256,9 @@ function makeStage(host, first, { worlds = null } = {}) {
       ["rounds", rounds(run, step), rounds(run, run.last)],
       ["messages", each((s) => s.messages), end((s) => s.messages)],
       ["bytes sent", each((s) => s.bytes), end((s) => s.bytes)],
-      ["bytes waiting", held, peak],
+      ["bytes held", held, peak],
     ];
-    counters.replaceChildren(...rows.map(([name, now, all]) => el("div", {}, el("dt", {}, name), el("dd", { "data-counter": name }, el("b", {}, grouped(now)), el("small", {}, ` ${name === "bytes waiting" ? "peak" : "of"} ${grouped(all)}`)))));
+    counters.replaceChildren(...rows.map(([name, now, all]) => el("div", {}, el("dt", {}, name), el("dd", { "data-counter": name }, el("b", {}, grouped(now)), el("small", {}, ` ${name === "bytes held" ? "peak" : "of"} ${grouped(all)}`)))));
   }
 
   function drawInspect() {
@@ -271,7 +279,7 @@ function makeStage(host, first, { worlds = null } = {}) {
   }
 
   show(first);
-  return { state, go, show, toggle, host };
+  return { state, go, show, toggle, atPhase, host, pickView: (view) => host.querySelector(`input[value="${view}"]`)?.click() };
 }
 
 /* How the number in a cell is made. */
@@ -297,10 +305,11 @@ function gradientTable(run, chunk, step) {
   const home = step >= run.last - 1;
   const parts = home && owner ? [...ranks, chunk] : ranks;
   const head = el("p", { class: "head" }, home ? `The gradient of texts ${chunk}, complete at rank ${chunk}` : `The gradient that travels with texts ${chunk}`,
-    el("small", {}, parts.length ? ` answers of ranks ${listed(parts.map(String))}, before the division by ${run.total}` : " is not born yet: no other rank has answered"));
-  if (!parts.length) return head;
+    el("small", {}, parts.length ? ` parts from ranks ${listed(parts.map(String))}, before the division by ${run.total}` : " does not exist yet: no other rank has computed a block with these texts"));
+  const way = el("p", {}, "On its way: ", count(Math.max(step, 0) + 1).filter((s) => s <= run.world).map((s) => `rank ${placeOf(run, chunk, s).rank}`).join(" \u2192 "), ".");
+  if (!parts.length) return el("div", {}, head, way);
   const rows = gradientOfTexts(run, chunk, parts).map((row, k) => el("tr", {}, el("th", { scope: "row" }, `text ${rowsOf(run, chunk)[k]}`), ...row.map((x) => el("td", {}, fixed(x, 4)))));
-  return el("div", {}, head, el("table", {}, el("tbody", {}, ...rows)));
+  return el("div", {}, head, way, el("table", {}, el("tbody", {}, ...rows)));
 }
 
 /* The last sum: three numbers a rank. */
@@ -327,16 +336,16 @@ function say(run, step) {
   const W = run.world;
   const came = run.events.filter((e) => e.kind === "recv" && e.step === step);
   const met = run.blocks.filter((e) => e.step === step && e.rank === 0);
-  if (step < 0) return `${plural(W, "rank")}, ${run.total} pairs: every image must meet every text, ${grouped(run.total ** 2)} cells. Nothing has met yet.`;
-  if (step === run.last) return W === 1 ? "One rank has it all." : "Loss, d_log_scale and d_bias of all ranks are added: three numbers. Every other result is complete where it lies.";
-  if (step === 0 && met.length) return "Every rank meets its own images with its own texts: the only blocks in which pairs belong together. No message yet.";
+  if (step < 0) return `${plural(W, "rank")}, ${run.total} pairs: every image must meet every text, ${grouped(run.total ** 2)} cells. Nothing is computed yet.`;
+  if (step === run.last) return W === 1 ? "One rank has it all." : "Loss, d_log_scale and d_bias of all ranks are added: three numbers. Every other result is complete on its rank.";
+  if (step === 0 && met.length) return "Every rank computes the block of its own images and its own texts: the only blocks with matches. No message yet.";
   const bytes = add(came.map((e) => e.bytes));
   const kinds = [...new Set(came.map((e) => ({ chunk: "texts", gradient: "their gradient" })[e.what]))];
   const gradientOnly = kinds.length === 1 && kinds[0] === "their gradient";
   const moved = came.length === 0 ? "No message arrives." : `${gradientOnly ? "Gradients" : `The ${listed(kinds)}`} arrive: ${plural(came.length, "message")}, ${grouped(bytes)} bytes, all ranks together.`;
-  const meets = met.length === 0 ? "" : met.length === 1 ? ` Rank 0 holds texts ${met[0].chunk} and meets them.` : ` Rank 0 meets texts ${listed(met.map((e) => String(e.chunk)))}.`;
-  const born = run.scheme === "blocking" && step === 1 ? " Each chunk\u2019s gradient is born here, on its first stranger." : "";
-  const homeward = run.moves && step === run.last - 1 && gradientOnly ? " Each gradient joins the share that stayed at its owner." : "";
+  const meets = met.length === 0 ? "" : ` Rank 0 computes its block with texts ${listed(met.map((e) => String(e.chunk)))}.`;
+  const born = run.scheme === "blocking" && step === 1 ? " Here the gradient of each chunk begins, on the first rank that is not its owner." : "";
+  const homeward = run.moves && step === run.last - 1 && gradientOnly ? " Each gradient is added to the part that stayed at its owner." : "";
   const hatched = run.blocks.some((e) => e.step <= step && e.graded > step) ? " Hatched cells have their loss; their logits wait for the gradient." : "";
   return moved + meets + born + homeward + hatched;
 }

@@ -22,7 +22,7 @@ from launch import ELSEWHERE, MARK, PYTHON, mpiexec, still_running
 from siglip_ref.training.saved import store
 
 LIMIT = 10  # --stall-limit, seconds
-ALLOWED = 1.5 * LIMIT + 61 + 20  # the longest that ring.md states, for ranks that join, and time to say it
+ALLOWED = 1.5 * LIMIT + 61 + 20  # the longest that ring-manual.md states, for ranks that join, and time to say it
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 TARGETS = ("rank", "watcher", "guard", "launcher", "proxy")
 JOBS = {

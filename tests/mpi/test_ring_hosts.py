@@ -68,7 +68,7 @@ def test_the_cost_model_fitted_on_other_sizes_predicts(rate, latency, tmp_path):
 
 
 def test_a_pulled_cable_ends_every_rank_and_watcher_on_both_sides(tmp_path):
-    """Within the stall limit and ten seconds; mpiexec itself knows nothing of it, see docs/ring.md."""
+    """Within the stall limit and ten seconds; mpiexec itself knows nothing of it, see docs/ring-manual.md."""
     limit, finished = 5.0, []
     job = ["-m", "mpi.cli", "loss", "--pairs", 6000, "--dim", 256, "--no-check", "--stall-limit", limit]
     with hosts(2, tmp_path) as several:

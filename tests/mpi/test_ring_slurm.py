@@ -1,4 +1,4 @@
-"""The sbatch script of docs/ring.md runs, and a failing rank ends its job, on a Slurm of one machine."""
+"""The sbatch script of docs/ring-manual.md runs, and a failing rank ends its job, on a Slurm of one machine."""
 
 import os
 import subprocess

@@ -93,12 +93,12 @@ def owners():
 
 def missing():
     _, meetings = run_toy(broken("forget"))
-    return [str(64 - 4 * len({(rank, owner) for rank, owner, _, _ in meetings}))]
+    return [str(64 - 4 * len({(rank, owner) for rank, _, owner, actual, _ in meetings if actual >= 0}))]
 
 
 def zeros():
     _, meetings = run_toy(broken("early"))
-    blocks = {round(value, 12) for _, _, actual, value in meetings if actual == -1}
+    blocks = {round(value, 12) for *_, actual, value in meetings if actual == -1}
     assert len(blocks) == 1 and abs(min(blocks) - 4 * math.log(8 / 7)) <= 1e-12
     return [f"{min(blocks):.4f}"]
 
