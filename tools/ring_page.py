@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import ring_picture
 import ring_time
 from ring_breaks import WORLD, all_breaks
 
@@ -154,7 +155,9 @@ def build(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ring-page.html").write_text(filled(read("page.html"), numbered | parts), encoding="utf-8")
     shared = {name: parts[name] for name in ("real-size", "printed")}
-    (folder / "ring-handout.html").write_text(filled(read("handout.html"), numbered | shared), encoding="utf-8")
+    toy_run = data["runs"]["blocking"][WORLD]
+    stills = {f"frame-{hop}": ring_picture.still(toy_run, hop) for hop in range(WORLD + 1)}
+    (folder / "ring-handout.html").write_text(filled(read("handout.html"), stills | shared), encoding="utf-8")
     print_handout(folder)
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from pages import SETTLED, WORLDS, click, slide, text
@@ -10,6 +12,7 @@ from pages import SETTLED, WORLDS, click, slide, text
 import siglip_ref as sr
 from mpi.cost import memory, traffic
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
 
 WHERE = """(kind) => [...document.querySelectorAll('#stage .' + kind)].map((card) => {
@@ -207,6 +210,13 @@ def test_each_of_the_twenty_questions_is_answered_in_one_place(page):
             number,
             place,
         )
+
+
+def test_the_readmes_moving_picture_is_that_of_the_trace(data):
+    sys.path.insert(0, str(ROOT / "tools"))
+    from ring_picture import TARGET, picture
+
+    assert TARGET.read_text(encoding="utf-8") == picture(data["runs"]["blocking"]["4"])
 
 
 def test_a_frame_is_quick(browser, folder):
