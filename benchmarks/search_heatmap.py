@@ -10,6 +10,7 @@ the shape that was named? Chance is the share of a picture that the shape covers
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from siglip_ref.training.parallel import Alone
 
 SIDE, FINER, FORMS = 48, 4, ("circle", "triangle", "square", "star", "cross")
 FINE = Config(
-    "fine", Tower(64, 2, 256, 4), Tower(64, 2, 256, 4), (SIDE, SIDE), 6, 259, 64, conventions=sr.preset("huggingface")
+    "fine", Tower(64, 1, 256, 4), Tower(64, 1, 256, 4), (SIDE, SIDE), 6, 259, 24, conventions=sr.preset("huggingface")
 )
 KINDS = list(product(COLOURS, FORMS))
 RESULT = Path(__file__).parent / "results" / "search_heatmap.json"
@@ -52,14 +53,14 @@ def drawn(rng, kinds, wide=SIDE * FINER):
     return image.reduce(FINER), masks
 
 
-def photos(place, rng, kinds, count):
-    """Pictures of one shape with captions beside them."""
+def photos(place, rng, kinds, count, shapes):
+    """Pictures with captions beside them, one for each shape in it."""
     place.mkdir()
     for number in range(count):
-        colour, form = kinds[number % len(kinds)]
-        image, _ = drawn(rng, [(colour, form)])
+        chosen = [kinds[k] for k in rng.permutation(len(kinds))[:shapes]]
+        image, _ = drawn(rng, chosen)
         image.save(place / f"{number:05d}.png")
-        (place / f"{number:05d}.txt").write_text(f"a {colour} {form}\n")
+        (place / f"{number:05d}.txt").write_text("".join(f"a {colour} {form}\n" for colour, form in chosen))
 
 
 def judged(model, rng, kinds, count):
@@ -84,15 +85,19 @@ def main():
     options.add_argument("--pictures", type=int, default=4000)
     options.add_argument("--steps", type=int, default=1500)
     options.add_argument("--judged", type=int, default=400)
+    options.add_argument("--shapes", type=int, default=2, help="in a picture of the training")
+    options.add_argument("--patch", type=int, default=12)
+    options.add_argument("--depth", type=int, default=1)
     options.add_argument("--keep", type=Path, help="keep the model and some pictures here")
     given = options.parse_args()
     rng = np.random.default_rng(0)
     order = rng.permutation(len(KINDS))
     held_out, shown = [KINDS[k] for k in order[:6]], [KINDS[k] for k in order[6:]]
-    SIZES["fine"] = FINE
+    tower = replace(FINE.image, depth=given.depth)
+    SIZES["fine"] = replace(FINE, image=tower, patch=given.patch)
     with tempfile.TemporaryDirectory() as folder:
         place = given.keep or Path(folder)
-        photos(place / "photos", rng, shown, given.pictures)
+        photos(place / "photos", rng, shown, given.pictures, given.shapes)
         chosen = {
             "data": str(place / "photos"),
             "out": place / "run",

@@ -42,7 +42,7 @@ def jpegs(place, count):
 
 def forward(loaded, rounds=12):
     """Images a second of the forward pass alone."""
-    images = list(np.random.default_rng(0).uniform(-1, 1, (BATCH, 256, 256, 3)).astype(np.float32))
+    images = list(np.random.default_rng(0).uniform(-1, 1, (BATCH, *loaded.config.image_size, 3)).astype(np.float32))
     loaded.embed_prepared(images, BATCH)
     seconds = []
     for _ in range(rounds):
@@ -57,11 +57,12 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--pictures", type=int, default=1000)
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--size", default="B/16-256")
     given = options.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        name = model(place / "model", "B/16-256")
+        name = model(place / "model", given.size)
         size = jpegs(place / "photos", given.pictures)
         loaded = load(name)
         before, ends = forward(loaded), []
@@ -80,6 +81,7 @@ def main():
         "search_photos",
         {
             "pictures": given.pictures,
+            "size": given.size,
             "MB of each": round(size / 1e6, 2),
             "forward alone, images/s": [round(before, 2), round(after, 2)],
             "index, images/s": round(rate, 2),

@@ -37,7 +37,7 @@ def rows(found):
 
 def photos(found):
     return (
-        f"| {found['pictures']:,} JPEGs of 12 megapixels, B/16-256 | {found['index, images/s']} images/s, "
+        f"| {found['pictures']:,} JPEGs of 12 megapixels, {found['size']} | {found['index, images/s']} images/s, "
         f"{found['ratio']} of the forward pass alone |"
     )
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ KINDS = {"vectors": "npy", "photos": "csv", "unreadable": "csv"}
 PHOTOS = ("row", "path", "bytes", "modified", "sha256")
 UNREADABLE = ("path", "bytes", "modified", "sha256", "reason")
 DIGEST = "[0-9a-f]" * 16  # in the names of our own files, which alone are ever taken away
+OWN = re.compile(
+    rf"{re.escape(LOCK)}|{re.escape(WORK)}|({re.escape(INDEX)}|(vectors|photos|unreadable)-[0-9a-f]{{16}}\.(npy|csv))(\.\d+\.part)?"
+)
 PIECE = 1000  # rows that are copied at once
 
 
@@ -69,8 +73,13 @@ def is_index(place: Path) -> bool:
 def require_own(place: Path, force: bool = False) -> None:
     """A folder that is new, empty, or of an index; others are refused, unless by force."""
     require_name(place)
-    begun = place.is_dir() and (place / LOCK).is_file() and {p.name for p in place.iterdir()} <= {LOCK, WORK}
-    require_free(folders=[] if is_index(place) or begun else [place], force=force)
+    require_free(folders=[] if is_index(place) or _is_begun(place) else [place], force=force)
+
+
+def _is_begun(place: Path) -> bool:
+    """Whether nothing is there but what an index is made of, and its lock: it was killed before it was one."""
+    names = [path.name for path in place.iterdir()] if place.is_dir() else []
+    return LOCK in names and all(OWN.fullmatch(name) for name in names)
 
 
 def read_index(place: Path) -> Index:

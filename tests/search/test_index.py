@@ -154,6 +154,28 @@ def test_killed_while_it_is_put_in_place_it_is_the_old_or_the_new_one(model, pic
     assert content(tmp_path / "index") == content(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("kill", range(4))
+def test_killed_while_the_first_one_is_put_in_place(kill, model, pictures, tmp_path):
+    """The folder then held files that no index.json named, and was refused as somebody else's."""
+    pid = os.fork()
+    if not pid:
+        count, atomically, whole = iter(range(10)), folder.write_atomically, folder.written_whole
+
+        def dies(path):
+            if not path.parent.name.endswith("work") and next(count) == kill:
+                path.with_name(f"{path.name}.{os.getpid()}.part").write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        folder.write_atomically = lambda path, data: (dies(path), atomically(path, data))
+        folder.written_whole = lambda path: (dies(path), whole(path))[1]
+        build(pictures, tmp_path / "index", str(model))
+        os._exit(3)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert build(pictures, tmp_path / "index", str(model)).embedded == 0
+    build(pictures, tmp_path / "fresh", str(model))
+    assert content(tmp_path / "index") == content(tmp_path / "fresh")
+
+
 @pytest.mark.parametrize("damage", ["cut", "lost", "not a table"])
 def test_a_damaged_shard_is_made_anew(damage, model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "SHARD", 5)
