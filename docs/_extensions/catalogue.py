@@ -1,8 +1,11 @@
 """The catalogue of mistakes as pages.
 
 `{mistakes} loss` writes every entry of `siglip_ref/mistakes/loss.toml`; `{pitfalls} id id ...` lists some of
-them in a derivation, each with a link to its entry.
+them in a derivation, each with a link to its entry; `{symptoms}` is a search box over what all of them show.
 """
+
+import json
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -14,11 +17,9 @@ from siglip_ref.mistakes import FILES, Mistake, entries, find
 def _entry(mistake: Mistake) -> str:
     lines = [
         f"({mistake.id})=",
-        f"## {mistake.id}",
+        f"## {mistake.text[0].upper()}{mistake.text[1:]}",
         "",
-        f"**{mistake.text[0].upper()}{mistake.text[1:]}.**",
-        "",
-        f"*{mistake.kind}.* {mistake.shows[0].upper()}{mistake.shows[1:]}.",
+        f"`{mistake.id}`. {mistake.shows[0].upper()}{mistake.shows[1:]}.",
         "",
         f"Repair: {mistake.repair}. Seen: {mistake.seen}.",
         "",
@@ -56,11 +57,34 @@ class Pitfalls(_FromCatalogue):
     def run(self) -> list[nodes.Node]:
         """Called by Sphinx."""
         chosen = [find(name) for name in self.arguments[0].split()]
-        return self._parsed("\n".join(f"- [{m.id}](#{m.id}): {m.text}. *{m.shows}.*" for m in chosen))
+        return self._parsed(
+            "\n".join(f"- [{m.text[0].upper()}{m.text[1:]}](#{m.id}). *{m.shows}.* `{m.id}`" for m in chosen)
+        )
+
+
+def symptoms() -> str:
+    """The search box: HTML with the entries in it, of the pages that stand beside it."""
+    rows = [[m.id, m.text, m.shows, f"{name}.html#{m.id}"] for name in FILES for m in entries(name)]
+    script = (Path(__file__).parent / "symptoms.js").read_text(encoding="utf-8")
+    data = json.dumps(rows).replace("</", "<\\/")
+    return (
+        '<p><label>What do you see? <input type="search" id="symptom" placeholder="loss too large, gradients zero" '
+        'style="width: min(100%, 28rem)"></label></p><ul id="symptom-found" aria-live="polite"></ul>\n'
+        f'<script type="application/json" id="symptom-data">{data}</script>\n<script>{script}</script>'
+    )
+
+
+class Symptoms(SphinxDirective):
+    """A search box over all entries."""
+
+    def run(self) -> list[nodes.Node]:
+        """Called by Sphinx."""
+        return [nodes.raw("", symptoms(), format="html")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("mistakes", Mistakes)
     app.add_directive("pitfalls", Pitfalls)
+    app.add_directive("symptoms", Symptoms)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -103,6 +103,7 @@ def test_no_block_is_of_a_language_that_nobody_runs():
         "{toctree}",
         "{mistakes}",
         "{pitfalls}",
+        "{symptoms}",
         "{literalinclude}",
         "{include}",
         "{figure}",

@@ -1,4 +1,4 @@
-"""The thirteen answers of docs/exercises/ring.md, from runs and counts."""
+"""The sixteen answers of docs/exercises/ring.md, from runs and counts."""
 
 import math
 import re
@@ -132,6 +132,42 @@ def handed():
     return [" and ".join(f"{factor:.0f}" for factor in factors)]
 
 
+def local_divisor():
+    right, wrong = run_toy(loss)[0], run_toy(broken("local"))[0]
+    factors = [
+        np.ravel(getattr(wrong[0], name)) / np.ravel(getattr(right[0], name))
+        for name in ("loss", "d_image_embed", "d_text_embed", "d_log_scale", "d_bias")
+    ]
+    assert all(np.abs(factor - 4).max() <= 1e-12 for factor in factors)
+    return ["4"]
+
+
+def unequal():
+    """What the blocks must be divided by for the loss, and the largest message, in texts."""
+    job = Job(6, 3, "blocking", unequal=True, check=False)
+    progress = Progress(3)
+    found = ThreadComm.run(3, lambda comm: run(job, comm, progress, comm.rank), timeout=60)[0]
+    assert list(found.sizes) == [1, 2, 3]
+    divisor = sum(e.loss for e in found.events if e.kind == "block") / found.loss
+    largest = max(e.bytes for e in found.events if e.kind == "recv") / (3 * 8)
+    return [f"{divisor:.0f}", f"{largest:.0f}"]
+
+
+def under_way():
+    """Messages to rank 0 that were asked for before a block and had not come when it began."""
+    counts = []
+    for scheme in ("overlapped", "blocking"):
+        job = Job(8, 3, scheme, tile=1, check=False)
+        progress = Progress(4)
+        found = ThreadComm.run(4, lambda comm, job=job, progress=progress: run(job, comm, progress, comm.rank))[
+            0
+        ].events
+        mine = [e for e in found if e.rank == 0]
+        blocks = [e for e in mine if e.kind == "block"]
+        counts.append(sum(any(e.start <= b.start < e.end for b in blocks) for e in mine if e.kind == "recv"))
+    return [f"{counts[0]} and {counts[1]}"]
+
+
 ANSWERS = {
     1: holds,
     2: born,
@@ -146,12 +182,15 @@ ANSWERS = {
     11: zeros,
     12: averaged,
     13: handed,
+    14: local_divisor,
+    15: unequal,
+    16: under_way,
 }
 
 
-def test_there_are_thirteen_questions_and_each_has_an_answer():
+def test_there_are_sixteen_questions_and_each_has_an_answer():
     assert [int(number) for number in re.findall(r"^\*\*(\d+)\.\*\* ", PAGE, re.MULTILINE)] == list(ANSWERS)
-    assert PAGE.count("<summary>Answer</summary>") == len(ANSWERS) == 13
+    assert PAGE.count("<summary>Answer</summary>") == len(ANSWERS) == 16
 
 
 @pytest.mark.parametrize("number", ANSWERS)
