@@ -1,11 +1,11 @@
-"""Write what the benchmarks of search measured into docs/search.md, between its two markers."""
+"""Write what the benchmarks of search measured into docs/search-your-photos.md, between its two markers."""
 
 import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "search.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "search-your-photos.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->"
 
 

@@ -202,6 +202,25 @@ document.addEventListener("drop", (event) => {
   }
 });
 
+/* The only button that asks a network for anything: it opens Perfetto's page, which asks for the trace when it is ready. */
+const PERFETTO = "https://ui.perfetto.dev";
+const perfetto = el("button", { type: "button", id: "perfetto", on: { click: () => {
+  const run = window.ownStage?.state.run ?? main.state.run;
+  const buffer = new TextEncoder().encode(JSON.stringify(asPerfetto(run))).buffer;
+  const tab = window.open(PERFETTO);
+  if (!tab) return;
+  const asking = setInterval(() => tab.postMessage("PING", PERFETTO), 100);
+  const answer = (event) => {
+    if (event.origin !== PERFETTO || event.data !== "PONG") return;
+    clearInterval(asking);
+    removeEventListener("message", answer);
+    tab.postMessage({ perfetto: { buffer, title: `siglip-ring, ${run.scheme}, ${run.world} ranks` } }, PERFETTO);
+  };
+  addEventListener("message", answer);
+  setTimeout(() => clearInterval(asking), 30000);
+} } }, "open this trace in Perfetto (asks ui.perfetto.dev)");
+$("#trace-told").before(el("p", {}, perfetto));
+
 /* ---- presentation, light and dark, keys ---- */
 
 function present(on = !root.classList.contains("present")) {

@@ -229,3 +229,25 @@ function placeOf(run, chunk, step) {
 }
 
 const digits = (x) => String(Number(x.toPrecision(15)));
+
+/* For ui.perfetto.dev, as `mpi.trace.as_perfetto`: a lane a rank for blocks, another for messages, arrows between them. */
+function asPerfetto(run) {
+  const lanes = { block: 0, sum: 0, send: 1, recv: 2 };
+  const name = (pid, tid, kind, title) => ({ ph: "M", name: kind, pid, tid, args: { name: title } });
+  const out = count(run.world).flatMap((rank) => [name(rank, 0, "process_name", `rank ${rank}`),
+    ...["computes", "sends", "receives"].map((title, tid) => name(rank, tid, "thread_name", title))]);
+  const seen = new Map();
+  for (const e of run.events) {
+    const place = { pid: e.rank, tid: lanes[e.kind] };
+    const title = { block: `block (${e.rank}, ${e.chunk})`, sum: "sum over ranks" }[e.kind] ?? `${e.kind} ${e.what} ${e.chunk}`;
+    const [ts, dur] = [e.start * 1e6, Math.max((e.end - e.start) * 1e6, 0.001)];
+    out.push({ ph: "X", name: title, cat: e.what || e.kind, ts, dur, args: { hop: e.hop, bytes: e.bytes, pairs: e.pairs, loss: e.loss }, ...place });
+    if (e.kind !== "send" && e.kind !== "recv") continue;
+    const [from, to] = e.kind === "send" ? [e.rank, e.peer] : [e.peer, e.rank];
+    const key = `${from} ${to} ${e.what} ${e.chunk}`;
+    seen.set(`${e.kind} ${key}`, (seen.get(`${e.kind} ${key}`) ?? 0) + 1);
+    const point = e.kind === "send" ? { ph: "s", ts } : { ph: "f", bp: "e", ts: ts + dur };
+    out.push({ name: e.what, cat: "message", id: `${key} ${seen.get(`${e.kind} ${key}`)}`, ...point, ...place });
+  }
+  return { traceEvents: out, displayTimeUnit: "ms" };
+}

@@ -27,6 +27,7 @@ def test_it_stands_alone(folder):
     links = set(re.findall(r'href="([^"]*)"', markup))
     assert "#story" in links and all(f'id="{link[1:]}"' in markup for link in links)
     assert len(content) < 400_000
+    content = content.replace('"https://ui.perfetto.dev"', "")  # the address of a button, asked only when it is pressed
     assert not re.search(r"https?://", re.sub(r'http://www\.w3\.org/2000/svg|"https?://json-schema[^"]*"', "", content))
 
 
@@ -282,6 +283,27 @@ def test_a_readers_own_trace(page, tmp_path, scheme, arguments):
     for step in range(-1, page.run("ownStage.state.run.last") + 1):
         page.run(f"ownStage.go({step})")
         assert len(text(page, "#own-stage .caption")) > 20
+
+
+def test_perfetto_is_given_what_the_command_writes(page, tmp_path):
+    siglip_ring("trace", tmp_path, "--threads", 3, "--pairs", 6)
+    page.choose_file("#trace-file", tmp_path / "trace.json")
+    page.wait("!document.querySelector('#own').hidden")
+    ours = page.run("asPerfetto(ownStage.state.run)")["traceEvents"]
+    theirs = json.loads((tmp_path / "perfetto.json").read_text())["traceEvents"]
+
+    def told(events):
+        return [{key: value for key, value in event.items() if key not in ("id", "ts", "dur")} for event in events]
+
+    assert told(ours) == told(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(abs(a[key] - b[key]) < 1e-3 for key in ("ts", "dur") if key in b)
+    arrows = [[event["id"] for event in events if event["ph"] in "sf"] for events in (ours, theirs)]
+    names = dict(zip(arrows[0], arrows[1], strict=True))
+    assert [names[one] for one in arrows[0]] == arrows[1] and len(set(names.values())) == len(names)
+    page.run("window.open = (address) => { window.opened = address; return null; }")
+    click(page, "#perfetto")
+    assert page.run("window.opened") == "https://ui.perfetto.dev"
 
 
 def test_a_trace_that_is_not_whole_is_told_so(page, data, tmp_path):
