@@ -88,6 +88,7 @@ def main():
     options.add_argument("--shapes", type=int, default=2, help="in a picture of the training")
     options.add_argument("--patch", type=int, default=12)
     options.add_argument("--depth", type=int, default=1)
+    options.add_argument("--lr", type=float, default=1e-3)
     options.add_argument("--keep", type=Path, help="keep the model and some pictures here")
     given = options.parse_args()
     rng = np.random.default_rng(0)
@@ -103,7 +104,7 @@ def main():
             "out": place / "run",
             "model": "fine",
             "steps": given.steps,
-            "lr": 1e-3,
+            "lr": given.lr,
         }
         train(chosen | {"batch": 128, "labels": False, "force": True, "save_every": 0, "judge_every": 0}, Alone())
         model = sr.load(place / "run" / "model")

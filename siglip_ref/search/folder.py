@@ -30,9 +30,7 @@ KINDS = {"vectors": "npy", "photos": "csv", "unreadable": "csv"}
 PHOTOS = ("row", "path", "bytes", "modified", "sha256")
 UNREADABLE = ("path", "bytes", "modified", "sha256", "reason")
 DIGEST = "[0-9a-f]" * 16  # in the names of our own files, which alone are ever taken away
-OWN = re.compile(
-    rf"{re.escape(LOCK)}|{re.escape(WORK)}|({re.escape(INDEX)}|(vectors|photos|unreadable)-[0-9a-f]{{16}}\.(npy|csv))(\.\d+\.part)?"
-)
+OWN = re.compile(r"index\.(lock|work)|(index\.json|(vectors|photos|unreadable)-[0-9a-f]{16}\.(npy|csv))(\.\d+\.part)?")
 PIECE = 1000  # rows that are copied at once
 
 

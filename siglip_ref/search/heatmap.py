@@ -51,9 +51,9 @@ def as_png(photo: str | Path | Image.Image, similarities: Array) -> bytes:
     low, high = float(similarities.min()), float(similarities.max())
     level = ((smooth(similarities, (height, width)) - low) / max(high - low, 1e-9)).clip(0, 1)[..., None]
     colour = _coloured(level[..., 0])
-    strength = 0.45 + 0.3 * level
+    strength = 0.3 + 0.4 * level
     shaded = colour * (0.55 + 0.45 * grey)  # the photo shows through the colours, as light and shade
-    mixed = (1 - strength) * (0.25 * pixels + 0.6 * grey) + strength * shaded
+    mixed = (1 - strength) * (0.4 * pixels + 0.5 * grey) + strength * shaded
     content = io.BytesIO()
     Image.fromarray((255 * mixed).clip(0, 255).astype(np.uint8)).save(content, "PNG")
     return content.getvalue()
