@@ -18,10 +18,10 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.files.dump import judge as judge_dump
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
 from siglip_ref.check.model.adapters.find import adapter_for
-from siglip_ref.check.model.check import _coarsest
 from siglip_ref.check.model.judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import reference
+from siglip_ref.check.model.subject import coarsest_of
 from siglip_ref.model.two_towers import forward, loss_and_grads
 from siglip_ref.ops.elementary import Array, subtree
 from siglip_ref.vectors.store import Vector, packaged
@@ -173,7 +173,7 @@ def runs(name: str, dtype: Dtype, least: int, probes: int = len(DRAWN)) -> Itera
     adapter = make(cfg)
     if "torch" in sys.modules:
         import_module("torch").set_num_threads(1)
-    coarsest = _coarsest(adapter, dtype)
+    coarsest = coarsest_of(adapter, dtype)
     golden = [] if coarsest != dtype else [(v.id, partial(_golden, adapter, v, dtype)) for v in vectors]
     drawn = [(f"probe {s}, {b} pairs", partial(_probe, adapter, s, b, dtype, coarsest)) for s, b in DRAWN[:probes]]
     for chosen, wanted in ((golden, least // 2), (drawn, least - least // 2 if golden else least)):

@@ -16,6 +16,7 @@ from siglip_ref.mistakes.messages import WORDS
 __all__ = [
     "CATALOGUE",
     "FILES",
+    "ONE_SIDE",
     "WORDS",
     "Edit",
     "Home",
@@ -25,7 +26,9 @@ __all__ = [
     "entries",
     "executable",
     "find",
+    "in_the_loss",
     "reference",
+    "suspects",
 ]
 
 # one vector: its numbers alone show it; several steps: only optimiser steps do; across ranks: needs two or more ranks;
@@ -37,6 +40,8 @@ Kind = Literal["one vector", "several steps", "across ranks", "not numeric", "eq
 Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokenize", "equivalent", ""]
 _HOME: dict[Kind, Home] = {"several steps": "step", "across ranks": "ranks", "equivalent": "equivalent"}
 _LOSS = {"ops/sigmoid_loss.py", "ops/pair_block.py", "ops/normalize.py"}
+
+ONE_SIDE = "one-side-not-normalised"  # made where towers meet; a loss that normalises does so itself, here
 
 FILES = ("loss", "contract", "ranks", "towers", "backward", "training", "equivalent", "elsewhere")
 
@@ -106,3 +111,15 @@ def find(name: str) -> Mistake:
 def executable(*kinds: Kind) -> list[Mistake]:
     """Entries of these kinds (none named: all) that can be run."""
     return [m for m in CATALOGUE.values() if m.edits and (not kinds or m.kind in kinds)]
+
+
+def suspects(ranks: bool) -> list[Mistake]:
+    """All mistakes that a loss can show, on one rank or on several; also in the form that autograd gives them."""
+    forms = [*executable(), *entries("differentiated")]
+    between = [mistake for mistake in forms if mistake.kind == "across ranks"] if ranks else []
+    return between + [mistake for mistake in forms if mistake.kind == "one vector" and in_the_loss(mistake)]
+
+
+def in_the_loss(mistake: Mistake) -> bool:
+    """Whether a mistake is made where a loss alone would show it."""
+    return mistake.home == "loss"

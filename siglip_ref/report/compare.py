@@ -185,14 +185,16 @@ def wrong_rows(wrong: Array, telling: Array | None = None) -> str:
 
 
 def _ranges(wrong: Array, word: str, telling: Array) -> str:
-    """Runs of True as '3, 8-11'; with many runs only the first three and a count."""
-    rest = "the rest right" if telling[~wrong].any() else "the rest too small to tell"
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], wrong, [False]))))
+    return f"{places(wrong, word)} wrong, {'the rest right' if telling[~wrong].any() else 'the rest too small to tell'}"
+
+
+def places(marked: Array, word: str) -> str:
+    """Runs of True as 'rows 3, 8-11'; with many runs only the first three and a count."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], marked, [False]))))
     runs = [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in zip(edges[::2], edges[1::2], strict=True)]
-    many = "s" if wrong.sum() > 1 else ""
-    if len(runs) > 4:
-        return f"{word}{many} {', '.join(runs[:3])} ... ({wrong.sum()} of {wrong.size}) wrong, {rest}"
-    return f"{word}{many} {', '.join(runs)} wrong, {rest}"
+    many = "s" if marked.sum() > 1 else ""
+    listed = f"{', '.join(runs[:3])} ... ({marked.sum()} of {marked.size})" if len(runs) > 4 else ", ".join(runs)
+    return f"{word}{many} {listed}"
 
 
 def _alignment(got: Array, expected: Array) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,15 +24,32 @@ class CheckFailed(AssertionError):  # noqa: N818  # a verdict, as pytest's own F
     """A check that did not pass; its text is the report."""
 
 
+FindingKind = Literal["mistake", "suspicion", "convention", "unknown"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A suspicion with its evidence and its repair; id: of the catalogue, "convention", or "unknown"."""
+    """What was found, with its evidence and its repair.
+
+    id : of the catalogue, "convention", or "unknown"; kind : a mistake explains all that is wrong, a suspicion a part
+    tensor, rows : where it begins, or all that it explains, for people; tensors : the same as data
+    numbers : by name, what was measured: a share, a factor
+    """
 
     id: str
     tensor: str
     rows: str
     evidence: str
     repair: str
+    kind: FindingKind = "mistake"
+    tensors: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.id == "convention" or self.id == "unknown":
+            object.__setattr__(self, "kind", self.id)
+        if self.tensor and not self.tensors:
+            object.__setattr__(self, "tensors", (self.tensor,))
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,7 @@ def smallest(report: "Report") -> str:
 
 def title_of(finding: "Finding") -> str:
     """What a finding is: a mistake, or, where it explains a part only, a suspicion."""
-    kind = "suspicion" if "a suspicion: " in finding.evidence else "mistake"
-    return _TITLES.get(finding.id, f"{kind}: {finding.id}")
+    return _TITLES.get(finding.kind, f"{finding.kind}: {finding.id}")
 
 
 def name_of(row: Row) -> str:

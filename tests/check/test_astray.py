@@ -11,8 +11,8 @@ from mpi import loss
 from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.astray import astray
 from siglip_ref.check.diagnosis.predict import Context
-from siglip_ref.check.diagnosis.seen import Seen
 from siglip_ref.check.diagnosis.terms import loss_terms
+from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.expected.expected import CONVENTIONS, truth
 from siglip_ref.check.expected.probes import POINTS, make_probe
 from siglip_ref.check.expected.tolerance import SAFETY

@@ -16,11 +16,12 @@ from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
 from siglip_ref.check.call.frameworks import ARGUMENTS, Setting
+from siglip_ref.check.engine.subject import Answer
 from siglip_ref.check.expected.expected import CONVENTIONS
 from siglip_ref.check.files import dump
 from siglip_ref.check.files.checkpoint import check_checkpoint
-from siglip_ref.check.loss import run as loss_run
-from siglip_ref.check.model import check as model_check
+from siglip_ref.check.loss import subject as loss_subject
+from siglip_ref.check.model import subject as model_subject
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.ranks.check import calls_of
 from siglip_ref.check.ranks.judge import Observed, judge_ranks
@@ -41,8 +42,8 @@ def unexplained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Leaves out what explains a failure, which is most of the time of a check that fails."""
 
     def leave_out() -> None:
-        monkeypatch.setattr(loss_run, "_explained", lambda *_: [])
-        monkeypatch.setattr(model_check, "explain", lambda *_: ("FAIL", []))
+        monkeypatch.setattr(loss_subject, "explained", lambda *_: Answer([]))
+        monkeypatch.setattr(model_subject, "explain", lambda *_: ("FAIL", []))
         monkeypatch.setattr(dump, "_findings", lambda *_: [])
 
     return leave_out

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.loss import run as loss_run
-from siglip_ref.check.model import check as model_check
+from siglip_ref.check.engine.subject import Answer
+from siglip_ref.check.loss import subject as loss_subject
+from siglip_ref.check.model import subject as model_subject
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "check"))
 from not_finite import TARGETS, Calls, Way, cases
@@ -79,8 +80,8 @@ def unexplained(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Leaves out what explains a failure, which is most of the time of a check that fails."""
 
     def leave_out() -> None:
-        monkeypatch.setattr(loss_run, "_explained", lambda *_: [])
-        monkeypatch.setattr(model_check, "explain", lambda *_: ("FAIL", []))
+        monkeypatch.setattr(loss_subject, "explained", lambda *_: Answer([]))
+        monkeypatch.setattr(model_subject, "explain", lambda *_: ("FAIL", []))
 
     return leave_out
 

@@ -11,8 +11,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from siglip_ref.errors import UsageError, near
 from siglip_ref.ops.elementary import Array
 
@@ -30,8 +28,13 @@ Way = Literal[
     "only log_scale",
     "only bias",
 ]
-ALONE: tuple[Way, ...] = ("only image_embed", "only text_embed", "only log_scale", "only bias")
 ARGUMENTS = ("image_embed", "text_embed", "log_scale", "bias")
+ALONE: dict[Way, str] = {
+    "only image_embed": "image_embed",
+    "only text_embed": "text_embed",
+    "only log_scale": "log_scale",
+    "only bias": "bias",
+}
 
 INSTALL = {"torch": "pip install torch", "jax": "pip install jax", "numpy": "pip install numpy"}
 _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "flax": "jax", "optax": "jax", "equinox": "jax"}
@@ -90,8 +93,8 @@ class Outcome:
 
 def wanted(setting: Setting, way: Way) -> list[str]:
     """The inputs whose gradients are asked for."""
-    alone = way.removeprefix("only ")
-    return [name for name in ARGUMENTS if name not in setting.frozen and alone in (way, name)]
+    alone = ALONE.get(way)
+    return [name for name in ARGUMENTS if name not in setting.frozen and alone in (None, name)]
 
 
 class Framework(Protocol):
@@ -228,11 +231,3 @@ def _of_module(fn: object) -> Iterator[str]:
     for value in list(getattr(inner, "__globals__", vars(home) if home else {}).values()):
         if isinstance(value, types.ModuleType):
             yield from filter(None, [_root(value)])
-
-
-def as_float64(values: Array) -> Array:
-    """A float64 copy, also of the 16-bit types NumPy does not know itself."""
-    array = np.array(values)
-    if array.dtype.kind in "cSUmM":
-        raise TypeError(f"{array.dtype} in place of real numbers")
-    return array.astype(np.float64)

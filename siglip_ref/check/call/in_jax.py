@@ -16,9 +16,9 @@ from siglip_ref.check.call.frameworks import (
     Outcome,
     Setting,
     Way,
-    as_float64,
     wanted,
 )
+from siglip_ref.check.call.in_numpy import as_float64
 from siglip_ref.check.call.results import no_scalar
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array

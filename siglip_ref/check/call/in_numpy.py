@@ -13,7 +13,6 @@ from siglip_ref.check.call.frameworks import (
     Outcome,
     Setting,
     Way,
-    as_float64,
     installed,
     wanted,
 )
@@ -90,6 +89,14 @@ def numpy_dtype(name: str) -> Any:
     import ml_dtypes
 
     return np.dtype(ml_dtypes.bfloat16)
+
+
+def as_float64(values: Array) -> Array:
+    """A float64 copy, also of the 16-bit types NumPy does not know itself."""
+    array = np.array(values)
+    if array.dtype.kind in "cSUmM":
+        raise TypeError(f"{array.dtype} in place of real numbers")
+    return array.astype(np.float64)
 
 
 FRAMEWORK: type[Framework] = Numpy

@@ -5,17 +5,27 @@ one rank. The rows that each rank holds are taken apart into all these blocks by
 them lie with it, at home or not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.explained import Pattern
-from siglip_ref.check.diagnosis.predict import Context
-from siglip_ref.check.diagnosis.seen import Seen, distance
-from siglip_ref.check.diagnosis.terms import EMBEDS, at_each_number_of_ranks, describe, loss_terms, simple
+from siglip_ref.check.diagnosis.predict import EMBEDS, Context
+from siglip_ref.check.diagnosis.terms import (
+    Odd,
+    Weights,
+    at_each_number_of_ranks,
+    counted,
+    describe,
+    listed,
+    loss_terms,
+    odd_groups,
+    simple,
+)
+from siglip_ref.check.engine.findings import Pattern
+from siglip_ref.check.engine.seen import Seen, distance
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.normalize import NormalizeCache, normalize_backward, normalize_forward
 
 DUE = "; its gradient went to the rank whose rows were due"
 SHIFTED = {"text_embed": "text-grad-to-wrong-rank"}  # whose shift over ranks has a name
@@ -34,14 +44,13 @@ class Rows:
     that holds a share makes of it (the backward of normalising its own rows); got, allowed: of each rank."""
 
     blocks: dict[Block, Array]
-    caches: list[NormalizeCache]
+    kept: list[Callable[[Array], Array]]
     got: list[Array]
     allowed: list[Array]
 
     def columns(self, rank: int) -> list[Array]:
         """Each block's share, as it would be in this rank's rows."""
-        shares = list(self.blocks.values())
-        return [normalize_backward(share, self.caches[rank]) for share in shares] if self.caches else shares
+        return [self.kept[rank](share) for share in self.blocks.values()]
 
 
 def astray(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> Iterator[Pattern]:
@@ -51,17 +60,19 @@ def astray(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> Iterator[Pa
         sizes = {contexts[one.probe].sizes for one in mine}
         if not sizes or any(len(of) < 2 or len(set(of)) > 1 for of in sizes):
             continue
-        said: dict[tuple[int, ...], tuple[str, str]] = {}
+        said: dict[tuple[int, ...], Told] = {}
         for of in sorted(sizes, reverse=True):
             calls = [one for one in mine if contexts[one.probe].sizes == of]
             placed = _placed(calls, [contexts[one.probe] for one in calls], name)
             if placed is None:
                 break
             said[of] = _in_words(placed, name, len(of))
-        if len(said) == len(sizes) and any(text for text, _ in said.values()):
-            ids = {id for _, id in said.values()}
-            text = at_each_number_of_ranks({of: text for of, (text, _) in said.items()})
-            yield Pattern(name, ids.pop() if len(ids) == 1 else "unknown", text)
+        if len(said) == len(sizes) and any(told.text for told in said.values()):
+            ids = {told.id for told in said.values()}
+            text = at_each_number_of_ranks({of: told.text for of, told in said.items()})
+            odd = {of: told.odd for of, told in said.items() if told.odd}
+            form = counted(odd) if len(odd) == len(said) else text
+            yield Pattern(name, ids.pop() if len(ids) == 1 else "unknown", text, form)
 
 
 # --- what lies where
@@ -94,19 +105,16 @@ def _solved(rows: Rows) -> Placed | None:
 def _rows(one: Seen, context: Context, name: str) -> Rows:
     """Shares are carried between ranks as gradients of unit rows: normalising is undone where they end."""
     probe, convention, ends = context.probe, context.convention, np.cumsum(context.sizes)[:-1]
-    caches: list[NormalizeCache] = []
-    if convention.embeddings == "raw":
-        how = (convention.norm, 1e-8 if convention.norm == "additive" else 0.0)
-        caches = [normalize_forward(rows, *how)[1] for rows in np.split(getattr(probe, name), ends)]
-        x, y = (normalize_forward(rows, *how)[0] for rows in (probe.image_embed, probe.text_embed))
-        probe, convention = replace(probe, image_embed=x, text_embed=y), replace(convention, embeddings="unit")
+    kept = [convention.unit(rows).back for rows in np.split(getattr(probe, name), ends)]
+    x, y = convention.unit(probe.image_embed).rows, convention.unit(probe.text_embed).rows
+    probe, convention = replace(probe, image_embed=x, text_embed=y), replace(convention, embeddings="unit")
     blocks: dict[Block, Array] = {}
     for term in loss_terms(probe, convention, context.sizes):
         block = term.key[:2]
         share = np.split(term.tensors[name], ends)[block[EMBEDS.index(name)]]
         blocks[block] = blocks.get(block, 0) + share
     allowed = np.broadcast_to(one.allowed, np.shape(one.exact))
-    return Rows(blocks, caches, np.split(np.asarray(one.got, np.float64), ends), np.split(allowed, ends))
+    return Rows(blocks, kept, np.split(np.asarray(one.got, np.float64), ends), np.split(allowed, ends))
 
 
 def _visible(rows: Rows) -> float:
@@ -121,14 +129,22 @@ def _summed(placed: Placed, rows: Rows) -> Array:
 # --- in words
 
 
-def _in_words(placed: Placed, name: str, world: int) -> tuple[str, str]:
-    """What is seen, and by which id; nothing, where every share is at home, or lost."""
+class Told(NamedTuple):
+    """What is seen, and by which id; odd : the terms that were met otherwise than once, where the gradient followed."""
+
+    text: str = ""
+    id: str = "unknown"
+    odd: Odd = ()
+
+
+def _in_words(placed: Placed, name: str, world: int) -> Told:
+    """Nothing, where every share is at home, or lost."""
     side = EMBEDS.index(name)
     away = {key: weight for key, weight in placed.items() if weight and key[0] != key[1][side]}
     if not away:
-        return "", "unknown"
-    if words := _due(placed, away, side, world):
-        return words, "unknown"
+        return Told()
+    if met := _due(placed, away, side, world):
+        return Told(describe(met, world) + DUE, odd=odd_groups(met, world))
     by_hop = _by_hop(placed, side, world)
     if by_hop is not None:
         return _carried(by_hop, name, world)
@@ -138,17 +154,17 @@ def _in_words(placed: Placed, name: str, world: int) -> tuple[str, str]:
         for (rank, block), weight in list(away.items())[:_LISTED]
     ]
     more = len(away) - len(first)
-    return "; ".join(first) + (f"; and {more} more" if more else ""), "unknown"
+    return Told("; ".join(first) + (f"; and {more} more" if more else ""))
 
 
-def _due(placed: Placed, away: Placed, side: int, world: int) -> str:
-    """Ranks that met other rows than they should have, and gave the gradient to the rank whose rows were due."""
+def _due(placed: Placed, away: Placed, side: int, world: int) -> Weights | None:
+    """How often each block was met, where ranks met other rows than they should have, and gave the gradient to the rank
+    whose rows were due."""
     for rank, block in away:
         due = (block[0], rank) if side else (rank, block[1])
         if placed[due[side], due] != 0:
-            return ""
-    met = {(*block, False): sum(placed[rank, block] for rank in range(world)) for _, block in placed}
-    return describe(met, world) + DUE
+            return None
+    return {(*block, False): sum(placed[rank, block] for rank in range(world)) for _, block in placed}
 
 
 Steps = tuple[tuple[int, float], ...]  # so many ranks beside the owner, so many times
@@ -166,7 +182,7 @@ def _by_hop(placed: Placed, side: int, world: int) -> dict[int, Steps] | None:
     return found
 
 
-def _carried(by_hop: Mapping[int, Steps], name: str, world: int) -> tuple[str, str]:
+def _carried(by_hop: Mapping[int, Steps], name: str, world: int) -> Told:
     """Hops whose shares lie at the same place, together."""
     together: dict[Steps, list[int]] = {}
     for hop, steps in by_hop.items():
@@ -174,11 +190,11 @@ def _carried(by_hop: Mapping[int, Steps], name: str, world: int) -> tuple[str, s
             together.setdefault(steps, []).append(hop)
     said = []
     for steps, hops in together.items():
-        names = describe({(0, hop, False): float(hop not in hops) for hop in by_hop}, world).removesuffix(" missing")
-        said.append(f"{names}: what belongs to rank r {_lies(steps, world)}")
+        away = odd_groups({(0, hop, False): float(hop not in hops) for hop in by_hop}, world)
+        said.append(f"{listed(away[0][1])}: what belongs to rank r {_lies(steps, world)}")
     # all that travels, at one other rank, is the mistake that has a name
     named = any(together == {((step, 1.0),): list(range(1, world))} for step in range(1, world))
-    return "; ".join(said), SHIFTED.get(name, "unknown") if named else "unknown"
+    return Told("; ".join(said), SHIFTED.get(name, "unknown") if named else "unknown")
 
 
 def _lies(steps: Steps, world: int) -> str:

@@ -5,30 +5,33 @@ counted twice. The terms are the blocks (images of one rank, texts of another), 
 each of them was counted is found by least squares, since every row of a gradient holds as many numbers as D.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.astray import DUE, SHIFTED, astray
-from siglip_ref.check.diagnosis.explained import TIMES, Pattern
-from siglip_ref.check.diagnosis.predict import Context
-from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
+from siglip_ref.check.diagnosis.astray import SHIFTED, astray
+from siglip_ref.check.diagnosis.predict import EMBEDS, Context
 from siglip_ref.check.diagnosis.terms import (
-    EMBEDS,
+    Counted,
     Term,
     Weights,
     at_each_number_of_ranks,
+    counted,
     describe,
     loss_terms,
+    odd_groups,
     weights_of,
 )
 from siglip_ref.check.diagnosis.weights import WEIGHTED, weighted
+from siglip_ref.check.engine.findings import Factor, Pattern
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.ops.elementary import Array
 
+ZERO_BUFFER = "ring-received-buffer-zero"
+_ALL = 5  # the loss and its gradients
 ZEROS = ", scored against zeros instead: softplus(bias) a pair"
 
 
@@ -63,26 +66,32 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
 def _named(found: list[Pattern], wrong: Sequence[str]) -> list[Pattern]:
     """What is seen in all tensors that are wrong may be a general form of a mistake that has a name: another number of
     micro-batches, another hop."""
-    texts = {pattern.text.split(ZEROS)[0].replace(DUE, "") for pattern in found}
-    if len(texts) > 1 or {pattern.tensor for pattern in found} != set(wrong):
+    forms = [pattern.form for pattern in found]
+    if len(set(forms)) > 1 or {pattern.tensor for pattern in found} != set(wrong):
         return found
-    text = next(iter(texts), "")
-    names = [id for id, (form, scope) in _NAMES.items() if re.fullmatch(form, text) and scope(set(wrong))]
-    names = [pattern.id for pattern in found if ZEROS in pattern.text] + names
-    return [replace(pattern, id=names[0] if names else pattern.id) for pattern in found]
+    zeros = [pattern.id for pattern in found if pattern.id == ZERO_BUFFER]
+    names = zeros + [_name_of(form, set(wrong)) for form in forms[:1]]
+    return [replace(pattern, id=names[0] or pattern.id) for pattern in found]
 
 
-_HOP = r"(hop \d+|the last hop)"
-_REPEATED = rf"({_HOP} missing; {_HOP} counted 2 times|{_HOP} counted 2 times; {_HOP} missing)"
-_ALL = 5  # the loss and its gradients
-_TIMES = rf"[1-9]\d*{TIMES}"  # a zero is no factor: nothing arrives
-_NAMES: dict[str, tuple[str, Callable[[set[str]], bool]]] = {
-    "accum-loss-not-divided": (_TIMES, lambda wrong: len(wrong) == _ALL),
-    "accum-cached-not-divided": (_TIMES, lambda wrong: wrong <= {"log_scale", "scale", "bias"}),
-    WEIGHTED: (r"(positives|negatives) counted [0-9.]+( \(1/\d+\))? times", lambda wrong: len(wrong) == _ALL),
-    "ring-hop-missing": (rf"({_HOP} missing( \(W=\d\))?( / )?)+", lambda wrong: len(wrong) == _ALL),
-    "ring-hop-repeated": (rf"({_REPEATED}( \(W=\d\))?( / )?)+", lambda wrong: len(wrong) == _ALL),
-}
+def _name_of(form: Hashable, wrong: set[str]) -> str:
+    """The id of the mistake that a form is, if it has one; a factor of zero is none: nothing arrives."""
+    every = len(wrong) == _ALL
+    if isinstance(form, Factor) and form.name.isdecimal() and int(form.name) > 0:
+        if every:
+            return "accum-loss-not-divided"
+        return "accum-cached-not-divided" if wrong <= {"log_scale", "scale", "bias"} else ""
+    if not isinstance(form, Counted) or not every:
+        return ""
+    odds = [odd for _, odd in form.by_world]
+    if len(odds) == 1 and form.by_world[0][0] == 1:
+        (weight, groups), *others = odds[0] or ((0.0, ()),)
+        return WEIGHTED if weight > 0 and len(groups) == 1 and not others else ""
+    counts = [{weight: [group.hop for group in groups] for weight, groups in odd} for odd in odds]
+    one_hop = all(len(hops) == 1 and hops[0] for of in counts for hops in of.values())
+    if one_hop and all(of.keys() == {0.0} for of in counts):
+        return "ring-hop-missing"
+    return "ring-hop-repeated" if one_hop and all(of.keys() == {0.0, 2.0} for of in counts) else ""
 
 
 # --- a factor
@@ -96,12 +105,15 @@ def _factor(seen: Sequence[Seen], contexts: Contexts) -> Pattern | None:
         for name in sorted(shared) if "q" in word else [""]:
             factors = [value(q.get(name, 0.0)) for q in known]
             if np.isfinite(factors).all() and _fits(seen, factors):
-                return Pattern(seen[0].name, "unknown", f"{word.replace('q', name)}{TIMES}")
+                return _times(seen[0].name, word.replace("q", name))
     ratio = _ratio(seen)
     if ratio is None or not _fits(seen, [ratio] * len(seen)):
         return None
-    text = f"{ratio:.0f}" if abs(ratio - round(ratio)) < 1e-6 * abs(ratio) else f"{ratio:.6g}"
-    return Pattern(seen[0].name, "unknown", f"{text}{TIMES}")
+    return _times(seen[0].name, f"{ratio:.0f}" if abs(ratio - round(ratio)) < 1e-6 * abs(ratio) else f"{ratio:.6g}")
+
+
+def _times(tensor: str, number: str) -> Pattern:
+    return Pattern(tensor, "unknown", f"{number} times the right one", Factor(number))
 
 
 _FACTORS: dict[str, Callable[[float], float]] = {
@@ -148,10 +160,11 @@ def _moved(mine: Sequence[Seen], seen: Sequence[Seen], contexts: Contexts) -> Pa
         return None
     other = {one.probe: one for one in seen if one.name == EMBEDS[1 - EMBEDS.index(name)]}
     if all(distance(one, np.asarray(other[one.probe].exact)) <= 2 for one in mine if one.probe in other):
-        return Pattern(name, "unknown", "the other embedding's gradient: the two are exchanged")
+        text = "the other embedding's gradient: the two are exchanged"
+        return Pattern(name, "unknown", text, text)
     for text, id, order in _orders([contexts[one.probe] for one in mine if one.probe in contexts], name):
         if all(distance(one, np.asarray(one.exact)[order(contexts[one.probe])]) <= 2 for one in mine):
-            return Pattern(name, id, text)
+            return Pattern(name, id, text, text)
     return None
 
 
@@ -241,8 +254,8 @@ def _as_counted(
             if (one := by_name.get((label, name))) is not None
         ):
             told = at_each_number_of_ranks({key: describe(w, len(key)) for key, w in weights.items()})
-            text = told + ZEROS if zeros else told
-            return Pattern(name, "ring-received-buffer-zero" if zeros else "unknown", text)
+            form = counted({key: odd_groups(w, len(key)) for key, w in weights.items()})
+            return Pattern(name, ZERO_BUFFER if zeros else "unknown", told + ZEROS if zeros else told, form)
     return None
 
 

@@ -1,22 +1,27 @@
 """What the reference gives at a probe when mistakes of the catalogue are made in it: in one process, or on ranks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.expected.expected import Convention
+from siglip_ref.check.engine.coverage import sight
+from siglip_ref.check.expected.convention import Convention, as_given
+from siglip_ref.check.expected.expected import Truth
 from siglip_ref.check.expected.probes import Probe
-from siglip_ref.mistakes import Edit, Mistake, Reference, entries, executable, reference
+from siglip_ref.check.expected.tolerance import SAFETY
+from siglip_ref.mistakes import CATALOGUE, ONE_SIDE, Edit, Mistake, Reference, reference
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.report.compare import Row
+from siglip_ref.report.data import Sight
 
+EMBEDS = ("image_embed", "text_embed")
+UNIT_ROWS = 'in normalising (rows are unit here: embeddings="raw", or check_model)'
 # An overflow is part of how a mistake looks, so it is made in an arithmetic of the same range.
 _RANGE: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32, "float16": np.float16}
-
-
-ONE_SIDE = "one-side-not-normalised"  # made where towers meet; a loss that normalises does so itself, here
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,6 @@ class Predicted(dict[tuple[str, str], Array]):
         return self[label, name]
 
 
-def suspects(ranks: bool) -> list[Mistake]:
-    """All mistakes that a loss can show, on one rank or on several; also in the form that autograd gives them."""
-    forms = [*executable(), *entries("differentiated")]
-    between = [mistake for mistake in forms if mistake.kind == "across ranks"] if ranks else []
-    return between + [mistake for mistake in forms if mistake.kind == "one vector" and in_the_loss(mistake)]
-
-
-def in_the_loss(mistake: Mistake) -> bool:
-    """Whether a mistake is made where a loss alone would show it."""
-    return mistake.home == "loss"
-
-
 def predict_loss(
     mistakes: Sequence[Mistake],
     probe: Probe,
@@ -82,25 +75,20 @@ def predict_loss(
     """
     spec = _with_edits(tuple(edit for mistake in mistakes for edit in mistake.edits))
     kind = _RANGE[dtype]
-    scale = kind(probe.scale if convention.scale == "linear" else np.exp(probe.log_scale))
-    log_scale, bias = np.asarray(np.log(scale), kind), np.asarray(probe.bias, kind)
-    x, y = probe.image_embed.astype(kind), probe.text_embed.astype(kind)
-    caches: list[Any] = []
-    if convention.embeddings == "raw":
-        eps = 1e-8 if convention.norm == "additive" else 0.0
-        (x_unit, x_cache), (y, y_cache) = (spec.ops.normalize.forward(rows, convention.norm, eps) for rows in (x, y))
-        caches = [x_cache, y_cache]
-        one_side = any(mistake.id == ONE_SIDE for mistake in mistakes)
-        x = x if one_side else x_unit
-    if sizes is None:
-        loss, d_x, d_y, d_log_scale, d_bias = spec.loss.sigmoid_loss(x, y, log_scale, bias)
-    else:
-        loss, d_x, d_y, d_log_scale, d_bias = _on_ranks(spec, x, y, log_scale, bias, sizes, final)
-    if caches:
-        d_x_raw, d_y = (spec.ops.normalize.backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
-        d_x = d_x if one_side else d_x_raw
-    by_scale = {"scale": d_log_scale / scale} if convention.scale == "linear" else {"log_scale": d_log_scale}
-    return {"loss": loss, "image_embed": d_x, "text_embed": d_y} | by_scale | {"bias": d_bias}
+    scale = np.asarray(probe.scale if convention.linear else np.exp(probe.log_scale), kind)
+
+    def loss(x: Array, y: Array, log_scale: Array, bias: Array) -> LossAndGrads:
+        if sizes is None:
+            found: LossAndGrads = spec.loss.sigmoid_loss(x, y, log_scale, bias)
+            return found
+        return _on_ranks(spec, x, y, log_scale, bias, sizes, final)
+
+    sides = not any(mistake.id == ONE_SIDE for mistake in mistakes), True
+    given = as_given(loss, convention.normalises, convention.linear, spec.ops.normalize, sides)
+    asked = scale if convention.linear else np.log(scale)
+    images, texts = probe.image_embed.astype(kind), probe.text_embed.astype(kind)
+    found = given(images, texts, asked, np.asarray(probe.bias, kind))
+    return dict(zip(("loss", *EMBEDS, convention.scale_name, "bias"), found, strict=True))
 
 
 @lru_cache(maxsize=1024)
@@ -109,9 +97,42 @@ def _with_edits(edits: tuple[Edit, ...]) -> Reference:
     return reference(edits)
 
 
+def loss_sight(
+    plain: Mapping[str, tuple[Probe, Truth]],
+    details: Sequence[Row],
+    convention: Convention,
+    dtype: str,
+    looked_for: Mapping[str, bool],
+    reasons: Mapping[str, str],
+) -> Sight:
+    """Of a loss in one process: its plain calls by label, as judged in `details`.
+
+    Parameters
+    ----------
+    looked_for, reasons : as `shown` and `reasons` of `sight`: what is found without an edit that makes it
+    """
+    judged = {(row.probe, row.name) for row in details if row.right or row.verdict == "FAIL"}
+
+    def effect(mistake: Mistake, dtype: str) -> Iterable[tuple[Array, Array, Array]]:
+        for label, (probe, right) in plain.items():
+            for name, value in predict_loss([mistake], probe, convention, dtype).items():
+                if (label, name) in judged:
+                    yield value, right.exact[name], SAFETY * right.noise[name]
+
+    own = [m for m in CATALOGUE.values() if m.home == "loss" and m.edits]
+    unfit = {m.id: UNIT_ROWS for m in own if convention.embeddings == "unit" and _normalises(m)}
+    mine = [m for m in own if m.id not in unfit]
+    return sight(mine, dtype, effect, shown=looked_for, reasons=unfit | dict(reasons))
+
+
+def _normalises(mistake: Mistake) -> bool:
+    """Whether it is made in the division of a row by its length, which a loss that is given unit rows has not."""
+    return mistake.id == ONE_SIDE or all(edit.file == "ops/normalize.py" for edit in mistake.edits)
+
+
 def _on_ranks(
     spec: Reference, x: Array, y: Array, log_scale: Array, bias: Array, sizes: Sequence[int], final: bool
-) -> tuple[Array, ...]:
+) -> LossAndGrads:
     """All ranks' shares, put together as one process would see them."""
     ends = np.cumsum(sizes)[:-1]
     shares, _ = spec.procedures.distributed_loss(np.split(x, ends), np.split(y, ends), log_scale, bias)
@@ -119,7 +140,7 @@ def _on_ranks(
     d_x, d_y = (np.concatenate([share[place] for share in shares]) for place in (1, 2))
     of_scalars = (np.array([share[place] for share in shares]) for place in (3, 4))
     d_log_scale, d_bias = (odd_one(parts) if final else parts.mean() for parts in of_scalars)
-    return loss, d_x, d_y, d_log_scale, d_bias
+    return LossAndGrads(loss, d_x, d_y, d_log_scale, d_bias)
 
 
 def odd_one(parts: Array) -> Array:

@@ -14,11 +14,10 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
-from siglip_ref.check.diagnosis.seen import Seen, is_wrong
-from siglip_ref.check.expected.exact import Convention
+from siglip_ref.check.engine.seen import Seen, is_wrong
+from siglip_ref.check.expected.convention import Convention
 from siglip_ref.check.expected.probes import Probe
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
-from siglip_ref.ops.normalize import NormalizeCache, normalize_backward, normalize_forward
 
 Place = Literal["inputs", "output"]
 RoundedAt = Literal["", "similarity", "scaled", "logits"]
@@ -90,13 +89,13 @@ _How = TypeVar("_How", Forward, Backward)
 
 @dataclass(frozen=True)
 class Numbers:
-    """A probe's, in float64, normalised if the loss does that; caches: of normalising."""
+    """A probe's, in float64, normalised if the loss does that; back: from a gradient to that of the rows as given."""
 
     images: Array
     texts: Array
     scale: float
     bias: float
-    caches: tuple[NormalizeCache, ...]
+    back: tuple[Callable[[Array], Array], Callable[[Array], Array]]
     linear: bool
 
 
@@ -141,14 +140,9 @@ def rounded_products(
 
 def numbers_of(probe: Probe, convention: Convention) -> Numbers:
     """What the loss computes with, in float64."""
-    images, texts = probe.image_embed, probe.text_embed
-    caches: tuple[NormalizeCache, ...] = ()
-    if convention.embeddings == "raw":
-        (images, one), (texts, other) = (normalize_forward(r, convention.norm, convention.eps) for r in (images, texts))
-        caches = one, other
-    linear = convention.scale == "linear"
-    scale = probe.scale if linear else float(np.exp(probe.log_scale))
-    return Numbers(images, texts, scale, probe.bias, caches, linear)
+    images, texts = convention.unit(probe.image_embed), convention.unit(probe.text_embed)
+    scale = probe.scale if convention.linear else float(np.exp(probe.log_scale))
+    return Numbers(images.rows, texts.rows, scale, probe.bias, (images.back, texts.back), convention.linear)
 
 
 def _telling_first(wrong: Sequence[Seen], numbers: Mapping[str, Numbers]) -> list[str]:
@@ -199,7 +193,7 @@ def _forward(
     convention: Convention,
 ) -> Forward | None:
     """The roundings under which the loss and the scalars' gradients are what came."""
-    scale = "scale" if convention.scale == "linear" else "log_scale"
+    scale = convention.scale_name
 
     def misses(how: Forward, labels: Sequence[str]) -> Array:
         found = []
@@ -248,7 +242,7 @@ def _gradient(n: Numbers, logits: Logits, how: Backward, name: str) -> Array:
     out = _round(out, how.form) if how.rounded[2] else out
     out = n.scale * out if how.scale == "after" else out
     out = out if how.share else out / len(slopes)
-    return normalize_backward(out, n.caches[side]) if n.caches else out
+    return n.back[side](out)
 
 
 def _backward(

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.seen import Seen, distance
-from siglip_ref.check.expected.expected import Convention
+from siglip_ref.check.engine.seen import Seen, distance
+from siglip_ref.check.expected.convention import Convention
 from siglip_ref.check.expected.probes import Probe
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
-from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 
-EMBEDS = ("image_embed", "text_embed")
 Key = tuple[int, int, bool]  # rank of the images, rank of the texts, positives or negatives
 Weights = Mapping[Key, float]
 
@@ -36,13 +35,8 @@ def loss_terms(probe: Probe, convention: Convention, sizes: Sequence[int]) -> li
     ----------
     sizes : pairs of each rank; for one process any one number
     """
-    scale = probe.scale if convention.scale == "linear" else np.exp(probe.log_scale)
-    x, y = probe.image_embed, probe.text_embed
-    caches = []
-    if convention.embeddings == "raw":
-        eps = 1e-8 if convention.norm == "additive" else 0.0
-        (x, x_cache), (y, y_cache) = (normalize_forward(rows, convention.norm, eps) for rows in (x, y))
-        caches = [x_cache, y_cache]
+    scale = probe.scale if convention.linear else np.exp(probe.log_scale)
+    (x, back_x), (y, back_y) = convention.unit(probe.image_embed), convention.unit(probe.text_embed)
     pairs = len(x)
     similarity = x @ y.T
     logits = scale * similarity + probe.bias
@@ -50,7 +44,7 @@ def loss_terms(probe: Probe, convention: Convention, sizes: Sequence[int]) -> li
     losses = softplus(np.where(match, -logits, logits)) / pairs
     slopes = np.where(match, -sigmoid(-logits), sigmoid(logits)) / pairs
     rank_of = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else np.zeros(pairs, int)
-    of_scale, name = (1.0, "scale") if convention.scale == "linear" else (scale, "log_scale")
+    of_scale = 1.0 if convention.linear else scale
     terms = []
     for images in range(len(sizes)):
         for texts in range(len(sizes)):
@@ -58,21 +52,17 @@ def loss_terms(probe: Probe, convention: Convention, sizes: Sequence[int]) -> li
             for positive in (True, False) if images == texts else (False,):
                 mask = block & (match == positive)
                 slope = np.where(mask, slopes, 0)
-                d_x, d_y = scale * (slope @ y), scale * (slope.T @ x)
-                if caches:
-                    d_x, d_y = (normalize_backward(d, cache) for d, cache in zip((d_x, d_y), caches, strict=True))
                 tensors = {
                     "loss": np.where(mask, losses, 0).sum(),
-                    "image_embed": d_x,
-                    "text_embed": d_y,
-                    name: of_scale * (slope * similarity).sum(),
+                    "image_embed": back_x(scale * (slope @ y)),
+                    "text_embed": back_y(scale * (slope.T @ x)),
+                    convention.scale_name: of_scale * (slope * similarity).sum(),
                     "bias": slope.sum(),
                 }
                 met = mask / pairs * sigmoid(np.array(probe.bias))  # slopes, where texts are zeros
-                d_zeros = scale * (met.T @ x)
                 zeros = {
                     "loss": mask.sum() / pairs * softplus(np.array(probe.bias)),
-                    "text_embed": normalize_backward(d_zeros, caches[1]) if caches else d_zeros,
+                    "text_embed": back_y(scale * (met.T @ x)),
                     "bias": met.sum(),
                 }
                 terms.append(Term((images, texts, positive), tensors, zeros))
@@ -106,20 +96,46 @@ def simple(weight: float) -> float:
     return 1 / inverse if inverse and abs(weight * inverse - 1) < _NEAR else weight
 
 
+class Group(NamedTuple):
+    """Terms that have a name together. hop: which, where they are those of one hop."""
+
+    name: str
+    hop: int = 0
+
+
+Odd = tuple[tuple[float, tuple[Group, ...]], ...]  # by weight, the groups of terms that count so often
+
+
+def odd_groups(weights: Weights, world: int) -> Odd:
+    """Which terms do not count once, in groups, the most general first."""
+    odd = {key: weight for key, weight in weights.items() if weight != 1}
+    found: dict[float, list[Group]] = {}
+    for group, members in _groups(weights, world):
+        left = {odd[key] for key in members if key in odd}
+        if len(left) == 1 and all(key in odd for key in members):
+            found.setdefault(left.pop(), []).append(group)
+            odd = {key: weight for key, weight in odd.items() if key not in members}
+    return tuple((weight, tuple(groups)) for weight, groups in found.items())
+
+
+class Counted(NamedTuple):
+    """Terms that count otherwise than once: which, at each number of ranks."""
+
+    by_world: tuple[tuple[int, Odd], ...]
+
+
+def counted(by_sizes: Mapping[tuple[int, ...], Odd]) -> Counted:
+    """A number of ranks may be tried with several numbers of pairs."""
+    return Counted(tuple(sorted({(len(sizes), odd) for sizes, odd in by_sizes.items()})))
+
+
 def describe(weights: Weights, world: int) -> str:
-    """Which terms do not count once, in words, the most general first.
+    """The same in words.
 
     >>> describe({(0, 0, True): 1, (0, 0, False): 0}, 1)
     'negatives missing'
     """
-    odd = {key: weight for key, weight in weights.items() if weight != 1}
-    said: dict[str, list[str]] = {}
-    for name, members in _groups(weights, world):
-        left = {odd[key] for key in members if key in odd}
-        if len(left) == 1 and all(key in odd for key in members):
-            said.setdefault(_times(left.pop(), world), []).append(name)
-            odd = {key: weight for key, weight in odd.items() if key not in members}
-    return "; ".join(f"{_listed(names)} {times}" for times, names in said.items())
+    return "; ".join(f"{listed(groups)} {_times(weight)}" for weight, groups in odd_groups(weights, world))
 
 
 def at_each_number_of_ranks(by_sizes: Mapping[tuple[int, ...], str]) -> str:
@@ -130,31 +146,33 @@ def at_each_number_of_ranks(by_sizes: Mapping[tuple[int, ...], str]) -> str:
     return " / ".join(dict.fromkeys(said))  # a number of ranks may be tried with several numbers of pairs
 
 
-def _groups(weights: Weights, world: int) -> Iterator[tuple[str, list[Key]]]:
+def _groups(weights: Weights, world: int) -> Iterator[tuple[Group, list[Key]]]:
     """Sets of terms that have a name, the largest first; the last are single blocks."""
     kinds = {"": (True, False), "positives": (True,), "negatives": (False,)}
     if world == 1:
-        yield from (("positives", [k for k in weights if k[2]]), ("negatives", [k for k in weights if not k[2]]))
+        yield Group("positives"), [k for k in weights if k[2]]
+        yield Group("negatives"), [k for k in weights if not k[2]]
         return
     for kind, signs in kinds.items():
         of = f"{kind} of " if kind else ""
         keys = [key for key in weights if key[2] in signs]
-        yield f"{of}all blocks", keys
+        yield Group(f"{of}all blocks"), keys
         if kind != "positives":
-            yield f"{of}all remote blocks", [key for key in keys if key[0] != key[1]]
-        yield f"{of}the own block", [key for key in keys if key[0] == key[1]]
+            yield Group(f"{of}all remote blocks"), [key for key in keys if key[0] != key[1]]
+        yield Group(f"{of}the own block"), [key for key in keys if key[0] == key[1]]
         for hop in range(1, world):
             name = "the last hop" if hop == world - 1 else f"hop {hop}"
-            yield f"{of}{name}", [key for key in keys if (key[1] - key[0]) % world == hop and kind != "positives"]
+            members = [key for key in keys if (key[1] - key[0]) % world == hop and kind != "positives"]
+            yield Group(f"{of}{name}", 0 if kind else hop), members
         for rank in range(world):
-            yield f"{of}the images of rank {rank}", [key for key in keys if key[0] == rank]
-            yield f"{of}the texts of rank {rank}", [key for key in keys if key[1] == rank]
+            yield Group(f"{of}the images of rank {rank}"), [key for key in keys if key[0] == rank]
+            yield Group(f"{of}the texts of rank {rank}"), [key for key in keys if key[1] == rank]
         for images, texts in dict.fromkeys(key[:2] for key in keys):
             block = f"{of}the block of rank {images}'s images and rank {texts}'s texts"
-            yield block, [key for key in keys if key[:2] == (images, texts)]
+            yield Group(block), [key for key in keys if key[:2] == (images, texts)]
 
 
-def _times(weight: float, world: int) -> str:
+def _times(weight: float) -> str:
     if weight == 0:
         return "missing"
     if weight == round(weight):
@@ -163,5 +181,7 @@ def _times(weight: float, world: int) -> str:
     return f"counted {weight:.4g}{inverse} times"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def listed(groups: Sequence[Group]) -> str:
+    """The first of them by name."""
+    more = f" and {len(groups) - 4} more" if len(groups) > 4 else ""
+    return ", ".join(group.name for group in groups[:4]) + more

@@ -4,25 +4,25 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.explained import Pattern
-from siglip_ref.check.diagnosis.predict import Context
-from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
-from siglip_ref.check.diagnosis.terms import EMBEDS, Term, loss_terms, weights_of
+from siglip_ref.check.diagnosis.predict import EMBEDS, Context
+from siglip_ref.check.diagnosis.terms import Term, loss_terms, weights_of
+from siglip_ref.check.engine.findings import Pattern
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.ops.elementary import Array
 
 WEIGHTED = "positives-weighted"
 Form = Callable[[int], float]
-# How a weight may depend on the number of pairs; each may have a constant before it.
-FORMS: dict[str, Form] = {
-    "1": lambda pairs: 1.0,
-    "B": lambda pairs: float(pairs),
-    "B - 1": lambda pairs: pairs - 1.0,
-    "1/B": lambda pairs: 1 / pairs,
-    "1/(B - 1)": lambda pairs: 1 / max(pairs - 1, 1),
-    "(B - 1)/B": lambda pairs: (pairs - 1) / pairs,
-    "1/B^2": lambda pairs: 1 / pairs**2,
-    "1/(B^2 - B)": lambda pairs: 1 / max(pairs**2 - pairs, 1),
-}
+# How a weight may depend on the number of pairs: alone, and with a constant before it.
+FORMS: tuple[tuple[str, str, Form], ...] = (
+    ("1", "{}", lambda pairs: 1.0),
+    ("B", "{}(B)", lambda pairs: float(pairs)),
+    ("B - 1", "{}(B - 1)", lambda pairs: pairs - 1.0),
+    ("1/B", "{}/B", lambda pairs: 1 / pairs),
+    ("1/(B - 1)", "{}/(B - 1)", lambda pairs: 1 / max(pairs - 1, 1)),
+    ("(B - 1)/B", "{}((B - 1)/B)", lambda pairs: (pairs - 1) / pairs),
+    ("1/B^2", "{}/B^2", lambda pairs: 1 / pairs**2),
+    ("1/(B^2 - B)", "{}/(B^2 - B)", lambda pairs: 1 / max(pairs**2 - pairs, 1)),
+)
 _NEAR = 1e-3  # of a weight; it was found by least squares
 _ROUND = 3  # digits of a constant
 
@@ -43,7 +43,8 @@ def weighted(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> list[Patt
         return []
     said = [f"{kind} counted {w} times" for kind, w in (("positives", positives), ("negatives", negatives)) if w != "1"]
     return [
-        Pattern(name, WEIGHTED, ", ".join(said)) for name in dict.fromkeys(one.name for one in seen if is_wrong(one))
+        Pattern(name, WEIGHTED, ", ".join(said), WEIGHTED)
+        for name in dict.fromkeys(one.name for one in seen if is_wrong(one))
     ]
 
 
@@ -63,21 +64,13 @@ def _measured(
 
 def _form(by_pairs: Mapping[int, float]) -> tuple[str, Form] | None:
     """The simplest form that a weight has, in words and as a function."""
-    for words, form in FORMS.items():
+    for alone, multiple, form in FORMS:
         constants = [weight / form(pairs) for pairs, weight in by_pairs.items()]
         constant = float(f"{np.median(constants):.{_ROUND}g}")
         if constant and all(abs(one / constant - 1) <= _NEAR for one in constants):
-            return _in_words(constant, words), lambda pairs, c=constant, f=form: c * f(pairs)
+            words = alone if constant == 1 else multiple.format(f"{constant:g}")
+            return words, lambda pairs, c=constant, f=form: c * f(pairs)
     return None
-
-
-def _in_words(constant: float, form: str) -> str:
-    """5/B, 2(B - 1), 0.1: a constant before a form."""
-    if form == "1" or constant == 1:
-        return f"{constant:g}" if form == "1" else form
-    if form.startswith("1/"):
-        return f"{constant:g}{form[1:]}"
-    return f"{constant:g}({form})"
 
 
 def _explain(

@@ -5,40 +5,20 @@ in balls instead, and stops at the same float64 numbers: tests hold the two to e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from siglip_ref.arithmetic.double_double import double_double
+from siglip_ref.check.expected.convention import Convention, as_given
 from siglip_ref.check.expected.probes import Probe
 from siglip_ref.check.expected.repeated import Repeated, repeated_loss
 from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
-
-ScaleKind = Literal["log", "linear"]
-EmbeddingKind = Literal["unit", "raw"]
-
 
 # Products of a probe, up to which its truth is always right to the last bit of float64: all of the standard ones.
 PROVEN_UP_TO = 2**18
-
-
-@dataclass(frozen=True)
-class Convention:
-    """What a loss is given. scale: the logarithm, or the scale itself; embeddings: unit rows, or any rows, which it
-    normalises; norm: how it then guards the division (of no interest for unit rows)."""
-
-    scale: ScaleKind
-    embeddings: EmbeddingKind
-    norm: NormKind = "none"
-
-    @property
-    def eps(self) -> float:
-        """What the guard adds to a row's length."""
-        return 1e-8 if self.norm == "additive" else 0.0
 
 
 @lru_cache(maxsize=512)  # of a probe, which is made once, under each convention
@@ -81,22 +61,14 @@ def proven(probe: Probe, convention: Convention) -> LossAndGrads:
 
 def _loss_in(arithmetic: Callable[[Any], Array], probe: Probe, convention: Convention) -> LossAndGrads:
     """arithmetic: makes its numbers of float64 ones."""
-    linear = convention.scale == "linear"
-    scale: Array = arithmetic(np.asarray(probe.scale))
-    log_scale = np.log(scale) if linear else arithmetic(np.asarray(probe.log_scale))
-    bias, norm = arithmetic(np.asarray(probe.bias)), convention.norm if convention.embeddings == "raw" else None
-    if isinstance(probe, Repeated):
-        images, texts = (arithmetic(rows) for rows in probe.rows)
-        found = repeated_loss(images, texts, log_scale, bias, probe.order, norm, convention.eps)
-    else:
-        images, texts = arithmetic(probe.image_embed), arithmetic(probe.text_embed)
-        caches: list[Any] = []
-        if norm:
-            (images, one), (texts, other) = (normalize_forward(x, norm, convention.eps) for x in (images, texts))
-            caches = [one, other]
-        found = sigmoid_loss(images, texts, log_scale, bias)
-        if caches:
-            by_rows = (found.d_image_embed, found.d_text_embed)
-            d_x, d_y = (normalize_backward(d, cache) for d, cache in zip(by_rows, caches, strict=True))
-            found = found._replace(d_image_embed=d_x, d_text_embed=d_y)
-    return found._replace(d_log_scale=found.d_log_scale / scale) if linear else found
+    asked = probe.scale if convention.linear else probe.log_scale
+    scale, bias = (arithmetic(np.asarray(number)) for number in (asked, probe.bias))
+    if not isinstance(probe, Repeated):
+        given = as_given(sigmoid_loss, convention.normalises, convention.linear)
+        return given(arithmetic(probe.image_embed), arithmetic(probe.text_embed), scale, bias)
+    given = as_given(partial(repeated_loss, order=probe.order), convention.normalises, convention.linear)
+    images, texts = (arithmetic(rows) for rows in probe.rows)
+    sums = given(images, texts, scale, bias)
+    found = LossAndGrads(*(value / len(probe.order) for value in sums))
+    rows = found.d_image_embed[probe.order], found.d_text_embed[probe.order]
+    return found._replace(d_image_embed=rows[0], d_text_embed=rows[1])

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Outcome, Setting
-from siglip_ref.check.expected.exact import Convention, EmbeddingKind, ScaleKind, exact_loss
+from siglip_ref.check.expected.convention import Convention, EmbeddingKind, ScaleKind
+from siglip_ref.check.expected.exact import exact_loss
 from siglip_ref.check.expected.probes import Probe
 from siglip_ref.check.expected.repeated import Repeated
 from siglip_ref.check.expected.repeated_noise import repeated_noise
-from siglip_ref.check.expected.tolerance import SAFETY, Given, loss_noise
+from siglip_ref.check.expected.tolerance import SAFETY, Given, loss_noise, way_of
 from siglip_ref.model.loss import LossAndGrads
+from siglip_ref.noise.measure import Noise
+from siglip_ref.noise.table import Key, digest, table
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Kind, Row, compare, out_of_range
 
@@ -38,19 +41,13 @@ class Truth:
 
 def given_of(convention: Convention, setting: Setting) -> Given:
     """How a loss of this convention is given its inputs, and what it computes in."""
-    norm = convention.norm if convention.embeddings == "raw" else None
-    return Given(norm, convention.scale == "linear", setting.regime, setting.scalar_dtype)
+    return Given(convention.normalises, convention.linear, setting.regime, setting.scalar_dtype)
 
 
 def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
     """Loss and gradients by the numbers the function is given, in float64."""
     exact = exact_loss(probe, convention, coarse=setting.dtype != "float64")
-    given = given_of(convention, setting)
-    if isinstance(probe, Repeated):
-        noise = repeated_noise(given, probe, exact)
-    else:
-        asked = probe.scale if given.linear else probe.log_scale
-        noise = loss_noise(given, probe.image_embed, probe.text_embed, asked, probe.bias, exact)
+    noise = noise_at(probe, given_of(convention, setting), exact)
     spread = LossAndGrads(*(np.broadcast_to(noise.absolute[n], np.shape(v)) for n, v in exact._asdict().items()))
     overflows = LossAndGrads(*(name in noise.overflows for name in LossAndGrads._fields))
     return Truth(
@@ -60,22 +57,50 @@ def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
     )
 
 
+def tensors_of(outcome: Outcome, right: Truth) -> dict[str, tuple[Array | None, Array]]:
+    """By name, what came (None: no gradient) and what is right, of all that was asked for."""
+    given = outcome.gradients | {"loss": outcome.loss}
+    if "scale" in right.exact and "log_scale" in given:
+        given["scale"] = given["log_scale"]
+    return {name: (given[name], exact) for name, exact in right.exact.items() if name in given}
+
+
+def noise_at(probe: Probe, given: Given, exact: LossAndGrads) -> Noise:
+    """From the table that ships, where it holds these inputs; else measured, once a process."""
+    stored = of_distinct(exact, probe) if isinstance(probe, Repeated) else exact
+    found = table().find(key_of(probe, given), stored, given.regime)
+    if isinstance(probe, Repeated):
+        rows = found or repeated_noise(given, probe)
+        whole = {name: level[probe.order] if np.ndim(level) else level for name, level in rows.absolute.items()}
+        return Noise(whole, rows.overflows)
+    scale = probe.scale if given.linear else probe.log_scale
+    return found or loss_noise(given, probe.image_embed, probe.text_embed, scale, probe.bias, exact)
+
+
+def key_of(probe: Probe, given: Given) -> Key:
+    """Of the table: a digest of all numbers that the loss is given; how it is given them, and what it computes in."""
+    scalars = (probe.scale if given.linear else probe.log_scale), probe.bias
+    if isinstance(probe, Repeated):
+        return digest(*probe.rows, *scalars, probe.order), way_of(given)
+    return digest(probe.image_embed, probe.text_embed, *scalars), way_of(given)
+
+
+def of_distinct(exact: LossAndGrads, probe: Repeated) -> LossAndGrads:
+    """The exact numbers of the batch, with one row for each distinct pair: all copies of a pair have the same."""
+    first = np.unique(probe.order, return_index=True)[1]
+    return exact._replace(d_image_embed=exact.d_image_embed[first], d_text_embed=exact.d_text_embed[first])
+
+
 def judge(outcome: Outcome, right: Truth, label: str, times: float = 1.0) -> list[Row]:
     """One row per tensor. times: the gradients must be that many times the plain ones."""
     rows = []
-    for name, exact in right.exact.items():
+    for name, (got, exact) in tensors_of(outcome, right).items():
         kind: Kind = "value" if name == "loss" else "gradient"
-        argument = "log_scale" if name == "scale" else name
-        if kind == "gradient" and argument not in outcome.gradients:
-            continue
-        got = outcome.loss if kind == "value" else outcome.gradients[argument]
-        factor = 1.0 if kind == "value" else times
         note = "no gradient arrives" if got is None else ""
         values = np.zeros_like(exact) if got is None else got
-        unit = np.abs(exact).max()
         with np.errstate(all="ignore"):
-            noise = np.where(right.noise[name] > 0, right.noise[name] / unit, 0.0)
-        tolerance = SAFETY * noise
+            noise = np.where(right.noise[name] > 0, right.noise[name] / np.abs(exact).max(), 0.0)
+        factor, tolerance = 1.0 if kind == "value" else times, SAFETY * noise
         row = compare(name, values, exact * factor, tolerance, kind=kind, note=note, probe=label, noise=noise)
         row = row if got is not None else replace(row, trouble="no gradient")
         if right.overflows[name] and row.verdict == "FAIL":
@@ -93,5 +118,5 @@ def _changed(name: str, label: str) -> Row:
 
 
 def _named(values: LossAndGrads, convention: Convention) -> dict[str, Array]:
-    names = ("loss", "image_embed", "text_embed", "scale" if convention.scale == "linear" else "log_scale", "bias")
+    names = ("loss", "image_embed", "text_embed", convention.scale_name, "bias")
     return {name: np.asarray(value, np.float64) for name, value in zip(names, values, strict=True)}

@@ -8,7 +8,7 @@ float64 half of the probes have full mantissas, so that a loss that rounds anyth
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -43,6 +43,11 @@ class Point:
     hunts: str = ""
     for_its_shape: bool = False
 
+    @property
+    def steep(self) -> bool:
+        """With logits above 20, where a softplus is a straight line."""
+        return self.log_scale >= WARM and self.texts != "tiny"
+
 
 @dataclass(frozen=True, eq=False)
 class Probe:
@@ -54,6 +59,7 @@ class Probe:
     log_scale: float
     scale: float
     bias: float
+    steep: bool = field(default=False, kw_only=True)
 
     @property
     def shape(self) -> Shape:
@@ -175,7 +181,7 @@ def make_probe(point: Point, shape: Shape, dtype: str = "bfloat16", scalar_dtype
     arrays = image * lengths, text * lengths[::-1]
     for array in arrays:
         array.flags.writeable = False
-    return Probe(point.name, *arrays, *make_scalars(point, pairs, full, scalar_dtype))
+    return Probe(point.name, *arrays, *make_scalars(point, pairs, full, scalar_dtype), steep=point.steep)
 
 
 def make_scalars(point: Point, pairs: int, full: str | None, scalar_dtype: str) -> tuple[float, float, float]:

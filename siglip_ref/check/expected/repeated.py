@@ -7,7 +7,7 @@ order: every tile of 16 to 1,024 rows differs from every other, and a kernel tha
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from siglip_ref.check.expected.probes import COLD, WIDE_FORMATS, Dims, Point, Pr
 from siglip_ref.check.expected.rows import rows_of
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
-from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
 
 Size = Literal["small", "real"]
 
@@ -63,20 +62,14 @@ def order_of(pairs: int) -> Array:
     return row * (passed % (DISTINCT - 1) + 1) % DISTINCT
 
 
-def repeated_loss(
-    images: Array, texts: Array, log_scale: Array, bias: Array, order: Array, norm: NormKind | None, eps: float
-) -> LossAndGrads:
-    """`sigmoid_loss` of images[order] and texts[order], from one block of the distinct rows.
+def repeated_loss(images: Array, texts: Array, log_scale: Array, bias: Array, order: Array) -> LossAndGrads:
+    """B times `sigmoid_loss` of images[order] and texts[order], from one block of the distinct rows; gradients of one
+    copy of each row.
 
     Parameters
     ----------
     images, texts : the distinct rows, in any arithmetic; log_scale, bias : numbers of it
-    norm, eps : how rows are normalised first, see `normalize_forward`; None: not at all
     """
-    caches: list[Any] = []
-    if norm:
-        (images, one), (texts, other) = (normalize_forward(rows, norm, eps) for rows in (images, texts))
-        caches = [one, other]
     counts = np.bincount(order, minlength=len(images)).astype(float)  # how often each row comes
     own = np.eye(len(images), dtype=bool)
     scale = np.exp(log_scale)
@@ -86,12 +79,7 @@ def repeated_loss(
     # what one copy of image i meets of text j: all its copies, and of its own text one as a match
     of_image = (counts - own) * gate - missing
     of_text = (counts[:, None] - own) * gate - missing
-    pairs = len(order)
     loss = (counts[:, None] * ((counts - own) * softplus(logits) + np.where(own, softplus(-logits), 0))).sum()
     d_logits = counts[:, None] * of_image
     d_images, d_texts = scale * (of_image @ texts), scale * (of_text.T @ images)
-    if caches:
-        d_images, d_texts = (normalize_backward(d, c) for d, c in zip((d_images, d_texts), caches, strict=True))
-    d_scalars = scale * (d_logits * similarity).sum(), d_logits.sum()
-    d_rows = (d_images / pairs)[order], (d_texts / pairs)[order]
-    return LossAndGrads(loss / pairs, *d_rows, *(d / pairs for d in d_scalars))
+    return LossAndGrads(loss, d_images, d_texts, scale * (d_logits * similarity).sum(), d_logits.sum())

@@ -15,12 +15,12 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import PLAIN, Variant, pair_block
+from siglip_ref.check.expected.convention import as_given
 from siglip_ref.check.expected.repeated import Repeated
-from siglip_ref.check.expected.tolerance import NORM_EPS, Given, is_quick, scalars_of, unit_rows_again, way_of
+from siglip_ref.check.expected.tolerance import Given, is_quick, scalars_of, unit_rows_again
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, Noise, announce, measure
 from siglip_ref.noise.quick import FEWER_STILL, quick_noise
-from siglip_ref.noise.table import Key, digest, table
 from siglip_ref.ops.elementary import Array, sigmoid
 
 # Pairs from which on a loss in 16 bits must not take the small difference of sums that are each rounded: positives
@@ -33,29 +33,12 @@ SOME = 16  # rows whose sums are looked at where it must be quick
 TILE = 4  # texts in the smallest tiles that a smaller batch may come in
 
 
-def repeated_noise(given: Given, probe: Repeated, exact: LossAndGrads) -> Noise:
-    """As `siglip_ref.check.expected.tolerance.loss_noise` gives it, for a batch of a real size."""
-    rows = table().find(repeated_key(given, probe), of_distinct(exact, probe), given.regime)
-    if rows is None:
-        quick = is_quick(given)
-        if not quick:
-            announce(f"a loss in {given.regime} at {len(probe.order)} pairs")
-        rows = distinct_noise(given, probe, quick)
-    return Noise(
-        {name: level[probe.order] if np.ndim(level) else level for name, level in rows.absolute.items()}, rows.overflows
-    )
-
-
-def repeated_key(given: Given, probe: Repeated) -> Key:
-    """Of the table: as `siglip_ref.check.expected.tolerance.key_of`, of the distinct rows and their order."""
-    scale = probe.scale if given.linear else probe.log_scale
-    return digest(*probe.rows, scale, probe.bias, probe.order), way_of(given)
-
-
-def of_distinct(exact: LossAndGrads, probe: Repeated) -> LossAndGrads:
-    """The exact numbers of the batch, with one row for each distinct pair: all copies of a pair have the same."""
-    first = np.unique(probe.order, return_index=True)[1]
-    return exact._replace(d_image_embed=exact.d_image_embed[first], d_text_embed=exact.d_text_embed[first])
+def repeated_noise(given: Given, probe: Repeated) -> Noise:
+    """As `siglip_ref.check.expected.tolerance.loss_noise` gives it, of the distinct rows of a batch of a real size."""
+    quick = is_quick(given)
+    if not quick:
+        announce(f"a loss in {given.regime} at {len(probe.order)} pairs")
+    return distinct_noise(given, probe, quick)
 
 
 @lru_cache(maxsize=64)
@@ -112,31 +95,24 @@ def _let_sums_run(
 
 def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
     """Loss and gradients of one copy of each image against all texts, and of each text against all images."""
-    images, texts, caches = a["image_embed"], a["text_embed"], []
-    if given.norm:
-        eps = NORM_EPS[given.norm]
-        (images, one), (texts, other) = (ops.normalize.forward(rows, given.norm, eps) for rows in (images, texts))
-        caches = [one, other]
-    else:
-        images, texts = unit_rows_again(given, images, texts, ops)
-    log_scale = np.log(a["scale"]) if given.linear else a["scale"]
-    copies, pairs = len(images), len(order)
+    copies, pairs = len(a["image_embed"]), len(order)
     block, tiles = _form(given, pairs, ops)
-    own, loss, d_images, d_texts, d_log_scale, d_bias = np.eye(copies, pairs, dtype=bool), 0, 0, 0, 0, 0
-    for part in np.array_split(np.arange(pairs), tiles):
-        others = order[part]
-        row = block(images, texts[others], log_scale, a["bias"], own[:, part])
-        column = block(images[others], texts, log_scale, a["bias"], own[:, part].T)
-        loss, d_log_scale, d_bias = loss + row[0], d_log_scale + row[3], d_bias + row[4]
-        d_images, d_texts = d_images + row[1], d_texts + column[2]
-    if caches:
-        d_images, d_texts = (
-            ops.normalize.backward(d, cache) for d, cache in zip((d_images, d_texts), caches, strict=True)
-        )
-    if given.linear:
-        d_log_scale = d_log_scale / a["scale"]
-    named = LossAndGrads(loss / copies, d_images / pairs, d_texts / pairs, d_log_scale / copies, d_bias / copies)
-    return named._asdict()
+
+    def sums(images: Array, texts: Array, log_scale: Array, bias: Array) -> LossAndGrads:
+        own, loss, d_images, d_texts, d_log_scale, d_bias = np.eye(copies, pairs, dtype=bool), 0, 0, 0, 0, 0
+        for part in np.array_split(np.arange(pairs), tiles):
+            others = order[part]
+            row = block(images, texts[others], log_scale, bias, own[:, part])
+            column = block(images[others], texts, log_scale, bias, own[:, part].T)
+            loss, d_log_scale, d_bias = loss + row[0], d_log_scale + row[3], d_bias + row[4]
+            d_images, d_texts = d_images + row[1], d_texts + column[2]
+        return LossAndGrads(loss, d_images, d_texts, d_log_scale, d_bias)
+
+    whole = as_given(sums, given.norm, given.linear, ops.normalize)
+    x, y = unit_rows_again(given, a["image_embed"], a["text_embed"], ops)
+    found = whole(x, y, a["scale"], a["bias"])
+    shares = (copies, pairs, pairs, copies, copies)
+    return LossAndGrads(*(value / share for value, share in zip(found, shares, strict=True)))._asdict()
 
 
 def _form(given: Given, pairs: int, ops: Variant) -> tuple[Any, int]:

@@ -12,11 +12,11 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import Variant
+from siglip_ref.check.expected.convention import as_given, unit_rows
 from siglip_ref.check.expected.probes import WIDE_FORMATS
 from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.noise.measure import TIMES, Noise, announce, measure
 from siglip_ref.noise.quick import PAIRS, quick_noise
-from siglip_ref.noise.table import Key, digest, table
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormKind
 
@@ -24,7 +24,6 @@ SAFETY = TIMES
 ARITHMETIC = {name: FORMATS[name] for name in ("float64", "float32", "bfloat16", "float16")}
 MANY_PAIRS = 2**15  # from here on one run of each kind holds enough elements
 _FINE = ("float32", "tf32", "bfloat16 products")  # where rows are unit to rounding, not exactly
-NORM_EPS = {"none": 0.0, "additive": 1e-8, "clamp": 1e-12}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def loss_noise(
     given: Given, image_embed: Array, text_embed: Array, scale: float, bias: float, exact: LossAndGrads
 ) -> Noise:
     """Noise of a correct loss, absolute, by the names of `LossAndGrads`; one number per row of an embedding's gradient.
-    From the table that ships, where it holds these inputs; else measured, once a process.
+    Measured, once a process.
 
     Parameters
     ----------
@@ -53,9 +52,6 @@ def loss_noise(
     scale : as given to the loss: the logarithm, or the scale itself
     exact : loss and gradients without rounding
     """
-    shipped = table().find(key_of(given, image_embed, text_embed, scale, bias), exact, given.regime)
-    if shipped is not None:
-        return shipped
     if len(image_embed) >= PAIRS and is_quick(given):
         numbers = {"scale": np.array(scale), "bias": np.array(bias)}
         inputs = {"image_embed": image_embed, "text_embed": text_embed} | numbers
@@ -82,11 +78,6 @@ def measured_noise(
     exact_bytes = tuple(np.asarray(value, np.float64).tobytes() for value in exact)
     rows = image_embed.tobytes(), text_embed.tobytes()
     return _measured(given, image_embed.shape, *rows, scale, bias, exact_bytes, few)
-
-
-def key_of(given: Given, image_embed: Array, text_embed: Array, scale: float, bias: float) -> Key:
-    """Of the table: a digest of all numbers that the loss is given; how it is given them, and what it computes in."""
-    return digest(image_embed, text_embed, scale, bias), way_of(given)
 
 
 def way_of(given: Given) -> str:
@@ -125,31 +116,16 @@ def _measured(
 
 
 def _loss(given: Given, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
-    x, y, caches = a["image_embed"], a["text_embed"], []
-    if given.norm:
-        (x, x_cache), (y, y_cache) = (ops.normalize.forward(rows, given.norm, NORM_EPS[given.norm]) for rows in (x, y))
-        caches = [x_cache, y_cache]
-    else:
-        x, y = unit_rows_again(given, x, y, ops)
-    log_scale = np.log(a["scale"]) if given.linear else a["scale"]
-    tile = -(-len(x) // ops.tiles)
-    out = sigmoid_loss(x, y, log_scale, a["bias"], tile=tile, ops=ops)._asdict()
-    if caches:
-        out["d_image_embed"], out["d_text_embed"] = (
-            ops.normalize.backward(out[name], cache)
-            for name, cache in zip(("d_image_embed", "d_text_embed"), caches, strict=True)
-        )
-    if given.linear:
-        out["d_log_scale"] = out["d_log_scale"] / a["scale"]
-    return out
+    x, y = unit_rows_again(given, a["image_embed"], a["text_embed"], ops)
+    plain = partial(sigmoid_loss, tile=-(-len(x) // ops.tiles), ops=ops)
+    return as_given(plain, given.norm, given.linear, ops.normalize)(x, y, a["scale"], a["bias"])._asdict()
 
 
 def unit_rows_again(given: Given, x: Array, y: Array, ops: Variant) -> tuple[Array, Array]:
     """Unit rows, normalised all the same in some runs: a loss may do so for safety, and moves nothing but rounding."""
-    if not ops.normalises_again or given.regime not in _FINE or (_exact(x) and _exact(y)):
+    if given.norm or not ops.normalises_again or given.regime not in _FINE or (_exact(x) and _exact(y)):
         return x, y
-    x, y = (ops.normalize.forward(rows, "clamp", NORM_EPS["clamp"])[0] for rows in (x, y))
-    return x, y
+    return unit_rows(x, "clamp", ops.normalize).rows, unit_rows(y, "clamp", ops.normalize).rows
 
 
 def _exact(rows: Array) -> bool:

@@ -1,31 +1,29 @@
 """Judge tensors that any program wrote for a golden vector: NumPy alone, whatever language or framework made them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.coverage import in_the_catalogue, sorted_out
-from siglip_ref.check.diagnosis.diagnose import explain, share_explained
-from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.check.engine.check import check
+from siglip_ref.check.engine.coverage import sorted_out
+from siglip_ref.check.engine.explain import explain, share_explained
+from siglip_ref.check.engine.seen import Seen
+from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.files.probe import check_probe
 from siglip_ref.errors import UsageError
 from siglip_ref.mistakes import CATALOGUE, Mistake, reference
 from siglip_ref.noise.measure import TIMES
 from siglip_ref.ops.elementary import Array
-from siglip_ref.report.compare import Kind, compare, not_checked, out_of_range
-from siglip_ref.report.data import Case, Finding, Report, Sight
+from siglip_ref.report.compare import Kind, Row, compare, not_checked, out_of_range
+from siglip_ref.report.data import Finding, Report, Sight
 from siglip_ref.report.verdict import Judgement, judgement
 from siglip_ref.vectors.files import read_npz, read_safetensors
 from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, mistaken, run
 from siglip_ref.vectors.store import Vector, packaged
 
 COMBINED = 6  # mistakes that are tried together
-
-PROGRAM = """import siglip_ref as sr
-print(sr.check_dump("case.npz", vector={vector!r}, dtype={dtype!r}))
-"""
 
 
 def check_dump(
@@ -96,54 +94,91 @@ def _require_forward(probe: str | Path, vector: str | None, forward_only: bool) 
 def judge(vector: Vector, got: Mapping[str, Array], dtype: str, title: str, partial: bool = False) -> Report:
     """Hold tensors against a vector's, within the noise that correct programs show in `dtype`."""
     _require(vector, got, dtype)
-    noise = measured().noise_of(vector, dtype)
-    rows, seen, missing = [], [], []
-    for name in in_order(vector):
-        expected, (kind, shown), level = vector.expected[name], kind_of(name), noise[name]
-        if name not in got:
-            missing.append(shown)
-            if not partial:
-                rows.append(not_checked(shown, kind, "not in the file"))
-        elif level is None:
-            rows.append(out_of_range(shown, kind, f"overflows in {dtype} even with correct rounding"))
-        else:
-            scale = vector.zero.get(name)
-            rows.append(compare(shown, got[name], expected, TIMES * level, kind=kind, zero_scale=scale, noise=level))
-            allowed = np.asarray(TIMES * level * vector.unit(name))
-            if got[name].shape == expected.shape:
-                seen.append(Seen(vector.id, name, got[name], expected, allowed))
-    judged = judgement(rows)
-    judged = Judgement("FAIL") if missing and not partial else judged
-    worth = _sight(vector, dtype, {row.name for row in rows if row.right or row.verdict == "FAIL"})
-    notes = [f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}"] if missing else []
-    return Report(
-        title=f"{title}, {dtype}",
-        verdict=judged.verdict,
-        rows=rows,
-        findings=_findings(vector, seen, dtype) if any(row.verdict == "FAIL" for row in rows) else [],
-        conventions={name: str(value) for name, value in vector.conventions.items()},
-        not_checked=[f"{len(missing)} tensors that are not in the file"] if missing else [],
-        blind=in_the_catalogue(worth.blind),
-        notes=notes,
-        details=rows,
-        unjudged=judged.unjudged,
-        case=Case(dict(got), PROGRAM.format(vector=vector.id, dtype=dtype)),
-        sight=worth,
-    )
+    return check(DumpSubject(vector, got, dtype, title, partial))
 
 
-def _sight(vector: Vector, dtype: str, judged: Collection[str]) -> Sight:
-    """Of the mistakes that vectors of this kind show in float64: those that this one shows in these tensors."""
-    whole = all(kind_of(name)[1] in judged for name, level in measured().noise_of(vector, dtype).items() if level)
-    alike = {one.id for one in packaged().vectors.values() if one.task == vector.task}
-    seen = {}
-    for name in measured().power:
-        if name in CATALOGUE and measured().best(name, "float64", alike)[0] >= SEEN:
-            seen[name] = measured().best(name, dtype, {vector.id})[0] >= SEEN
-            if seen[name] and not whole:  # the table is of all tensors together
-                seen[name] = _power(vector, CATALOGUE[name], dtype, judged) >= SEEN
-    other = {name: f"that no vector of {vector.task} shows" for name, rows in measured().power.items() if rows}
-    return sorted_out(seen, dtype, other)
+@dataclass
+class ComparedDump(Compared):
+    """tensors : for diagnosis; missing : names of those that are not in the file."""
+
+    tensors: list[Seen]
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class DumpSubject(Subject[ComparedDump]):
+    """Tensors that somebody wrote for a vector."""
+
+    vector: Vector
+    got: Mapping[str, Array]
+    dtype: str
+    of: str
+    partial: bool
+
+    def compare(self) -> ComparedDump:
+        """What is in the file; the rest is missing."""
+        vector, got, found = self.vector, self.got, ComparedDump([], [], [])
+        noise = measured().noise_of(vector, self.dtype)
+        for name in in_order(vector):
+            expected, (kind, shown), level = vector.expected[name], kind_of(name), noise[name]
+            if name not in got:
+                found.missing.append(shown)
+                found.details += [] if self.partial else [not_checked(shown, kind, "not in the file")]
+            elif level is None:
+                reason = f"overflows in {self.dtype} even with correct rounding"
+                found.details.append(out_of_range(shown, kind, reason))
+            else:
+                limit, zero = TIMES * level, vector.zero.get(name)
+                found.details.append(
+                    compare(shown, got[name], expected, limit, kind=kind, zero_scale=zero, noise=level)
+                )
+                if got[name].shape == expected.shape:
+                    allowed = np.asarray(limit * vector.unit(name))
+                    found.tensors.append(Seen(vector.id, name, got[name], expected, allowed))
+        return found
+
+    def judge(self, compared: ComparedDump) -> Judgement:
+        """A tensor that is missing fails, unless only a part was to be judged."""
+        return Judgement("FAIL") if compared.missing and not self.partial else judgement(compared.details)
+
+    def explain(self, compared: ComparedDump) -> Answer[ComparedDump]:
+        """Mistakes that this vector shows."""
+        return Answer(_findings(self.vector, compared.tensors, self.dtype) if compared.wrong else [])
+
+    def title(self, compared: ComparedDump) -> str:
+        """Names the file, the vector and the dtype."""
+        return f"{self.of}, {self.dtype}"
+
+    def rows(self, compared: ComparedDump) -> list[Row]:
+        """Every tensor is compared once."""
+        return compared.details
+
+    def count(self, compared: ComparedDump) -> Sight:
+        """Of the mistakes that vectors of this kind show in float64: those that this one shows in these tensors."""
+        vector, dtype = self.vector, self.dtype
+        judged = {row.name for row in compared.details if row.right or row.verdict == "FAIL"}
+        whole = all(kind_of(name)[1] in judged for name, level in measured().noise_of(vector, dtype).items() if level)
+        alike = {one.id for one in packaged().vectors.values() if one.task == vector.task}
+        seen = {}
+        for name in measured().power:
+            if name in CATALOGUE and measured().best(name, "float64", alike)[0] >= SEEN:
+                seen[name] = measured().best(name, dtype, {vector.id})[0] >= SEEN
+                if seen[name] and not whole:  # the table is of all tensors together
+                    seen[name] = _power(vector, CATALOGUE[name], dtype, judged) >= SEEN
+        other = {name: f"that no vector of {vector.task} shows" for name, rows in measured().power.items() if rows}
+        return sorted_out(seen, dtype, other)
+
+    def tell(self, compared: ComparedDump, report: Report) -> None:
+        """The vector's conventions, and what is missing."""
+        missing = compared.missing
+        report.conventions = {name: str(value) for name, value in self.vector.conventions.items()}
+        report.not_checked = [f"{len(missing)} tensors that are not in the file"] if missing else []
+        report.notes = [f"{len(missing)} tensors are not in the file: {', '.join(missing[:4])}"] if missing else []
+
+    def worst(self, compared: ComparedDump, report: Report) -> Worst | None:
+        """The whole file."""
+        again = f'print(sr.check_dump("case.npz", vector={self.vector.id!r}, dtype={self.dtype!r}))'
+        return Worst(report.closest or compared.details[0], self.got, again) if compared.details else None
 
 
 def _power(vector: Vector, mistake: Mistake, dtype: str, judged: Collection[str]) -> float:

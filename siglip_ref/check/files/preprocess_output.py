@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from siglip_ref.check.call.answers import in_a_line
-from siglip_ref.check.call.frameworks import as_float64
+from siglip_ref.check.call.in_numpy import as_float64
 from siglip_ref.errors import UsageError
 from siglip_ref.use.pictures import Pixels
 

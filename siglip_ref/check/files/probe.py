@@ -4,8 +4,8 @@ The weights went through the engine's own converter: a kernel that it transposed
 show at the first stage that reads them.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,8 @@ import numpy as np
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Config
+from siglip_ref.check.engine.check import check
+from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.files.conversions import find_conversions
 from siglip_ref.check.files.probe_export import ARITHMETICS, Exported, read_probe
 from siglip_ref.check.model.adapters import Dtype, Run
@@ -29,8 +31,8 @@ from siglip_ref.errors import UsageError
 from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.report.compare import Row, not_checked
-from siglip_ref.report.data import Case, Finding, Report, Sight
-from siglip_ref.report.verdict import Unjudged, Verdict, judgement
+from siglip_ref.report.data import Report, Sight
+from siglip_ref.report.verdict import Judgement, Unjudged, judgement
 from siglip_ref.vectors.files import read_npz, read_safetensors
 
 EMBEDS = ("image/embed", "text/embed")
@@ -70,29 +72,95 @@ def check_probe(
     _require(path, shown, own, exact.activations, cfg)
     run = Run(_loss(shown, given, exact.loss), shown, {})
     judge = _forward(make_judge(exact, given, cfg, chosen, dtype, dtype))
-    rows = [row for row in rows_of(run, judge) if row.name in shown]
     missing = [name for name in exact.activations if name not in shown]
-    if quantised:
-        rows = [_cosine(row) for row in rows]
-    judged = judgement(rows, needed=lambda row: False)
-    verdict, findings = judged.verdict, list[Finding]()
-    if verdict == "FAIL":
-        verdict, findings = _explain(run, judge, rows, given, cfg, chosen)
-    return Report(
-        title=f"{path.name} against {Path(probe).name}; {cfg.name}; {dtype}; forward only",
-        verdict="NOT JUDGED" if quantised else verdict,
-        rows=rows,
-        findings=findings,
-        conventions={name: str(value) for name, value in vars(chosen).items()},
-        not_checked=[f"{len(missing)} activations that are not in the answer: {', '.join(missing[:4])}"][
-            : len(missing)
-        ],
-        notes=[f"judged by {len(own)} tensors of weights of the answer's own"][: len(own)],
-        details=rows,
-        case=Case(dict(shown), f"import siglip_ref as sr\nprint(sr.check_dump({path.name!r}, probe={str(probe)!r}))\n"),
-        sight=_sight(rows, run, judge, given, cfg, chosen),
-        unjudged=_UNKNOWN_WEIGHTS if quantised else judged.unjudged,
-    )
+    return check(ProbeSubject(path, Path(probe), cfg, given, run, judge, missing, len(own), quantised))
+
+
+@dataclass(frozen=True)
+class ProbeSubject(Subject[Compared]):
+    """An answer. given : the probe with the engine's own weights, of which there are `own`; missing : activations that
+    it does not hold."""
+
+    path: Path
+    probe: Path
+    cfg: Config
+    given: Probe
+    run: Run
+    standard: Judge
+    missing: Sequence[str]
+    own: int
+    quantised: bool
+
+    @property
+    def _how(self) -> tuple[Probe, Config, Conventions]:
+        return self.given, self.cfg, self.cfg.conventions
+
+    def compare(self) -> Compared:
+        """Every activation that the answer holds."""
+        rows = [row for row in rows_of(self.run, self.standard) if row.name in self.run.activations]
+        return Compared([_cosine(row) for row in rows] if self.quantised else rows)
+
+    def judge(self, compared: Compared) -> Judgement:
+        """A forward pass has nothing that must be there; of unknown weights nothing says how far off is right."""
+        if self.quantised:
+            return Judgement("NOT JUDGED", _UNKNOWN_WEIGHTS)
+        return judgement(compared.details, needed=lambda row: False)
+
+    def others(self, compared: Compared) -> Iterator[Answer[Compared]]:
+        """Another convention under which every stage is right."""
+        judge, (given, cfg, chosen) = self.standard, self._how
+        for other in other_conventions(self.run, judge, *self._how) if compared.wrong else ():
+            if not any(other.fits.values()):
+                continue
+            under = replace(chosen, **other.changes)
+            exact = reference(given, cfg, under, np.float64)
+            again = rows_of(self.run, _forward(make_judge(exact, given, cfg, under, judge.dtype, judge.coarsest)))
+            if all(row.verdict != "FAIL" for row in again if row.name in self.run.activations):
+                yield Answer([declare(under, other.changes, "every stage is right then")], "OTHER CONVENTION")
+
+    def explain(self, compared: Compared) -> Answer[Compared]:
+        """The mistakes, what a converter did, else where it begins."""
+        found = find_mistakes(self.run, self.standard, *self._how)
+        converted, left = find_conversions(found.unexplained, self.run, self.standard, *self._how)
+        findings = of_roundings(list(found.rounded.values()), self.run, compared.details) + converted
+        if found.made or left or not findings:
+            findings += findings_of(replace(found, unexplained=tuple(left)), compared.details, self.run)
+        return Answer(findings)
+
+    def title(self, compared: Compared) -> str:
+        """Names both files, the model and its numbers."""
+        return f"{self.path.name} against {self.probe.name}; {self.cfg.name}; {self.standard.dtype}; forward only"
+
+    def rows(self, compared: Compared) -> list[Row]:
+        """Every activation is compared once."""
+        return compared.details
+
+    def count(self, compared: Compared) -> Sight:
+        """What the stages that were judged would have shown; what only gradients show is of another check."""
+        shown = [row.name for row in compared.details if row.right or row.verdict == "FAIL"]
+        judged = Judged([self.run], [], [self.standard], compared.details)
+        coarsest = self.standard.coarsest
+        here = model_sight(shown, judged, *self._how, coarsest, False)
+        grads = [name for name in shapes(self.cfg) if name.split("/")[0] in {one.split("/")[0] for one in shown}]
+        with_gradients = model_sight([*shown, *grads], judged, *self._how, coarsest, False)
+        backward = [id for id in here.blind if id in with_gradients.seen]
+        blind = tuple(id for id in here.blind if id not in backward)
+        return Sight(here.seen, blind, {**here.elsewhere, **dict.fromkeys(backward, _FORWARD)}, here.dtype)
+
+    def tell(self, compared: Compared, report: Report) -> None:
+        """Conventions; whose weights it was judged by, and what is missing."""
+        listed = ", ".join(self.missing[:4])
+        report.conventions = {name: str(value) for name, value in vars(self.cfg.conventions).items()}
+        if self.missing:
+            report.not_checked = [f"{len(self.missing)} activations that are not in the answer: {listed}"]
+        if self.own:
+            report.notes = [f"judged by {self.own} tensors of weights of the answer's own"]
+        report.blind = []
+
+    def worst(self, compared: Compared, report: Report) -> Worst | None:
+        """The whole answer."""
+        again = f"print(sr.check_dump({self.path.name!r}, probe={str(self.probe)!r}))"
+        return Worst(report.closest or compared.details[0], self.run.activations, again) if compared.details else None
 
 
 _UNKNOWN_WEIGHTS = Unjudged(
@@ -156,35 +224,3 @@ def _forward(judge: Judge) -> Judge:
 
 def _cosine(row: Row) -> Row:
     return not_checked(row.name, row.kind, f"cosine {row.cosine:.6f}, error {row.error:.2g} of the largest number")
-
-
-def _explain(
-    run: Run, judge: Judge, rows: list[Row], probe: Probe, cfg: Config, chosen: Conventions
-) -> tuple[Verdict, list[Finding]]:
-    """Another convention under which every stage is right, else the mistakes, else where it begins."""
-    for other in other_conventions(run, judge, probe, cfg, chosen):
-        if not any(other.fits.values()):
-            continue
-        under = replace(chosen, **other.changes)
-        exact = reference(probe, cfg, under, np.float64)
-        again = rows_of(run, _forward(make_judge(exact, probe, cfg, under, judge.dtype, judge.coarsest)))
-        if all(row.verdict != "FAIL" for row in again if row.name in run.activations):
-            return "OTHER CONVENTION", [declare(under, other.changes, "every stage is right then")]
-    found = find_mistakes(run, judge, probe, cfg, chosen)
-    converted, left = find_conversions(found.unexplained, run, judge, probe, cfg, chosen)
-    findings = of_roundings(list(found.rounded.values()), run, rows) + converted
-    if found.made or left or not findings:
-        findings += findings_of(replace(found, unexplained=tuple(left)), rows, run)
-    return "FAIL", findings
-
-
-def _sight(rows: list[Row], run: Run, judge: Judge, probe: Probe, cfg: Config, chosen: Conventions) -> Sight:
-    """What the stages that were judged would have shown; what only gradients show is of another check."""
-    shown = [row.name for row in rows if row.right or row.verdict == "FAIL"]
-    judged = Judged([run], [], [judge], rows)
-    here = model_sight(shown, judged, probe, cfg, chosen, judge.coarsest, False)
-    grads = [name for name in shapes(cfg) if any(one.startswith(name.split("/")[0]) for one in shown)]
-    with_gradients = model_sight([*shown, *grads], judged, probe, cfg, chosen, judge.coarsest, False)
-    backward = [id for id in here.blind if id in with_gradients.seen]
-    blind = tuple(id for id in here.blind if id not in backward)
-    return Sight(here.seen, blind, {**here.elsewhere, **dict.fromkeys(backward, _FORWARD)}, here.dtype)

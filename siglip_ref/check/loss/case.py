@@ -1,76 +1,35 @@
-"""The worst probe of a loss as a file, and a short program that shows the fault again."""
+"""The worst probe of a loss: its arrays, and the lines that make the check again."""
 
-import platform
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from siglip_ref.check.call.frameworks import Outcome, Setting, describe
-from siglip_ref.check.expected.expected import Convention, Truth
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.report.data import Case, Report
+from siglip_ref.check.call.frameworks import Setting, describe
+from siglip_ref.check.engine.subject import Worst
+from siglip_ref.check.expected.expected import Convention, tensors_of
+from siglip_ref.report.data import Report
 
-_PROGRAM = '''"""{title}
-{verdict}. Worst: {worst} at {probe}.
-
-{versions}
-"""
-
-import numpy as np
-import siglip_ref
-
-case = np.load("case.npz")
-print("inputs:", {{name: case[name].shape for name in case.files if name.startswith("input/")}})
-for name in case.files:
-    if name.startswith("expected/"):
-        got, expected = case[name.replace("expected/", "got/")], case[name]
-        print(f"{{name[9:]:12}} error {{np.abs(got - expected).max() / np.abs(expected).max():.1e}}")
-
-# The whole check again; give your own loss where it could not be named.
-{load}
-print(siglip_ref.check_loss(fn, "{framework}", {arguments}))
-'''
+if TYPE_CHECKING:
+    from siglip_ref.check.loss.subject import ComparedLoss, LossSubject
 
 
-def case_of(
-    report: Report,
-    fn: object,
-    framework: str,
-    setting: Setting,
-    convention: Convention,
-    outcomes: Mapping[str, tuple[Probe, Outcome, Truth]],
-) -> Case | None:
-    """The probe of the tensor that deviates most (of the nearest to it, where nothing does)."""
-    rows = [row for row in report.rows if row.probe in outcomes]
+def worst_of(subject: "LossSubject", compared: "ComparedLoss", report: Report) -> Worst | None:
+    """Of the tensor that deviates most; of the nearest to it, where nothing does."""
+    called, convention = compared.called, compared.convention
+    rows = [row for row in report.rows if row.probe in called]
     if not rows:
         return None
     worst = max(rows, key=lambda row: (row.verdict == "FAIL", row.excess if row.excess == row.excess else 0))
-    probe, outcome, right = outcomes[worst.probe]
-    scale = probe.scale if convention.scale == "linear" else probe.log_scale
+    one = called[worst.probe]
+    linear = convention.scale == "linear"
     arrays = {
-        "input/image_embed": probe.image_embed,
-        "input/text_embed": probe.text_embed,
-        f"input/{'scale' if convention.scale == 'linear' else 'log_scale'}": scale,
-        "input/bias": probe.bias,
-        "got/loss": outcome.loss,
+        "input/image_embed": one.probe.image_embed,
+        "input/text_embed": one.probe.text_embed,
+        f"input/{'scale' if linear else 'log_scale'}": one.probe.scale if linear else one.probe.log_scale,
+        "input/bias": one.probe.bias,
     }
-    arrays |= {f"expected/{name}": value for name, value in right.exact.items()}
-    for name, value in outcome.gradients.items():
-        if value is not None:
-            arrays[f"got/{'scale' if (name, convention.scale) == ('log_scale', 'linear') else name}"] = value
-    arrays = {
-        k: v for k, v in arrays.items() if not k.startswith("expected/") or k.replace("expected", "got") in arrays
-    }
-    program = _PROGRAM.format(
-        title=report.title,
-        verdict=report.verdict,
-        worst=worst.name,
-        probe=worst.probe,
-        versions="\n".join(_versions(framework)),
-        load=_load(fn),
-        framework=framework,
-        arguments=_arguments(setting, convention),
-    )
-    return Case(arrays, program)
+    for name, (got, exact) in tensors_of(one.outcome, one.right).items():
+        arrays |= {} if got is None else {f"got/{name}": got, f"expected/{name}": exact}
+    again = f'print(sr.check_loss(fn, "{subject.framework.name}", {_arguments(compared.setting, convention)}))'
+    return Worst(worst, arrays, f"{_load(subject.fn)}\n{again}")
 
 
 def _load(fn: object) -> str:
@@ -86,13 +45,3 @@ def _arguments(setting: Setting, convention: Convention) -> str:
         f'dtype="{setting.dtype}", device="{setting.device}", scale="{convention.scale}", '
         f'embeddings="{convention.embeddings}"{precision}'
     )
-
-
-def _versions(framework: str) -> list[str]:
-    lines = [f"python {platform.python_version()} on {platform.platform()}"]
-    for package in dict.fromkeys(("siglip-ref", "numpy", framework)):
-        try:
-            lines.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return lines

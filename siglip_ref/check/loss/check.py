@@ -5,6 +5,7 @@ from typing import Literal
 
 from siglip_ref.check.call.frameworks import framework_of, load_framework
 from siglip_ref.check.call.held import put_back
+from siglip_ref.check.engine.check import check
 from siglip_ref.check.expected.expected import EmbeddingKind, ScaleKind
 from siglip_ref.check.expected.probes import Dims
 from siglip_ref.check.expected.repeated import Size
@@ -16,8 +17,7 @@ from siglip_ref.check.loss.arguments import (
     require_one_of,
     setting_of,
 )
-from siglip_ref.check.loss.calls import Loss, Progress, Run
-from siglip_ref.check.loss.run import run_check
+from siglip_ref.check.loss.subject import Loss, LossSubject, Progress
 from siglip_ref.process.isolated import as_it_was
 from siglip_ref.report.data import Report
 
@@ -88,4 +88,4 @@ def check_loss(
     declared = declared_conventions(scale, embeddings)
     loaded = load_framework(framework or framework_of(fn))
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
-        return run_check(Run(fn, loaded, setting, dims, progress, size), declared)
+        return check(LossSubject(fn, loaded, setting, declared, dims, progress, size))

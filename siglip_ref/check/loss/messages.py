@@ -1,6 +1,7 @@
 """What a report on a loss says beside its table: conventions, simple suspicions, blind spots, what to do next."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,9 +10,11 @@ from siglip_ref.check.expected.expected import Convention
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report
 
+if TYPE_CHECKING:
+    from siglip_ref.check.loss.subject import ComparedLoss
+
 _SCALE = {"log": "the function exponentiates log_scale", "linear": "the function is given the scale itself"}
 _EMBEDDINGS = {"unit": "the function is given unit rows", "raw": "the function normalises its rows"}
-_STEEP = ("trained", "saturated", "logits")  # probes with logits above 20
 _THRESHOLD = (
     "errors of 1e-9 and less, and only where logits exceed 20: Torch's softplus returns its input there; "
     "float32 does not see it"
@@ -50,22 +53,24 @@ def _declared(allowed: Sequence[Convention]) -> dict[str, str]:
     return {name: options.pop() for name, options in values.items() if len(options) == 1}
 
 
-def hints(details: Sequence[Row], setting: Setting) -> list[Finding]:
-    """Suspicions that need no catalogue, one for all the tensors that show the same."""
-    wrong = [row for row in details if row.verdict == "FAIL"]
+def hints(compared: "ComparedLoss") -> list[Finding]:
+    """Suspicions that need no catalogue, one for all the tensors of smaller batches that show the same."""
+    wrong = [row for row in compared.wrong if row.probe not in compared.large]
+    steep = {label for label, one in compared.plain.items() if one.probe.steep}
+    in_float64 = compared.setting.dtype == "float64"
     # sigmoid and softplus differ from 1 and the identity by exp(-20) = 2e-9 there
-    if wrong and setting.dtype == "float64" and all(row.error < 1e-8 and row.probe.startswith(_STEEP) for row in wrong):
+    if wrong and in_float64 and all(row.error < 1e-8 and row.probe in steep for row in wrong):
         return [Finding("softplus-threshold", "", "", _THRESHOLD, "F.softplus(x, threshold=50), or -F.logsigmoid(-x)")]
     tensors: dict[tuple[str, str, str], list[str]] = {}
-    for name in dict.fromkeys(row.name for row in details if row.verdict == "FAIL"):
-        rows = [row for row in details if row.verdict == "FAIL" and row.name == name]
-        hint = _hint(rows)
+    for name in dict.fromkeys(row.name for row in wrong):
+        rows = [row for row in wrong if row.name == name]
+        hint = _hint(rows, steep)
         if hint:
             tensors.setdefault(hint, []).append(name if rows[0].kind == "value" else f"d {name}")
     return [Finding(id, names[0], "", f"{', '.join(names)}: {said}", how) for (id, said, how), names in tensors.items()]
 
 
-def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
+def _hint(rows: Sequence[Row], steep: set[str]) -> tuple[str, str, str] | None:
     """Id, evidence and repair, from all the wrong rows of one tensor."""
     finite = [row for row in rows if row.trouble != "not finite"]
     if any(row.trouble == "modified" for row in rows):
@@ -78,8 +83,7 @@ def _hint(rows: Sequence[Row]) -> tuple[str, str, str] | None:
         seen = ", ".join(row.probe for row in rows[:3])
         stable = "-logsigmoid(x) is max(-x, 0) + log1p(exp(-|x|)): that neither overflows nor takes log(0)"
         # finite wherever logits are moderate: the formula is right, its evaluation is not
-        steep = all(row.probe.startswith(_STEEP) for row in rows)
-        name = "log-of-sigmoid" if steep else "unknown"
+        name = "log-of-sigmoid" if all(row.probe in steep for row in rows) else "unknown"
         return name, f"NaN or infinite at {seen}, where the reference is finite", stable
     return None
 
@@ -97,15 +101,18 @@ def blind_spots(details: Sequence[Row], setting: Setting) -> list[str]:
     return lines
 
 
-def next_steps(report: Report, calls: int, convention: Convention, pairs: int) -> list[str]:
-    """What to do with this report. pairs : of the largest batch that was judged; 0: none was."""
+def next_steps(report: Report, compared: "ComparedLoss") -> list[str]:
+    """What was done, and what to do with this report."""
+    called, convention = compared.called, compared.convention
+    counted = {row.probe for row in report.details if row.right or row.verdict == "FAIL"}
+    pairs = max((one.probe.shape[0] for label, one in called.items() if label in counted), default=0)
     argument = f'scale="{convention.scale}", embeddings="{convention.embeddings}"'
     out_of_range = sum(row.verdict == "out of range" for row in report.details)
-    lines = [f"{len(report.details)} comparisons in {calls} calls; the table shows each tensor at its worst"]
+    lines = [f"{len(report.details)} comparisons in {len(called)} calls; the table shows each tensor at its worst"]
     lines[0] += f"; judged at up to {pairs:,} pairs" if pairs else ""
     if out_of_range:
         lines.append(f"{out_of_range} of them out of range: there even correct rounding overflows, or drowns the value")
-    if report.passed:
+    if report.verdict in ("PASS", "OTHER CONVENTION"):
         lines.append(f"next: keep it as a test: siglip_ref.check_loss(fn, {argument}).raise_if_failed()")
     else:
         lines.append('next: report.save_case("case") writes the worst probe and a program that shows the fault')

@@ -15,12 +15,13 @@ import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.product_findings import DECLARED
-from siglip_ref.check.expected.exact import Convention, exact_loss
-from siglip_ref.check.expected.expected import CONVENTIONS, given_of
+from siglip_ref.check.expected.convention import Convention
+from siglip_ref.check.expected.exact import exact_loss
+from siglip_ref.check.expected.expected import CONVENTIONS, given_of, key_of, of_distinct
 from siglip_ref.check.expected.probes import Probe, loss_probes, points_of
 from siglip_ref.check.expected.repeated import MIDDLE, REAL, Repeated, repeated_probe
-from siglip_ref.check.expected.repeated_noise import distinct_noise, of_distinct, repeated_key
-from siglip_ref.check.expected.tolerance import Given, key_of, measured_noise
+from siglip_ref.check.expected.repeated_noise import distinct_noise
+from siglip_ref.check.expected.tolerance import Given, measured_noise
 from siglip_ref.noise.table import FACTOR, FILE, STEPS, Key, Table, encode, read, stamp, write
 from siglip_ref.ops.elementary import Array
 
@@ -59,8 +60,7 @@ class Wanted:
     @property
     def key(self) -> Key:
         """By which it is found."""
-        given = self.asked[0]
-        return repeated_key(given, self.probe) if isinstance(self.probe, Repeated) else key_of(*self.asked)
+        return key_of(self.probe, self.asked[0])
 
     @property
     def words(self) -> str:

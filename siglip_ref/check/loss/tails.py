@@ -11,14 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.predict import Context
-from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
-from siglip_ref.check.diagnosis.terms import EMBEDS
+from siglip_ref.check.diagnosis.predict import EMBEDS, Context
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.check.expected.exact import exact_loss
 from siglip_ref.check.expected.probes import Dims, Probe, Shape, read_dims
-from siglip_ref.check.loss.large import far_off
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array
+from siglip_ref.report.compare import places
 from siglip_ref.report.data import Finding
 
 TAIL, CUT = "tail-counted-twice", "beyond-a-tile"
@@ -106,6 +105,17 @@ def _places(wrong: Sequence[Seen]) -> list[str]:
     first = {name: next((one for one in wrong if one.name == name), None) for name in EMBEDS}
     places = {name: far_off(one.got, one.exact) for name, one in first.items() if one is not None}
     return [f"d {name}: {place}" for name, place in places.items() if place]
+
+
+def far_off(got: Array | None, exact: Array) -> str:
+    """The rows that are zero, or off by half of their size and more, where others are not."""
+    if got is None or np.shape(got) != exact.shape:
+        return ""
+    with np.errstate(all="ignore"):
+        size, far = np.abs(exact).max(-1), np.abs(got - exact).max(-1)
+        kinds = {"zero": (np.asarray(got) == 0).all(-1), "off by half of their size and more": ~(far < 0.5 * size)}
+    found = ((kind, rows) for kind, rows in kinds.items() if rows.any() and not rows.all())
+    return next((f"{places(rows, 'row')} {kind}" for kind, rows in found), "")
 
 
 def _numbers(found: set[int]) -> str:

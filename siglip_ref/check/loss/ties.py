@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from siglip_ref.check.diagnosis.products import NEAR, Numbers, numbers_of
-from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
-from siglip_ref.check.expected.exact import Convention
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
+from siglip_ref.check.expected.convention import Convention
 from siglip_ref.check.expected.probes import Probe
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array, sigmoid
-from siglip_ref.ops.normalize import normalize_backward
 from siglip_ref.report.data import Finding
 
 TIE = "gradient-wrong-at-tie"
@@ -50,10 +49,8 @@ def _parts(n: Numbers, convention: Convention) -> dict[str, tuple[Array, Array]]
     of_scale = 1.0 if n.linear else n.scale
 
     def gradients(d: Array) -> dict[str, Array]:
-        rows = [n.scale * (d @ n.texts), n.scale * (d.T @ n.images)]
-        if n.caches:
-            rows = [normalize_backward(row, cache) for row, cache in zip(rows, n.caches, strict=True)]
-        scale = {"scale" if convention.scale == "linear" else "log_scale": of_scale * (d * similarity).sum()}
+        rows = n.back[0](n.scale * (d @ n.texts)), n.back[1](n.scale * (d.T @ n.images))
+        scale = {convention.scale_name: of_scale * (d * similarity).sum()}
         return {"image_embed": rows[0], "text_embed": rows[1], "bias": d.sum()} | scale
 
     others, ties = (gradients(np.where(kind, slopes, 0)) for kind in (~tied, tied))

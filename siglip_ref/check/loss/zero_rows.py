@@ -5,15 +5,16 @@ does with rows of twice the length: it refuses them, or its value stays. One tha
 """
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Outcome
-from siglip_ref.check.expected.expected import Convention, Truth
 from siglip_ref.check.expected.probes import Probe
 from siglip_ref.check.expected.tolerance import SAFETY
-from siglip_ref.check.loss.calls import Run
-from siglip_ref.report.compare import Row
+
+if TYPE_CHECKING:
+    from siglip_ref.check.loss.subject import ComparedLoss, LossSubject
 
 REFUSES = "fn refuses rows that are not unit: at rows of zeros nothing was judged"
 NORMALISES = (
@@ -22,47 +23,40 @@ NORMALISES = (
 )
 
 
-def excused(run: Run, convention: Convention, details: list[Row], left_out: list[str]) -> list[Row]:
-    """The rows of the plain calls, without those at probes with rows of zeros that this loss need not be right at; the
-    reason stands in `left_out`, and the calls are forgotten."""
-    if convention.embeddings != "unit":
-        return details
-    refused = {one.label: one.probe for one in run.refused}
-    wrong = {row.probe for row in details if row.verdict == "FAIL"}
-    suspect = refused | {label: probe for label, (probe, _, _) in run.outcomes.items() if label in wrong}
+def excuse(subject: "LossSubject", compared: "ComparedLoss") -> None:
+    """Forget the calls at probes with rows of zeros that this loss need not be right at; the reason stands in
+    `left_out`."""
+    if compared.convention.embeddings != "unit":
+        return
+    wrong = {row.probe for row in compared.wrong}
+    suspect = {one.label: one.probe for one in compared.refused}
+    suspect |= {label: one.probe for label, one in compared.plain.items() if label in wrong}
     labels = [label for label, probe in suspect.items() if _has_zero_rows(probe)]
-    reason = _reason(run, convention) if labels else ""
-    if not reason:
-        return details
-    for label in labels:
-        run.outcomes.pop(label, None)
-        left_out.append(f"{label}: {reason}")
-    run.refused[:] = [one for one in run.refused if one.label not in labels]
-    return [row for row in details if row.probe not in labels]
+    reason = _reason(subject, compared) if labels else ""
+    for label in labels if reason else ():
+        compared.plain.pop(label, None)
+        compared.left_out.append(f"{label}: {reason}")
+    if reason:
+        compared.refused = [one for one in compared.refused if one.label not in labels]
+        compared.details = [row for row in compared.details if row.probe not in labels]
 
 
 def _has_zero_rows(probe: Probe) -> bool:
     return any(bool((rows == 0).all(-1).any()) for rows in (probe.image_embed, probe.text_embed))
 
 
-def _reason(run: Run, convention: Convention) -> str:
+def _reason(subject: "LossSubject", compared: "ComparedLoss") -> str:
     """Why a row of zeros is beyond this loss; empty if it is not. Each side is tried alone."""
-    ordinary = next((entry for entry in run.outcomes.values() if not _has_zero_rows(entry[0])), None)
-    if ordinary is None:
+    one = next((one for one in compared.plain.values() if not _has_zero_rows(one.probe)), None)
+    if one is None:
         return ""
-    probe, outcome, right = ordinary
-    remembered = len(run.refused)
     for side in ("image_embed", "text_embed"):
-        longer = replace(probe, **{side: 2 * getattr(probe, side)})
-        found = run.call(longer, convention, "plain", f"{probe.name}, {side} of twice the length")
+        longer = replace(one.probe, **{side: 2 * getattr(one.probe, side)})
+        found = subject.call(longer, compared.convention, f"{one.probe.name}, {side} of twice the length")
         if not isinstance(found, Outcome):
-            del run.refused[remembered:]
             return "" if found.memory else REFUSES
-        if _same_value(found, outcome, right):
+        with np.errstate(invalid="ignore"):
+            moved = np.abs(found.loss - one.outcome.loss)
+        if moved <= SAFETY * one.right.noise["loss"]:  # no more than rounding
             return NORMALISES
     return ""
-
-
-def _same_value(one: Outcome, other: Outcome, right: Truth) -> bool:
-    """Whether two losses differ by no more than rounding."""
-    return bool(np.abs(one.loss - other.loss) <= SAFETY * right.noise["loss"])

@@ -13,8 +13,7 @@ import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config, config
-from siglip_ref.check.diagnosis.coverage import sight
-from siglip_ref.check.diagnosis.predict import ONE_SIDE
+from siglip_ref.check.engine.coverage import sight
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.noise import allowed, measured_noise, multiplications, units_of, values_of
@@ -23,7 +22,7 @@ from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import Reference, reference
 from siglip_ref.check.model.scales import Judged, Scale, given_at, judge_at, last_stage, scales_of
-from siglip_ref.mistakes import CATALOGUE, Mistake
+from siglip_ref.mistakes import CATALOGUE, ONE_SIDE, Mistake
 from siglip_ref.mistakes import reference as with_edits
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Sight

@@ -36,32 +36,35 @@ def hops_of(
     meanings = [list(_meanings(probe, convention, sizes, rank)) for rank in range(len(sizes))]
     divisors = (1.0, sum(sizes) / len(sizes), float(sum(sizes)), sum(sizes) ** 2 / len(sizes))
 
-    def read(divisor: float) -> list[Hop]:
-        return [
-            row
+    def read(divisor: float) -> tuple[int, list[Hop]]:
+        """How many numbers mean something, and all rows."""
+        parts = [
+            _of_rank(rank, losses * divisor, meanings[rank], ALIKE[dtype], divisor)
             for rank, losses in enumerate(numbers)
-            for row in _of_rank(rank, losses * divisor, meanings[rank], ALIKE[dtype], divisor)
         ]
+        return sum(known for known, _ in parts), [row for _, rows in parts for row in rows]
 
     # the divisor by which most numbers mean something
-    return max(map(read, divisors), key=lambda rows: sum(row.hop >= 0 and row.text != NO_BLOCK for row in rows))
+    return max(map(read, divisors), key=lambda found: found[0])[1]
 
 
 def _of_rank(
     rank: int, losses: Array, meanings: Sequence[tuple[str, Owners, float]], alike: float, divisor: float
-) -> Iterator[Hop]:
-    """What the numbers of one rank mean: the first meaning that fits, the right ones being tried first."""
-    met: list[int] = []
+) -> tuple[int, list[Hop]]:
+    """What the numbers of one rank mean: the first meaning that fits, the right ones being tried first; how many do."""
+    met, rows, known = list[int](), list[Hop](), 0
     for hop, loss in enumerate(losses):
-        fits = (m for m in meanings if abs(loss - m[2]) <= alike * abs(m[2]))
-        text, owners, _ = next(fits, (NO_BLOCK, (), np.nan))
+        fits = [m for m in meanings if abs(loss - m[2]) <= alike * abs(m[2])]
+        known += bool(fits)
+        text, owners, _ = fits[0] if fits else (NO_BLOCK, (), np.nan)
         again = [owner for owner in owners if owner in met]
         met += owners
         if again:
             text = f"{text}, met before"
-        yield Hop(rank, hop, float(loss / divisor), text, bool(owners) and not again)
+        rows.append(Hop(rank, hop, float(loss / divisor), text, bool(owners) and not again))
     for owner in sorted({m[1][0] for m in meanings if m[1]} - set(met)):
-        yield Hop(rank, -1, float("nan"), f"texts of rank {owner}: never met", False)
+        rows.append(Hop(rank, -1, float("nan"), f"texts of rank {owner}: never met", False))
+    return known, rows
 
 
 def _meanings(
@@ -89,10 +92,8 @@ def _meanings(
 
 def _diagonal(probe: Probe, convention: Convention, sizes: Sequence[int], images: int, texts: int) -> Array:
     """Logits on a block's diagonal."""
-    scale = probe.scale if convention.scale == "linear" else np.exp(probe.log_scale)
-    x, y = probe.image_embed, probe.text_embed
-    if convention.embeddings == "raw":
-        x, y = (rows / np.sqrt((rows * rows).sum(-1, keepdims=True)) for rows in (x, y))
+    scale = probe.scale if convention.linear else np.exp(probe.log_scale)
+    x, y = convention.unit(probe.image_embed).rows, convention.unit(probe.text_embed).rows
     ends = np.cumsum(sizes)
     x, y = np.split(x, ends)[images], np.split(y, ends)[texts]
     return scale * (x * y).sum(-1) + probe.bias

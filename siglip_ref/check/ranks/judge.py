@@ -1,28 +1,29 @@
 """What the ranks of a distributed loss brought back, judged as one process would see it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import chain, islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting, describe
-from siglip_ref.check.diagnosis.diagnose import explain
 from siglip_ref.check.diagnosis.patterns import patterns
-from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects
-from siglip_ref.check.diagnosis.seen import seen_of
-from siglip_ref.check.expected.expected import Convention, Truth, judge, truth
+from siglip_ref.check.diagnosis.predict import Context, Predicted
+from siglip_ref.check.engine.check import check
+from siglip_ref.check.engine.explain import explain
+from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
+from siglip_ref.check.expected.expected import Convention, Truth, judge, tensors_of, truth
+from siglip_ref.check.loss.behaviour import seen_of, speaks_for
 from siglip_ref.check.loss.messages import conventions_in_words
-from siglip_ref.check.loss.run import exponentiates, misfit
 from siglip_ref.check.loss.tails import tail_finding
 from siglip_ref.check.ranks.hops import hops_of
 from siglip_ref.check.ranks.observed import REDUCE, VALUE, Observed, Reduce, Value, Way, ways_of
 from siglip_ref.check.ranks.world import Stop
-from siglip_ref.mistakes import Mistake
+from siglip_ref.mistakes import Mistake, suspects
 from siglip_ref.report.compare import Row
-from siglip_ref.report.data import Case, Finding, Hop, Report, worst_rows
-from siglip_ref.report.verdict import did_not_finish, judgement
+from siglip_ref.report.data import Finding, Hop, Report
+from siglip_ref.report.verdict import Judgement, did_not_finish, judgement
 
 _ENOUGH = 3  # different points: at fewer of them several mistakes made together explain anything
 _STOPPED = {"failed": "rank-failed", "deadlock": "p2p-order-deadlock"}
@@ -47,89 +48,138 @@ def judge_ranks(
     worlds : numbers of ranks
     stop : why these are not all calls
     """
-    title = f"{describe(fn)} ({name}, {setting.words}, {' and '.join(map(str, sorted(worlds)))} ranks)"
     others: Sequence[Reduce] = ("mean", "sum", "none") if name == "numpy" else ("mean", "sum")
-    ways, called = ways_of(reduce, value, others), [c for c in candidates if observed.get(c.scale)]
-    if not called:
-        return stopped(Report(title, "NOT JUDGED", []), stop)
-    truths = {c: [truth(call.probe, c, setting) for call in observed[c.scale]] for c in called}
-    tried = ((_rows(observed[c.scale], truths[c], way), c, way) for way in ways for c in called)
-    first = list(islice(tried, len(called)))
-    # the declared way, unless only another one explains everything
-    right = next((entry for entry in chain(first, tried) if _wrong(entry[0]) == 0), None)
-    details, convention, used = right or first[called.index(_behaves(observed, truths, ways[0]))]
-    calls, judged = observed[convention.scale], judgement(details)
-    report = Report(
-        title=title,
-        verdict=judged.verdict,
-        rows=worst_rows(details),
-        conventions=conventions_in_words(convention, candidates)
-        | {f'reduce="{used[0]}"': REDUCE[used[0]], f'value="{used[1]}"': VALUE[used[1]]},
-        details=details,
-        hops=_hops(calls, convention, setting),
-        unjudged=judged.unjudged,
-    )
-    if report.passed and used != ways[0]:
-        report.verdict = "OTHER CONVENTION"
-        said, fits = (f'reduce="{way[0]}", value="{way[1]}"' for way in (ways[0], used))
-        evidence = f"declared was {said}, but everything is right under {fits}"
-        repair = f"if that is meant, declare it: check_distributed_loss(fn, {fits})"
-        report.findings.append(Finding("convention", "", "", evidence, repair))
-    if report.verdict == "FAIL" and (stop is None or len({call.probe.name for call in calls}) >= _ENOUGH):
-        report.findings += _diagnosis(calls, truths[convention], convention, setting, used)
-    report.case = _case(report, calls, truths[convention], used)
-    report.notes += dict.fromkeys(rank.note for call in calls for rank in call.ranks if rank.note)
-    report.notes.append(
-        f"{len(details)} comparisons in {sum(map(len, observed.values()))} collective calls; every rank had other data"
-    )
-    return stopped(report, stop)
+    named = f"{describe(fn)} ({name}, {setting.words}, {' and '.join(map(str, sorted(worlds)))} ranks)"
+    return check(RanksSubject(named, setting, observed, candidates, ways_of(reduce, value, others), stop))
 
 
-def stopped(report: Report, stop: Stop | None) -> Report:
-    """The report, if ranks did not bring everything back: a rank that failed is a fault, and so are ranks that wait for
-    each other; of ranks that took too long nothing is known, but what they did bring may be wrong."""
-    if stop is None:
-        return report
-    report.not_checked.append(f"the calls that were left: {stop.evidence}")
-    if stop.kind != "time":
-        report.verdict, report.unjudged = "FAIL", None
-        report.findings.insert(0, Finding(_STOPPED[stop.kind], "", f"rank {stop.rank}", stop.evidence, stop.repair))
-    elif report.verdict != "FAIL":
-        report.verdict, report.unjudged = "NOT JUDGED", did_not_finish(stop.evidence, stop.repair)
-    return report
+@dataclass
+class ComparedRanks(Compared):
+    """Under one convention, and one way of reducing and returning: the calls, and what is right at each."""
+
+    convention: Convention
+    way: Way
+    calls: Sequence[Observed]
+    truths: Sequence[Truth]
 
 
-_PROGRAM = """# {title}: {worst} deviates most, at {probe}.
-# case.npz holds the inputs of all ranks together, and what came of them beside what should have.
-import siglip_ref
+@dataclass(frozen=True)
+class RanksSubject(Subject[ComparedRanks]):
+    """What ranks brought back. ways : of reducing and returning, the declared one first; stop : why these are not all
+    calls: a rank that failed is a fault, and so are ranks that wait for each other; of ranks that took too long nothing
+    is known, but what they did bring may be wrong."""
 
-fn = ...  # the loss that was checked
-siglip_ref.check_distributed_loss(fn, {world}, reduce="{reduce}", value="{value}").raise_if_failed()
-"""
+    named: str
+    setting: Setting
+    observed: Mapping[str, list[Observed]]
+    candidates: Sequence[Convention]
+    ways: Sequence[Way]
+    stop: Stop | None
+
+    @cached_property
+    def truths(self) -> dict[Convention, list[Truth]]:
+        """What is right at each call, by the conventions that can be judged."""
+        called = [c for c in self.candidates if self.observed.get(c.scale)]
+        return {c: [truth(call.probe, c, self.setting) for call in self.observed[c.scale]] for c in called}
+
+    def compare(self) -> ComparedRanks:
+        """As declared, under the convention under which all is right, or for which a wrong loss speaks."""
+        if not self.truths:  # nothing came back
+            return ComparedRanks([], self.candidates[0], self.ways[0], [], [])
+        tried = [self._under(convention, self.ways[0]) for convention in self.truths]
+        right = next((one for one in tried if not one.wrong), None)
+        return right or tried[list(self.truths).index(self._behaves())]
+
+    def _under(self, convention: Convention, way: Way) -> ComparedRanks:
+        calls, truths = self.observed[convention.scale], self.truths[convention]
+        return ComparedRanks(_rows(calls, truths, way), convention, way, calls, truths)
+
+    def _behaves(self) -> Convention:
+        """As in check_loss, by the first call."""
+        firsts = {kind: calls[0] for kind, calls in self.observed.items()}
+        outcomes = {kind: call.together(*self.ways[0]) for kind, call in firsts.items()}
+        rights = {convention: truths[0] for convention, truths in self.truths.items()}
+        return speaks_for(outcomes, rights, next(iter(firsts.values())).probe)
+
+    def judge(self, compared: ComparedRanks) -> Judgement:
+        """Of the rows, unless ranks stopped before."""
+        judged = judgement(compared.details)
+        if self.stop is None or (self.stop.kind == "time" and judged.verdict == "FAIL"):
+            return judged
+        if self.stop.kind != "time":
+            return Judgement("FAIL")
+        return Judgement("NOT JUDGED", did_not_finish(self.stop.evidence, self.stop.repair))
+
+    def others(self, compared: ComparedRanks) -> Iterator[Answer[ComparedRanks]]:
+        """Another way of reducing and returning, and any convention."""
+        if not compared.wrong:
+            return
+        for way in self.ways[1:]:
+            for convention in self.truths:
+                other = self._under(convention, way)
+                if not other.wrong:
+                    verdict = self.judge(other).verdict
+                    found = [_convention(self.ways[0], way)] if judgement(other.details).verdict == "PASS" else []
+                    verdict = "OTHER CONVENTION" if verdict == "PASS" else verdict
+                    yield Answer([*self._stopped(), *found], verdict, other)
+
+    def _stopped(self) -> list[Finding]:
+        stop = self.stop
+        if stop is None or stop.kind == "time":
+            return []
+        return [Finding(_STOPPED[stop.kind], "", f"rank {stop.rank}", stop.evidence, stop.repair)]
+
+    def explain(self, compared: ComparedRanks) -> Answer[ComparedRanks]:
+        """Mistakes between ranks first, then those of any loss."""
+        enough = self.stop is None or len({call.probe.name for call in compared.calls}) >= _ENOUGH
+        found = _diagnosis(compared, self.setting) if compared.wrong and enough else []
+        return Answer([*self._stopped(), *found])
+
+    def title(self, compared: ComparedRanks) -> str:
+        """Names the function, its framework, its numbers, and how many ranks there were."""
+        return self.named
+
+    def count(self, compared: ComparedRanks) -> None:
+        """Not counted: mistakes between ranks are made by ranks."""
+
+    def tell(self, compared: ComparedRanks, report: Report) -> None:
+        """How gradients were taken together, and the losses hop by hop."""
+        if self.stop:
+            report.not_checked.append(f"the calls that were left: {self.stop.evidence}")
+        if not compared.calls:
+            return
+        reduce, value = compared.way
+        report.conventions = conventions_in_words(compared.convention, self.candidates)
+        report.conventions |= {f'reduce="{reduce}"': REDUCE[reduce], f'value="{value}"': VALUE[value]}
+        report.hops = _hops(compared.calls, compared.convention, self.setting)
+        report.notes += dict.fromkeys(rank.note for call in compared.calls for rank in call.ranks if rank.note)
+        calls = sum(map(len, self.observed.values()))
+        report.notes.append(
+            f"{len(compared.details)} comparisons in {calls} collective calls; every rank had other data"
+        )
+
+    def worst(self, compared: ComparedRanks, report: Report) -> Worst | None:
+        """The call in which one tensor is furthest off, all ranks together."""
+        row = max((row for row in report.rows if row.verdict == "FAIL"), key=lambda row: row.excess, default=None)
+        pairs = zip(compared.calls, compared.truths, strict=True)
+        found = next(((call, right) for call, right in pairs if row and call.split.label == row.probe), None)
+        if row is None or found is None:
+            return None
+        (call, right), (reduce, value) = found, compared.way
+        names = ("image_embed", "text_embed", "scale", "bias")
+        arrays = {f"input/{name}": np.asarray(getattr(call.split.inputs, name)) for name in names}
+        for name, (got, exact) in tensors_of(call.together(reduce, value), right).items():
+            arrays |= {} if got is None else {f"got/{name}": got, f"expected/{name}": exact}
+        arguments = f'{len(call.ranks)}, reduce="{reduce}", value="{value}"'
+        again = f"fn = ...  # the loss that was checked\nprint(sr.check_distributed_loss(fn, {arguments}))"
+        return Worst(row, arrays, again)
 
 
-def _case(report: Report, observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> Case | None:
-    """The call in which one tensor is furthest off, all ranks together."""
-    worst = max((row for row in report.rows if row.verdict == "FAIL"), key=lambda row: row.excess, default=None)
-    found = [
-        (call, right) for call, right in zip(observed, truths, strict=True) if worst and call.split.label == worst.probe
-    ]
-    if worst is None or not found:
-        return None
-    (call, right), reduce, value = found[0], *way
-    outcome, inputs = call.together(reduce, value), call.split.inputs
-    arrays = {
-        f"input/{name}": np.asarray(getattr(inputs, name)) for name in ("image_embed", "text_embed", "scale", "bias")
-    }
-    linear = "scale" in right.exact
-    got = {"scale" if linear and name == "log_scale" else name: g for name, g in outcome.gradients.items()}
-    for name, values in (got | {"loss": outcome.loss}).items():
-        if values is not None:
-            arrays |= {f"got/{name}": values, f"expected/{name}": right.exact[name]}
-    program = _PROGRAM.format(
-        title=report.title, worst=worst.name, probe=worst.probe, world=len(call.ranks), reduce=reduce, value=value
-    )
-    return Case(arrays, program)
+def _convention(declared: Way, used: Way) -> Finding:
+    """Right, but not as gradients and values were said to come."""
+    said, fits = (f'reduce="{way[0]}", value="{way[1]}"' for way in (declared, used))
+    evidence = f"declared was {said}, but everything is right under {fits}"
+    return Finding("convention", "", "", evidence, f"if that is meant, declare it: check_distributed_loss(fn, {fits})")
 
 
 def _hops(observed: Sequence[Observed], convention: Convention, setting: Setting) -> list[Hop]:
@@ -150,17 +200,15 @@ def _rows(observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> li
     ]
 
 
-def _diagnosis(
-    observed: Sequence[Observed], truths: Sequence[Truth], convention: Convention, setting: Setting, way: Way
-) -> list[Finding]:
-    """Mistakes between ranks first, then those of any loss."""
+def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
+    convention, (reduce, value) = compared.convention, compared.way
     seen = [
         one
-        for call, right in zip(observed, truths, strict=True)
-        for one in seen_of(call.split.label, call.together(*way), right)
+        for call, right in zip(compared.calls, compared.truths, strict=True)
+        for one in seen_of(call.split.label, call.together(reduce, value), right)
     ]
-    final = way[0] == "none"
-    contexts = {call.split.label: Context(call.probe, convention, call.split.sizes, final) for call in observed}
+    final = reduce == "none"
+    contexts = {call.split.label: Context(call.probe, convention, call.split.sizes, final) for call in compared.calls}
 
     def predict(mistakes: Sequence[Mistake]) -> Predicted:
         return Predicted(mistakes, contexts, setting.dtype)
@@ -176,21 +224,3 @@ def _argument(row: Row) -> str:
 def _with_ranks(row: Row, call: Observed) -> str:
     """Which ranks own the wrong rows, said beside the rows."""
     return f"{row.rows} (shards of {', '.join(map(str, call.split.sizes))} pairs)" if row.rows else ""
-
-
-def _behaves(observed: dict[str, list[Observed]], truths: dict[Convention, list[Truth]], way: Way) -> Convention:
-    """The convention that a wrong loss's behaviour in the first call speaks for, as in check_loss."""
-    outcomes = {kind: calls[0].together(*way) for kind, calls in observed.items()}
-    exponential = exponentiates(outcomes.get("log"), outcomes.get("linear"))
-
-    def score(convention: Convention) -> tuple[bool, int, bool, bool, float]:
-        against = exponential is not None and exponential != (convention.scale == "log")
-        probe = observed[convention.scale][0].probe
-        wrong, radial, gap = misfit(outcomes[convention.scale], truths[convention][0], convention, probe)
-        return against, wrong, radial, convention.scale == "linear", gap
-
-    return min(truths, key=score)
-
-
-def _wrong(rows: Sequence[Row]) -> int:
-    return sum(row.verdict == "FAIL" for row in rows)

@@ -15,7 +15,7 @@ import numpy as np
 
 from siglip_ref.architecture.params import Params
 from siglip_ref.arithmetic.rounded import FORMATS, Format
-from siglip_ref.check.step.judge import Plan, Rule, only_noise, predict
+from siglip_ref.check.step.judge import LABELS, Plan, Rule, only_noise, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array
@@ -56,7 +56,7 @@ def lost(taken: Sequence[Taken], plan: Plan, formats: Mapping[str, str]) -> list
     found: list[Lost] = []
     told: dict[str, dict[str, tuple[int, int]]] = {}
     for name in taken[0].before:
-        wanted = np.stack([moves[f"step {k + 1}", name] for k in range(len(taken))])
+        wanted = np.stack([moves[step, name] for step in LABELS[: len(taken)]])
         moved = np.stack([one.moved[name] for one in taken])
         total = np.abs(wanted).sum()
         if not 0 < total < np.inf or not np.isfinite(moved).all() or any(only_noise(one, name) for one in taken):

@@ -1,7 +1,6 @@
 """check_step: does a training step do what its optimiser's settings say?"""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -9,22 +8,19 @@ import numpy as np
 
 from siglip_ref.architecture.params import Params
 from siglip_ref.architecture.sizes import config
-from siglip_ref.check.call.frameworks import Setting, describe, framework_of, load_framework
-from siglip_ref.check.diagnosis.coverage import in_the_catalogue
+from siglip_ref.check.call.frameworks import Setting, framework_of, load_framework
+from siglip_ref.check.engine.check import check
 from siglip_ref.check.model.adapters.find import adapter_for
 from siglip_ref.check.model.probe import SHORT, probe_params
-from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.arguments import require_arguments
-from siglip_ref.check.step.arrived import LOST, Lost, finding_of, lost, rows_of, showing
-from siglip_ref.check.step.diagnosis import diagnose, step_sight
+from siglip_ref.check.step.arrived import showing
 from siglip_ref.check.step.gradients import PAIRS, OfModel, drawn
-from siglip_ref.check.step.judge import Judged, Plan, Rule, Schedule, judge, reach
-from siglip_ref.check.step.run import Model, Taken, Update, borrowed, take_steps
+from siglip_ref.check.step.judge import Plan, Rule, Schedule, reach
+from siglip_ref.check.step.run import Model, Update, borrowed, take_steps
+from siglip_ref.check.step.subject import Done, StepSubject
 from siglip_ref.errors import UsageError
 from siglip_ref.process.isolated import as_it_was
-from siglip_ref.report.compare import Row, compare
-from siglip_ref.report.data import Case, Finding, Report, worst_rows
-from siglip_ref.report.verdict import Verdict, judgement
+from siglip_ref.report.data import Report
 
 
 @np.errstate(all="ignore")  # what overflows in the reference is a result
@@ -84,56 +80,19 @@ def check_step(
     'PASS'
     """
     require_arguments(step_fn, rule, model, schedule, accumulate, weights, dtype)
-    say = progress or (lambda line: None)
     plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, 0.0, None)
-    with as_it_was():
-        if model is None:
-            done = _of_update(step_fn, plan, restart, dtype or "float32", framework, say)
-        else:
-            done = _of_model(step_fn, plan, model, restart, weights, dtype, say)
-    taken = done.taken
-    plan = replace(plan, unit=UNIT_ROUNDOFF[done.dtype], micro=done.micro)
-    say("the reference")
-    judged = judge(taken, plan)
-    unarrived = lost(taken, plan, done.formats)
-    loaded = [compare(n, move, 0 * move, 0.0, kind="value", probe="save and load") for n, move in done.reloaded.items()]
-    changed = [row for row in loaded if not row.right]
-    rows = judged.rows + rows_of(unarrived) + changed
-    judged_so = judgement(rows, needed=lambda row: True)
-    verdict, findings = judged_so.verdict, list[Finding]()
-    if verdict == "FAIL":
-        say("what explains it")
-        verdict, findings = _explained(taken, plan, judged, changed, unarrived)
-    seen = step_sight(taken, plan, judged, done.dtype, restarted=restart is not None)
-    missing = [] if restart else ["state after save and load: no restart= was given"]
-    return Report(
-        title=f"{len(taken)} steps of {describe(step_fn)}; {type(rule).__name__}; {done.dtype}",
-        verdict=verdict,
-        rows=worst_rows(rows),
-        findings=findings,
-        conventions={f.name: _word(getattr(rule, f.name)) for f in fields(rule)} | {"accumulate": str(accumulate)},
-        not_checked=missing,
-        blind=in_the_catalogue(seen.blind),
-        sight=seen,
-        details=rows,
-        case=_case(judged, taken, plan),
-        unjudged=judged_so.unjudged,
-    )
+    say = progress or (lambda line: None)
+
+    def take() -> Done:
+        with as_it_was():
+            if model is None:
+                return _of_update(step_fn, plan, restart, dtype or "float32", framework, say)
+            return _of_model(step_fn, plan, model, restart, weights, dtype, say)
+
+    return check(StepSubject(step_fn, plan, take, restart is not None, say))
 
 
 _MORE_OF_THE_SAME = ("block01", "/k/", "/v/", "norm2")
-
-
-@dataclass(frozen=True)
-class Done:
-    """The steps as they were taken. dtype : of the parameters, formats : of each of them as it is stored; reloaded :
-    what save and load changed; micro : see `Plan`."""
-
-    dtype: str
-    taken: list[Taken]
-    formats: dict[str, str]
-    reloaded: Params
-    micro: Callable[[int, int], Params] | None
 
 
 def _of_update(
@@ -189,42 +148,3 @@ def _of_model(
         return source.gradients(taken[k].before, batch, parts)[0]
 
     return Done(adapter.dtype, taken, trainer.formats(), reloaded, micro)
-
-
-def _explained(
-    taken: Sequence[Taken], plan: Plan, judged: Judged, reloaded: Sequence[Row], unarrived: Sequence[Lost]
-) -> tuple[Verdict, list[Finding]]:
-    """What was rounded away, what save and load changed, another setting under which all is right, or mistakes of the
-    catalogue."""
-    findings = [finding_of(unarrived, plan.rule)] if unarrived else []
-    if reloaded:
-        repair = "save all parameters, in the format they are trained in"
-        evidence = f"save and load changes the parameters themselves: {len(reloaded)} of them"
-        findings.append(Finding("unknown", reloaded[0].name, reloaded[0].rows, evidence, repair))
-    if {row.name for row in judged.rows if row.verdict == "FAIL"} <= {one.name for one in unarrived}:
-        return "FAIL", findings
-    verdict, found = diagnose(taken, plan, judged)
-    if findings:
-        return "FAIL", findings + [one for one in found if one.id not in ("convention", LOST)]
-    return verdict, found
-
-
-def _case(judged: Judged, taken: Sequence[Taken], plan: Plan) -> Case | None:
-    """The parameter that is furthest off: its gradients in all steps, and what was and should have been added."""
-    compared = [row for row in judged.rows if row.verdict in ("pass", "FAIL")]
-    if not compared:
-        return None
-    row = max(compared, key=lambda row: row.excess)
-    one = next(one for one in judged.seen if (one.probe, one.name) == (row.probe, row.name))
-    arrays = {f"input/gradient {k + 1}": step.grads[row.name] for k, step in enumerate(taken)}
-    arrays |= {"input/parameter": taken[0].before[row.name], "got/moved": one.got, "expected/moved": one.exact}
-    program = (
-        f"# {row.name}, {row.probe}: what was added to it. The gradients are unclipped; rule: {plan.rule}\n"
-        'import numpy as np\n\ncase = np.load("case.npz")\n'
-        'print(abs(case["got/moved"] - case["expected/moved"]).max() / abs(case["expected/moved"]).max())\n'
-    )
-    return Case(arrays, program)
-
-
-def _word(value: object) -> str:
-    return getattr(value, "__name__", "") or (f"{value:g}" if isinstance(value, float) else str(value))

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.architecture.params import Params
-from siglip_ref.check.diagnosis.coverage import sorted_out
-from siglip_ref.check.diagnosis.diagnose import explain, share_explained
-from siglip_ref.check.diagnosis.explained import FINDING
-from siglip_ref.check.diagnosis.seen import distance
+from siglip_ref.check.engine.coverage import sorted_out
+from siglip_ref.check.engine.explain import explain, share_explained
+from siglip_ref.check.engine.findings import FINDING
+from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.arrived import LOST
 from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
@@ -157,7 +157,7 @@ def _of_fit(taken: Sequence[Taken], plan: Plan, field: str, value: float) -> Fin
 
 def _in_words(finding: Finding, split: int) -> Finding:
     """With the first of many names only; of accumulation the number of micro-batches, and how it is declared."""
-    names = finding.tensor.split(", ")
+    names = finding.tensors
     if len(names) > 4:
         few = f"{', '.join(names[:3])} and {len(names) - 3} more"
         finding = replace(finding, tensor=names[0], evidence=finding.evidence.replace(finding.tensor, few))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.report.data import Finding
 

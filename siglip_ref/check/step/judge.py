@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.architecture.params import Params
-from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.model.reference import KEY_BIAS
 from siglip_ref.check.step.run import STEPS, Taken
 from siglip_ref.mistakes import Mistake, reference
@@ -16,6 +16,7 @@ from siglip_ref.model.optim import AdamW, BigVision, nothing
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Row, compare, not_checked, out_of_range
 
+LABELS = tuple(f"step {k + 1}" for k in range(STEPS))
 Rule = AdamW | BigVision
 Schedule = Callable[[int], float]
 Moves = dict[tuple[str, str], Array]  # by ("step 1", parameter)
@@ -79,7 +80,7 @@ def predict(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], mistake
         spec.procedures.several_steps(
             taken[0].before, lambda k, _: grads[k], len(taken), recorded, plan.rule, plan.schedule
         )
-    return {(f"step {k + 1}", name): move for k, moves in enumerate(history) for name, move in moves.items()}
+    return {(step, name): move for step, moves in zip(LABELS, history, strict=False) for name, move in moves.items()}
 
 
 def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
@@ -110,7 +111,7 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
         rounding = _rounding(plan, step, one.before[name], got)
         seen.append(Seen(step, name, got, right, np.maximum((allowed if unit else loose)[step, name], rounding)))
     for k in range(len(taken), STEPS):
-        rows += [not_checked(name, "value", "parameters are no numbers", f"step {k + 1}") for name in taken[0].before]
+        rows += [not_checked(name, "value", "parameters are no numbers", LABELS[k]) for name in taken[0].before]
     return Judged(rows, seen)
 
 
@@ -148,7 +149,7 @@ def _rounding(plan: Plan, step: str, before: Array, move: Array) -> Array:
 
 
 def _number(step: str) -> int:
-    return int(step.removeprefix("step ")) - 1
+    return LABELS.index(step)
 
 
 def _of_corrections(rule: Rule, steps: int) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.call.answers import answered
-from siglip_ref.check.call.frameworks import as_float64, describe
+from siglip_ref.check.call.frameworks import describe
+from siglip_ref.check.call.in_numpy import as_float64
 from siglip_ref.check.step.gradients import Batch
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array

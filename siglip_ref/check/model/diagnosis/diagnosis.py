@@ -36,6 +36,8 @@ ALTERNATIVES: tuple[dict[str, Any], ...] = (
     {"embed_norm": "additive", "embed_norm_eps": 1e-8},
     {"embed_norm": "none", "embed_norm_eps": 0.0},
 )
+# what every block shows, not only what comes after all of them
+_IN_BLOCKS = ("image_gelu", "image_norm_eps", "text_gelu", "text_norm_eps", "text_mask")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def other_conventions(run: Run, judge: Judge, probe: Probe, cfg: Config, chosen:
         if other == chosen:
             continue
         field = next(iter(changes))
-        if field.endswith(("gelu", "eps", "mask")) and max(cfg.image.depth, cfg.text.depth) > 1:
+        if field in _IN_BLOCKS and max(cfg.image.depth, cfg.text.depth) > 1:
             # in a deep model the first block tells nearly always: it is right, and the other convention is not
             values = _of_first_block(field, probe, cfg, other)
             shown = any(name in run.activations for name in values)

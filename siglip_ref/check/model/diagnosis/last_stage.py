@@ -11,16 +11,15 @@ import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.check.diagnosis.diagnose import explain, share_explained
-from siglip_ref.check.diagnosis.explained import FINDING
-from siglip_ref.check.diagnosis.predict import suspects
-from siglip_ref.check.diagnosis.seen import Seen, is_wrong
+from siglip_ref.check.engine.explain import explain, share_explained
+from siglip_ref.check.engine.findings import FINDING
+from siglip_ref.check.engine.seen import Seen, is_wrong
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.scales import POOLED, Judged, Scale, given_at, judge_at, last_stage
 from siglip_ref.check.model.stages import readable
-from siglip_ref.mistakes import CATALOGUE, Mistake, reference
+from siglip_ref.mistakes import CATALOGUE, Mistake, reference, suspects
 from siglip_ref.ops.elementary import Array, softplus
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding

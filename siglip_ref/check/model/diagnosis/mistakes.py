@@ -8,10 +8,9 @@ import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.check.diagnosis.diagnose import share_explained
-from siglip_ref.check.diagnosis.explained import FINDING
-from siglip_ref.check.diagnosis.predict import in_the_loss
-from siglip_ref.check.diagnosis.seen import Seen
+from siglip_ref.check.engine.explain import share_explained
+from siglip_ref.check.engine.findings import FINDING
+from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.rounding import Rounding, find_roundings
 from siglip_ref.check.model.diagnosis.search import Found, Search, affordable
@@ -20,7 +19,7 @@ from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import KEY_BIAS
 from siglip_ref.check.model.stages import TOWERS, readable, stage_values
-from siglip_ref.mistakes import Mistake, executable, reference
+from siglip_ref.mistakes import Mistake, executable, in_the_loss, reference
 from siglip_ref.report.compare import compare
 
 _TRAIN = 3  # a forward and backward pass costs so many forward passes

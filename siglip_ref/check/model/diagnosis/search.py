@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.check.diagnosis.explained import FINDING
+from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.rounding import Rounding
 from siglip_ref.check.model.judge import Judge

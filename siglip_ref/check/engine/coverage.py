@@ -6,23 +6,15 @@ run, whether a finer format would have shown it or not. All other mistakes are n
 of this check, so that every id of the catalogue is in one of the three places.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
-from siglip_ref.check.call.contract_clauses import CLAUSES
-from siglip_ref.check.call.frameworks import Outcome, Setting, Way
-from siglip_ref.check.diagnosis.predict import ONE_SIDE, predict_loss
-from siglip_ref.check.expected.expected import Convention, Truth
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.mistakes import CATALOGUE, Home, Mistake
 from siglip_ref.ops.elementary import Array
-from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Sight
 
 Effect = Callable[[Mistake, str], Iterable[tuple[Array, Array, Array]]]
-UNIT_ROWS = 'in normalising (rows are unit here: embeddings="raw", or check_model)'
 REASONS: dict[Home, str] = {
     "loss": "in the loss (check_loss)",
     "model": "in towers (check_model)",
@@ -62,47 +54,6 @@ def sorted_out(seen: Mapping[str, bool], dtype: str, reasons: Mapping[str, str])
     """A check that would have seen these, or not; all others have a reason of their own, or that of their kind."""
     rest = {m.id: reasons.get(m.id) or REASONS[m.home] for m in CATALOGUE.values() if m.id not in seen}
     return Sight(tuple(id for id in seen if seen[id]), tuple(id for id in seen if not seen[id]), rest, dtype)
-
-
-def loss_sight(
-    outcomes: Mapping[str, tuple[Probe, Outcome, Truth]],
-    details: Sequence[Row],
-    convention: Convention,
-    setting: Setting,
-    ways: Sequence[Way],
-    looked_for: Mapping[str, bool] | None = None,
-    reasons: Mapping[str, str] | None = None,
-) -> Sight:
-    """Of a loss in one process: outcomes by label, as judged in `details`; ways: the clauses of its contract.
-
-    Parameters
-    ----------
-    looked_for, reasons : as `shown` and `reasons` of `sight`: what is found without an edit that makes it
-    """
-    judged = {(row.probe, row.name) for row in details if row.right or row.verdict == "FAIL"}
-
-    def effect(mistake: Mistake, dtype: str) -> Iterable[tuple[Array, Array, Array]]:
-        for label, (probe, _, right) in outcomes.items():
-            if label != probe.label:  # a clause of the contract, at a probe that is here already
-                continue
-            for name, value in predict_loss([mistake], probe, convention, dtype).items():
-                if (label, name) in judged:
-                    yield value, right.exact[name], SAFETY * right.noise[name]
-
-    own = [m for m in CATALOGUE.values() if m.home == "loss" and m.edits]
-    unfit = {m.id: UNIT_ROWS for m in own if convention.embeddings == "unit" and _normalises(m)}
-    called = {row.probe for row in details}
-    clauses = [CLAUSES[way] for way in ways]
-    shown = {one.id: True for one in clauses}
-    for one in clauses:
-        shown[one.id] &= any(probe.endswith(one.label) for probe in called)
-    mine = [m for m in own if m.id not in unfit]
-    return sight(mine, setting.dtype, effect, shown=shown | dict(looked_for or {}), reasons=unfit | dict(reasons or {}))
-
-
-def _normalises(mistake: Mistake) -> bool:
-    """Whether it is made in the division of a row by its length, which a loss that is given unit rows has not."""
-    return mistake.id == ONE_SIDE or all(edit.file == "ops/normalize.py" for edit in mistake.edits)
 
 
 def in_the_catalogue(ids: Collection[str]) -> list[str]:

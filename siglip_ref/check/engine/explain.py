@@ -15,7 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.explained import (
+from siglip_ref.check.engine.findings import (
     FINDING,
     Explanation,
     Pattern,
@@ -24,7 +24,7 @@ from siglip_ref.check.diagnosis.explained import (
     of_patterns,
     unknown,
 )
-from siglip_ref.check.diagnosis.seen import Seen, distance, is_wrong
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.mistakes import Mistake
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding

@@ -1,13 +1,13 @@
 """What explains wrong tensors, in the words of a finding: mistakes, patterns, or what little is known."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from siglip_ref.mistakes import CATALOGUE, Mistake
-from siglip_ref.report.data import Finding
+from siglip_ref.report.data import Finding, FindingKind
 
 FINDING = 0.99  # of the deviation explained: named as the mistake
-TIMES = " times the right one"  # how a pattern ends that is a factor
 DETACHED = "no-gradient-arrives"
 _LOOK = "look at the first tensor that deviates, at its smallest probe"
 
@@ -22,20 +22,28 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Pattern:
-    """One tensor, explained at every probe. id: of the catalogue, or "unknown"; text: what is seen."""
+    """One tensor, explained at every probe. id: of the catalogue, or "unknown"; text: what is seen; form: the same as
+    data, equal for tensors of which the same is seen."""
 
     tensor: str
     id: str
     text: str
+    form: Hashable = None
+
+
+class Factor(NamedTuple):
+    """The form of a tensor that is the right one times a number; name: of the number, which may depend on the batch."""
+
+    name: str
 
 
 def findings_of(entry: Explanation, tensors: Sequence[str], patterns: Sequence[Pattern] = ()) -> Iterator[Finding]:
     """One for each mistake of an explanation; with what patterns say in more detail of the same."""
     certain = entry.share >= FINDING
     names = ", ".join(tensors)
-    texts = {pattern.text if pattern.text.endswith(TIMES) else "" for pattern in patterns}
-    alike = len(texts) == 1 and "" not in texts and len(patterns) == len(tensors) > 1
-    shared = f"; each is {texts.pop()}" if alike else ""
+    forms = {pattern.form if isinstance(pattern.form, Factor) else None for pattern in patterns}
+    alike = len(forms) == 1 and None not in forms and len(patterns) == len(tensors) > 1
+    shared = f"; each is {patterns[0].text}" if alike else ""
     for mistake in entry.mistakes:
         others = " and ".join(other.id for other in entry.mistakes if other is not mistake)
         word = "explains" if certain else "a suspicion: explains"
@@ -46,24 +54,27 @@ def findings_of(entry: Explanation, tensors: Sequence[str], patterns: Sequence[P
             evidence = f"together with {others}"
         same = [pattern for pattern in patterns if pattern.id == mistake.id]
         told = () if shared else _in_words(same)
-        yield Finding(mistake.id, names, "", "; ".join((mistake.text, evidence, *told)), mistake.repair)
+        text = "; ".join((mistake.text, evidence, *told))
+        kind: FindingKind = "mistake" if certain else "suspicion"
+        yield Finding(mistake.id, names, "", text, mistake.repair, kind, tuple(tensors), {"share": entry.share})
 
 
 def detached(absent: Sequence[str]) -> Finding:
     """Gradients that are zero, or missing, at every probe."""
-    names = ", ".join(f"d {name}" for name in absent)
-    mistake = CATALOGUE[DETACHED]
-    return Finding(DETACHED, f"d {absent[0]}", "", f"{names}: no gradient arrives", mistake.repair)
+    names = tuple(f"d {name}" for name in absent)
+    repair = CATALOGUE[DETACHED].repair
+    return Finding(DETACHED, names[0], "", f"{', '.join(names)}: no gradient arrives", repair, tensors=names)
 
 
 def of_patterns(found: Sequence[Pattern]) -> Finding:
     """Every wrong tensor has a pattern, which may be a general form of one mistake of the catalogue."""
     id = found[0].id if len({pattern.id for pattern in found}) == 1 else "unknown"
-    names = ", ".join(pattern.tensor for pattern in found)
+    names = tuple(pattern.tensor for pattern in found)
     evidence = "; ".join(_in_words(found)) + "; explains 100% of the deviation"
     if id == "unknown":
-        return Finding(id, found[0].tensor, "", f"a pattern of no single name: {evidence}", _LOOK)
-    return Finding(id, names, "", f"{CATALOGUE[id].text}; {evidence}", CATALOGUE[id].repair)
+        return Finding(id, names[0], "", f"a pattern of no single name: {evidence}", _LOOK, tensors=names)
+    mistake = CATALOGUE[id]
+    return Finding(id, ", ".join(names), "", f"{mistake.text}; {evidence}", mistake.repair, tensors=names)
 
 
 def _in_words(found: Sequence[Pattern]) -> list[str]:

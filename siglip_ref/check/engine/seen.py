@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from siglip_ref.check.call.frameworks import Outcome
-from siglip_ref.check.expected.expected import Truth
-from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.ops.elementary import Array
 
 
@@ -19,19 +16,6 @@ class Seen:
     got: Array
     exact: Array
     allowed: Array
-
-
-def seen_of(label: str, outcome: Outcome, right: Truth) -> list[Seen]:
-    """The tensors of one call of a loss, but for those that overflow even with correct rounding."""
-    seen = []
-    given = outcome.gradients | {"loss": outcome.loss}
-    for name, exact in right.exact.items():
-        argument = "log_scale" if name == "scale" else name
-        if argument in given and not right.overflows[name]:
-            got = given[argument]
-            values = np.zeros_like(exact) if got is None else got
-            seen.append(Seen(label, name, values, exact, SAFETY * right.noise[name]))
-    return seen
 
 
 def is_wrong(tensor: Seen) -> bool:
