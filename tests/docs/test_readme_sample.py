@@ -32,3 +32,18 @@ def test_the_last_digits_of_errors_are_each_processors_own():
     words = row.split()
     other = row.replace(words[2], "2.2e-07", 1).replace(words[3], "2.00", 1)
     assert other != row and not differences(printed.replace(row, other), printed)
+
+
+def test_the_picture_of_the_model_has_every_stage_of_the_report():
+    """Drawn anew from the report, it is what stands in the docs; and every parameter has its place."""
+    import model_picture
+
+    rows = model_picture.names()
+    assert model_picture.TARGET.read_text(encoding="utf-8") == model_picture.picture(rows)
+    stages = [name for name in rows if not name.startswith("d ")]
+    parameters = [name.removeprefix("d ") for name in rows if name.startswith("d ")]
+    placed = [(stage, layer) for stage in stages for layer in model_picture.layers_of(stage, stages, parameters)]
+    layers = {
+        name.rpartition("/")[0] for name in parameters if "/" in name and not name.endswith(("position", "probe"))
+    }
+    assert len(placed) >= len(layers) and all(any(layer.endswith(one) for _, one in placed) for layer in layers)

@@ -43,3 +43,36 @@ def test_accumulation_is_the_mean_of_micro_batches_and_not_the_large_batch(rows)
 def test_the_page_shows_what_the_program_prints(rows):
     shown = re.search(r"<!-- ddp-output -->\n```text\n(.*?)```\n<!-- end -->", PAGE, re.DOTALL)[1]
     assert shown.strip() == "\n".join(f"{name}: {row}" for name, row in rows.items())
+
+
+SOLUTION = """
+import sys
+
+sys.path.insert(0, {examples!r})
+import numpy as np
+from ddp import Ranks
+
+import siglip_ref as sr
+from mpi.loss import ring_sigmoid_loss
+
+
+def my_trip(image_embed, text_embed, log_scale, bias, rank, world_size):
+    found = ring_sigmoid_loss(Ranks(), image_embed.numpy(), text_embed.numpy(), log_scale.numpy(), bias.numpy())
+    return tuple(torch.from_numpy(np.array(part)) for part in found)
+
+
+if __name__ == "__main__":
+    print(sr.check_distributed_loss(my_loss, world_size=4, reduce="none", value="global"))
+"""
+
+
+def test_the_exercise_in_torch_can_be_solved(tmp_path):
+    """The program that the exercise gives, with the ring of this project filled in, passes the check that it names."""
+    page = (ROOT / "docs" / "notebooks" / "exercise-ring.md").read_text(encoding="utf-8")
+    given = re.search(r"```python\n(import torch\n.*?)```", page, re.DOTALL)[1]
+    assert 'check_distributed_loss(my_loss, world_size=4, reduce="none", value="global")' in given
+    program = tmp_path / "solved.py"
+    program.write_text(given + SOLUTION.format(examples=str(ROOT / "examples")), encoding="utf-8")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, str(program)], env=env, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0 and ran.stdout.startswith("PASS"), (ran.stdout, ran.stderr)

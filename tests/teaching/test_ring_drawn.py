@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import SETTLED, WORLDS, click, slide, text
+from pages import SETTLED, WORLDS, box, click, slide, text
 
 import siglip_ref as sr
 from mpi.cost import memory, traffic
@@ -119,6 +119,33 @@ def test_nothing_is_below_the_fold(browser, folder):
     assert page.run("document.querySelector('#stage').getBoundingClientRect().height") <= 0.42 * 844
     page.run("document.querySelector('#stage .fold').click()")
     assert page.run("document.querySelector('#stage .within').getBoundingClientRect().height") > 0
+    page.close()
+
+
+def test_touch(browser, folder):
+    """On a phone a finger follows a chunk, opens the whole stage, moves the time cursor and answers a question."""
+    page = browser.page((folder / "ring-page.html").as_uri() + "#hop=2", 390, 844, prefers_reduced_motion="reduce")
+    page.run(SETTLED)
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+
+    def tap(selector, x=0.5):
+        page.run(
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', behavior: 'instant'}})"
+        )
+        left, _, top, bottom, wide = box(page, selector)
+        at = {"x": left + x * wide, "y": (top + bottom) / 2}
+        page.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[at])
+        page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    tap("#stage .chip")
+    page.wait("main.state.picked?.chunk === 0")
+    tap("#stage .fold")
+    page.wait("document.querySelector('#stage').classList.contains('unfolded')")
+    tap(".tracks", 0.5)
+    page.wait("clock.state.moment < 0.8 * clock.state.recording.end")
+    tap(".predict[data-question=holds] button")
+    page.wait("document.querySelector('.predict[data-question=holds]').dataset.answered === 'wrong'")
+    assert page.complaints() == []
     page.close()
 
 
