@@ -43,7 +43,6 @@ def test_the_picture_of_the_model_has_every_stage_of_the_report():
     stages = [name for name in rows if not name.startswith("d ")]
     parameters = [name.removeprefix("d ") for name in rows if name.startswith("d ")]
     placed = [(stage, layer) for stage in stages for layer in model_picture.layers_of(stage, stages, parameters)]
-    layers = {
-        name.rpartition("/")[0] for name in parameters if "/" in name and not name.endswith(("position", "probe"))
-    }
-    assert len(placed) >= len(layers) and all(any(layer.endswith(one) for _, one in placed) for layer in layers)
+    split = [name.split("/", 1) for name in parameters if "/" in name]
+    layers = {(tower, name.rpartition("/")[0] or name) for tower, name in split}
+    assert len(placed) == len(set(placed)) == len(layers)
