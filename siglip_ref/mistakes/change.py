@@ -28,6 +28,7 @@ AROUND = {
     "optim": "siglip_ref.model.optim",
     "procedures": "siglip_ref.model.procedures",
 }
+_RECIPE = "siglip_ref.siglip2."
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,21 @@ def _reference(edits: tuple[Edit, ...]) -> Reference:
     for edit in edits:
         by_module.setdefault(_module_of(edit.file), []).append(edit)
     changed = {module: _names(module, tuple(of_module)) for module, of_module in by_module.items()}
-    functions = _functions(SPECIFICATION)
+    base = _recipe() if any(module.startswith(_RECIPE) for module in changed) else SPECIFICATION
+    functions = _functions(base)
     known = {function.__module__ for of_field in functions.values() for function in of_field} | set(AROUND.values())
     if unknown := changed.keys() - known:
         raise ValueError(f"no operation is in {', '.join(sorted(unknown))}")
-    ops = _with(changed, functions)
+    ops = _with(changed, functions, base)
     around = {part: _around(import_module(home), changed.get(home), ops) for part, home in AROUND.items()}
     return Reference(ops, **around)
+
+
+def _recipe() -> Ops:
+    """SigLIP 2's operations, which are loaded where a mistake is one of theirs."""
+    from siglip_ref.siglip2 import RECIPE
+
+    return RECIPE
 
 
 def _functions(ops: Ops) -> dict[str, list[Function]]:
@@ -91,14 +100,14 @@ def _functions(ops: Ops) -> dict[str, list[Function]]:
     }
 
 
-def _with(changed: Mapping[str, Mapping[str, Any]], functions: Mapping[str, list[Function]]) -> Ops:
-    """The specification's operations, with the functions of changed modules in their places."""
+def _with(changed: Mapping[str, Mapping[str, Any]], functions: Mapping[str, list[Function]], base: Ops) -> Ops:
+    """The operations of a record, with the functions of changed modules in their places."""
     changes: dict[str, Any] = {}
     for name, plain in functions.items():
         new = [changed.get(function.__module__, {}).get(function.__name__, function) for function in plain]
         if new != plain:
             changes[name] = Pair(*new) if len(new) > 1 else new[0]
-    return replace(SPECIFICATION, **changes) if changes else SPECIFICATION
+    return replace(base, **changes) if changes else base
 
 
 def _around(module: ModuleType, changed: Mapping[str, Any] | None, ops: Ops) -> Any:

@@ -24,6 +24,7 @@ from siglip_ref.siglip2 import (
     decoder,
     distill,
     head,
+    procedures,
     teacher,
     token_loss,
     view,
@@ -33,7 +34,7 @@ from siglip_ref.siglip2.captions import Target, box_numbers, target_of
 from siglip_ref.siglip2.choices import TABLE, Captioning, Choices, Distillation, captioning, distillation, halved
 from siglip_ref.siglip2.objective import Batch, Objective, Weights, weights_of
 from siglip_ref.siglip2.record import Recipe
-from siglip_ref.siglip2.teacher import Teacher, momentum_at, teacher_of
+from siglip_ref.siglip2.teacher import Momentum, Teacher, momentum_at, teacher_of
 from siglip_ref.siglip2.view import masks
 
 
@@ -62,16 +63,22 @@ def on(ops: Ops) -> Recipe:
         sinkhorn=distill.sinkhorn,
         centre_step=teacher.centre_step,
         ema_step=teacher.ema_step,
+        momentum_at=teacher.momentum_at,
+        after_step=teacher.after_step,
+        pair_losses=curation.pair_losses,
         learnability=curation.learnability,
         choose=curation.choose,
         objective=_objective.objective,
+        gathered=procedures.gathered,
+        over_ranks=procedures.over_ranks,
+        several_steps=procedures.several_steps,
     )
 
 
 RECIPE = on(SPECIFICATION)
 
 __all__ = [
-    "RECIPE", "TABLE", "Batch", "Captioning", "Choices", "Distillation", "Objective", "Recipe", "Target", "Teacher",
-    "Weights", "box_numbers", "captioning", "distillation", "halved", "masks", "momentum_at", "on", "target_of",
-    "teacher_of", "weights_of",
+    "RECIPE", "TABLE", "Batch", "Captioning", "Choices", "Distillation", "Momentum", "Objective", "Recipe", "Target",
+    "Teacher", "Weights", "box_numbers", "captioning", "distillation", "halved", "masks", "momentum_at", "on",
+    "target_of", "teacher_of", "weights_of",
 ]  # fmt: skip

@@ -44,15 +44,15 @@ def caption_inputs(labels: Array, parallel: Array, start: int, mask_id: int) -> 
     return np.where(parallel[:, None], mask_id, before)
 
 
-def places_seen(inputs: Array, parallel: Array, choices: Captioning) -> Array:
+def places_seen(labels: Array, parallel: Array, choices: Captioning) -> Array:
     """Which places each place sees, bool (B, 1, T, T): its own and those before it; in parallel examples all.
 
-    Padding is seen like any other word, unless `choices.pad_keys` is "hidden"; the first place always is.
+    Places of padding are seen like any other, unless `choices.pad_keys` is "hidden"; the first place always is.
     """
-    length = inputs.shape[1]
+    length = labels.shape[1]
     seen = parallel[:, None, None] | np.tri(length, dtype=bool)  # (B, T, T)
     if choices.pad_keys == "hidden":
-        seen = seen & ((inputs != choices.pad) | (np.arange(length) == 0))[:, None]
+        seen = seen & ((labels != choices.pad) | (np.arange(length) == 0))[:, None]
     return seen[:, None]
 
 
@@ -75,7 +75,7 @@ def caption_loss_forward(
     """
     mask_id = len(weights["token"]) - 1
     inputs = ops.caption_inputs(target.labels, target.parallel, choices.start, mask_id)
-    mask = places_seen(inputs, target.parallel, choices)
+    mask = places_seen(target.labels, target.parallel, choices)
     own = {name: value for name, value in weights.items() if not name.startswith("out/")}
     settings = choices.decoder.heads, choices.gelu, choices.eps
     states, decoder_cache = ops.decoder.forward(inputs, context, own, *settings, mask, seen)

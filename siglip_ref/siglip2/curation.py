@@ -1,5 +1,6 @@
 """Online curation: of a large batch the pairs that the learner can still learn and a better model has learnt."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
+from siglip_ref.siglip2.record import Recipe
 
 First = Literal["uniform", "diagonal"]
 
@@ -17,23 +19,27 @@ def pair_losses(image_embed: Array, text_embed: Array, log_scale: Array, bias: A
     return ops.softplus(np.where(np.eye(len(logits), dtype=bool), -logits, logits))
 
 
-def learnability(learner: Array, teacher: Array) -> Array:
-    """scores = loss of the learner - loss of the teacher, pair by pair, each with its own scale and bias.
+def learnability(learner: Sequence[Array], teacher: Sequence[Array], *, ops: Recipe) -> Array:
+    """scores = loss of the learner - loss of the teacher, pair by pair, (G, G).
+
+    Parameters
+    ----------
+    learner, teacher : image_embed, text_embed, log_scale, bias of each: every model has a scale and a bias of its own
 
     Summed over the pairs of a batch and divided by its size, this is the difference of the two losses of that batch.
 
     Source: Evans et al. 2024 (JEST), section 3.1; arXiv 2502.14786, section 2.5.
     """
-    return learner - teacher
+    return ops.pair_losses(*learner) - ops.pair_losses(*teacher)
 
 
-def choose(scores: Array, chunk: int, noise: Array, first: First, divided: bool) -> Array:
+def choose(scores: Array, count: int, noise: Array, first: First, divided: bool) -> Array:
     """A batch, chunk by chunk, without replacement: indices in the order in which they were drawn.
 
     Parameters
     ----------
     scores : array, shape (G, G), of images (rows) with texts
-    chunk : how many are drawn at once, b / n; a whole number, for b (1 - f) / n in floating point can fall below it
+    count : how many are chosen, as many in each round: computed in floating point a chunk can fall one short
     noise : array, shape (n, G), Gumbel's: with it, the largest sums are a draw in proportion to exp of the scores.
         Nothing else here is random
     first : the first chunk, before any is chosen, is drawn "uniform", or in proportion to the "diagonal" less its
@@ -42,23 +48,25 @@ def choose(scores: Array, chunk: int, noise: Array, first: First, divided: bool)
 
     Returns
     -------
-    chosen : int array, shape (n * chunk,)
+    chosen : int array, shape (count,)
 
     Source: Evans et al. 2024 (JEST), algorithm 1.
 
     Examples
     --------
     >>> scores = np.diag([5.0, 1.0, 4.0, 2.0])
-    >>> choose(scores, 1, np.array([[0.0, 9.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0]]), "uniform", False)
+    >>> choose(scores, 2, np.array([[0.0, 9.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0]]), "uniform", False)
     array([1, 0])
     """
-    if chunk * len(noise) > len(scores):
+    rounds = len(noise)
+    if count > len(scores) or count % rounds:
         raise UsageError(
-            expected=f"at most {len(scores)} examples to be chosen",
-            got=f"{len(noise)} chunks of {chunk}",
-            cause="an example is chosen once at most",
-            repair="a larger batch to choose from, or fewer rows of noise",
+            expected=f"a multiple of {rounds}, the rows of noise, up to {len(scores)}",
+            got=f"count={count}",
+            cause="each round chooses as many as every other, and an example is chosen once at most",
+            repair="another count, another number of rounds, or a larger batch to choose from",
         )
+    chunk = count // rounds
     own = np.diagonal(scores)
     chosen = np.zeros(0, int)
     for gumbel in noise:

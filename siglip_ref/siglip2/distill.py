@@ -45,7 +45,7 @@ def sinkhorn(scores: Array, temperature: float, rounds: int) -> Array:
            [0.5, 0.5]])
     """
     rows, prototypes = scores.shape
-    share = np.exp((scores - scores.max()) / temperature)
+    share = np.exp((scores - scores.max(0).max()) / temperature)
     share = share / share.sum()
     for _ in range(rounds):
         share = share / share.sum(0) / prototypes

@@ -34,6 +34,12 @@ class Recipe(Ops):
     sinkhorn: Function = ABSENT.forward
     centre_step: Function = ABSENT.forward
     ema_step: Function = ABSENT.forward
+    momentum_at: Function = ABSENT.forward
+    after_step: Function = ABSENT.forward
+    pair_losses: Function = ABSENT.forward
     learnability: Function = ABSENT.forward
     choose: Function = ABSENT.forward
     objective: Function = ABSENT.forward
+    gathered: Function = ABSENT.forward
+    over_ranks: Function = ABSENT.forward
+    several_steps: Function = ABSENT.forward

@@ -12,6 +12,26 @@ from siglip_ref.siglip2.record import Recipe
 Arrays = dict[str, Array]
 
 
+class Momentum(NamedTuple):
+    """How fast the teacher follows; not published.
+
+    first : at the first step
+    kind : "fixed" (SILC's), "cosine", which never reaches one (DINO's), or "cosine to one" at the last step (lightly's)
+    total : steps that have a teacher
+    """
+
+    first: float
+    kind: Literal["fixed", "cosine", "cosine to one"]
+    total: int = 1
+
+
+class Teacher(NamedTuple):
+    """What a training keeps beside parameters and optimiser: the teacher's own, and a centre for each of its heads."""
+
+    params: Mapping[str, Array]
+    centres: Mapping[str, Array]
+
+
 def teacher_of(params: Mapping[str, Array]) -> Arrays:
     """The teacher when it is born: what the student has of the image tower and of the heads.
 
@@ -24,7 +44,7 @@ def teacher_of(params: Mapping[str, Array]) -> Arrays:
     return {name: value for name, value in params.items() if name.startswith(own) and name != "mask/token"}
 
 
-def ema_step(teacher: Mapping[str, Array], student: Mapping[str, Array], momentum: float) -> Arrays:
+def ema_step(teacher: Mapping[str, Array], student: Mapping[str, Array], momentum: Array) -> Arrays:
     """teacher = momentum * teacher + (1 - momentum) * student, after the optimiser's step, once for each of them.
 
     Parameters
@@ -42,24 +62,28 @@ def ema_step(teacher: Mapping[str, Array], student: Mapping[str, Array], momentu
     return {name: momentum * value + _rest(momentum, value) * student[name] for name, value in teacher.items()}
 
 
-def momentum_at(step: int, total: int, first: float, kind: Literal["fixed", "cosine", "cosine to one"]) -> float:
-    """The momentum at step 0, 1, ..., total - 1.
+def momentum_at(step: int, momentum: Momentum, like: Array | None = None) -> Array:
+    """The momentum at step 0, 1, ..., total - 1: 1 - (1 - first) (1 + cos(pi step / total)) / 2, or `first` throughout.
 
     Parameters
     ----------
-    step, total : of the steps that have a teacher
-    first : at step 0
-    kind : "fixed" (SILC's), "cosine": 1 - (1 - first) (1 + cos(pi step / total)) / 2, which never reaches one (DINO,
-        utils.py), or "cosine to one", with total - 1 in its place (lightly)
+    step : of those that have a teacher
+    momentum : see there
+    like : an array of balls, to have the momentum as one
+
+    Source: DINO utils.py, cosine_scheduler.
 
     Examples
     --------
-    >>> [round(momentum_at(5, 10, 0.996, kind), 6) for kind in ("fixed", "cosine", "cosine to one")]
+    >>> [round(momentum_at(5, Momentum(0.996, kind, 10)), 6) for kind in ("fixed", "cosine", "cosine to one")]
     [0.996, 0.998, 0.998347]
     """
-    if kind == "fixed":
-        return first
-    return float(1 - (1 - first) * cosine(step, total - (kind == "cosine to one"), 0))
+    if momentum.kind == "fixed":
+        return momentum.first
+    one = number(1, np.zeros(()) if like is None or like.dtype != object else like)
+    last = momentum.total - (momentum.kind == "cosine to one")
+    now = one - (one - momentum.first) * cosine(step, last, 0, one)
+    return now if one.dtype == object else float(now)
 
 
 def centre_step(centre: Array, total: Array, count: int, momentum: float) -> Array:
@@ -82,15 +106,8 @@ def centre_step(centre: Array, total: Array, count: int, momentum: float) -> Arr
     return momentum * centre + _rest(momentum, centre) * (total / count)
 
 
-class Teacher(NamedTuple):
-    """What a training keeps beside parameters and optimiser: the teacher's own, and a centre for each of its heads."""
-
-    params: Mapping[str, Array]
-    centres: Mapping[str, Array]
-
-
 def after_step(
-    teacher: Teacher, student: Mapping[str, Array], said: Mapping[str, tuple[Array, int]], momentum: float,
+    teacher: Teacher, student: Mapping[str, Array], said: Mapping[str, tuple[Array, int]], momentum: Array,
     centre_momentum: Mapping[str, float], *, ops: Recipe,
 ) -> Teacher:  # fmt: skip
     """The teacher after the optimiser's step.
@@ -106,6 +123,6 @@ def after_step(
     return Teacher(ops.ema_step(teacher.params, student, momentum), {**teacher.centres, **moved})
 
 
-def _rest(share: float, like: Array) -> Array | float:
+def _rest(share: Array, like: Array) -> Array:
     """1 - share, in float64 or balls: in float32 it would be off by 5e-5 of itself."""
     return number(1, like) - share if np.asarray(like).dtype == object else 1 - share

@@ -40,7 +40,7 @@ def token_loss_forward(
         x = flat[part]
         log_total = log_sum_exp(x @ kernel[:, block] + bias[block] for block in _slices(words, columns))
         picked = (x * kernel[:, wanted[part]].T).sum(-1) + bias[wanted[part]]
-        everything = x @ kernel.sum(1) + bias.sum()
+        everything = (x @ kernel.sum(1, keepdims=True))[:, 0] + bias.sum()
         losses.append(log_total - (1 - smoothing - elsewhere) * picked - elsewhere * everything)
         totals.append(log_total)
     out = np.concatenate(losses).reshape(labels.shape)

@@ -14,6 +14,7 @@ import numpy as np
 from siglip_ref.architecture.conventions import PRESETS
 from siglip_ref.architecture.sizes import Config, Tower, config
 from siglip_ref.ops.elementary import Array, prefixed, subtree
+from siglip_ref.vectors import content_siglip2
 from siglip_ref.vectors.draw import integers, numbers, parameters, partners, unit_rows
 
 TINY = config("tiny")
@@ -75,6 +76,7 @@ def drafts() -> Iterator[Draft]:
     yield from _accumulations()
     yield from _optimisers()
     yield from _trainings()
+    yield from (Draft(*fields) for fields in content_siglip2.fields())
 
 
 def _operations() -> Iterator[Draft]:

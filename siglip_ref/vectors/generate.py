@@ -118,7 +118,7 @@ def _plain(value: Array) -> Array:
 
 def _is_zero(name: str, task: str) -> bool:
     """Gradients of key biases; parameters after optimiser steps are none."""
-    return name.endswith("k/bias") and task not in ("optimiser", "training")
+    return name.endswith("k/bias") and task not in ("optimiser", "training", "recipe_steps")
 
 
 def _exact(arrays: Mapping[str, Array], form: str) -> bool:

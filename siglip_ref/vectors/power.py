@@ -87,10 +87,11 @@ def errors(vector: Vector, got: Mapping[str, Array], expected: Mapping[str, Arra
 
 
 def mistaken(vector: Vector, mistake: Mistake, dtype: str = "float64") -> dict[str, Array]:
-    """What the mistake gives for a vector; nothing where it cannot even run (matrices that do not fit)."""
+    """What the mistake gives for a vector; nothing where it cannot even run: matrices that do not fit, or a parameter
+    that the vector does not have."""
     try:
         return run(vector, reference(mistake.edits), dtype)
-    except (ValueError, IndexError):
+    except (ValueError, LookupError):
         return {}
 
 

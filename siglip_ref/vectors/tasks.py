@@ -10,6 +10,8 @@ from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.mistakes.change import Reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
+from siglip_ref.vectors import tasks_siglip2
+from siglip_ref.vectors.tasks_siglip2 import OPERATIONS as RECIPE
 
 Arrays = dict[str, Array]
 Settings = Mapping[str, Any]
@@ -32,11 +34,12 @@ OPERATIONS = {
 
 def operation(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """One operation forward, and backward from `d_out`. An attention's `mask` is optional."""
-    arrays, settings, gradients = (words.split() for words in OPERATIONS[s["op"]])
+    arrays, settings, gradients = (words.split() for words in (OPERATIONS | RECIPE)[s["op"]])
+    ops = ref.ops if s["op"] in OPERATIONS else tasks_siglip2.recipe_of(ref)
     given = [subtree(a, "w") if name == "w" else a[name] for name in arrays] + [s[name] for name in settings]
     if "mask" in a:
         given.append(a["mask"])
-    pair = getattr(ref.ops, s["op"])
+    pair = getattr(ops, s["op"])
     out, cache = pair.forward(*given)
     computed = pair.backward(a["d_out"], cache)
     computed = computed if isinstance(computed, tuple) else (computed,)
@@ -149,6 +152,10 @@ TASKS: dict[str, Callable[[Reference, Arrays, Settings], Arrays]] = {
         accumulation,
         optimiser,
         training,
+        tasks_siglip2.captions,
+        tasks_siglip2.objective,
+        tasks_siglip2.recipe_steps,
+        tasks_siglip2.curation,
     )
 }
 

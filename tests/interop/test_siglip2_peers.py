@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from siglip_ref.architecture.sizes import Tower
 from siglip_ref.ops.elementary import prefixed, subtree
-from siglip_ref.siglip2 import RECIPE, Target, captioning, momentum_at
+from siglip_ref.siglip2 import RECIPE, Momentum, Target, captioning, momentum_at
 
 dino, ibot, heads, scheduler = import_without(
     "lightly.loss.dino_loss", "lightly.loss.ibot_loss", "lightly.models.modules.heads", "lightly.utils.scheduler"
@@ -237,6 +237,6 @@ def test_the_running_mean_agrees_with_torch_s_from_its_second_step_on() -> None:
 
 
 def test_lightly_s_schedule_of_the_momentum_is_the_one_that_reaches_one() -> None:
-    ours = [momentum_at(k, 10, 0.996, "cosine to one") for k in range(10)]
+    ours = [momentum_at(k, Momentum(0.996, "cosine to one", 10)) for k in range(10)]
     theirs = [scheduler.cosine_schedule(k, 10, 0.996, 1.0) for k in range(10)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-14)

@@ -23,7 +23,7 @@ TARGET = target(7, prefix=2)
 CAPTIONING = CHOICES.captioning
 CONTEXT = drawn((6, 5, 10), 1)
 INPUTS = RECIPE.caption_inputs(TARGET.labels, TARGET.parallel, 0, MASK_ID)
-PLACES = places_seen(INPUTS, TARGET.parallel, CAPTIONING)
+PLACES = places_seen(TARGET.labels, TARGET.parallel, CAPTIONING)
 SEEN = (np.arange(5) < np.array([5, 3, 4, 5, 1, 2])[:, None])[:, None, None]
 MASKED = batch().masked
 

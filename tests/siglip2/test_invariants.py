@@ -21,10 +21,10 @@ from recipe import (
 )  # fmt: skip
 
 from siglip_ref.ops.elementary import subtree
-from siglip_ref.siglip2 import RECIPE, Weights, momentum_at, teacher_of
+from siglip_ref.siglip2 import RECIPE, Momentum, Weights, momentum_at, teacher_of
 from siglip_ref.siglip2 import params as recipe_params
 from siglip_ref.siglip2.captions import places_seen
-from siglip_ref.siglip2.curation import choose, pair_losses
+from siglip_ref.siglip2.curation import choose
 from siglip_ref.siglip2.objective import SIZE_WEIGHT, weights_of
 
 Arrays = dict[str, Any]
@@ -45,7 +45,7 @@ def logits(given: Any) -> Any:
     weights = decoder_weights()
     inputs = RECIPE.caption_inputs(given.labels, given.parallel, 0, MASK_ID)
     own = {name: value for name, value in weights.items() if not name.startswith("out/")}
-    mask = places_seen(inputs, given.parallel, CAPTIONING)
+    mask = places_seen(given.labels, given.parallel, CAPTIONING)
     states, _ = RECIPE.decoder.forward(inputs, CONTEXT, own, TOWER.heads, "tanh", 1e-6, mask, None)
     return states @ weights["out/kernel"] + weights["out/bias"]
 
@@ -246,8 +246,10 @@ def test_16_the_running_means() -> None:
     assert all((step(teacher, moved, 1.0)[name] == teacher[name]).all() for name in teacher)
     first = step(teacher, moved, 0.996)
     assert all(np.allclose(first[name], teacher[name] + 0.004 * (moved[name] - teacher[name])) for name in teacher)
-    assert [momentum_at(k, 10, 0.996, "cosine") for k in (0, 5, 9)] == pytest.approx([0.996, 0.998, 0.999902], abs=1e-6)
-    assert momentum_at(9, 10, 0.996, "cosine to one") == 1.0
+    assert [momentum_at(k, Momentum(0.996, "cosine", 10)) for k in (0, 5, 9)] == pytest.approx(
+        [0.996, 0.998, 0.999902], abs=1e-6
+    )
+    assert momentum_at(9, Momentum(0.996, "cosine to one", 10)) == 1.0
     centre, rows = np.zeros(4), drawn((5, 4), 1)
     for _ in range(3):
         centre = RECIPE.centre_step(centre, rows.sum(0), len(rows), 0.9)
@@ -285,20 +287,20 @@ def _embeddings(key: int, pairs: int = 12) -> tuple[Any, Any]:
 
 def test_18_scores_of_curation_add_up_to_the_difference_of_losses() -> None:
     learner, better = (*_embeddings(1), np.log(10.0), -6.0), (*_embeddings(2), np.log(20.0), -7.0)
-    scores = RECIPE.learnability(pair_losses(*learner, ops=RECIPE), pair_losses(*better, ops=RECIPE))
-    assert (RECIPE.learnability(pair_losses(*better, ops=RECIPE), pair_losses(*learner, ops=RECIPE)) == -scores).all()
+    scores = RECIPE.learnability(learner, better)
+    assert (RECIPE.learnability(better, learner) == -scores).all()
     noise = -np.log(-np.log(np.random.default_rng(3).random((3, 12))))
     for first in ("uniform", "diagonal"):
         for divided in (False, True):
-            chosen = choose(scores, 2, noise, first, divided)
+            chosen = choose(scores, 6, noise, first, divided)
             assert len(set(chosen)) == 6
             own = [(x[chosen], y[chosen], t, b) for x, y, t, b in (learner, better)]
             losses = [RECIPE.sigmoid_loss(*given).loss for given in own]
             assert scores[np.ix_(chosen, chosen)].sum() / 6 == pytest.approx(losses[0] - losses[1], rel=1e-12)
             order = np.random.default_rng(4).permutation(12)
-            turned = choose(scores[np.ix_(order, order)], 2, noise[:, order], first, divided)
+            turned = choose(scores[np.ix_(order, order)], 6, noise[:, order], first, divided)
             assert (order[turned] == chosen).all()
-    same = choose(0 * scores, 2, noise, "uniform", False)
+    same = choose(0 * scores, 6, noise, "uniform", False)
     wanted: list[int] = []
     for gumbel in noise:
         wanted += [i for i in np.argsort(-gumbel) if i not in wanted][:2]
@@ -328,6 +330,9 @@ def test_the_weights_of_the_losses_are_the_published_ones() -> None:
 
 def test_padding_may_be_hidden_but_never_the_first_place() -> None:
     given = target(3, lengths=(2, 5), parallel=[False, True])
-    inputs = RECIPE.caption_inputs(given.labels, given.parallel, PAD, MASK_ID)
-    hidden = places_seen(inputs, given.parallel, replace(CAPTIONING, pad_keys="hidden"))
-    assert hidden.any(-1).all() and hidden[0, 0, 5].tolist() == [True, True, True] + [False] * 6
+    own = replace(CAPTIONING, pad_keys="hidden")
+    seen = places_seen(given.labels, given.parallel, own)
+    assert seen[0, 0].tolist() == [[True, False] + [False] * 7] + [[True, True] + [False] * 7] * 8
+    assert seen[1, 0].tolist() == [[True] * 5 + [False] * 4] * 9
+    nothing = places_seen(np.full((1, 9), PAD), np.array([True]), own)
+    assert nothing[0, 0].tolist() == [[True] + [False] * 8] * 9

@@ -11,7 +11,7 @@ from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, mistaken, 
 from siglip_ref.vectors.store import packaged
 from siglip_ref.vectors.tasks import TASKS
 
-NUMERIC = executable("one vector", "several steps", "across ranks")
+NUMERIC = executable("one vector", "several steps", "across ranks", "recipe")
 EQUIVALENT = executable("equivalent")
 
 

@@ -263,7 +263,7 @@ def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[
     changed = reference([edit for mistake in mistakes for edit in mistake.edits])
     try:
         values = run(vector, changed, "float64" if dtype == "float64" else "float32")
-    except (ValueError, IndexError):  # matrices that do not fit: it cannot have been this
+    except (ValueError, LookupError):  # matrices that do not fit: it cannot have been this
         values = {}
     absent = {name: np.full(expected.shape, np.nan) for name, expected in vector.expected.items()}  # a block never met
     return {(vector.id, name): np.asarray(value) for name, value in (absent | values).items()}
