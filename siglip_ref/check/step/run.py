@@ -11,6 +11,7 @@ import numpy as np
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.call.answers import answered
 from siglip_ref.check.call.frameworks import describe
+from siglip_ref.check.call.held import put_back
 from siglip_ref.check.call.in_numpy import as_float64
 from siglip_ref.check.step.gradients import Batch
 from siglip_ref.errors import UsageError
@@ -171,30 +172,11 @@ class Model:
 
 @contextmanager
 def borrowed(model: Any) -> Iterator[None]:
-    """A torch model whose weights, gradients, buffers, modes and what requires a gradient are put back at the end; so
-    are Torch's random states and default dtype."""
+    """A torch model that is put back at the end, and so are Torch's random states."""
     import torch
 
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    before = {name: (t.detach().clone(), t.grad, t.requires_grad) for name, t in tensors.items()}
-    modes = {module: module.training for module in model.modules()}
-    default = torch.get_default_dtype()
-    gradients = {name: None if grad is None else grad.clone() for name, (_, grad, _) in before.items()}
-    try:
-        with torch.random.fork_rng(), torch.inference_mode(False):
-            yield
-    finally:
-        torch.set_default_dtype(default)
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                value, grad, requires = before[name]
-                tensor.copy_(value)
-                tensor.requires_grad_(requires)
-                tensor.grad = grad
-                if grad is not None:
-                    grad.copy_(gradients[name])
+    with put_back(model), torch.random.fork_rng(), torch.inference_mode(False):
+        yield
 
 
 @dataclass(frozen=True)

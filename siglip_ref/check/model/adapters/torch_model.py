@@ -178,8 +178,6 @@ def to_numpy(tensor: torch.Tensor) -> Tensor:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on, no autocast; afterwards all is as it was: modes, random states, default dtype,
     what the model keeps beside its parameters, and their gradients."""
-    modes = {module: module.training for module in model.modules()}
-    default = torch.get_default_dtype()
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -196,9 +194,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             model.eval()
             yield
         finally:
-            for module, training in modes.items():
-                module.training = training
-            torch.set_default_dtype(default)
             if cuda:
                 torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
