@@ -124,6 +124,7 @@ def check_loss_command(
     frozen: Annotated[list[str] | None, typer.Option(help="an input without gradient; may be repeated")] = None,
     size: Annotated[str, typer.Option(help="real: also 4,100 pairs; small: at most 1,151")] = "real",
     products: Annotated[str | None, typer.Option(help="tf32 or bfloat16: to which products round on purpose")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="say what a right loss computes, too")] = False,
     json: Json = None,
     save_case: SaveCase = None,
 ) -> None:
@@ -144,6 +145,7 @@ def check_loss_command(
             frozen=frozen or (),
             size=size,  # type: ignore[arg-type]
             products=products,  # type: ignore[arg-type]
+            explain=explain,
         )
     finish(report, json, save_case)
 

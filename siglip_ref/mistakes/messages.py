@@ -16,4 +16,9 @@ patch kernel in another order, queries and values exchanged, a bias lost. Mend i
 Everything is right under another legal convention than the declared one: a scale that is given itself, rows that are
 normalised inside, gradients that are summed instead of averaged, another resize. The finding names the argument that
 declares it. If it is not what you meant, it is a mistake all the same.""",
+    "derived": """worked out
+
+No mistake of the catalogue has this name. What the loss computes was worked out by experiments: a formula that gave the
+loss and all its gradients at inputs which no experiment had used. The finding is one thing in which that formula is not
+SigLIP's, and what to change. How the report knows: the documentation's page of that name.""",
 }

@@ -117,6 +117,7 @@ class Report:
     hops : what the ranks of a ring told hop by hop
     sight : how much of the catalogue it would have seen
     unjudged : why the verdict is NOT JUDGED; None for every other verdict
+    computes : what a loss computes, worked out by experiments; empty where nobody asked
     """
 
     title: str
@@ -132,6 +133,7 @@ class Report:
     hops: list[Hop] = field(default_factory=list)
     sight: Sight | None = None
     unjudged: Unjudged | None = None
+    computes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -247,7 +249,7 @@ def _severity(row: Row) -> tuple[int, float]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Report):
         names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
-        return {name: _plain(getattr(value, name)) for name in (*names, "unjudged", "sight", "hops")}
+        return {name: _plain(getattr(value, name)) for name in (*names, "unjudged", "sight", "hops", "computes")}
     if isinstance(value, Row | Finding | Sight | Hop | Unjudged):
         return _plain(asdict(value))
     if isinstance(value, dict):

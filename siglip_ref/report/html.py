@@ -72,6 +72,7 @@ def to_html(report: "Report") -> str:
     why = f"<p>{escape(missing.evidence)}</p><p><b>repair:</b> {escape(missing.repair)}</p>" if missing else ""
     parts = [
         f"<header>{verdict}<h1>{escape(report.title)}</h1>{begins}{why}{worth}</header>",
+        _section("what it computes", _list(report.computes)),
         *(_finding(finding) for finding in report.findings),
         _heat_map(report),
         _section("every tensor", _table(report) if report.rows else ""),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = {"PASS": "bold green", "OTHER CONVENTION": "bold yellow", "NOT JUDGED": "bold yellow", "FAIL": "bold red"}
 _ROW_COLOURS = {"pass": "green", "FAIL": "bold red", "zero by structure": "green"}
 _SHORT = {"zero by structure": "zero", "out of range": "range", "not checked": "-"}
-_TITLES = {"unknown": "what it looks like", "convention": "another convention"}
+_TITLES = {"unknown": "what it looks like", "convention": "another convention", "derived": "worked out"}
 _MOST_LINES = 12  # of what deviates; the table has them all
 
 
@@ -35,6 +35,7 @@ def renderable(report: "Report") -> RenderableType:
     if report.closest:
         parts += ["", Text(smallest(report))]
     parts += _deviations(report)
+    parts += _section("what it computes", report.computes)
     for finding in report.findings:
         parts += _section(title_of(finding), [finding.evidence, f"repair: {finding.repair}"])
     parts += _hops(report)

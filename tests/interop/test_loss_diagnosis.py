@@ -81,8 +81,9 @@ def test_a_convention_is_not_chosen_for_being_less_wrong(name):
 
 def test_what_has_no_name_is_described():
     report = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp(), b) / math.log(2), "torch", scale="log")
-    assert [finding.id for finding in report.findings] == ["unknown"]
-    assert "1/log(2) times the right one" in report.findings[0].evidence
+    assert [finding.id for finding in report.findings] == ["derived"]
+    assert "multiplied by 1.4427/B, not 1/B" in report.findings[0].evidence
+    assert report.findings[0].repair == "divide the loss by 1.4427"
 
 
 def logits(x, y, t, b):

@@ -36,6 +36,7 @@ def check_loss(
     frozen: Sequence[str] = (),
     size: Size = "small",
     products: Literal["tf32", "bfloat16"] | None = None,
+    explain: bool = False,
 ) -> Report:
     """Judge a sigmoid loss: its value and its four gradients, at points where every term of it is visible.
 
@@ -56,6 +57,8 @@ def check_loss(
     size : "small", up to 1,151 pairs; "real", 4,100 pairs besides. A batch that would take more than 20 s, or more than
         half of the free memory, is left out, which the report says
     products : "tf32" or "bfloat16", where float32 products round what goes into them on purpose
+    explain : say of a right loss, too, what it computes (`.computes`, always there after a FAIL), from at most 20 more
+        calls; and of a slow one that fails
 
     Returns
     -------
@@ -88,4 +91,4 @@ def check_loss(
     declared = declared_conventions(scale, embeddings)
     loaded = load_framework(framework or framework_of(fn))
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
-        return check(LossSubject(fn, loaded, setting, declared, dims, progress, size))
+        return check(LossSubject(fn, loaded, setting, declared, dims, progress, size, explain))

@@ -18,6 +18,7 @@ from siglip_ref.check.expected.probes import POINTS, Dims, Probe, loss_probes, p
 from siglip_ref.check.expected.repeated import Size, repeated_probe
 from siglip_ref.check.loss.behaviour import speaks_for
 from siglip_ref.check.loss.case import worst_of
+from siglip_ref.check.loss.computed import tell_what_it_computes
 from siglip_ref.check.loss.explain import explained, refused_values
 from siglip_ref.check.loss.large import affordable, looks_for, points_at
 from siglip_ref.check.loss.messages import blind_spots, convention_finding, conventions_in_words, next_steps
@@ -89,6 +90,7 @@ class LossSubject(Subject[ComparedLoss]):
     dims: Dims = None
     progress: Progress | None = None
     size: Size = "small"
+    says_more: bool = False  # what a right loss computes, too
     costs: list[Cost] = field(default_factory=list)
     first_refusal: Exception | None = None
 
@@ -249,6 +251,7 @@ class LossSubject(Subject[ComparedLoss]):
         report.not_checked += [str(one) for one in compared.refused if one.label not in judged_as_wrong]
         report.blind += blind_spots(details, setting)
         report.notes = compared.notes + next_steps(report, compared)
+        tell_what_it_computes(self, compared, report)
 
     def worst(self, compared: ComparedLoss, report: Report) -> Worst | None:
         """The probe of the tensor that deviates most (of the nearest to it, where nothing does)."""

@@ -1,0 +1,74 @@
+"""Run a set of strangers' programs once: python benchmarks/strangers/run.py 2026-11-29-losses [--again]
+
+See README.md beside it for the rule. Figures of a first run are never overwritten.
+"""
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import siglip_ref as sr
+
+HERE = Path(__file__).parent
+DTYPES = ("float32", "float64")
+Answer = dict[str, Any]  # program, dtype, verdict, computes, findings, truth, same, seconds
+
+
+def programs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of every Python file of a set, what its PROGRAMS say."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"stranger_{file.stem}", file)
+        assert spec is not None and spec.loader is not None  # the name ends in .py
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        found |= module.PROGRAMS
+    return found
+
+
+def answers(known: dict[str, dict[str, Any]]) -> Iterator[Answer]:
+    """What the checker says of each program, in each dtype."""
+    for name, one in known.items():
+        for dtype in DTYPES:
+            start = time.process_time()
+            try:
+                report = sr.check_loss(one["fn"], one.get("framework"), dtype, explain=True, **one.get("given", {}))
+                told = {
+                    "verdict": report.verdict,
+                    "computes": report.computes,
+                    "findings": [[finding.id, finding.evidence, finding.repair] for finding in report.findings],
+                }
+            except sr.UsageError as error:
+                told = {"verdict": "REFUSED", "computes": [], "findings": [["refused", str(error), ""]]}
+            seconds = round(time.process_time() - start, 2)
+            truth = {"truth": one["truth"], "same": one.get("same", [])}
+            print(f"{name} ({dtype}): {told['verdict']}, {seconds} s", *told["computes"], sep="\n  ", flush=True)
+            yield {"program": name, "dtype": dtype, **told, **truth, "seconds": seconds}
+
+
+def main(arguments: list[str]) -> int:
+    """Write first-run.json, or later.json."""
+    names = [argument for argument in arguments if not argument.startswith("--")]
+    if len(names) != 1 or not (HERE / names[0]).is_dir():
+        print(__doc__)
+        return 2
+    again = "--again" in arguments
+    place = HERE / names[0] / ("later.json" if again else "first-run.json")
+    if place.exists() and not again:
+        print(f"{place} is there: a first run happens once. --again writes later.json")
+        return 2
+    found = list(answers(programs(HERE / names[0])))
+    place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    certain = sum(any(line.startswith("your loss: ") for line in one["computes"]) for one in found)
+    flagged = sum(one["verdict"] != "PASS" for one in found)
+    print(f"{len(found)} checks: {flagged} flagged, {certain} told for certain; grade them in grades.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,275 @@
+"""What a loss's gradients are instead of the derivative of its value."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from siglip_ref.check.derive.evaluate import EMBEDS, Parts, evaluate, of_unit_rows
+from siglip_ref.check.derive.formula import ONE, Backward, Formula
+from siglip_ref.check.derive.instrument import Reading, Subject, drawn
+from siglip_ref.check.derive.numbers import Entry, expression
+from siglip_ref.check.derive.sets import Where, describe, form_of, simple
+from siglip_ref.check.derive.shapes import Number
+from siglip_ref.ops.elementary import Array
+
+SIZES = (1, 2, 3, 4, 6, 7, 11)
+_SCALES = ("exp(-s)", "exp(s)", "1/s", "s", "exp(s/2)")
+_POINTS = ((1.0, -1.0), (2.2, -2.0), (0.4, 0.6), (3.0, -4.0), (1.7, 1.0), (2.7, -0.3))
+
+
+def backward_of(subject: Subject, formula: Formula) -> Formula | None:
+    """The formula with what its gradients do otherwise; None where that is nothing known."""
+    readings = list(_readings(subject, formula))
+    rules: list[Backward] = []
+    for name in (one for one in EMBEDS if one not in subject.frozen):
+        found = _of_embedding(subject, name, readings)
+        if found is None:
+            whole = _of_rows(subject, formula, name)
+            if whole is None:
+                return None
+            found = [whole] if whole.kind != "as it is" else []
+        rules += found
+    for name in (one for one in ("log_scale", "bias") if one not in subject.frozen):
+        of_scalar = _of_scalar(subject, formula, name, readings)
+        if of_scalar is None:
+            return None
+        rules += of_scalar
+    if any(rule.kind == "exchanged" for rule in rules):
+        rules = [rule for rule in rules if rule.tensor not in EMBEDS] + [Backward("image_embed", "exchanged")]
+    return _radial(subject, replace(formula, backward=tuple(rules)), readings)
+
+
+Read = tuple[int, float, float, Reading, Parts]
+
+
+def _readings(subject: Subject, formula: Formula) -> Iterator[Read]:
+    for pairs in SIZES:
+        if pairs % subject.batch:
+            continue
+        for seed, (log_scale, bias) in enumerate(_POINTS if pairs == 6 else _POINTS[:2]):
+            s, b = subject.number(subject.given(log_scale)), subject.number(bias)
+            reading = subject.read(drawn(pairs, 40 + seed), s, b)
+            with np.errstate(all="ignore"):
+                yield pairs, s, b, reading, of_unit_rows(formula, reading.similarity, s, b)
+
+
+def _near(subject: Subject) -> float:
+    return 3e-8 if subject.noise < 1e-12 else max(300 * subject.noise, 1e-5)
+
+
+def _of_embedding(subject: Subject, name: str, readings: Sequence[Read]) -> list[Backward] | None:
+    """Of one embedding: weights of its slopes; nothing where it is right, None where no weights explain it."""
+    near = _near(subject)
+    seen = [(read, read[3].of_image if name == "image_embed" else read[3].of_text) for read in readings]
+    if all(slopes is None or not np.any(slopes) for _, slopes in seen):
+        return [Backward(name, "none")]
+    ratios = []
+    for (pairs, s, b, _, parts), slopes in seen:
+        if slopes is None or not np.isfinite(slopes).all():
+            return None
+        size = float(np.abs(parts.slopes).max(initial=0.0))
+        with np.errstate(all="ignore"):
+            ratio = np.where(np.abs(parts.slopes) > 1e-3 * size, slopes / parts.slopes, np.nan)
+        if (np.abs(slopes[parts.slopes == 0]) > near * size).any():
+            return None
+        ratios.append((pairs, s, b, ratio))
+    if all(np.nanmax(np.abs(ratio - 1), initial=0.0) <= 1e3 * near for *_, ratio in ratios) and all(
+        np.abs(slopes - read[4].slopes).max() <= near * np.abs(read[4].slopes).max() for read, slopes in seen
+    ):
+        return []
+    scalar = _by_scale([(pairs, s, b, _middle(ratio)) for pairs, s, b, ratio in ratios], near)
+    if scalar is None:
+        return None
+    divided: dict[int, Array] = {}
+    for pairs, s, b, ratio in ratios:
+        matrix = ratio / scalar(s, b, pairs)
+        if pairs in divided:
+            both = np.stack([divided[pairs], matrix])
+            spread = np.abs(both[0] - both[1])
+            if np.nanmax(spread, initial=0.0) > 1e3 * near * np.nanmax(np.abs(both), initial=0.0):
+                return None
+            matrix = np.where(np.isnan(both[0]), both[1], both[0])
+        divided[pairs] = matrix
+    rules = describe(divided, 1e3 * near)
+    return None if rules is None else [Backward(name, "times", rules, scalar)]
+
+
+def _middle(ratio: Array) -> float:
+    """A number that stands for a matrix: the largest of its weights."""
+    known = ratio[~np.isnan(ratio)]
+    return float(known[np.argmax(np.abs(known))]) if known.size else np.nan
+
+
+def _by_scale(table: Sequence[tuple[int, float, float, float]], near: float) -> Number | None:
+    """How a factor depends on the scale: not at all, or by one of a few functions."""
+    main = max({pairs for pairs, *_ in table}, key=lambda n: sum(pairs == n for pairs, *_ in table))
+    entries = [Entry(s, b, n, value, 1e3 * near * abs(value)) for n, s, b, value in table if n == main]
+    if len(entries) < 4 or np.ptp([entry.value for entry in entries]) <= 2e3 * near * max(
+        abs(e.value) for e in entries
+    ):
+        return ONE
+    found = expression(entries, _SCALES, most=1)
+    if found is None or len(found.parts) != 1 or found.low > -np.inf or found.high < np.inf:
+        return None
+    return Number(((found.parts[0][0], 1.0),))
+
+
+# --- whole gradients
+
+
+def _of_rows(subject: Subject, formula: Formula, name: str) -> Backward | None:
+    """What one embedding's whole gradient is: another's, rows in other places, cut to a length."""
+    place = EMBEDS.index(name)
+    data = []
+    for seed, pairs in enumerate((4, 5, 6)):
+        rng = np.random.Generator(np.random.PCG64([seed, 5]))
+        x, y = (rng.standard_normal((pairs, 16)) for _ in range(2))
+        x, y = (subject.rounded(z / np.sqrt((z * z).sum(-1, keepdims=True))) for z in (x, y))
+        s, b = subject.number(subject.given(1.5)), subject.number(-1.0 - seed)
+        data.append((x, y, s, b, subject.at(x, y, s, b)[1 + place]))
+    if any(got is None or np.shape(got) != x.shape for x, _, _, _, got in data):
+        return None
+    candidates = [Backward(name, kind) for kind in ("transposed", "exchanged", "tangent", "reversed")]
+    candidates += [Backward(name, "rolled", number=float(step)) for step in (1, -1)]
+    candidates += [_clipping(formula, name, kind, data) for kind in ("clipped", "rows clipped")]
+    for rule in candidates:
+        changed = replace(formula, backward=(rule,))
+        if all(
+            np.abs(evaluate(changed, x, y, s, b)[1 + place] - got).max() <= 100 * _near(subject) * np.abs(got).max()
+            for x, y, s, b, got in data
+        ):
+            return rule
+    return None
+
+
+def _clipping(
+    formula: Formula, name: str, kind: str, data: Sequence[tuple[Array, Array, float, float, Array]]
+) -> Backward:
+    """Cut to a length: where lengths differ from the right ones, right / cut = (right + eps) / length, a line."""
+    axis = -1 if kind == "rows clipped" else None
+    rights, cuts = [], []
+    for x, y, s, b, got in data:
+        right = evaluate(replace(formula, backward=()), x, y, s, b)[1 + EMBEDS.index(name)]
+        rights += list(np.ravel(np.sqrt((right * right).sum(axis))))
+        cuts += list(np.ravel(np.sqrt((got * got).sum(axis))))
+    lengths, quotients = np.array(rights), np.array(rights) / np.maximum(np.array(cuts), 1e-300)
+    cut = quotients > 1 + 1e-4
+    if cut.sum() < 2:
+        return Backward(name, kind, number=np.inf)
+    steep, high = np.polyfit(lengths[cut], quotients[cut], 1)
+    eps = high / steep if abs(high / steep) > 1e-9 else 0.0
+    return Backward(name, kind, number=simple(1 / steep, 1e-6), eps=simple(eps, 1e-3) if eps else 0.0)
+
+
+def _radial(subject: Subject, formula: Formula, readings: Sequence[Read]) -> Formula:
+    """Whether the part of a gradient along its row is there where it should be, and only there."""
+    found = formula
+    for name in EMBEDS:
+        rows = formula.image_rows if name == "image_embed" else formula.text_rows
+        removed = _removed(name, readings)
+        if removed is None or any(rule.tensor == name and rule.kind == "none" for rule in formula.backward):
+            continue
+        if rows.kind == "as given" and removed:
+            found = replace(found, backward=(*found.backward, Backward(name, "tangent")))
+        elif rows.kind == "unit" and not removed:
+            held = replace(rows, detached=True)
+            found = replace(found, image_rows=held) if name == "image_embed" else replace(found, text_rows=held)
+    return found
+
+
+def _removed(name: str, readings: Sequence[Read]) -> bool | None:
+    """Whether a gradient has no part along its rows; None where that does not show."""
+    kept, without, most = 0.0, 0.0, 0.0
+    for _, _, _, reading, _ in readings:
+        slopes = reading.of_image if name == "image_embed" else reading.of_text
+        along = reading.along_image if name == "image_embed" else reading.along_text
+        if slopes is None or along is None:
+            return None
+        part = (slopes * reading.similarity).sum(1 if name == "image_embed" else 0)
+        # images hold their part along the row itself, texts hold what was taken away
+        full, gone = (part, 0 * part) if name == "image_embed" else (0 * part, -part)
+        kept = max(kept, float(np.abs(along - full).max()))
+        without = max(without, float(np.abs(along - gone).max()))
+        most = max(most, float(np.abs(part).max()))
+    if most == 0 or min(kept, without) > 1e-3 * most:
+        return None
+    return without < kept
+
+
+# --- scale and bias
+
+
+def _of_scalar(subject: Subject, formula: Formula, name: str, readings: Sequence[Read]) -> list[Backward] | None:
+    near = 10 * _near(subject)
+    rows = []
+    for pairs, s, b, reading, parts in readings:
+        got = reading.scale if name == "log_scale" else reading.bias
+        right = parts.of_scale if name == "log_scale" else parts.of_bias
+        rows.append((pairs, s, b, 0.0 if got is None else got, right, parts))
+    size = max(abs(right) for *_, right, _ in rows)
+    if not all(np.isfinite(got) for _, _, _, got, _, _ in rows):
+        return None
+    if all(abs(got - right) <= near * (np.abs(parts.slopes).sum() + abs(right)) for *_, got, right, parts in rows):
+        return []
+    if all(got == 0 for _, _, _, got, _, _ in rows):
+        return [Backward(name, "none")] if size else []
+    telling = [row for row in rows if abs(row[4]) > 1e-3 * np.abs(row[5].slopes).sum()]
+    ratios = [(pairs, s, b, got / right) for pairs, s, b, got, right, _ in telling]
+    scalar = _by_scale(ratios, near) if ratios else None
+    if scalar is not None:
+        by_pairs: dict[int, float] = {}
+        steady = True
+        for pairs, s, b, ratio in ratios:
+            value = ratio / scalar(s, b, pairs)
+            steady &= abs(by_pairs.setdefault(pairs, value) - value) <= 1e3 * near * abs(value)
+        form = form_of(by_pairs, 1e3 * near) if steady else None
+        if form is not None:
+            return [Backward(name, "times", ((Where(), form),), scalar)]
+    return _made_of(name, rows, near) or _masked(subject, formula, name)
+
+
+def _masked(subject: Subject, formula: Formula, name: str) -> list[Backward] | None:
+    """Only some pairs' shares of a scalar's gradient, or each with a weight: one pair is moved at a time."""
+    s, b = subject.number(subject.given(1.6)), subject.number(-1.0)
+    found: dict[int, Array] = {}
+    for pairs in (1, 2, 3, 4, 6, 7):
+        if pairs % subject.batch:
+            continue
+        similarities = [np.zeros((pairs, pairs)) for _ in range(1 + pairs * pairs)]
+        for place in range(pairs * pairs):
+            similarities[1 + place].flat[place] = 0.5
+        got, right = [], []
+        for similarity in similarities:
+            reading = subject.read(similarity, s, b)
+            value = reading.scale if name == "log_scale" else reading.bias
+            parts = of_unit_rows(formula, reading.similarity, s, b)
+            got.append(0.0 if value is None else value)
+            right.append(parts.of_scale if name == "log_scale" else parts.of_bias)
+        seen, wanted = np.array(got[1:]) - got[0], np.array(right[1:]) - right[0]
+        with np.errstate(all="ignore"):
+            ratio = np.where(np.abs(wanted) > 1e-3 * np.abs(wanted).max(), seen / wanted, np.nan)
+        found[pairs] = ratio.reshape(pairs, pairs)
+    rules = describe(found, 1e-5 if subject.noise < 1e-12 else 1e-2)
+    return [Backward(name, "times", rules)] if rules else None
+
+
+def _made_of(
+    name: str, rows: Sequence[tuple[int, float, float, float, float, Parts]], near: float
+) -> list[Backward] | None:
+    """A sum of one or two of the parts that a gradient by a scalar may have."""
+    got = np.array([row[3] for row in rows])
+    names = sorted({key for row in rows for key in row[5].parts})
+    columns: Mapping[str, Array] = {key: np.array([row[5].parts.get(key, 0.0) for row in rows]) for key in names}
+    size = np.array([np.abs(row[5].slopes).sum() + abs(row[3]) for row in rows])
+    for count in (1, 2):
+        for chosen in combinations(names, count):
+            matrix = np.stack([columns[key] for key in chosen], -1) / size[:, None]
+            if not np.isfinite(matrix).all() or (np.abs(matrix).max(0) == 0).any():
+                continue
+            solution = np.linalg.lstsq(matrix, got / size, rcond=1e-10)[0]
+            if np.abs(matrix @ solution - got / size).max() <= 10 * near:
+                parts = tuple((key, simple(float(f), 1e-6)) for key, f in zip(chosen, solution, strict=True))
+                return [Backward(name, "of", parts=parts)]
+    return None

@@ -1,0 +1,221 @@
+"""Parts of a loss that whole rows or columns of logits share: softmax, the hardest negatives, margins between pairs."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from siglip_ref.check.derive.formula import Coupled, Logit
+from siglip_ref.check.derive.instrument import Subject, drawn
+from siglip_ref.check.derive.sets import OfPairs, form_of
+from siglip_ref.check.derive.shapes import Number
+from siglip_ref.ops.elementary import Array, sigmoid, softplus
+
+# Of logits and a number: the sum, and its slope by each logit.
+Function = Callable[[Array, float], tuple[float, Array]]
+
+
+def _softmax(logits: Array, number: float) -> tuple[float, Array]:
+    """Cross-entropy of every row, the diagonal being right."""
+    top = logits.max(1, keepdims=True)
+    each = np.exp(logits - top)
+    sums = each.sum(1, keepdims=True)
+    value = (np.log(sums) + top).sum() - np.trace(logits)
+    return float(value), each / sums - np.eye(len(logits))
+
+
+def _others_softmax(logits: Array, number: float) -> tuple[float, Array]:
+    """The same with the diagonal left out of the sum, as in decoupled contrastive losses."""
+    eye = np.eye(len(logits), dtype=bool)
+    masked = np.where(eye, -np.inf, logits)
+    top = np.where(np.isfinite(masked.max(1, keepdims=True)), masked.max(1, keepdims=True), 0.0)
+    each = np.exp(masked - top)
+    sums = each.sum(1, keepdims=True)
+    value = (np.log(sums) + top).sum() - np.trace(logits)
+    return float(value), each / sums - eye
+
+
+def _hardest(logits: Array, number: float) -> tuple[float, Array]:
+    """softplus of the `number` largest negatives of each row; below 1: that share of B, rounded down, at least one."""
+    pairs = len(logits)
+    eye = np.eye(pairs, dtype=bool)
+    count = int(number) if number >= 1 else max(1, int(pairs * number))
+    masked = np.where(eye, -np.inf, logits)
+    order = np.argsort(-masked, 1, kind="stable")[:, :count]
+    chosen = np.zeros_like(eye)
+    np.put_along_axis(chosen, order, True, 1)
+    chosen &= ~eye
+    return float(np.where(chosen, softplus(logits), 0).sum()), np.where(chosen, sigmoid(logits), 0.0)
+
+
+def _above_median(logits: Array, number: float) -> tuple[float, Array]:
+    """softplus of negatives that are not below the (lower) median of their row, the diagonal counting as lowest."""
+    eye = np.eye(len(logits), dtype=bool)
+    masked = np.where(eye, -np.inf, logits)
+    middle = np.sort(masked, 1)[:, [(len(logits) - 1) // 2]]
+    chosen = (masked >= middle) & ~eye
+    return float(np.where(chosen, softplus(logits), 0).sum()), np.where(chosen, sigmoid(logits), 0.0)
+
+
+def _triplet(logits: Array, number: float) -> tuple[float, Array]:
+    """max(0, number + negative - positive), the hardest negative of each row."""
+    eye = np.eye(len(logits), dtype=bool)
+    masked = np.where(eye, -np.inf, logits)
+    places = masked.argmax(1)
+    over = number + masked.max(1) - np.diagonal(logits)
+    active = (over > 0).astype(float)
+    slopes = np.diag(-active)
+    slopes[np.arange(len(logits)), places] += active
+    return float(np.maximum(over, 0).sum()), slopes
+
+
+def _all_triplets(logits: Array, number: float) -> tuple[float, Array]:
+    """The same, summed over all negatives of each row."""
+    eye = np.eye(len(logits), dtype=bool)
+    over = np.where(eye, -1.0, number + logits - np.diagonal(logits)[:, None])
+    active = (over > 0).astype(float)
+    return float(np.maximum(over, 0).sum()), active - np.diag(active.sum(1))
+
+
+def _columns(of_rows: Function) -> Function:
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        value, slopes = of_rows(logits.T, number)
+        return value, slopes.T
+
+    return function
+
+
+def _sum(chosen: Callable[[Array], Array], of: Callable[[Array], tuple[Array, Array]]) -> Function:
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        mask = chosen(np.eye(len(logits), dtype=bool))
+        values, slopes = of(logits)
+        return float(np.where(mask, values, 0).sum()), np.where(mask, slopes, 0.0)
+
+    return function
+
+
+_ROWS: dict[str, Function] = {
+    "softmax": _softmax,
+    "softmax of the others": _others_softmax,
+    "hardest": _hardest,
+    "above the median": _above_median,
+    "triplet": _triplet,
+    "all triplets": _all_triplets,
+}
+COUPLED: dict[str, Function] = (
+    {f"{name}, rows": function for name, function in _ROWS.items()}
+    | {f"{name}, columns": _columns(function) for name, function in _ROWS.items()}
+    | {
+        "positives": _sum(lambda eye: eye, lambda z: (softplus(-z), -sigmoid(-z))),
+        "negatives": _sum(lambda eye: ~eye, lambda z: (softplus(z), sigmoid(z))),
+        "all logits": _sum(lambda eye: eye | True, lambda z: (z, np.ones_like(z))),
+        "diagonal logits": _sum(lambda eye: eye, lambda z: (z, np.ones_like(z))),
+    }
+)
+
+
+# --- the search
+
+
+_RANDOM = 36  # sets of similarities, scales and biases; more than there are functions
+_SUMS = ("positives", "negatives", "all logits", "diagonal logits", "softmax, rows", "softmax, columns",
+         "softmax of the others, rows", "softmax of the others, columns")  # fmt: skip
+_SINGLE = (
+    *(("hardest, rows", n) for n in (1.0, 0.5, 2.0, 3.0)),
+    *(("hardest, columns", n) for n in (1.0, 0.5, 2.0, 3.0)),
+    ("above the median, rows", 0.0),
+    ("above the median, columns", 0.0),
+    *((name, m) for m in (0.2, 1.0, 0.1, 0.5) for name in ("triplet, rows", "triplet, columns")),
+    *((name, m) for m in (0.2, 1.0, 0.1, 0.5) for name in ("all triplets, rows", "all triplets, columns")),
+)
+
+
+def coupled(subject: Subject, pairs: int) -> tuple[Coupled, ...] | None:
+    """Parts that rows or columns share, with their weights at every B; None where the known ones do not give the value.
+
+    The value is a sum of multiples of these functions: least squares over random similarities say which.
+    """
+    data = _data(subject, pairs, _RANDOM)
+    for scale, offset in _logits():
+        logit = Logit(Number(scale), Number(offset))
+        for more in ([], *([one] for one in _SINGLE)):
+            names = [(name, 0.0) for name in _SUMS] + more
+            factors = _factors(subject, data, logit, names)
+            if factors is None:
+                continue
+            chosen = [name for name, factor in zip(names, factors, strict=True) if factor != 0]
+            weights = _weights(subject, logit, chosen, pairs)
+            if weights is not None:
+                return tuple(Coupled(n, w, logit, m) for (n, m), w in zip(chosen, weights, strict=True))
+    return None
+
+
+Datum = tuple[Array, float, float, float]  # similarities, scale, bias, value
+
+
+def _data(subject: Subject, pairs: int, count: int) -> list[Datum]:
+    found = []
+    for seed in range(count):
+        rng = np.random.Generator(np.random.PCG64([pairs, seed, 77]))
+        similarity = drawn(pairs, seed)
+        s = subject.number(subject.given(float(rng.uniform(0.5, 3.0))))
+        b = subject.number(float(rng.uniform(-4, 2)))
+        found.append((similarity, s, b, subject.value(similarity, s, b)))
+    return found
+
+
+def _logits() -> Iterator[tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]]:
+    for scale in ("exp(s)", "s", "exp(-s)", "1/s"):
+        for offset in ((), (("b", 1.0),)):
+            yield ((scale, 1.0),), offset
+    for factor in (1 / 0.07, 1.0, 10.0, 20.0, 100.0):
+        for offset in ((), (("b", 1.0),)):
+            yield (("1", factor),), offset
+
+
+def _factors(
+    subject: Subject, data: Sequence[Datum], logit: Logit, names: Sequence[tuple[str, float]]
+) -> list[float] | None:
+    """By how much each function counts; None where they do not give every value. What is not needed is zero."""
+    values = np.array([value for _, _, _, value in data])
+    columns = np.array([_columns_of(one, logit, names) for one in data])
+    if not (np.isfinite(columns).all() and np.isfinite(values).all()):
+        return None
+    allowed = 100 * subject.noise * np.abs(values).max() + 1e-9 * np.abs(values)
+    chosen = list(range(len(names)))
+    if not _explained(columns, values, allowed, chosen):
+        return None
+    for place in reversed(range(len(names))):  # as few as will do
+        fewer = [k for k in chosen if k != place]
+        if fewer and _explained(columns, values, allowed, fewer):
+            chosen = fewer
+    solution = np.linalg.lstsq(columns[:, chosen], values, rcond=1e-11)[0]
+    found = np.zeros(len(names))
+    found[chosen] = solution
+    return [float(one) for one in found]
+
+
+def _columns_of(datum: Datum, logit: Logit, names: Sequence[tuple[str, float]]) -> list[float]:
+    similarity, s, b, _ = datum
+    z = logit.scale(s, b, len(similarity)) * similarity + logit.offset(s, b, len(similarity))
+    return [COUPLED[name](z, number)[0] for name, number in names]
+
+
+def _explained(columns: Array, values: Array, allowed: Array, chosen: Sequence[int]) -> bool:
+    some = columns[:, list(chosen)]
+    solution = np.linalg.lstsq(some, values, rcond=1e-11)[0]
+    return bool((np.abs(some @ solution - values) <= allowed).all())
+
+
+def _weights(subject: Subject, logit: Logit, names: Sequence[tuple[str, float]], main: int) -> list[OfPairs] | None:
+    """Each function's factor by B."""
+    by_pairs: list[dict[int, float]] = [{} for _ in names]
+    for pairs in (main, 3, 4, 5):
+        data = _data(subject, pairs, 2 * len(names) + 2)
+        factors = _factors(subject, data, logit, names)
+        if factors is None:
+            return None
+        for known, factor in zip(by_pairs, factors, strict=True):
+            if factor:
+                known[pairs] = factor
+    forms = [form_of(known, 1e-7 if subject.noise < 1e-12 else 1e-3) for known in by_pairs]
+    return None if None in forms else [form for form in forms if form is not None]

@@ -1,0 +1,141 @@
+"""Work out what a loss computes: plan the experiments, fit, and prove."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from siglip_ref.check.derive.backward import backward_of
+from siglip_ref.check.derive.curves import BASE_BIAS
+from siglip_ref.check.derive.differences import differences
+from siglip_ref.check.derive.formula import Derived, Formula, Measured
+from siglip_ref.check.derive.instrument import StopDerivingError, Subject, measure_noise
+from siglip_ref.check.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
+from siglip_ref.check.derive.shapes import Number
+from siglip_ref.check.derive.value import value_of
+from siglip_ref.check.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
+
+_LARGEST = 200  # pairs of a batch in which weights are read
+
+
+def confirmed(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Derived:
+    """Whether a loss is SigLIP's own at these inputs and at ten that nobody has seen: ten calls."""
+    fresh = [*held_back(subject, right.image_rows.kind != "as given")]
+    both = [*fresh, *held]
+    own = (one for one in _readings(right, right) if not one.equal and not one.unstable)
+    right = next((one for one in own if not failures(one, both, first=True)), right)
+    failed = tuple(failures(right, both))
+    compared = sum(5 - len(one.frozen) for one in [*fresh, *held])
+    return Derived(right, not failed, (), (), failed, (), subject.calls, compared, subject.form)
+
+
+def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Derived:
+    """What a loss computes.
+
+    Parameters
+    ----------
+    subject : the loss
+    right : SigLIP's formula under the convention at hand
+    held : inputs at which it was called before, none of which is used but for the proof
+    """
+    if MAIN % subject.batch:
+        return Derived(None, False, measured=(Measured("shape"),), dtype=subject.form)
+    try:
+        measure_noise(subject, MAIN, subject.number(subject.given(LOG_SCALE)), BASE_BIAS)
+        formula = value_of(subject)
+    except StopDerivingError as stop:
+        return Derived(None, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
+    raw = right.image_rows.kind != "as given"
+    try:
+        fresh = [*held_back(subject, raw)]
+        whole = backward_of(subject, formula)
+    except StopDerivingError as stop:
+        return Derived(formula, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
+    if whole is None:
+        failed = tuple(failures(formula, fresh))
+        of_value = not any(name == "loss" for name, _ in failed + tuple(failures(formula, held)))
+        measured = (Measured("gradients", words=tuple(dict.fromkeys(name for name, _ in failed))),)
+        return Derived(formula if of_value else None, False, (), measured, failed, (), subject.calls, 0, subject.form)
+    derived = _proven(subject, whole, right, [*fresh, *held])
+    more = _beyond(derived, held)
+    if more:
+        try:
+            again = backward_of(subject, value_of(subject, more))
+        except StopDerivingError:
+            return derived
+        found = _proven(subject, again, right, [*fresh, *held]) if again is not None else derived
+        return found if found.certain else derived
+    return derived
+
+
+def _beyond(derived: Derived, held: Sequence[Held]) -> tuple[int, ...]:
+    """Larger batches, if it is only there that a formula does not give everything: weights are read there, too."""
+    labels = {label for _, label in derived.failed}
+    sizes = {len(one.image_embed) for one in held if one.label in labels}
+    return tuple(sorted(sizes)) if sizes and min(sizes) > max(BY_GRADIENT) and max(sizes) <= _LARGEST else ()
+
+
+def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[Held]) -> Derived:
+    """The formula as one of its readings that everything bears out, without what does not show."""
+    for besides in _BESIDES:
+        if "ties" in besides and not formula.coupled:
+            continue
+        meant = [one for one in held if not kinds_of(one) & set(besides)]
+        known = next((one for one in _readings(formula, right) if not failures(one, meant, first=True)), None)
+        if known is not None and meant:
+            break
+    else:
+        failed = tuple(failures(formula, held))
+        return Derived(formula, False, (), (Measured("not reproduced"),), failed, (), subject.calls, 0, subject.form)
+    if known.unstable and all(not failures(replace(known, unstable=of), meant, True) for of in LIMITS["float64"]):
+        known = replace(known, unstable=EITHER)
+    simpler = True
+    while simpler:
+        simpler = False
+        for _, without in differences(known, right):
+            if not failures(without, meant, first=True):
+                known, simpler = without, True
+                break
+    changed = min((list(differences(one, right)) for one in _equivalents(known)), key=len)
+    compared = sum(5 - len(one.frozen) for one in meant)
+    told = tuple(difference for difference, _ in changed)
+    return Derived(known, True, told, (), (), besides, subject.calls, compared, subject.form)
+
+
+# Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one.
+_BESIDES: tuple[tuple[str, ...], ...] = ((), ("one pair",), ("ties",), ("one pair", "ties"))
+
+
+def _readings(formula: Formula, right: Formula) -> list[Formula]:
+    """The formula, and what no experiment tells from it: a small number beside a length, equal rows taken for one."""
+    found = [formula]
+    for eps in dict.fromkeys((right.image_rows.eps, 1e-8, 1e-6, 1e-12)):
+        image, text = (
+            replace(rows, kind="unit + eps", eps=eps) if rows.kind == "unit" and eps else rows
+            for rows in (formula.image_rows, formula.text_rows)
+        )
+        if (image, text) != (formula.image_rows, formula.text_rows):
+            found.append(replace(formula, image_rows=image, text_rows=text))
+    found += [replace(formula, equal=side) for side in ("texts", "images")]
+    if {term.function.name for term in formula.terms} == {"softplus"}:
+        found += [replace(formula, unstable=of) for of in LIMITS["float64"]]
+    return found
+
+
+def _equivalents(formula: Formula) -> list[Formula]:
+    """The same function, read with the other sign of every label: softplus(-l) at l is softplus(l) at -l."""
+
+    def turned(number: Number) -> Number:
+        return Number(tuple((name, -factor) for name, factor in number.parts), -number.high, -number.low)
+
+    terms = tuple(
+        replace(
+            term,
+            sign=-term.sign,
+            logit=replace(term.logit, scale=turned(term.logit.scale), offset=turned(term.logit.offset)),
+        )
+        for term in formula.terms
+        if term.logit.cap.name == "identity"
+    )
+    both = [formula]
+    if len(terms) == len(formula.terms) and terms:
+        both.append(replace(formula, terms=tuple(sorted(terms, key=lambda term: term.sign))))
+    return both

@@ -1,0 +1,224 @@
+"""How a formula differs from SigLIP's: one thing at a time, each with the formula in which that thing is right."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from siglip_ref.check.derive.formula import Backward, Difference, Formula, Rows, Term
+from siglip_ref.check.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
+from siglip_ref.check.derive.shapes import Number
+
+Changed = tuple[Difference, Formula]  # and the formula without this difference
+_GUARD = 1e-6  # beside a length
+
+
+def differences(formula: Formula, right: Formula) -> list[Changed]:
+    """All of them; empty for SigLIP's own."""
+    found = list(_coupled(formula, right))
+    if not formula.coupled:
+        found += [*_labels(formula, right)]
+        for place in ("function", "scale", "offset", "similarity", "cap"):
+            found += _of_terms(formula, right, place)
+    found += [*_rows(formula, right), *_around(formula, right), *_backward(formula)]
+    return found
+
+
+def _coupled(formula: Formula, right: Formula) -> Iterator[Changed]:
+    if not formula.coupled:
+        return
+    kinds = {(one.kind, one.weight) for one in formula.coupled}
+    half = OfPairs(0.5, -1.0)
+    clip = kinds == {("softmax, rows", half), ("softmax, columns", half)}
+    ids = ("softmax-loss",) if clip else ()
+    without = replace(formula, terms=right.terms, coupled=())
+    yield Difference("coupled", "both", formula.coupled, right.terms, ids), without
+
+
+# --- labels and weights
+
+
+def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
+    """Which pairs count as what, and how often."""
+    own, other = (_with_sign(formula, sign) for sign in (-1, 1))
+    if _sets(own) == (OTHERS,) and _sets(other) == (DIAGONAL,):
+        swapped = tuple(replace(term, sign=-term.sign) for term in formula.terms)
+        yield Difference("labels", "both", "negated", "", ("label-sign",)), replace(formula, terms=swapped)
+        return
+    usual = _sets(own) == (DIAGONAL,) and _sets(other) == (OTHERS,)
+    forms = [term.weights[0][1] for term in formula.terms] if usual else []
+    each = right.terms[0].weights[0][1]
+    if usual and forms[0] == forms[1]:
+        if forms[0] != each:
+            plain = [replace(t, weights=((t.weights[0][0], each),)) for t in formula.terms]
+            yield (
+                Difference("reduction", "both", forms[0], each, _reduction(forms[0])),
+                replace(formula, terms=tuple(plain)),
+            )
+        return
+    for name, terms, sign, where in (("positives", own, -1, DIAGONAL), ("negatives", other, 1, OTHERS)):
+        rules = tuple(rule for term in terms for rule in term.weights)
+        wanted: tuple[Rule, ...] = ((where, each),)
+        if rules == wanted:
+            continue
+        ids: tuple[str, ...] = ()
+        if not rules:
+            ids = ("negatives-missing",) if name == "negatives" else ()
+        elif _sets(terms) == (where,):
+            ids = ("positives-weighted",)
+        logit = terms[0].logit if terms else formula.terms[0].logit if formula.terms else right.terms[0].logit
+        function = terms[0].function if terms else right.terms[0].function
+        rest = [term for term in formula.terms if term.sign != sign]
+        plain = [*rest, Term(wanted, function, sign, logit)]
+        plain.sort(key=lambda term: term.sign)
+        yield Difference("weights", name, rules, wanted, ids), replace(formula, terms=tuple(plain))
+
+
+def _with_sign(formula: Formula, sign: int) -> list[Term]:
+    return [term for term in formula.terms if term.sign == sign]
+
+
+def _sets(terms: Sequence[Term]) -> tuple[object, ...]:
+    return tuple(where for term in terms for where, _ in term.weights)
+
+
+def _reduction(form: OfPairs) -> tuple[str, ...]:
+    """Entries for a factor before everything."""
+    known = {
+        (1.0, -2.0): ("sum-vs-mean-vs-b2",),
+        (1.0, 0.0): ("loss-not-divided",),
+        (2.0, -1.0): ("both-directions-summed",),
+        (2.0, 0.0): ("both-directions-summed", "loss-not-divided"),
+    }
+    if form.less:
+        return ()
+    if (form.factor, form.power) in known:
+        return known[form.factor, form.power]
+    if form.power == -1.0 and form.factor == round(form.factor) and form.factor > 1:
+        return ("accum-loss-not-divided",)
+    return ()
+
+
+# --- function and logit
+
+
+def _of_terms(formula: Formula, right: Formula, place: str) -> Iterator[Changed]:
+    """One part of the terms: of both where it is the same in both."""
+    wanted = _part(right.terms[0], place)
+    odd = [term for term in formula.terms if _part(term, place) != wanted]
+    if not odd:
+        return
+    values = {_part(term, place) for term in formula.terms}
+    groups = [formula.terms] if len(values) == 1 else [(term,) for term in odd]
+    for group in groups:
+        of = "both" if len(group) > 1 or len(formula.terms) == 1 else "positives" if group[0].sign < 0 else "negatives"
+        got = _part(group[0], place)
+        plain = tuple(_with(term, place, wanted) if term in group else term for term in formula.terms)
+        yield Difference(place, of, got, wanted, _ids(place, got, of, formula)), replace(formula, terms=plain)
+
+
+def _part(term: Term, place: str) -> object:
+    return term.function if place == "function" else getattr(term.logit, place)
+
+
+def _with(term: Term, place: str, value: object) -> Term:
+    if place == "function":
+        return replace(term, function=value)  # type: ignore[arg-type]
+    return replace(term, logit=replace(term.logit, **{place: value}))  # type: ignore[arg-type]
+
+
+def _ids(place: str, got: object, of: str, formula: Formula) -> tuple[str, ...]:
+    """Entries of the catalogue that a part of a logit, the same in all terms, is."""
+    if place == "function":
+        return ("log-of-sigmoid",) if "log of sigmoid" in getattr(got, "name", "") else ()
+    if of != "both" or not isinstance(got, Number):
+        return ()
+    names = {name: factor for name, factor in got.parts}
+    if place == "scale":
+        if np.isfinite([got.low, got.high]).any():
+            return ("scale-clamped",)
+        known = {
+            "s": "logit-scale-not-exp",
+            "1/s": "temperature-inverted",
+            "exp(-s)": "temperature-inverted",
+            "1": "logit-scale-init",
+            "exp(b)": "scale-and-bias-exchanged",
+        }
+        return tuple(known[name] for name, factor in names.items() if name in known and len(names) == 1 and factor > 0)
+    if place == "offset":
+        if not names:
+            return ("logit-bias-dropped",)
+        return ("bias-subtracted",) if names == {"b": -1.0} else ()
+    return ()
+
+
+# --- rows, what is added, gradients
+
+
+def _rows(formula: Formula, right: Formula) -> Iterator[Changed]:
+    sides = {"image_rows": "image_embed", "text_rows": "text_embed"}
+    odd = [side for side in sides if not _alike(getattr(formula, side), getattr(right, side))]
+    same = len(odd) == 2 and formula.image_rows == formula.text_rows
+    for group in [odd] if same else [[side] for side in odd]:
+        got, wanted = getattr(formula, group[0]), getattr(right, group[0])
+        plain = replace(formula, **{side: wanted for side in group})
+        ids = _rows_ids(got, wanted, len(group))
+        yield Difference("rows", "both" if same else sides[group[0]], got, wanted, ids), plain
+
+
+def _alike(got: Rows, wanted: Rows) -> bool:
+    """Whether rows become the same, but for the small number that guards the division, as each library has its own."""
+    small = got.eps <= _GUARD and wanted.eps <= _GUARD
+    unit = got.kind.startswith("unit") and wanted.kind.startswith("unit")
+    return got == wanted or (small and unit and (got.detached, got.order) == (wanted.detached, wanted.order))
+
+
+def _rows_ids(got: Rows, wanted: Rows, sides: int) -> tuple[str, ...]:
+    if got.kind == "whole matrix":
+        return ("normalised-by-whole-matrix",)
+    if got.kind == "as given":
+        return ("features-not-normalised",) if sides == 2 else ("one-side-not-normalised",)
+    if got.kind == "unit" and wanted.kind == "as given":
+        return () if got.detached else ("normalised-again",)
+    return ("normalise-backward-missing",) if got.detached and got.kind == "unit" else ()
+
+
+def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
+    for one in formula.extra:
+        rest = tuple(other for other in formula.extra if other != one)
+        yield Difference("extra", "both", one, (), ()), replace(formula, extra=rest)
+    if formula.unstable:
+        of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
+        plain = replace(formula, unstable="")
+        yield Difference("unstable", "both", formula.unstable, right.terms[0].function, of_exp), plain
+    if formula.equal:
+        ids = ("equal-captions-as-positives",) if formula.equal == "texts" else ()
+        yield Difference("labels", formula.equal, "equal", "", ids), replace(formula, equal="")
+
+
+def _backward(formula: Formula) -> Iterator[Changed]:
+    """One for each gradient; what is the same in several is one thing."""
+    groups: list[list[Backward]] = []
+    for rule in formula.backward:
+        alike = [group for group in groups if replace(group[0], tensor="") == replace(rule, tensor="")]
+        alike[0].append(rule) if alike else groups.append([rule])
+    for group in groups:
+        rest = tuple(other for other in formula.backward if other not in group)
+        names = ", ".join(rule.tensor for rule in group)
+        got = replace(group[0], tensor=names)
+        yield Difference("backward", names, got, (), _backward_ids(group[0], formula)), replace(formula, backward=rest)
+
+
+def _backward_ids(rule: Backward, formula: Formula) -> tuple[str, ...]:
+    if rule.kind == "none":
+        return ("no-gradient-arrives",)
+    if rule.kind == "transposed" and rule.tensor == "text_embed":
+        return ("text-grad-not-transposed",)
+    if rule.tensor == "log_scale" and rule.kind == "times" and rule.scalar.parts == (("exp(-s)", 1.0),):
+        return ("dscale-wrt-t",) if rule.rules[0][1] == OfPairs() else ()
+    if rule.tensor == "log_scale" and rule.kind == "of" and [name for name, _ in rule.parts] == ["similarity"]:
+        return ("dscale-wrt-t",)
+    return ()
+
+
+__all__ = ["Changed", "differences"]

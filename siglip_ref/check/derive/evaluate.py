@@ -1,0 +1,299 @@
+"""Loss and gradients of a formula, at any inputs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.check.derive.coupled import COUPLED
+from siglip_ref.check.derive.formula import Backward, Formula, Logit, Rows
+from siglip_ref.check.derive.sets import total
+from siglip_ref.check.derive.shapes import of_number
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.pair_block import LossAndGrads
+
+EMBEDS = ("image_embed", "text_embed")
+
+
+@dataclass
+class Parts:
+    """What a formula gives on the way. slopes: of the value by each pair's similarity; magnitude: the sum of what was
+    added up, and slope_magnitude that of a slope, for rounding; scale_pairs, bias_pairs: of the scalars' gradients each
+    pair's share; parts: what else those may be made of."""
+
+    value: float
+    slopes: Array
+    of_scale: float
+    of_bias: float
+    magnitude: float
+    slope_magnitude: Array
+    scale_pairs: Array
+    bias_pairs: Array
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> LossAndGrads:
+    """The formula's loss and gradients in float64; `s` as the loss is given it."""
+    with np.errstate(all="ignore"):
+        return _evaluate(formula, x, y, s, b)[0]
+
+
+def with_magnitudes(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple[LossAndGrads, LossAndGrads]:
+    """The same, and by how much each number of it may be off, in units of the arithmetic's precision."""
+    with np.errstate(all="ignore"):
+        return _evaluate(formula, x, y, s, b)
+
+
+def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple[LossAndGrads, LossAndGrads]:
+    (u, back_x), (v, back_y) = _rows(formula.image_rows, x), _rows(formula.text_rows, y)
+    parts = of_similarity(formula, u @ v.T, s, b, _equal(formula.equal, x, y))
+    d_x, d_y = _embeddings(formula, parts.slopes, u, v, s, b)
+    d_x, d_y = back_x(d_x), back_y(d_y)
+    d_s, d_b = (_scalar(formula, name, parts, s, b, len(x)) for name in ("log_scale", "bias"))
+    d_x, d_y = _changed(formula, d_x, d_y, x, y)
+    room = parts.slope_magnitude
+    top_u, top_v = (np.abs(rows).max(initial=0.0) for rows in (u, v))
+    lengths = [_grown(rows, given) for rows, given in ((u, x), (v, y))]
+    big_x = np.broadcast_to((room @ np.full(v.shape, top_v)) * lengths[0], d_x.shape)
+    big_y = np.broadcast_to((room.T @ np.full(u.shape, top_u)) * lengths[1], d_y.shape)
+    # slopes have the scale in them, and similarities are at most about 1 where rows are unit
+    scalars = float(room.sum()) + abs(parts.of_scale), float(room.sum()) + abs(parts.of_bias)
+    sizes = LossAndGrads(np.asarray(parts.magnitude), big_x, big_y, np.asarray(scalars[0]), np.asarray(scalars[1]))
+    return LossAndGrads(np.asarray(parts.value), d_x, d_y, np.asarray(d_s), np.asarray(d_b)), sizes
+
+
+def _grown(rows: Array, given: Array) -> Array:
+    """By how much each row was stretched."""
+    with np.errstate(all="ignore"):
+        factor = np.sqrt((rows * rows).sum(-1) / (given * given).sum(-1))
+    return np.where(np.isfinite(factor), factor, 1.0)[:, None]
+
+
+def stretched_by(rows: Sequence[Rows], pairs: int) -> float:
+    """By what the product of two unit rows is divided."""
+    return float(np.prod([np.sqrt(pairs) if one.kind == "whole matrix" else 1 + one.eps for one in rows]))
+
+
+def of_unit_rows(formula: Formula, similarity: Array, s: float, b: float) -> Parts:
+    """The same by the similarities of unit rows, before anything becomes of those."""
+    pairs = len(similarity)
+    both = formula.image_rows, formula.text_rows
+    divided = stretched_by(both, pairs)
+    images, texts = (ORDERS[rows.order](pairs) if rows.order else np.arange(pairs) for rows in both)
+    found = of_similarity(formula, similarity[images][:, texts] / divided, s, b)
+    back = np.zeros_like(similarity)
+    np.add.at(back, (images[:, None], texts), found.slopes / divided)
+    found.slopes = back
+    return found
+
+
+def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal: Array | None = None) -> Parts:
+    """Value, slopes by similarities, and gradients of the scalars before a backward changes them."""
+    pairs = len(similarity)
+    none = np.zeros_like(similarity)
+    found = Parts(0.0, none, 0.0, 0.0, 0.0, none, none, none)
+    diagonal = np.eye(pairs, dtype=bool)
+    for term in formula.terms:
+        weights = total(term.weights, pairs)
+        if equal is not None:
+            own = weights[diagonal]
+            weights = np.where(equal & ~diagonal, own.max() if term.sign < 0 else 0.0, weights)
+        logits, inner, chain = _logits(term.logit, similarity, s, b, pairs)
+        u = term.sign * logits
+        values = np.where(weights == 0, 0.0, weights * term.function(u))
+        slopes = np.where(weights == 0, 0.0, weights * term.function.slope(u)) * term.sign * chain
+        _add(found, term.logit, similarity, s, b, values, slopes, inner, np.abs(weights))
+        name = "positives" if term.sign < 0 else "negatives"
+        _part(found, name, term.logit, similarity, slopes, s, b, pairs)
+    for one in formula.coupled:
+        logits, inner, chain = _logits(one.logit, similarity, s, b, pairs)
+        value, slopes = COUPLED[one.kind](logits, one.number)
+        weight = one.weight(pairs)
+        values = np.full_like(similarity, weight * value / similarity.size)
+        _add(
+            found, one.logit, similarity, s, b, values, weight * slopes * chain, inner, np.full_like(inner, abs(weight))
+        )
+    for name, form in formula.extra:
+        value, by_s, by_b = (form(pairs) * of_number(name, which, s, b, pairs) for which in range(3))
+        found.value += value
+        found.of_scale += by_s
+        found.of_bias += by_b
+        found.magnitude += abs(value)
+    return found
+
+
+def _logits(logit: Logit, similarity: Array, s: float, b: float, pairs: int) -> tuple[Array, Array, Array]:
+    """Logits, what they are before the cap, and the cap's slope."""
+    inner = logit.scale(s, b, pairs) * logit.similarity(similarity) + logit.offset(s, b, pairs)
+    if logit.cap.name == "identity":
+        return inner, inner, np.ones_like(inner)
+    return logit.cap(inner), inner, logit.cap.slope(inner)
+
+
+def _add(
+    found: Parts,
+    logit: Logit,
+    similarity: Array,
+    s: float,
+    b: float,
+    values: Array,
+    slopes: Array,
+    inner: Array,
+    weights: Array,
+) -> None:
+    """One term. slopes: by the logit before its cap."""
+    pairs = len(similarity)
+    scale = logit.scale(s, b, pairs)
+    by_s, by_b = logit.scale.slopes(s, b, pairs)
+    o_s, o_b = logit.offset.slopes(s, b, pairs)
+    h = logit.similarity(similarity)
+    found.value += float(values.sum())
+    by_similarity = slopes * scale * logit.similarity.slope(similarity)
+    found.slopes = found.slopes + np.where(slopes == 0, 0.0, by_similarity)
+    of_scale, of_bias = slopes * (by_s * h + o_s), slopes * (by_b * h + o_b)
+    found.scale_pairs, found.bias_pairs = found.scale_pairs + of_scale, found.bias_pairs + of_bias
+    found.of_scale += float(of_scale.sum())
+    found.of_bias += float(of_bias.sum())
+    reach = abs(scale) + abs(logit.offset(s, b, pairs)) + 1
+    # what rounding of a logit moves, and what is lost where a sigmoid is near 1
+    moved = np.abs(slopes) * reach + weights
+    # a logarithm of a sigmoid that is nearly 1 is off by what rounds 1
+    found.magnitude += float(np.abs(values).sum() + (np.abs(slopes) * reach).sum() + weights.sum())
+    found.slope_magnitude = found.slope_magnitude + moved * max(abs(scale), abs(by_s), 1.0)
+
+
+def _part(
+    found: Parts, name: str, logit: Logit, similarity: Array, slopes: Array, s: float, b: float, pairs: int
+) -> None:
+    """What gradients of the scalars may be made of."""
+    by_s, by_b = logit.scale.slopes(s, b, pairs)
+    o_s, o_b = logit.offset.slopes(s, b, pairs)
+    h = logit.similarity(similarity)
+    inner = logit.scale(s, b, pairs) * h + logit.offset(s, b, pairs)
+    diagonal = np.eye(pairs, dtype=bool)
+    of = {
+        f"log_scale of {name}": (slopes * (by_s * h + o_s)).sum(),
+        f"bias of {name}": (slopes * (by_b * h + o_b)).sum(),
+        "similarity": (slopes * h).sum(),
+        "logit": (slopes * inner).sum(),
+        "pairs' slopes": slopes.sum(),
+        "diagonal's slopes": slopes[diagonal].sum(),
+        "others' slopes": slopes[~diagonal].sum(),
+        "diagonal's scale": (slopes * (by_s * h + o_s))[diagonal].sum(),
+        "others' scale": (slopes * (by_s * h + o_s))[~diagonal].sum(),
+    }
+    for key, value in of.items():
+        found.parts[key] = found.parts.get(key, 0.0) + float(value)
+
+
+# --- rows
+
+
+Back = Callable[[Array], Array]
+
+
+def _same(d: Array) -> Array:
+    return d
+
+
+# Which row stands at each place.
+ORDERS: dict[str, Callable[[int], Array]] = {
+    "the last is the one before": lambda n: np.r_[np.arange(n - 1), max(n - 2, 0)],
+    "the first is the second": lambda n: np.r_[min(1, n - 1), np.arange(1, n)],
+    "the last is the first": lambda n: np.r_[np.arange(n - 1), 0],
+    "halves exchanged": lambda n: np.roll(np.arange(n), n // 2),
+    "neighbours exchanged": lambda n: np.where(np.arange(n) ^ 1 < n, np.arange(n) ^ 1, np.arange(n)),
+    "even ones, then odd ones": lambda n: np.r_[np.arange(0, n, 2), np.arange(1, n, 2)],
+    "sorted by parity back": lambda n: np.argsort(np.r_[np.arange(0, n, 2), np.arange(1, n, 2)]),
+}
+
+
+def _rows(rows: Rows, x: Array) -> tuple[Array, Back]:
+    """What goes into the product, and the way back."""
+    if rows.order:
+        places = ORDERS[rows.order](len(x))
+        inner, back_inner = _rows(replace(rows, order=""), x[places])
+
+        def back_to_places(d: Array) -> Array:
+            found = np.zeros_like(x)
+            np.add.at(found, places, back_inner(d))
+            return found
+
+        return inner, back_to_places
+    if rows.kind == "as given":
+        return x, _same
+    axis: Any = None if rows.kind == "whole matrix" else -1
+    length = np.sqrt((x * x).sum(axis, keepdims=True))
+    divisor = length + rows.eps
+
+    def back(d: Array) -> Array:
+        if rows.detached:
+            return d / divisor
+        return d / divisor - (d * x).sum(axis, keepdims=True) / divisor**2 * x / length
+
+    return x / divisor, back
+
+
+def _equal(equal: str, x: Array, y: Array) -> Array | None:
+    if not equal:
+        return None
+    rows = y if equal == "texts" else x
+    return (rows[:, None] == rows).all(-1)
+
+
+# --- a backward that is another
+
+
+def _embeddings(formula: Formula, slopes: Array, u: Array, v: Array, s: float, b: float) -> tuple[Array, Array]:
+    seen = {name: slopes for name in EMBEDS}
+    for rule in formula.backward:
+        if rule.tensor in EMBEDS and rule.kind == "times":
+            seen[rule.tensor] = seen[rule.tensor] * total(rule.rules, len(slopes)) * rule.scalar(s, b, len(slopes))
+        elif rule.tensor in EMBEDS and rule.kind == "transposed":
+            seen[rule.tensor] = seen[rule.tensor].T
+        elif rule.tensor in EMBEDS and rule.kind == "none":
+            seen[rule.tensor] = 0 * seen[rule.tensor]
+    return seen["image_embed"] @ v, seen["text_embed"].T @ u
+
+
+def _changed(formula: Formula, d_x: Array, d_y: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    found, rows = {"image_embed": d_x, "text_embed": d_y}, {"image_embed": x, "text_embed": y}
+    for rule in formula.backward:
+        if rule.kind == "exchanged":
+            found = {"image_embed": found["text_embed"], "text_embed": found["image_embed"]}
+        elif rule.tensor in EMBEDS and rule.kind in _ROWS:
+            found[rule.tensor] = _ROWS[rule.kind](found[rule.tensor], rows[rule.tensor], rule)
+    return found["image_embed"], found["text_embed"]
+
+
+def _tangent(d: Array, rows: Array, rule: Backward) -> Array:
+    return d - (d * rows).sum(-1, keepdims=True) * rows
+
+
+def _clipped(d: Array, rows: Array, rule: Backward) -> Array:
+    axis: Any = -1 if rule.kind == "rows clipped" else None
+    length = np.sqrt((d * d).sum(axis, keepdims=True))
+    return d * np.minimum(1, rule.number / np.maximum(length + rule.eps, 1e-300))
+
+
+_ROWS: dict[str, Callable[[Array, Array, Backward], Array]] = {
+    "tangent": _tangent,
+    "clipped": _clipped,
+    "rows clipped": _clipped,
+    "rolled": lambda d, rows, rule: np.roll(d, int(rule.number), 0),
+    "reversed": lambda d, rows, rule: d[::-1],
+}
+
+
+def _scalar(formula: Formula, name: str, parts: Parts, s: float, b: float, pairs: int) -> float:
+    value = parts.of_scale if name == "log_scale" else parts.of_bias
+    for rule in formula.backward:
+        if rule.tensor == name and rule.kind == "none":
+            value = 0.0
+        elif rule.tensor == name and rule.kind == "times":
+            matrix = parts.scale_pairs if name == "log_scale" else parts.bias_pairs
+            value = float((total(rule.rules, pairs) * matrix).sum()) * rule.scalar(s, b, pairs)
+        elif rule.tensor == name and rule.kind == "of":
+            value = sum(factor * parts.parts.get(part, 0.0) for part, factor in rule.parts)
+    return value

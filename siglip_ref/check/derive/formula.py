@@ -1,0 +1,153 @@
+"""A loss as data: what is summed over which pairs, of which logit and rows; what its backward does otherwise."""
+
+from dataclasses import dataclass, field, replace
+
+from siglip_ref.check.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
+from siglip_ref.check.derive.shapes import Number, Shape
+
+IDENTITY = Shape("identity")
+SOFTPLUS = Shape("softplus")
+ONE = Number((("1", 1.0),))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What becomes of one side's rows. kind: "as given", "unit", "unit + eps" (divided by their length + eps), or
+    "whole matrix" (divided by the length of all); detached: the length is held constant in the backward; order: which
+    rows stand where, of `siglip_ref.check.derive.evaluate.ORDERS`."""
+
+    kind: str = "as given"
+    eps: float = 0.0
+    detached: bool = False
+    order: str = ""
+
+
+@dataclass(frozen=True)
+class Logit:
+    """cap(scale * similarity(image . text) + offset)."""
+
+    scale: Number
+    offset: Number
+    similarity: Shape = IDENTITY
+    cap: Shape = IDENTITY
+
+
+@dataclass(frozen=True)
+class Term:
+    """Summed over pairs: weight * function(sign * logit). sign: -1 for pairs that belong together, +1 for others."""
+
+    weights: tuple[Rule, ...]
+    function: Shape
+    sign: int
+    logit: Logit
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """weight(B) times a function of whole rows or columns of logits; kind: of `siglip_ref.check.derive.coupled`."""
+
+    kind: str
+    weight: OfPairs
+    logit: Logit
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What one gradient is instead of the derivative of the value.
+
+    kind : "times": each pair's slope times a weight (rules), and a number; "none": it does not arrive; "tangent":
+        without its part along the row; "transposed"; "exchanged" with the other embedding's; "rolled" by `number`
+        rows; "clipped" to the length `number` (a length has `eps` added), as a whole; "rows clipped", each; "of": made
+        of parts, each with a factor
+    """
+
+    tensor: str
+    kind: str
+    rules: tuple[Rule, ...] = ()
+    scalar: Number = ONE
+    number: float = 0.0
+    eps: float = 0.0
+    parts: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A loss. linear: it is given the scale itself; equal: "texts" if pairs with equal texts count as positives;
+    unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond a range."""
+
+    terms: tuple[Term, ...]
+    coupled: tuple[Coupled, ...] = ()
+    extra: tuple[tuple[str, OfPairs], ...] = ()  # of NUMBERS, added to the value
+    image_rows: Rows = Rows()
+    text_rows: Rows = Rows()
+    backward: tuple[Backward, ...] = ()
+    linear: bool = False
+    equal: str = ""
+    unstable: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not SigLIP's.
+
+    place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
+        and "cap" (Shape), "scale" and "offset" (Number), "rows" (Rows), "extra", "coupled", "unstable", "backward"
+    of : which of several: "positives", "negatives", "both", or a tensor
+    got, right : values of the formula
+    ids : entries of the catalogue that it is
+    """
+
+    place: str
+    of: str
+    got: object
+    right: object
+    ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured where no formula was proven. kind: a word; numbers: a small table, by name."""
+
+    kind: str
+    numbers: dict[str, float] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The result. certain: everything was reproduced at inputs that no experiment used.
+
+    formula : None where none was found; differences : to SigLIP's; failed : what the formula does not reproduce, as
+        (tensor, inputs); besides : inputs that a certain formula does not speak of, "one pair" or "ties"; calls : of
+        the loss; compared : tensors that the proof compared
+    """
+
+    formula: Formula | None
+    certain: bool
+    differences: tuple[Difference, ...] = ()
+    measured: tuple[Measured, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+    besides: tuple[str, ...] = ()
+    calls: int = 0
+    compared: int = 0
+    dtype: str = "float64"
+
+
+def siglip(linear: bool = False, rows: Rows = Rows()) -> Formula:
+    """SigLIP's own.
+
+    >>> [term.sign for term in siglip().terms]
+    [-1, 1]
+    """
+    logit = Logit(Number((("s" if linear else "exp(s)", 1.0),)), Number((("b", 1.0),)))
+    each = OfPairs(1.0, -1.0)
+    terms = (Term(((DIAGONAL, each),), SOFTPLUS, -1, logit), Term(((OTHERS, each),), SOFTPLUS, 1, logit))
+    return Formula(terms, image_rows=rows, text_rows=rows, linear=linear)
+
+
+def without_backward(formula: Formula) -> Formula:
+    """The same value, differentiated."""
+    plain = (replace(rows, detached=False) for rows in (formula.image_rows, formula.text_rows))
+    image, text = plain
+    return replace(formula, backward=(), image_rows=image, text_rows=text)

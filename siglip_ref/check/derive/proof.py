@@ -1,0 +1,121 @@
+"""The proof: a formula must give the loss and all its gradients at inputs that no experiment used."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from siglip_ref.check.derive.evaluate import with_magnitudes
+from siglip_ref.check.derive.formula import Formula
+from siglip_ref.check.derive.instrument import Subject
+from siglip_ref.check.derive.shapes import Shape
+from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.pair_block import LossAndGrads
+
+NAMES = ("loss", "image_embed", "text_embed", "log_scale", "bias")
+_FINE = 3e-9  # what is allowed in float64: a softplus that returns its input above 20 is off by 2e-9
+_PAIRS = (1, 2, 3, 4, 5, 6, 7, 11, 19, 6)  # batches that experiments have had: JAX compiles for each
+_TIMES = 40  # the precision of a format, which the rounding of a few thousand terms may reach
+
+
+@dataclass(frozen=True)
+class Held:
+    """Inputs that no experiment used, and what the loss gave there; allowed: relative to the terms added up."""
+
+    label: str
+    image_embed: Array
+    text_embed: Array
+    s: float
+    b: float
+    found: LossAndGrads
+    allowed: float
+    frozen: tuple[str, ...] = ()
+    form: str = "float64"
+
+
+def held_back(subject: Subject, raw: bool, seed: int = 0) -> Iterator[Held]:
+    """Random inputs: rows near each other and far, scales from 1 to 150, batches of several sizes, equal captions."""
+    allowed = max(_FINE, 300 * subject.noise)
+    for number, plain in enumerate(_PAIRS):
+        pairs = -(-plain // subject.batch) * subject.batch
+        rng = np.random.Generator(np.random.PCG64([seed, number, 1918]))
+        width = -(-2 * pairs // subject.dim) * subject.dim
+        x = rng.standard_normal((pairs, width))
+        y = float(rng.uniform(0, 2)) * x[rng.permutation(pairs) if number % 3 == 2 else slice(None)]
+        y = y + rng.standard_normal((pairs, width))
+        if number % 4 == 3:
+            y[pairs // 2 :] = y[: pairs - pairs // 2]
+        x, y = (rows / np.sqrt((rows * rows).sum(-1, keepdims=True)) for rows in (x, y))
+        if raw:
+            x, y = (rows * 2.0 ** rng.uniform(-2, 2, (pairs, 1)) for rows in (x, y))
+        x, y = subject.rounded(x), subject.rounded(y)
+        s, b = subject.number(subject.given(float(rng.uniform(0, 5)))), subject.number(float(rng.uniform(-12, 5)))
+        yield Held(
+            f"held back {number + 1}: {pairs} pairs",
+            x,
+            y,
+            s,
+            b,
+            subject.at(x, y, s, b),
+            allowed,
+            subject.frozen,
+            subject.form,
+        )
+
+
+def kinds_of(one: Held) -> set[str]:
+    """What is special about inputs: one pair; ties, rows that are equal, so that logits are."""
+    rows = (one.image_embed, one.text_embed)
+    found = {"one pair"} if len(one.image_embed) == 1 else set()
+    if any(len(np.unique(side, axis=0)) < len(side) for side in rows) or not np.any(rows[0] @ rows[1].T):
+        found.add("ties")
+    return found
+
+
+def precision(dtype: str) -> float:
+    """What a right program may be off by in this dtype, relative to the terms that it adds up."""
+    return {"float64": _FINE, "float32": _TIMES * 2.0**-24, "bfloat16": 6 * 2.0**-8, "float16": 12 * 2.0**-11}[dtype]
+
+
+# Up to which number exp stays finite, and a sigmoid of minus it above 0.
+LIMITS = {
+    "float64": {"exp": 709.78, "sigmoid": 745.13},
+    "float32": {"exp": 88.72, "sigmoid": 103.97},
+    "bfloat16": {"exp": 88.72, "sigmoid": 92.5},
+    "float16": {"exp": 11.09, "sigmoid": 17.33},
+}
+
+
+EITHER = "exp or sigmoid"  # where nothing lies between the two
+
+
+def in_form(formula: Formula, form: str) -> Formula:
+    """A formula with what is not finite in a format."""
+    if not formula.unstable:
+        return formula
+    of = "exp" if formula.unstable == EITHER else formula.unstable
+    function = Shape("softplus, finite up to", (LIMITS[form][of],))
+    return replace(formula, terms=tuple(replace(term, function=function) for term in formula.terms))
+
+
+def failures(formula: Formula, held: Sequence[Held], first: bool = False) -> list[tuple[str, str]]:
+    """What a formula does not give, as (tensor, inputs). first: stop at one"""
+    found = []
+    for one in held:
+        right, sizes = with_magnitudes(in_form(formula, one.form), one.image_embed, one.text_embed, one.s, one.b)
+        for name, expected, size, got in zip(NAMES, right, sizes, one.found, strict=True):
+            if name not in one.frozen and not _agree(got, expected, size, one.allowed):
+                found.append((name, one.label))
+                if first:
+                    return found
+    return found
+
+
+def _agree(got: Array | None, expected: Array, size: Array, allowed: float) -> bool:
+    values = np.zeros_like(expected) if got is None else np.asarray(got, np.float64)
+    if values.shape != np.shape(expected):
+        return False
+    lost = ~np.isfinite(values) & ~np.isfinite(expected)
+    with np.errstate(all="ignore"):
+        near = np.abs(values - expected) <= allowed * np.maximum(size, np.abs(expected)) + 1e-300
+    return bool((lost | near).all())

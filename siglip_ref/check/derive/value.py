@@ -1,0 +1,228 @@
+"""The value of a loss as a formula: the plan of the experiments on it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from siglip_ref.check.derive.coupled import coupled
+from siglip_ref.check.derive.curves import BASE_BIAS
+from siglip_ref.check.derive.evaluate import ORDERS, of_unit_rows
+from siglip_ref.check.derive.formula import Formula, Rows, Term
+from siglip_ref.check.derive.instrument import StopDerivingError, Subject, drawn
+from siglip_ref.check.derive.numbers import EXTRAS, Entry, expression
+from siglip_ref.check.derive.sets import OfPairs, form_of, simple, telling_sizes
+from siglip_ref.check.derive.shapes import of_number
+from siglip_ref.check.derive.weights import (
+    BY_GRADIENT,
+    BY_VALUE,
+    LOG_SCALE,
+    MAIN,
+    SETTINGS,
+    Kind,
+    kind_of,
+    moves_of,
+    terms_of,
+    typical,
+    weights_at,
+    weights_by_gradient,
+)
+from siglip_ref.ops.elementary import Array
+
+_MOST_KINDS = 4
+_ROUNDS = 5  # of readings at other sizes, until a description stays
+
+
+def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
+    """The formula of the value.
+
+    Raises
+    ------
+    StopDerivingError : with the word for what is not known
+    """
+    s, b = subject.number(subject.given(LOG_SCALE)), BASE_BIAS
+    if not _separable(subject):
+        parts = coupled(subject, MAIN)
+        if parts is None:
+            raise StopDerivingError("coupled")
+        images, texts = (_coupled_rows(subject, side) for side in (0, 1))
+        return Formula((), parts, (), images, texts, linear=subject.linear)
+    moved = moves_of(subject, MAIN, s, b)
+    zero = abs(subject.value(np.zeros((MAIN, MAIN)), s, b))
+    pairs = typical(moved, 100 * subject.noise * zero)
+    if not pairs:
+        raise StopDerivingError("no pair counts")
+    kinds: list[Kind] = []
+    while True:
+        for pair in pairs:
+            kinds.append(kind_of(subject, pair, known=kinds))
+        found, odd = weights_at(subject, kinds, MAIN, s, b, moved)
+        if not odd.any():
+            break
+        if len(kinds) >= _MOST_KINDS:
+            raise StopDerivingError("many kinds of pairs")
+        place = np.argwhere(odd)[len(np.argwhere(odd)) // 2]
+        pairs = [(int(place[0]), int(place[1]))]
+    matrices, side = _weights(subject, kinds, found, s, b, more)
+    terms, rows = _with_rows(subject, kinds, matrices)
+    for _ in range(_ROUNDS):
+        unseen = telling_sizes(rule for term in terms for rule in term.weights) - set(matrices)
+        if not unseen:
+            break
+        for size in sorted(unseen):
+            more_weights = weights_by_gradient(subject, kinds, size, s, b, side) if side else None
+            if more_weights is None:
+                raise StopDerivingError("weights")
+            matrices[size] = more_weights
+        terms, rows = _with_rows(subject, kinds, matrices)
+    else:
+        raise StopDerivingError("weights")
+    formula = Formula(_ordered(terms), image_rows=rows[0], text_rows=rows[1], linear=subject.linear)
+    return replace(formula, extra=_extra(subject, formula))
+
+
+def _with_rows(
+    subject: Subject, kinds: Sequence[Kind], matrices: dict[int, Sequence[Array]]
+) -> tuple[tuple[Term, ...], tuple[Rows, Rows]]:
+    """Terms and rows: weights by sets of pairs, or SigLIP's own of rows that stand in other places."""
+    rows = kinds[0].rows
+    terms = terms_of(subject, kinds, matrices)
+    if terms is not None:
+        return terms, rows
+    for side in (0, 1):
+        for order in ORDERS:
+            back = {}
+            for pairs, found in matrices.items():
+                if pairs == 1:
+                    continue
+                places = ORDERS[order](pairs)
+                counts = np.bincount(places, minlength=pairs)
+                if (counts == 1).all():
+                    back[pairs] = [one[places] if side == 0 else one[:, places] for one in found]
+                else:
+                    back[pairs] = [
+                        _usual(one, kind, pairs, places, side) for one, kind in zip(found, kinds, strict=True)
+                    ]
+            terms = terms_of(subject, kinds, back, most=1)
+            if terms is not None and sum(len(term.weights) for term in terms) <= 2:
+                moved = replace(rows[side], order=order)
+                return terms, (moved, rows[1]) if side == 0 else (rows[0], moved)
+    raise StopDerivingError("weights")
+
+
+def _usual(seen: Array, kind: Kind, pairs: int, places: Array, side: int) -> Array:
+    """The diagonal's or the others' weights, if rows that are taken from these places make of them what was seen."""
+    eye = np.eye(pairs)
+    for plain in (eye / pairs, (1 - eye) / pairs):
+        made = np.zeros((pairs, pairs))
+        np.add.at(made if side == 0 else made.T, places, plain if side == 0 else plain.T)
+        if np.abs(made - seen).max() <= 1e-5 * max(float(np.abs(seen).max()), 1e-300):
+            return plain
+    return np.full((pairs, pairs), np.inf)
+
+
+def _ordered(terms: Sequence[Term]) -> tuple[Term, ...]:
+    return tuple(sorted(terms, key=lambda term: term.sign))
+
+
+def _separable(subject: Subject) -> bool:
+    """Whether what one pair adds does not depend on another: mixed second differences of the value."""
+    for seed, (log_scale, bias) in enumerate(((1.0, -1.0), (2.5, 0.5), (0.3, -2.0))):
+        s, b = subject.number(subject.given(log_scale)), bias
+        base = drawn(MAIN, 20 + seed, 0.2)
+        for one, other in (
+            ((0, 0), (0, 1)),
+            ((0, 1), (0, 2)),
+            ((1, 0), (2, 0)),
+            ((3, 3), (1, 3)),
+            ((0, 1), (2, 3)),
+            ((4, 4), (5, 5)),
+        ):
+            values = []
+            for first, second in ((0, 0), (1, 0), (0, 1), (1, 1)):
+                similarity = base.copy()
+                similarity[one] += 0.4 * first * (-1) ** seed
+                similarity[other] += 0.35 * second
+                values.append(subject.value(similarity, s, b))
+            mixed = values[3] - values[1] - values[2] + values[0]
+            if not abs(mixed) <= 60 * subject.noise * max(map(abs, values)) + 1e-8 * np.ptp(values):
+                return False
+    return True
+
+
+def _coupled_rows(subject: Subject, side: int) -> Rows:
+    """What becomes of one side's rows, of a loss whose pairs depend on each other: taken as given, or made unit."""
+    s, b = subject.number(subject.given(1.0)), BASE_BIAS
+    similarity = drawn(MAIN, 7, 0.4)
+    stretch = (2.0, 1.0) if side == 0 else (1.0, 2.0)
+    plain, double = subject.value(similarity, s, b), subject.value(2 * similarity, s, b)
+    seen = subject.value(similarity, s, b, *stretch)
+    near = 1e-9 * abs(plain) + 100 * subject.noise * abs(plain)
+    if abs(seen - double) <= near:
+        return Rows()
+    if abs(seen - plain) <= near:
+        return Rows("unit")
+    raise StopDerivingError("rows")
+
+
+def _weights(
+    subject: Subject, kinds: Sequence[Kind], main: Sequence[Array], s: float, b: float, more: Sequence[int]
+) -> tuple[dict[int, Sequence[Array]], str]:
+    """Of every kind the weights by B: from the value, and where a gradient agrees with it, from that for more B; and
+    which gradient."""
+    found: dict[int, Sequence[Array]] = {MAIN: main}
+    for pairs in BY_VALUE:
+        if pairs % subject.batch == 0 and pairs != MAIN:
+            weights, odd = weights_at(subject, kinds, pairs, s, b)
+            if odd.any():
+                raise StopDerivingError("weights")
+            found[pairs] = weights
+    for side in ("image_embed", "text_embed"):
+        checked = weights_by_gradient(subject, kinds, MAIN, s, b, side)
+        near = 1e-5 if subject.noise < 1e-12 else 1e-2
+        if checked is None or any(
+            np.abs(one - other).max() > near * np.abs(other).max() for one, other in zip(checked, main, strict=True)
+        ):
+            continue
+        for pairs in (*BY_GRADIENT, *more):
+            weights_of_side = weights_by_gradient(subject, kinds, pairs, s, b, side)
+            if weights_of_side is not None and pairs % subject.batch == 0:
+                found[pairs] = weights_of_side
+        return found, side
+    weights, odd = weights_at(subject, kinds, 7, s, b)
+    if not odd.any():
+        found[7] = weights
+    return found, ""
+
+
+def _extra(subject: Subject, formula: Formula) -> tuple[tuple[str, OfPairs], ...]:
+    """What is added to the value whatever the similarities are."""
+    entries = []
+    for log_scale, bias in SETTINGS:
+        s, b = subject.number(subject.given(log_scale)), subject.number(bias)
+        entries.append(_left(subject, formula, MAIN, s, b))
+    found = expression(entries, EXTRAS)
+    if found is None:
+        raise StopDerivingError("constant")
+    extra = []
+    for name, factor in found.parts:
+        by_pairs = {MAIN: factor}
+        if len(found.parts) == 1:
+            for pairs in (2, 3, 4):
+                entry = _left(subject, formula, pairs, entries[4].s, entries[4].b)
+                by_pairs[pairs] = entry.value / of_number(name, 0, entry.s, entry.b, pairs)
+        form = form_of(by_pairs, 1e-5) if len(by_pairs) > 1 else OfPairs(simple(factor, 1e-6))
+        if form is None:
+            raise StopDerivingError("constant")
+        extra.append((name, form))
+    return tuple(extra)
+
+
+def _left(subject: Subject, formula: Formula, pairs: int, s: float, b: float) -> Entry:
+    """The value less what the formula gives, all similarities being 0."""
+    similarity = np.zeros((pairs, pairs))
+    value = subject.value(similarity, s, b)
+    with np.errstate(all="ignore"):
+        known = of_unit_rows(formula, similarity, s, b)
+    noise = 30 * subject.noise * max(abs(value), known.magnitude) + 3e-9 * known.magnitude
+    return Entry(s, b, pairs, value - known.value, noise / 4)

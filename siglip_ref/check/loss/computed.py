@@ -1,0 +1,140 @@
+"""What the loss under check computes: experiments on it, after everything has been judged."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siglip_ref.check.call.frameworks import ARGUMENTS, Inputs, Outcome, Setting
+from siglip_ref.check.derive.derive import confirmed, derive
+from siglip_ref.check.derive.formula import Derived, Measured, Rows, siglip
+from siglip_ref.check.derive.instrument import Subject
+from siglip_ref.check.derive.proof import Held, precision
+from siglip_ref.check.expected.expected import Convention
+from siglip_ref.check.expected.probes import Probe, read_dims
+from siglip_ref.model.loss import LossAndGrads
+from siglip_ref.ops.elementary import Array
+from siglip_ref.report.computes import difference_in_words, in_words
+from siglip_ref.report.data import Finding, Report
+from siglip_ref.report.repairs import repair_of
+
+if TYPE_CHECKING:
+    from siglip_ref.check.loss.subject import ComparedLoss, LossSubject
+
+DERIVED = "derived"
+_CALLS = 1500  # of a derivation
+_SECONDS = 6.0  # that it may take unasked
+_FORMS = ("float64", "float32")
+
+
+def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report: Report) -> None:
+    """Into a report: after a FAIL, and of a right loss where that is asked for. What has no name yet gets one."""
+    wrong = report.verdict == "FAIL"
+    if not wrong and not (loss.says_more and report.verdict in ("PASS", "OTHER CONVENTION")):
+        return
+    with np.errstate(all="ignore"):
+        derived = _derived(loss, compared, wrong)
+    report.computes = in_words(derived, wrong)
+    if wrong and derived.certain and derived.differences and _open(report.findings):
+        report.findings = [*_kept(report.findings), *_findings(derived)]
+
+
+def _open(findings: Sequence[Finding]) -> bool:
+    """Whether nothing has a name yet."""
+    return all(finding.id == "unknown" or finding.kind == "suspicion" for finding in findings)
+
+
+def _kept(findings: Sequence[Finding]) -> list[Finding]:
+    """What a derivation does not speak of: refusals of numbers."""
+    return [finding for finding in findings if finding.evidence.startswith("raises at")]
+
+
+def _findings(derived: Derived) -> list[Finding]:
+    """One for each difference: an entry of the catalogue where it is one, with its story."""
+    from siglip_ref.mistakes import CATALOGUE
+
+    found = []
+    for one in derived.differences:
+        words = difference_in_words(one, derived.formula is not None and derived.formula.linear)
+        for id in one.ids or (DERIVED,):
+            told = words if id == DERIVED else f"{CATALOGUE[id].text}; worked out: {words}"
+            found.append(Finding(id, one.of if one.place == "backward" else "loss", "", told, repair_of(one)))
+    return found
+
+
+def _derived(loss: "LossSubject", compared: "ComparedLoss", wrong: bool) -> Derived:
+    convention = compared.convention
+    rows = Rows() if convention.embeddings == "unit" else Rows("unit")
+    if convention.norm == "additive" and convention.embeddings == "raw":
+        rows = Rows("unit + eps", 1e-8)
+    right = siglip(convention.scale == "linear", rows)
+    probe = next((one.probe for one in compared.plain.values() if one.probe.shape[0] > 1), None)
+    if probe is None:
+        return Derived(None, False, measured=(Measured("raises"),))
+    held = _held(compared)
+    for form in _FORMS:
+        setting = replace(loss.setting, dtype=form, scalar_dtype=form, autocast=False, products="")
+        if form == "float32" and loss.setting.dtype == "float32":
+            setting = loss.setting
+        wide = form == "float64" and loss.setting.dtype != "float64"
+        with loss.framework.environment(loss.fn, setting) if wide else nullcontext():
+            seconds = _seconds(loss, probe, convention, setting)
+            if seconds is None:
+                continue
+            if seconds * _CALLS > _SECONDS and not loss.says_more:
+                return Derived(None, False, measured=(Measured("size"),))
+            subject = _subject(loss, convention, setting, form)
+            if loss.progress:
+                loss.progress("what it computes")
+            try:
+                if not wrong:
+                    return confirmed(subject, right, held)
+                return derive(subject, right, held)
+            except Exception:  # whatever a user's function raises at inputs that nobody promised to take
+                return Derived(None, False, measured=(Measured("raises"),), calls=subject.calls)
+    return Derived(None, False, measured=(Measured("raises"),))
+
+
+def _seconds(loss: "LossSubject", probe: Probe, convention: Convention, setting: Setting) -> float | None:
+    """Of one call in another format, the second of two; None where it is refused."""
+    scale = probe.scale if convention.scale == "linear" else probe.log_scale
+    inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
+    try:
+        loss.framework.call(loss.fn, inputs, setting, "plain")
+        start = time.process_time()
+        loss.framework.call(loss.fn, inputs, setting, "plain")
+        return time.process_time() - start
+    except Exception:  # a kernel that knows other formats
+        return None
+
+
+def _subject(loss: "LossSubject", convention: Convention, setting: Setting, form: str) -> Subject:
+    batch, dim, _ = read_dims(loss.dims)
+
+    def call(x: Array, y: Array, s: float, b: float) -> LossAndGrads:
+        outcome = loss.framework.call(loss.fn, Inputs(x, y, s, b), setting, "plain")
+        return _as_tuple(outcome)
+
+    return Subject(call, convention.scale == "linear", form, batch, dim, loss.setting.frozen)
+
+
+def _as_tuple(outcome: Outcome) -> LossAndGrads:
+    gradients: list[Any] = [outcome.gradients.get(name) for name in ARGUMENTS]
+    return LossAndGrads(outcome.loss, *gradients)
+
+
+def _held(compared: "ComparedLoss") -> list[Held]:
+    """The standard inputs, at which everything was judged; none where even correct rounding leaves the range."""
+    found, setting, linear = [], compared.setting, compared.convention.scale == "linear"
+    allowed = precision("bfloat16" if setting.products == "bfloat16" else setting.dtype)
+    for label, one in compared.plain.items():
+        if any(one.right.overflows.values()):
+            continue
+        scale = one.probe.scale if linear else one.probe.log_scale
+        x, y = (np.asarray(rows, np.float64) for rows in (one.probe.image_embed, one.probe.text_embed))
+        given = _as_tuple(one.outcome)
+        found.append(Held(label, x, y, scale, one.probe.bias, given, allowed, setting.frozen, setting.dtype))
+    return found

@@ -1,0 +1,309 @@
+"""What a loss computes, in words: the formula that was derived, how it differs from SigLIP's, what to change."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siglip_ref.report.repairs import repair_of
+
+if TYPE_CHECKING:
+    from siglip_ref.check.derive.formula import Backward, Coupled, Derived, Difference, Formula, Logit, Rows, Term
+    from siglip_ref.check.derive.sets import OfPairs, Where
+    from siglip_ref.check.derive.shapes import Number, Shape
+
+_DIAGONAL, _OTHERS, _ALL = ("diagonal",), ("not diagonal",), ("everywhere",)
+_SETS = {
+    "diagonal": "i = j",
+    "not diagonal": "i != j",
+    "everywhere": "all pairs",
+    "above the diagonal": "i < j",
+    "not above the diagonal": "i >= j",
+}
+_FUNCTIONS = {
+    "softplus": "softplus({u})",
+    "softplus + linear": "(softplus({u}) - {0} ({u}))",
+    "softplus, finite up to": "softplus({u})",
+    "log of sigmoid + eps": "-log(sigmoid(-({u})) + {0})",
+    "log of sigmoid, at least": "-log(max(sigmoid(-({u})), {0}))",
+    "focal": "sigmoid({u})^{0} softplus({u})",
+    "softplus + sigmoid": "(softplus({u}) + {0} sigmoid({u}))",
+    "generalised cross-entropy": "(1 - sigmoid(-({u}))^{0}) / {0}",
+    "softplus squared": "softplus({u})^2",
+    "hinge": "max(0, {u})",
+    "hinge squared": "max(0, {u})^2",
+    "sigmoid squared": "sigmoid({u})^2",
+    "identity": "({u})",
+    "square": "({u})^2",
+    "absolute": "|{u}|",
+    "clamp": "clamp({u}, {0}, {1})",
+    "soft cap": "{0} tanh(({u}) / {0})",
+    "cube": "{u}^3",
+    "angle": "(1 - 2 arccos({u}) / pi)",
+    "distance": "sqrt(2 - 2 {u})",
+}
+_COUPLED = {
+    "softmax, rows": "cross-entropy of each row's softmax",
+    "softmax, columns": "cross-entropy of each column's softmax",
+    "softmax of the others, rows": "cross-entropy of each row's softmax over its negatives",
+    "softmax of the others, columns": "cross-entropy of each column's softmax over its negatives",
+    "hardest, rows": "softplus of each row's {0} largest negative logits",
+    "hardest, columns": "softplus of each column's {0} largest negative logits",
+    "above the median, rows": "softplus of each row's negative logits from the median up",
+    "above the median, columns": "softplus of each column's negative logits from the median up",
+    "triplet, rows": "max(0, {0} + each row's largest negative logit - its positive one)",
+    "triplet, columns": "max(0, {0} + each column's largest negative logit - its positive one)",
+    "all triplets, rows": "max(0, {0} + every negative logit - its row's positive one)",
+    "all triplets, columns": "max(0, {0} + every negative logit - its column's positive one)",
+    "positives": "softplus(-logit) of the positives",
+    "negatives": "softplus(logit) of the negatives",
+    "all logits": "all logits",
+    "diagonal logits": "the positives' logits",
+}
+_BESIDES = {
+    "one pair": "a batch of one pair gives something else",
+    "ties": "where logits are equal another choice is made",
+}
+_ELSEWHERE = "; what is wrong is not in the formula: another way of calling it, a larger batch, rounding"
+_STOPPED = {
+    "random": "two calls with the same inputs give two losses: nothing can be derived of a function that is random",
+    "not a function of similarities": "turning all rows together changes the loss: it is no function of their products",
+    "not finite": "the loss is not finite at moderate logits",
+    "pair function": "what one pair adds is no function of its logit that is known here",
+    "scale": "how a logit depends on log_scale is none of the known ways",
+    "offset": "how a logit depends on the bias is none of the known ways",
+    "rows": "what becomes of rows before the product is none of the known ways",
+    "coupled": "pairs depend on each other (rows or columns share something), in no way that is known here",
+    "weights": "pairs are weighed in a pattern that is not known here",
+    "constant": "something is added to the loss that is not known here",
+    "many kinds of pairs": "logits of more than four kinds: each pair seems to have its own",
+    "no pair counts": "no pair's similarity changes the loss",
+    "gradients": "the value is known, and these gradients are not its derivative in any way that is known here: {}",
+    "not reproduced": "a formula was found that does not give everything",
+    "shape": "not derived: the experiments need batches of 1 to 19 pairs",
+    "size": "not derived: a call takes too long; explain=True derives all the same",
+    "calls": "not derived: it would have taken too many calls",
+    "raises": "not derived: the loss raises at inputs of the experiments",
+}
+
+
+def in_words(derived: "Derived", wrong: bool = False) -> list[str]:
+    """The lines of `Report.computes`. wrong: something is, even where the formula is not"""
+    if derived.formula is None or (derived.failed and not derived.certain and not derived.measured):
+        return [f"measured: {_stopped(derived)}"]
+    lines = [f"your loss: {formula_in_words(derived.formula)}"]
+    if not derived.certain:
+        lines[0] = lines[0].replace("your loss:", "measured:")
+        places = [f"{name} at {label}" for name, label in derived.failed[:3]]
+        more = f" and {len(derived.failed) - 3} more" if len(derived.failed) > 3 else ""
+        what = f"; it does not give {', '.join(places)}{more}" if places else ""
+        return [*lines, f"not certain: {_stopped(derived)}{what}"]
+    linear = derived.formula.linear
+    lines += [f"not SigLIP's: {difference_in_words(one, linear)} ({repair_of(one)})" for one in derived.differences]
+    if not derived.differences:
+        lines.append("that is SigLIP's own" + _ELSEWHERE * wrong)
+    besides = "".join(f"; {_BESIDES[one]}" for one in derived.besides)
+    proof = f"reproduced at inputs that no experiment used ({derived.compared} tensors, {derived.calls} calls){besides}"
+    return [*lines, proof]
+
+
+def _stopped(derived: "Derived") -> str:
+    measured = derived.measured[0] if derived.measured else None
+    if measured is None:
+        return "SigLIP's own formula does not give everything"
+    return _STOPPED.get(measured.kind, measured.kind).format(", ".join(measured.words))
+
+
+# --- formulas
+
+
+def formula_in_words(formula: "Formula") -> str:
+    """One line, as one would write it."""
+    terms = list(formula.terms)
+    parts, notes = [], []
+    if _alike(terms):
+        first = min(terms, key=lambda term: term.weights[0][0].names != _DIAGONAL)
+        u = f"-z_ij ({logit_in_words(first.logit, formula.linear)})"
+        parts.append(f"{_before(first.weights[0][1])}sum_ij {_of(first.function, u)}")
+        notes.append(f"z = {-first.sign} on the diagonal, {first.sign} elsewhere")
+    else:
+        parts += [_term(term, formula.linear, place) for term in terms for place in range(len(term.weights))]
+    for one in formula.coupled:
+        parts.append(f"{_before(one.weight)}sum of {_COUPLED[one.kind].format(_share(one))}")
+    if formula.coupled:
+        notes.append(f"logit_ij = {logit_in_words(formula.coupled[0].logit, formula.linear)}")
+    parts += [f"{_before(form)}{_names(name, formula.linear)}" for name, form in formula.extra]
+    for side, rows in (("image", formula.image_rows), ("text", formula.text_rows)):
+        if rows.kind != "as given" or rows.order:
+            notes.append(f"{side} rows {_rows(rows)}")
+    if formula.equal:
+        notes.append(f"pairs whose {formula.equal} are equal count as positives")
+    if formula.unstable:
+        notes.append(f"not finite where {formula.unstable} leaves its range")
+    notes += [backward_in_words(rule) for rule in formula.backward]
+    return "; ".join([" + ".join(parts) or "0", *notes])
+
+
+def _alike(terms: Sequence["Term"]) -> bool:
+    if len(terms) != 2 or any(len(term.weights) != 1 for term in terms):
+        return False
+    one, other = terms
+    same = (one.function, one.logit, one.weights[0][1]) == (other.function, other.logit, other.weights[0][1])
+    return (
+        same and {one.weights[0][0].names, other.weights[0][0].names} == {_DIAGONAL, _OTHERS} and one.sign != other.sign
+    )
+
+
+def _term(term: "Term", linear: bool, place: int) -> str:
+    where, form = term.weights[place]
+    inner = logit_in_words(term.logit, linear)
+    u = f"-({inner})" if term.sign < 0 else inner
+    return f"{_before(form)}sum over {where_in_words(where)} of {_of(term.function, u)}"
+
+
+def _of(shape: "Shape", u: str) -> str:
+    form = _FUNCTIONS.get(shape.name, f"{shape.name}({{u}})")
+    return form.format(*(number(p) for p in shape.parameters), u=u)
+
+
+def logit_in_words(logit: "Logit", linear: bool) -> str:
+    """exp(log_scale) sim_ij + bias."""
+    similarity = "sim_ij" if logit.similarity.name == "identity" else _of(logit.similarity, "sim_ij")
+    scale, offset = expression_in_words(logit.scale, linear), expression_in_words(logit.offset, linear)
+    product = similarity if scale == "1" else f"({scale}) {similarity}" if " + " in scale else f"{scale} {similarity}"
+    inner = product if offset == "0" else f"{product} + {offset}".replace("+ -", "- ")
+    return inner if logit.cap.name == "identity" else _of(logit.cap, inner)
+
+
+def expression_in_words(value: "Number", linear: bool) -> str:
+    """A sum of multiples of functions of scale, bias and B, within its limits."""
+    parts = [_names(name, linear) if f == 1 else _times(f, _names(name, linear)) for name, f in value.parts]
+    inner = " + ".join(parts).replace("+ -", "- ") or "0"
+    if value.high < np.inf:
+        inner = f"min({inner}, {number(value.high)})"
+    return f"max({inner}, {number(value.low)})" if value.low > -np.inf else inner
+
+
+def _times(factor: float, name: str) -> str:
+    return number(factor) if name == "1" else f"-{name}" if factor == -1 else f"{number(factor)} {name}"
+
+
+def _names(name: str, linear: bool) -> str:
+    named = re.sub(r"\bs\b", "scale" if linear else "log_scale", name)
+    return re.sub(r"\bb\b", "bias", named)
+
+
+def number(value: float) -> str:
+    """As few digits as say it: 0.2, 14.2857, 1e-08."""
+    return f"{value:.6g}"
+
+
+def form_in_words(form: "OfPairs") -> str:
+    """1/B, 2(B - 1)/B^2."""
+    above: list[str] = []
+    below: list[str] = []
+    for base, power in (("B", form.power), ("(B - 1)", form.less)):
+        if power:
+            side = above if power > 0 else below
+            side.append(base if abs(power) == 1 else f"{base}^{abs(power):g}")
+    top = " ".join(above) if form.factor == 1 and above else " ".join([number(form.factor), *above])
+    return f"{top}/{' '.join(below)}" if below else top
+
+
+def _before(form: "OfPairs") -> str:
+    words = form_in_words(form)
+    return "" if words == "1" else f"{words} "
+
+
+def where_in_words(where: "Where") -> str:
+    """i != j; what has no formula by its name."""
+    return " and ".join(_SETS.get(name, name.replace("not ", "outside ")) for name in where.names)
+
+
+def _share(one: "Coupled") -> str:
+    return number(one.number) if one.number >= 1 or "triplet" in one.kind else f"{number(one.number)} B"
+
+
+def _rows(rows: "Rows") -> str:
+    words = {
+        "as given": "as they are given",
+        "unit": "divided by their length",
+        "unit + eps": f"divided by their length + {number(rows.eps)}",
+        "whole matrix": "divided by the length of the whole matrix",
+    }[rows.kind]
+    words += f", {rows.order}" if rows.order else ""
+    return words + (", which is held constant in the backward" if rows.detached else "")
+
+
+def backward_in_words(rule: "Backward") -> str:
+    """What one gradient is."""
+    name = ", ".join(f"d {tensor}" for tensor in rule.tensor.split(", "))
+    if rule.kind == "times":
+        matrix = " and ".join(
+            f"{form_in_words(form)} on {where_in_words(where)}" if where.names != _ALL else form_in_words(form)
+            for where, form in rule.rules
+        )
+        by_scale = expression_in_words(rule.scalar, False)
+        factor = by_scale if matrix == "1" else matrix if by_scale == "1" else f"{matrix} times {by_scale}"
+        if [where.names for where, _ in rule.rules] == [_ALL]:
+            return f"{name}: {factor} times the right one"
+        return f"{name}: each pair's part times {factor}" if rule.rules else f"{name}: 0"
+    return {
+        "none": f"{name}: no gradient arrives",
+        "tangent": f"{name}: without its part along the row",
+        "transposed": f"{name}: of the transposed matrix of slopes",
+        "exchanged": "d image_embed and d text_embed are exchanged",
+        "rolled": f"{name}: rows moved by {rule.number:g}",
+        "reversed": f"{name}: rows in reverse order",
+        "clipped": f"{name}: cut to the length {number(rule.number)}",
+        "rows clipped": f"{name}: each row cut to the length {number(rule.number)}",
+        "of": f"{name}: " + " + ".join(f"{number(f)} times the sum of the {part}" for part, f in rule.parts),
+    }[rule.kind]
+
+
+# --- differences
+
+
+def difference_in_words(one: "Difference", linear: bool = False) -> str:
+    """One thing, what it is and what SigLIP has."""
+    whose = {"positives": "positives: ", "negatives": "negatives: "}.get(one.of, "")
+    return whose + _difference(one, linear)
+
+
+def _difference(one: "Difference", linear: bool) -> str:
+    got: Any = one.got
+    right: Any = one.right
+    if one.place in ("scale", "offset"):
+        name = {"scale": "similarities are multiplied by", "offset": "what is added to them is"}[one.place]
+        return f"{name} {expression_in_words(got, linear)}, not {expression_in_words(right, linear)}"
+    if one.place == "extra":
+        return f"{_before(got[1])}{_names(got[0], linear)} is added to the loss"
+    if one.place == "rows":
+        return f"{'rows' if one.of == 'both' else f'rows of {one.of}'} {_rows(got)}"
+    if one.place == "labels":
+        return "the labels are negated" if got == "negated" else f"pairs with equal {one.of} count as positives"
+    return _PLACES[one.place](got, right)
+
+
+def _rules(got: Any, right: Any) -> str:
+    said = "; ".join(f"{where_in_words(where)} with weight {form_in_words(form)}" for where, form in got)
+    return said or "none are summed"
+
+
+def _shapes(got: Any, right: Any) -> str:
+    return f"{_of(got, 'u')} in place of {_of(right, 'u')}"
+
+
+_PLACES: dict[str, Callable[[Any, Any], str]] = {
+    "reduction": lambda got, right: (
+        f"the sum over pairs is multiplied by {form_in_words(got)}, not {form_in_words(right)}"
+    ),
+    "weights": _rules,
+    "function": _shapes,
+    "similarity": _shapes,
+    "cap": _shapes,
+    "backward": lambda got, right: backward_in_words(got),
+    "coupled": lambda got, right: "pairs are not summed one by one",
+    "unstable": lambda got, right: f"a logarithm of {got}, which is not finite where that leaves its range",
+}

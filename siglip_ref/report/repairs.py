@@ -1,0 +1,92 @@
+"""What to change in one's own code, for each way in which a derived loss differs from SigLIP's."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from siglip_ref.check.derive.formula import Backward, Difference
+    from siglip_ref.check.derive.sets import OfPairs
+    from siglip_ref.check.derive.shapes import Number
+
+_FUNCTIONS = {
+    "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits)",
+    "log of sigmoid + eps": "replace log(sigmoid(x) + eps) by F.logsigmoid(x)",
+    "log of sigmoid, at least": "replace log(sigmoid(x).clamp(...)) by F.logsigmoid(x)",
+    "focal": "drop the factor (1 - p)^gamma before -logsigmoid(z * logits)",
+}
+_ROWS = {
+    "as given": "divide each row by its length: F.normalize(x, dim=-1)",
+    "unit": "leave the rows as they are: they are unit already",
+    "unit + eps": "divide by the length alone; what guards it is 1e-8 or less",
+    "whole matrix": "the length of each row: F.normalize(x, dim=-1), or norm(axis=-1, keepdims=True)",
+}
+
+
+def repair_of(one: "Difference") -> str:
+    """One line; what is said of the difference itself where no line of code would do."""
+    got: Any = one.got
+    if one.place in _BY_PLACE:
+        return _BY_PLACE[one.place]
+    if one.place == "reduction":
+        return _reduction(got)
+    if one.place in ("scale", "offset"):
+        return _scale(got) if one.place == "scale" else _offset(got)
+    if one.place == "function":
+        return _FUNCTIONS.get(got.name, "-F.logsigmoid(z * logits), with z = 1 on the diagonal and -1 elsewhere")
+    if one.place == "rows":
+        return "the length needs its gradient: no detach" if got.detached else _ROWS[got.kind]
+    return _backward(got)
+
+
+_BY_PLACE = {
+    "weights": "sum over every pair once: labels * logits of the whole B x B matrix",
+    "labels": "labels are +1 on the diagonal and -1 elsewhere",
+    "cap": "take the clamp off the logits: logsigmoid needs none",
+    "similarity": "the similarity is image_embed @ text_embed.T",
+    "coupled": "no softmax and no choice of negatives: -F.logsigmoid(z * logits).sum() / len(image_embed)",
+    "extra": "take it out of the loss",
+    "unstable": "F.logsigmoid(x), which is finite everywhere",
+}
+
+
+def _reduction(got: "OfPairs") -> str:
+    if (got.factor, got.power, got.less) == (1.0, -2.0, 0.0):
+        return "replace .mean() by .sum() / len(image_embed)"
+    if (got.power, got.less) == (0.0, 0.0) and got.factor == 1:
+        return "divide by len(image_embed)"
+    if (got.power, got.less) == (-1.0, 0.0):
+        return (
+            f"divide the loss by {got.factor:.6g}" if got.factor > 1 else f"multiply the loss by {1 / got.factor:.6g}"
+        )
+    return "divide the sum over all pairs by len(image_embed)"
+
+
+def _scale(got: "Number") -> str:
+    names = {name for name, _ in got.parts}
+    if got.high < float("inf") or got.low > -float("inf"):
+        return "take the clamp off the scale: log_scale.exp() as it is"
+    if not names & {"exp(s)", "s", "exp(-s)", "1/s", "softplus(s)", "exp(2 s)", "exp(s/2)", "s^2", "sqrt(s)", "log(s)"}:
+        return (
+            "pass log_scale to the loss: it is unused" if "b" not in "".join(names) else "scale and bias are exchanged"
+        )
+    if names == {"s"}:
+        return "log_scale.exp() * similarity"
+    if names in ({"exp(-s)"}, {"1/s"}):
+        return "multiply by the scale instead of dividing"
+    return "logits = log_scale.exp() * similarity + bias"
+
+
+def _offset(got: "Number") -> str:
+    names = dict(got.parts)
+    if not names:
+        return "add the bias to the logits: it is unused"
+    if names == {"b": -1.0}:
+        return "add the bias, do not subtract it"
+    if "b" in names:
+        return "add the bias alone: logits = log_scale.exp() * similarity + bias"
+    return "add the bias outside of the scaling: logits = log_scale.exp() * similarity + bias"
+
+
+def _backward(got: "Backward") -> str:
+    if got.kind == "none":
+        return f"look for detach(), .data, .item() or no_grad between {got.tensor} and the loss"
+    return f"let autograd differentiate the value, or take the factor out of the gradient of {got.tensor}"

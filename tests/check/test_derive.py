@@ -1,0 +1,155 @@
+"""A derivation on the reference itself: its own formula and no other; a change of it is found, and proven before it is
+named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import siglip_ref as sr
+from siglip_ref.check.derive.derive import confirmed, derive
+from siglip_ref.check.derive.evaluate import evaluate
+from siglip_ref.check.derive.formula import Formula, siglip
+from siglip_ref.check.derive.instrument import Subject, drawn
+from siglip_ref.check.derive.numbers import Entry, expression
+from siglip_ref.check.derive.proof import failures, held_back
+from siglip_ref.check.derive.sets import OTHERS, OfPairs, Where, describe, telling_sizes, total
+from siglip_ref.check.derive.shapes import FUNCTIONS, NUMBERS, STARTS, Number, Shape
+from siglip_ref.report.computes import in_words
+
+OWN = "your loss: 1/B sum_ij softplus(-z_ij (exp(log_scale) sim_ij + bias)); z = 1 on the diagonal, -1 elsewhere"
+
+
+def reference(x, y, s, b):
+    return sr.sigmoid_loss(x, y, np.asarray(s), np.asarray(b))
+
+
+def without_bias(x, y, s, b):
+    return reference(x, y, s, 0 * b)._replace(d_bias=np.zeros(()))
+
+
+def test_the_reference_is_its_own_formula():
+    derived = derive(Subject(reference), siglip())
+    assert derived.certain and derived.differences == () and derived.formula == siglip()
+    assert in_words(derived)[:2] == [OWN, "that is SigLIP's own"]
+
+
+def test_what_is_asked_of_a_right_loss_costs_few_calls():
+    subject = Subject(reference)
+    assert confirmed(subject, siglip()).certain and subject.calls <= 20
+    assert not confirmed(Subject(without_bias), siglip()).certain
+
+
+def test_a_difference_is_named_with_its_entry():
+    [one] = derive(Subject(without_bias), siglip()).differences
+    assert (one.place, one.ids) == ("offset", ("logit-bias-dropped",))
+
+
+def test_nothing_is_certain_that_held_back_inputs_do_not_bear_out():
+    """Right at all experiments, wrong where one similarity is above 0.97: no experiment is so near."""
+
+    def near(x, y, s, b):
+        found = reference(x, y, s, b)
+        return found._replace(loss=found.loss * (1.001 if np.max(x @ y.T) > 0.97 else 1.0))
+
+    subject = Subject(near)
+    x = np.eye(3)
+    seen = list(held_back(subject, False))
+    extra = replace(seen[2], image_embed=x, text_embed=x, s=1.0, b=-1.0, found=near(x, x, 1.0, -1.0))
+    derived = derive(Subject(near), siglip(), [extra])
+    assert not derived.certain and any(line.startswith("not certain") for line in in_words(derived))
+
+
+def test_a_random_loss_is_told_so():
+    rng = np.random.default_rng(0)
+
+    def noisy(x, y, s, b):
+        return reference(x * (1 + 0.01 * rng.standard_normal()), y, s, b)
+
+    derived = derive(Subject(noisy), siglip())
+    assert not derived.certain and derived.measured[0].kind == "random"
+
+
+def test_the_formula_gives_the_reference_and_its_gradients():
+    for held in held_back(Subject(reference), False, seed=5):
+        got = evaluate(siglip(), held.image_embed, held.text_embed, held.s, held.b)
+        for one, other in zip(got, held.found, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    assert not failures(siglip(), list(held_back(Subject(reference), False)))
+
+
+def test_slopes_are_derivatives():
+    points, h = np.array([-3.1, -0.7, 0.3, 0.8, 2.4]), 1e-6
+    for name, (of, slope) in FUNCTIONS.items():
+        parameters = STARTS.get(name, ((1.7,),) if "up to" in name or name == "cut softplus" else ((),))[0]
+        x = points / 4 if name in ("angle", "distance") else points
+        numeric = (of(x + h, *parameters) - of(x - h, *parameters)) / (2 * h)
+        keep = np.isfinite(of(x, *parameters))
+        np.testing.assert_allclose(slope(x, *parameters)[keep], numeric[keep], rtol=1e-5, atol=1e-8, err_msg=name)
+    for name, (of, by_s, by_b) in NUMBERS.items():
+        s, b, n = 1.3, -0.6, 5.0
+        np.testing.assert_allclose(
+            by_s(s, b, n), (of(s + h, b, n) - of(s - h, b, n)) / (2 * h), atol=1e-6, err_msg=name
+        )
+        np.testing.assert_allclose(
+            by_b(s, b, n), (of(s, b + h, n) - of(s, b - h, n)) / (2 * h), atol=1e-6, err_msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    ("rules", "count"),
+    [
+        ([(Where(), OfPairs(1.0, -2.0))], 1),
+        ([(OTHERS, OfPairs(1.0, -1.0))], 1),
+        ([(Where(("not diagonal", "i + j even")), OfPairs(2.0))], 1),
+        (
+            [
+                (Where(("first half of the images",)), OfPairs()),
+                (Where(("not first half of the images",)), OfPairs(0.5)),
+            ],
+            2,
+        ),
+    ],
+)
+def test_matrices_are_told_by_sets(rules, count):
+    matrices = {pairs: total(rules, pairs) for pairs in (1, 2, 3, 4, 6, 7, 11, 19)}
+    found = describe(matrices, 1e-9)
+    assert found is not None and len(found) == count
+    for pairs in (5, 8, 23):
+        assert np.allclose(total(found, pairs), total(rules, pairs))
+
+
+def test_a_chunk_is_looked_at_where_another_would_differ():
+    """131 pairs do not tell chunks of 64 from chunks of 32."""
+    rules = [(Where(("texts of whole chunks of 32, or all",)), OfPairs())]
+    others = [(Where(("texts of whole chunks of 64, or all",)), OfPairs())]
+    assert np.array_equal(total(rules, 131), total(others, 131))
+    assert any(not np.array_equal(total(rules, n), total(others, n)) for n in telling_sizes(rules))
+
+
+def test_expressions_are_found_and_limits_are_seen():
+    points = [(s, b) for s in (0.5, 1.0, 2.0, 3.0, 5.0) for b in (-3.0, 0.5)]
+    for wanted in (
+        Number((("exp(s)", 1.0),), high=50.0),
+        Number((("b", 1.0), ("exp(s)", -0.2))),
+        Number((("exp(-s) b", 1.0),)),
+        Number(),
+    ):
+        entries = [Entry(s, b, 6, wanted(s, b, 6), 1e-12) for s, b in points]
+        assert expression(entries, ("b", "exp(s)", "s", "1", "exp(-s) b")) == wanted
+
+
+def test_rows_of_the_instrument_have_the_similarities_that_are_asked_for():
+    similarity = drawn(5, 3)
+    x, y, _ = Subject(reference).rows(similarity)
+    np.testing.assert_allclose(x @ y.T, similarity, atol=1e-14)
+    np.testing.assert_allclose((x * x).sum(-1), 1)
+    np.testing.assert_allclose((y * y).sum(-1), 1)
+    reading = Subject(reference).read(similarity, 1.0, -1.0)
+    np.testing.assert_allclose(reading.of_image, reading.of_text, atol=1e-14)
+
+
+def test_a_formula_is_data():
+    """No sentence in it: words are made in the report's room alone."""
+    assert isinstance(siglip(), Formula) and hash(siglip()) == hash(siglip())
+    assert Shape("softplus") == siglip().terms[0].function

@@ -1,0 +1,84 @@
+"""What losses in Torch compute, worked out: right ones are SigLIP's own, wrong ones are told exactly or not at all."""
+
+import derived_losses as new
+import pytest
+import torch
+import torch_losses as known
+
+import siglip_ref as sr
+from siglip_ref.check.derive.derive import derive
+from siglip_ref.check.derive.formula import Rows, siglip
+from siglip_ref.check.derive.instrument import Subject
+from siglip_ref.ops.pair_block import LossAndGrads
+from siglip_ref.report.computes import in_words
+
+LINEAR = {known.linear_scale, known.RIGHT[-1]}
+RAW = {known.normalising: Rows("unit"), known.normalising_with_eps: Rows("unit + eps", 1e-8)}
+SOME = (
+    "mean over B x B", "tutorial", "margin of 0.3 on negatives", "three hardest negatives", "lower half detached",
+    "whole tiles of rows", "bias kept above -5", "random negatives",
+)  # fmt: skip
+
+
+def subject(fn, linear=False):
+    def call(x, y, s, b):
+        leaves = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (x, y, s, b)]
+        loss = fn(*leaves)
+        if loss.requires_grad:
+            loss.backward()
+        gradients = (None if leaf.grad is None else leaf.grad.numpy() for leaf in leaves)
+        return LossAndGrads(loss.detach().numpy(), *gradients)
+
+    return Subject(call, linear)
+
+
+def told(name):
+    fn, wanted = new.NEW[name]
+    derived = derive(subject(fn), siglip())
+    lines = in_words(derived)
+    return derived, wanted is not None and any(wanted in line for line in lines), lines
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_what_is_in_no_catalogue_is_told_exactly(name):
+    derived, right, lines = told(name)
+    assert right == (new.NEW[name][1] is not None), lines
+    assert derived.certain == right, lines
+
+
+@pytest.mark.nightly
+def test_of_all_of_them_no_certain_sentence_is_false():
+    found = {name: told(name) for name in new.NEW}
+    false = {name: lines for name, (derived, right, lines) in found.items() if derived.certain and not right}
+    assert not false, false
+    assert sum(right for _, right, _ in found.values()) >= 49
+
+
+@pytest.mark.nightly
+def test_nothing_is_invented_for_right_losses():
+    for fn in known.RIGHT:
+        rows = RAW.get(fn, Rows())
+        derived = derive(subject(fn, fn in LINEAR), siglip(fn in LINEAR, rows))
+        assert derived.certain and not derived.differences, (fn, derived)
+
+
+@pytest.mark.parametrize("fn", [known.fused, known.chunked, known.RIGHT[-1]])
+def test_some_right_losses_are_siglips_own(fn):
+    derived = derive(subject(fn, fn in LINEAR), siglip(fn in LINEAR))
+    assert derived.certain and not derived.differences
+
+
+def test_a_report_says_what_a_loss_computes():
+    """After a FAIL unasked; of a right loss where that is asked for."""
+    report = sr.check_loss(new.NEW["margin after the scale"][0], "torch", scale="log", embeddings="unit")
+    assert report.computes[0].startswith("your loss: 1/B sum over i = j") and "bias - 2" in report.computes[1]
+    assert [finding.id for finding in report.findings] == ["derived"]
+    assert "what it computes" in str(report)
+    assert sr.check_loss(known.plain).computes == []
+    assert sr.check_loss(known.plain, explain=True).computes[1] == "that is SigLIP's own"
+
+
+def test_chunks_of_64_are_not_told_as_chunks_of_32():
+    """Both leave 3 of 131 texts over: what a standard input cannot tell is asked of another."""
+    report = sr.check_loss(known.chunk_forgotten, "torch", scale="log", embeddings="unit")
+    assert "texts of whole chunks of 64, or all" in report.computes[0], report.computes
