@@ -19,7 +19,7 @@ import uncatalogued
 
 import siglip_ref as sr
 from siglip_ref.check.call.frameworks import Setting
-from siglip_ref.check.expected.expected import CONVENTIONS
+from siglip_ref.check.engine.expected.expected import CONVENTIONS
 from siglip_ref.check.ranks.check import calls_of
 from siglip_ref.check.ranks.judge import judge_ranks
 from siglip_ref.check.ranks.observed import Observed

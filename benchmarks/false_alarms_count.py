@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "siglip_ref"
 FROZEN = (
     "noise/measure.py",
     "noise/quick.py",
-    "check/expected/repeated_noise.py",
-    "check/expected/tolerance.py",
+    "check/engine/expected/repeated_noise.py",
+    "check/engine/expected/tolerance.py",
     "arithmetic/rounded.py",
     "arithmetic/variants.py",
 )

@@ -12,10 +12,10 @@ from false_alarms_count import Trial, verdict_on
 from false_alarms_seeds import HELD_OUT, drawn_probe, loss_order
 
 from siglip_ref.check.call.frameworks import Framework, Inputs, Setting, load_framework
-from siglip_ref.check.expected.expected import Convention, Truth, truth
-from siglip_ref.check.expected.expected import judge as judge_probe
-from siglip_ref.check.expected.probes import WIDE_FORMATS
-from siglip_ref.check.expected.repeated import REAL, repeated_probe
+from siglip_ref.check.engine.expected.expected import Convention, Truth, truth
+from siglip_ref.check.engine.expected.expected import judge as judge_probe
+from siglip_ref.check.engine.expected.probes import WIDE_FORMATS
+from siglip_ref.check.engine.expected.repeated import REAL, repeated_probe
 from siglip_ref.check.files.dump import judge as judge_dump
 from siglip_ref.check.loss.check import check_loss
 from siglip_ref.model.loss import sigmoid_loss

@@ -13,7 +13,7 @@ from false_alarms_seeds import HELD_OUT, loss_order
 from siglip_ref.arithmetic.rounded import FORMATS, Rounding, rounded
 from siglip_ref.arithmetic.variants import KERNELS, fused, pair_block
 from siglip_ref.check.call.frameworks import Inputs, Outcome, Setting
-from siglip_ref.check.expected.expected import judge as judge_probe
+from siglip_ref.check.engine.expected.expected import judge as judge_probe
 from siglip_ref.check.files.dump import judge as judge_dump
 from siglip_ref.mistakes import reference
 from siglip_ref.model.loss import sigmoid_loss

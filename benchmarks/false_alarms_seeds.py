@@ -12,8 +12,8 @@ import numpy as np
 
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.frameworks import Inputs, Outcome
-from siglip_ref.check.expected.probes import Probe, short
-from siglip_ref.check.expected.rows import UNIT, full_rows, unit_rows
+from siglip_ref.check.engine.expected.probes import Probe, short
+from siglip_ref.check.engine.expected.rows import UNIT, full_rows, unit_rows
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.ops.elementary import Array
 

@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw
 
 import siglip_ref as sr
 from siglip_ref.architecture.sizes import SIZES, Config, Tower
-from siglip_ref.search.heatmap import as_png, peak, similarity_map
 from siglip_ref.training.command import run as train
 from siglip_ref.training.data.shapes import COLOURS, corners
 from siglip_ref.training.parallel import Alone
+from siglip_ref.use.search.heatmap import as_png, peak, similarity_map
 
 SIDE, FINER, FORMS = 48, 4, ("circle", "triangle", "square", "star", "cross")
 FINE = Config(

@@ -16,8 +16,8 @@ from PIL import Image
 from search_common import model, write
 
 from siglip_ref.process.memory import keep_freed_memory
-from siglip_ref.search.build import build
 from siglip_ref.use.load import load
+from siglip_ref.use.search.build import build
 
 BATCH = 8
 

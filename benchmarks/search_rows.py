@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from search_common import write
 
-from siglip_ref.search.query import best, similarities_of
+from siglip_ref.use.search.query import best, similarities_of
 
 DIM, PIECE = 768, 20_000
 

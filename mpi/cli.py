@@ -139,7 +139,7 @@ def train(
     stall_limit: Limit = 600.0,
     spin: Spin = False,
 ) -> None:
-    from mpi.train import Ranks
+    from mpi.training.train import Ranks
 
     if not threads:  # as for OMP_NUM_THREADS: a rank is one thread, unless told otherwise
         os.environ.setdefault("NUMBA_NUM_THREADS", "1")

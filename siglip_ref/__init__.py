@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from siglip_ref.architecture.sizes import config as config
     from siglip_ref.check.files.dump import check_dump as check_dump
     from siglip_ref.check.files.preprocess import check_preprocess as check_preprocess
+    from siglip_ref.check.files.recipe import check_recipe as check_recipe
     from siglip_ref.check.files.tokenize import check_tokenize as check_tokenize
     from siglip_ref.check.loss.check import check_loss as check_loss
     from siglip_ref.check.model.adapters import Adapter as Adapter
     from siglip_ref.check.model.check import check_model as check_model
     from siglip_ref.check.ranks.check import check_distributed_loss as check_distributed_loss
-    from siglip_ref.check.recipe.check import check_recipe as check_recipe
     from siglip_ref.check.step.check import check_step as check_step
     from siglip_ref.errors import UsageError as UsageError
     from siglip_ref.model.loss import LossAndGrads as LossAndGrads
@@ -50,7 +50,7 @@ _HOMES = {
     "check_loss": "siglip_ref.check.loss.check",
     "check_model": "siglip_ref.check.model.check",
     "check_preprocess": "siglip_ref.check.files.preprocess",
-    "check_recipe": "siglip_ref.check.recipe.check",
+    "check_recipe": "siglip_ref.check.files.recipe",
     "check_step": "siglip_ref.check.step.check",
     "check_tokenize": "siglip_ref.check.files.tokenize",
     "check_dump": "siglip_ref.check.files.dump",

@@ -26,9 +26,9 @@ from siglip_ref.process.options import no_overwriting
 from siglip_ref.process.typed import visible
 
 if TYPE_CHECKING:
-    from siglip_ref.search.calibrate import Calibration
-    from siglip_ref.search.classes import Sorted
-    from siglip_ref.use.classifier import Classifier
+    from siglip_ref.use.search.calibrate import Calibration
+    from siglip_ref.use.search.classes import Sorted
+    from siglip_ref.use.search.classifier import Classifier
     from siglip_ref.use.zeroshot import Model
 
 
@@ -57,8 +57,8 @@ def classify(
 ) -> None:
     """What is on each photo? With the classes that train --labels taught, or with labels in words, calibrated."""
     from siglip_ref.process.memory import keep_freed_memory
-    from siglip_ref.search import classes, results
-    from siglip_ref.search.identity import loaded
+    from siglip_ref.use.search import classes, results
+    from siglip_ref.use.search.identity import loaded
     from siglip_ref.use.zeroshot import TEMPLATE
 
     require_one({"--json": json, "--csv": csv})
@@ -81,7 +81,7 @@ def classify(
         two = _two_numbers(opened, of, words, texts, calibrate, calibration, how)
         if two and save:
             from siglip_ref.process.atomic import write_atomically
-            from siglip_ref.search.calibrate import calibration_as_json
+            from siglip_ref.use.search.calibrate import calibration_as_json
 
             write_atomically(save, calibration_as_json(two))
         with progress("images") as report:
@@ -105,8 +105,8 @@ def heatmap(
 ) -> None:
     """Where on a photo is it? A picture of how well each place fits a text."""
     from siglip_ref.process.atomic import write_atomically
-    from siglip_ref.search import heatmap as drawing
     from siglip_ref.use.load import load
+    from siglip_ref.use.search import heatmap as drawing
 
     opened = load(model, tokenizer=tokenizer, preprocess=preprocess, prefix=prefix)
     notes(opened.notes)
@@ -157,8 +157,8 @@ def _two_numbers(
     """Fitted now, brought from a file, or none: the model's own."""
     import numpy as np
 
-    from siglip_ref.search import calibrate as fitting
-    from siglip_ref.search import classes
+    from siglip_ref.use.search import calibrate as fitting
+    from siglip_ref.use.search import classes
 
     if calibration:
         return fitting.read_calibration(calibration, holds_for)
@@ -178,9 +178,9 @@ def _scale(model: "Model", learnt: "Classifier", calibrate: Path, how: dict[str,
     """Of a trained layer, fitted on the user's own examples: one number, as a bias changes no softmax."""
     import numpy as np
 
-    from siglip_ref.search import calibrate as fitting
-    from siglip_ref.search import classes
     from siglip_ref.training.classify import calibrating_scale
+    from siglip_ref.use.search import calibrate as fitting
+    from siglip_ref.use.search import classes
 
     examples, theirs = fitting.read_examples(calibrate, learnt.classes)
     found, truth = _known(classes.by_learnt(model, replace(learnt, scale=1.0), examples, **how), examples, theirs)

@@ -29,7 +29,7 @@ from siglip_ref.training import command as training
 from siglip_ref.vectors import cli as vectors_cli
 
 if TYPE_CHECKING:
-    from siglip_ref.check.expected.probes import Dims
+    from siglip_ref.check.engine.expected.probes import Dims
     from siglip_ref.report.data import Report
 
 # as --help lists the commands: what most people came for stands first; others follow

@@ -14,9 +14,9 @@ from siglip_ref.process.options import Force, no_overwriting
 from siglip_ref.process.typed import visible
 
 if TYPE_CHECKING:
-    from siglip_ref.search.build import Built
-    from siglip_ref.search.folder import Index
-    from siglip_ref.search.sheet import Section
+    from siglip_ref.use.search.build import Built
+    from siglip_ref.use.search.folder import Index
+    from siglip_ref.use.search.sheet import Section
     from siglip_ref.use.zeroshot import Progress
 
 LINES = 10  # of progress, where there is no terminal
@@ -62,9 +62,9 @@ def search(
     tokenizer: Tokens = None,
 ) -> None:
     """Which photos fit a text, or are like a photo? Exact; the model is the one of the index."""
-    from siglip_ref.search import results
-    from siglip_ref.search.identity import loaded, require_same
-    from siglip_ref.search.query import Query, search
+    from siglip_ref.use.search import results
+    from siglip_ref.use.search.identity import loaded, require_same
+    from siglip_ref.use.search.query import Query, search
 
     require_one({"-f": paths, "--json": json, "--csv": csv})
     query = Query(tuple(texts or ()), tuple(like or ()), tuple(without or ()))
@@ -95,8 +95,8 @@ def duplicates(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a sheet with thumbnails, too")] = None,
 ) -> None:
     """Which photos are nearly the same? Every pair of an index is looked at; nothing is deleted."""
-    from siglip_ref.search import duplicates as found_by
-    from siglip_ref.search import results
+    from siglip_ref.use.search import duplicates as found_by
+    from siglip_ref.use.search import results
 
     require_one({"-f": paths, "--json": json, "--csv": csv})
     found = _open(place, None)
@@ -117,7 +117,7 @@ def duplicates(
 def write_sheet(html: Path, title: str, lines: "Sequence[str]", sections: "Sequence[Section]") -> None:
     """The file, whole or not there."""
     from siglip_ref.process.atomic import written_whole
-    from siglip_ref.search.sheet import sheet
+    from siglip_ref.use.search.sheet import sheet
 
     try:
         with written_whole(html) as file:
@@ -146,7 +146,7 @@ def _beside(photos: Path) -> Path:
 
 def _open(place: Path, model: str | None) -> "Index":
     """The index named, or the one beside the photos named; where there is none it is offered to make one."""
-    from siglip_ref.search.folder import is_index, read_index
+    from siglip_ref.use.search.folder import is_index, read_index
 
     if is_index(place) or not place.is_dir():
         return read_index(place)
@@ -181,7 +181,7 @@ def _build(
     force: bool = False,
 ) -> "Built":
     from siglip_ref.process.memory import keep_freed_memory
-    from siglip_ref.search.build import build
+    from siglip_ref.use.search.build import build
 
     keep_freed_memory()
     with pace() as progress:

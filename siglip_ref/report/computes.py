@@ -9,9 +9,18 @@ import numpy as np
 from siglip_ref.report.repairs import repair_of
 
 if TYPE_CHECKING:
-    from siglip_ref.check.derive.formula import Backward, Coupled, Derived, Difference, Formula, Logit, Rows, Term
-    from siglip_ref.check.derive.sets import OfPairs, Where
-    from siglip_ref.check.derive.shapes import Number, Shape
+    from siglip_ref.check.diagnosis.derive.formula import (
+        Backward,
+        Coupled,
+        Derived,
+        Difference,
+        Formula,
+        Logit,
+        Rows,
+        Term,
+    )
+    from siglip_ref.check.diagnosis.derive.sets import OfPairs, Where
+    from siglip_ref.check.diagnosis.derive.shapes import Number, Shape
 
 _DIAGONAL, _OTHERS, _ALL = ("diagonal",), ("not diagonal",), ("everywhere",)
 _SETS = {

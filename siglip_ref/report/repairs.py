@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from siglip_ref.check.derive.formula import Backward, Difference
-    from siglip_ref.check.derive.sets import OfPairs
-    from siglip_ref.check.derive.shapes import Number
+    from siglip_ref.check.diagnosis.derive.formula import Backward, Difference
+    from siglip_ref.check.diagnosis.derive.sets import OfPairs
+    from siglip_ref.check.diagnosis.derive.shapes import Number
 
 _FUNCTIONS = {
     "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits)",

@@ -10,7 +10,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
 from siglip_ref.ops.softmax import softmax_forward
 from siglip_ref.training.gradient import SIDES
-from siglip_ref.use.classifier import logits_of
+from siglip_ref.use.search.classifier import logits_of
 
 
 def head(classes: int, cfg: Config, dtype: np.dtype[np.generic]) -> Params:

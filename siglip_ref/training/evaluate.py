@@ -12,7 +12,7 @@ from siglip_ref.training.classify import calibrating_scale
 from siglip_ref.training.data.captioned import STILL, Data
 from siglip_ref.training.gradient import SIDES
 from siglip_ref.training.locked import still
-from siglip_ref.use.classifier import logits_of
+from siglip_ref.use.search.classifier import logits_of
 
 PIECE = 64  # pictures computed at once
 MOST = 2000  # of the held-out pictures

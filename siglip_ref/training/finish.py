@@ -9,11 +9,11 @@ from siglip_ref.training.loop import Quiet, Run
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.settings import Settings, TrainingStopped
 from siglip_ref.training.show import Terminal, in_words, write_history
-from siglip_ref.use.classifier import Texts, write_classifier
 from siglip_ref.use.companions import SETTINGS_FILES
 from siglip_ref.use.exported import FILES as EXPORTED
 from siglip_ref.use.exported import write_modules, write_settings
 from siglip_ref.use.preprocess import PREPROCESS
+from siglip_ref.use.search.classifier import Texts, write_classifier
 from siglip_ref.use.tokenizer import FILES
 
 

@@ -13,7 +13,7 @@ from siglip_ref.training.saved.standing import where_it_stands
 
 
 class Parallel(Protocol):
-    """One rank of a training, as the loop sees it; `mpi.train.Ranks` has the same."""
+    """One rank of a training, as the loop sees it; `mpi.training.train.Ranks` has the same."""
 
     rank: int
     size: int

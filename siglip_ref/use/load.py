@@ -12,11 +12,11 @@ from siglip_ref.checkpoint.provenance import Setting
 from siglip_ref.errors import UsageError
 from siglip_ref.model.specification import chosen
 from siglip_ref.ops.record import Ops
-from siglip_ref.use.classifier import classifier_notes
 from siglip_ref.use.companions import given_images, image_companions, text_companions
 from siglip_ref.use.inference import best_ops
 from siglip_ref.use.preprocess import PREPROCESS, Preprocess
 from siglip_ref.use.refusals import require_side
+from siglip_ref.use.search.classifier import classifier_notes
 from siglip_ref.use.text_conventions import TEXT_CONVENTIONS
 from siglip_ref.use.tokenizer import Tokenizer, find_tokenizer
 from siglip_ref.use.zeroshot import Model

@@ -12,10 +12,10 @@ from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.astray import astray
 from siglip_ref.check.diagnosis.predict import Context
 from siglip_ref.check.diagnosis.terms import loss_terms
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, truth
+from siglip_ref.check.engine.expected.probes import POINTS, make_probe
+from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.check.engine.seen import Seen
-from siglip_ref.check.expected.expected import CONVENTIONS, truth
-from siglip_ref.check.expected.probes import POINTS, make_probe
-from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.ops.normalize import normalize_backward, normalize_forward
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))

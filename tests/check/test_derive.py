@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.derive.derive import confirmed, derive
-from siglip_ref.check.derive.evaluate import evaluate
-from siglip_ref.check.derive.formula import Formula, siglip
-from siglip_ref.check.derive.instrument import Subject, drawn
-from siglip_ref.check.derive.numbers import Entry, expression
-from siglip_ref.check.derive.proof import failures, held_back
-from siglip_ref.check.derive.sets import OTHERS, OfPairs, Where, describe, telling_sizes, total
-from siglip_ref.check.derive.shapes import FUNCTIONS, NUMBERS, STARTS, Number, Shape
+from siglip_ref.check.diagnosis.derive.derive import confirmed, derive
+from siglip_ref.check.diagnosis.derive.evaluate import evaluate
+from siglip_ref.check.diagnosis.derive.formula import Formula, siglip
+from siglip_ref.check.diagnosis.derive.instrument import Subject, drawn
+from siglip_ref.check.diagnosis.derive.numbers import Entry, expression
+from siglip_ref.check.diagnosis.derive.proof import failures, held_back
+from siglip_ref.check.diagnosis.derive.sets import OTHERS, OfPairs, Where, describe, telling_sizes, total
+from siglip_ref.check.diagnosis.derive.shapes import FUNCTIONS, NUMBERS, STARTS, Number, Shape
 from siglip_ref.report.computes import in_words
 
 OWN = "your loss: 1/B sum_ij softplus(-z_ij (exp(log_scale) sim_ij + bias)); z = 1 on the diagonal, -1 elsewhere"

@@ -8,11 +8,11 @@ import pytest
 from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, predict_loss
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, truth
+from siglip_ref.check.engine.expected.probes import POINTS, make_probe
+from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.check.engine.explain import explain, share_explained
 from siglip_ref.check.engine.seen import Seen
-from siglip_ref.check.expected.expected import CONVENTIONS, truth
-from siglip_ref.check.expected.probes import POINTS, make_probe
-from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.mistakes import CATALOGUE, Mistake, entries, executable, in_the_loss
 
 PROBES = [make_probe(point, (13, 9)) for point in POINTS if point.name in ("balanced", "init", "trained")]

@@ -9,10 +9,10 @@ import pytest
 from flint import arb, ctx
 
 from siglip_ref.arithmetic.double_double import DoubleDouble, double_double
-from siglip_ref.check.expected.exact import exact_loss, proven
-from siglip_ref.check.expected.expected import CONVENTIONS, Convention
-from siglip_ref.check.expected.probes import MANY, Probe, loss_probes, points_of
-from siglip_ref.check.expected.repeated import MIDDLE, REAL, repeated_probe
+from siglip_ref.check.engine.expected.exact import exact_loss, proven
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, Convention
+from siglip_ref.check.engine.expected.probes import MANY, Probe, loss_probes, points_of
+from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, repeated_probe
 from siglip_ref.model.loss import sigmoid_loss
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], float]] = {

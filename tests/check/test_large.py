@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import siglip_ref as sr
 from siglip_ref.check.call.resources import Cost, affordable, extrapolated, free_memory, measured
-from siglip_ref.check.expected.repeated import MIDDLE, REAL, order_of, repeated_probe
+from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, order_of, repeated_probe
 from siglip_ref.check.loss.check import check_loss
 from siglip_ref.cli.main import app
 from siglip_ref.errors import UsageError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
-from siglip_ref.check.expected.tolerance import SAFETY, Given, loss_noise
+from siglip_ref.check.engine.expected.tolerance import SAFETY, Given, loss_noise
 from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.noise import measure as noise_module
 from siglip_ref.noise.measure import FLOAT64, LIBRARY, REGIMES, TIMES, measure, variants
@@ -141,7 +141,7 @@ def test_the_test_above_sees_noise_that_is_off(factor: float, seen: bool, monkey
         found = right(*given, **options)
         return replace(found, absolute={name: level * factor for name, level in found.absolute.items()})
 
-    from siglip_ref.check.expected import tolerance
+    from siglip_ref.check.engine.expected import tolerance
 
     tolerance._measured.cache_clear()
     monkeypatch.setattr(tolerance, "measure", broken)

@@ -7,11 +7,11 @@ import pytest
 
 import siglip_ref as sr
 from siglip_ref.check.call.frameworks import Setting
-from siglip_ref.check.expected.expected import CONVENTIONS, Convention, exact_loss, given_of
-from siglip_ref.check.expected.probes import POINTS, Point, make_probe
-from siglip_ref.check.expected.repeated import MIDDLE, repeated_probe
-from siglip_ref.check.expected.repeated_noise import distinct_noise
-from siglip_ref.check.expected.tolerance import SAFETY, _loss, measured_noise
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, Convention, exact_loss, given_of
+from siglip_ref.check.engine.expected.probes import POINTS, Point, make_probe
+from siglip_ref.check.engine.expected.repeated import MIDDLE, repeated_probe
+from siglip_ref.check.engine.expected.repeated_noise import distinct_noise
+from siglip_ref.check.engine.expected.tolerance import SAFETY, _loss, measured_noise
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import DROWNED, Noise, announce
 from siglip_ref.noise.quick import quick_noise

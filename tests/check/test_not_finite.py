@@ -16,8 +16,8 @@ from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
 from siglip_ref.check.call.frameworks import ARGUMENTS, Setting
+from siglip_ref.check.engine.expected.expected import CONVENTIONS
 from siglip_ref.check.engine.subject import Answer
-from siglip_ref.check.expected.expected import CONVENTIONS
 from siglip_ref.check.files import dump
 from siglip_ref.check.files.checkpoint import check_checkpoint
 from siglip_ref.check.loss import subject as loss_subject

@@ -9,11 +9,11 @@ from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted
 from siglip_ref.check.diagnosis.terms import describe, loss_terms
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, truth
+from siglip_ref.check.engine.expected.probes import POINTS, make_probe
+from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.check.engine.explain import explain
 from siglip_ref.check.engine.seen import Seen
-from siglip_ref.check.expected.expected import CONVENTIONS, truth
-from siglip_ref.check.expected.probes import POINTS, make_probe
-from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.check.ranks.hops import NO_BLOCK, hops_of
 from siglip_ref.mistakes import suspects
 from siglip_ref.report.data import Report

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from siglip_ref.check.expected.probes import (
+from siglip_ref.check.engine.expected.probes import (
     FINE_POINTS,
     POINTS,
     RAW_POINTS,
@@ -13,7 +13,7 @@ from siglip_ref.check.expected.probes import (
     points_of,
     short,
 )
-from siglip_ref.check.expected.rows import unit_rows
+from siglip_ref.check.engine.expected.rows import unit_rows
 from siglip_ref.errors import UsageError
 
 PROBES = loss_probes(POINTS)[0]

@@ -6,9 +6,9 @@ import torch
 import torch_losses as known
 
 import siglip_ref as sr
-from siglip_ref.check.derive.derive import derive
-from siglip_ref.check.derive.formula import Rows, siglip
-from siglip_ref.check.derive.instrument import Subject
+from siglip_ref.check.diagnosis.derive.derive import derive
+from siglip_ref.check.diagnosis.derive.formula import Rows, siglip
+from siglip_ref.check.diagnosis.derive.instrument import Subject
 from siglip_ref.ops.pair_block import LossAndGrads
 from siglip_ref.report.computes import in_words
 

@@ -33,7 +33,7 @@ def name_of(fn: object) -> str:
 @pytest.mark.parametrize(("dtype", "precision"), WAYS)
 @pytest.mark.parametrize("fn", losses.RIGHT, ids=name_of)
 def test_right_losses_pass_and_use_at_most_half_of_what_is_allowed(fn: losses.Loss, dtype: str, precision: str) -> None:
-    """The calibration of SAFETY: see siglip_ref.check.expected.tolerance."""
+    """The calibration of SAFETY: see siglip_ref.check.engine.expected.tolerance."""
     scalars = ("float32", dtype) if dtype in ("bfloat16", "float16") and precision == "pure" else ("float32",)
     for scalar_dtype in scalars:
         report = sr.check_loss(fn, dtype=dtype, precision=precision, scalar_dtype=scalar_dtype)  # type: ignore[arg-type]

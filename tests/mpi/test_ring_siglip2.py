@@ -8,7 +8,7 @@ import pytest
 
 import siglip_ref as sr
 from mpi.comm import ThreadComm
-from mpi.siglip2 import objective_over_ranks
+from mpi.training.siglip2 import objective_over_ranks
 from siglip_ref.architecture.sizes import Tower
 from siglip_ref.siglip2 import RECIPE, Batch, Choices, Momentum, Target, Weights, captioning, distillation
 from siglip_ref.siglip2.params import born, shapes

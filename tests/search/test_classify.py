@@ -17,13 +17,13 @@ from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import sigmoid
 from siglip_ref.ops.softmax import softmax_forward
-from siglip_ref.search import calibrate as fitting
-from siglip_ref.search import classes
 from siglip_ref.training.classify import calibrating_scale
 from siglip_ref.training.data.files import from_files
 from siglip_ref.training.saved.store import newest
-from siglip_ref.use.classifier import read_classifier, write_classifier
 from siglip_ref.use.load import load
+from siglip_ref.use.search import calibrate as fitting
+from siglip_ref.use.search import classes
+from siglip_ref.use.search.classifier import read_classifier, write_classifier
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 210), "grey": (120, 120, 120)}
 

@@ -10,8 +10,8 @@ from PIL import Image
 from search_cases import content, make_model, run
 
 from siglip_ref.errors import UsageError
-from siglip_ref.search import duplicates as module
-from siglip_ref.search.duplicates import duplicates
+from siglip_ref.use.search import duplicates as module
+from siglip_ref.use.search.duplicates import duplicates
 
 
 def unit(rows):

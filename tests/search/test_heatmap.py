@@ -14,9 +14,9 @@ from siglip_ref.model.naflex import Patches, naflex_tower_forward
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import subtree
 from siglip_ref.ops.map_head import map_head_forward
-from siglip_ref.search.heatmap import as_png, peak, similarity_map, smooth
 from siglip_ref.use.inference import best_ops, patch_embeddings, text_embeddings, text_features
 from siglip_ref.use.load import load
+from siglip_ref.use.search.heatmap import as_png, peak, similarity_map, smooth
 
 RNG = np.random.default_rng(0)
 

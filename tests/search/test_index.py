@@ -13,12 +13,12 @@ from search_cases import content, make_model, make_photos, run
 
 from siglip_ref.errors import UsageError
 from siglip_ref.process import owner
-from siglip_ref.search import build as building
-from siglip_ref.search import folder, photos
-from siglip_ref.search.build import build
-from siglip_ref.search.folder import read_index
 from siglip_ref.use import reading
 from siglip_ref.use.load import load
+from siglip_ref.use.search import build as building
+from siglip_ref.use.search import folder, photos
+from siglip_ref.use.search.build import build
+from siglip_ref.use.search.folder import read_index
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from PIL import Image
 from search_cases import content, make_model, make_photos, run
 
 from siglip_ref.ops.elementary import sigmoid
-from siglip_ref.search.build import build
-from siglip_ref.search.query import Query, best, search, similarities_of, vector_of
 from siglip_ref.use.load import load
+from siglip_ref.use.search.build import build
+from siglip_ref.use.search.query import Query, best, search, similarities_of, vector_of
 
 STRANGE = ['a "b",c.png', "new\nline.png", " blank .png", "ü ☃.png", os.fsdecode(b"latin\xe9.png"), "r\rn.png"]
 
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def index(place):
-    from siglip_ref.search.folder import read_index
+    from siglip_ref.use.search.folder import read_index
 
     return read_index(place / "photos.index")
 

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "teaching"))
 from chromium import Browser
 
 from siglip_ref.errors import UsageError
-from siglip_ref.search.sheet import LARGEST, Card, Section, sheet
+from siglip_ref.use.search.sheet import LARGEST, Card, Section, sheet
 
 NAMES = ["<script>alert(1)</script>.png", 'quote " & so.jpg', "a very " + "long " * 30 + "name.png", "plain.png"]
 

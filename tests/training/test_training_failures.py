@@ -67,7 +67,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path):
 
 
 def test_the_rank_with_the_bad_number_is_named(tmp_path, monkeypatch):
-    from mpi.train import Ranks
+    from mpi.training.train import Ranks
 
     def poisoned(self, array):
         if self.rank == 2 and self.step == 3 and array.size > 1000:

@@ -5,7 +5,7 @@ import pytest
 from training_cases import alone, mini, on_ranks, worst
 
 from mpi.comm import ThreadComm
-from mpi.train import ring_sum
+from mpi.training.train import ring_sum
 from mpi.wrappers import Counted
 from siglip_ref.training import task
 from siglip_ref.use.inference import best_ops

@@ -35,7 +35,7 @@ def alone(out, show=None, force=False, **changes):
 def on_ranks(world, out, sums="allreduce", **changes):
     """The same on threads; every rank's run."""
     from mpi.comm import ThreadComm
-    from mpi.train import Ranks
+    from mpi.training.train import Ranks
     from mpi.watchdog.progress import Progress
 
     progress = Progress(world)

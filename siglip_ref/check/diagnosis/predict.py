@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.engine.coverage import sight
-from siglip_ref.check.expected.convention import Convention, as_given
-from siglip_ref.check.expected.expected import Truth
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.check.expected.tolerance import SAFETY
+from siglip_ref.check.engine.expected.convention import Convention, as_given
+from siglip_ref.check.engine.expected.expected import Truth
+from siglip_ref.check.engine.expected.probes import Probe
+from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.mistakes import CATALOGUE, ONE_SIDE, Edit, Mistake, Reference, reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads

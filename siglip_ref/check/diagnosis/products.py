@@ -14,9 +14,9 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.check.engine.expected.convention import Convention
+from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.seen import Seen, is_wrong
-from siglip_ref.check.expected.convention import Convention
-from siglip_ref.check.expected.probes import Probe
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 
 Place = Literal["inputs", "output"]

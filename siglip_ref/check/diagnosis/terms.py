@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from siglip_ref.check.engine.expected.convention import Convention
+from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.seen import Seen, distance
-from siglip_ref.check.expected.convention import Convention
-from siglip_ref.check.expected.probes import Probe
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 
 Key = tuple[int, int, bool]  # rank of the images, rank of the texts, positives or negatives

@@ -9,8 +9,8 @@ from typing import Any
 from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe
 from siglip_ref.check.call.refusals import holds_its_own
 from siglip_ref.check.diagnosis.product_findings import DECLARED
-from siglip_ref.check.expected.expected import CONVENTIONS, Convention
-from siglip_ref.check.expected.tolerance import ARITHMETIC
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, Convention
+from siglip_ref.check.engine.expected.tolerance import ARITHMETIC
 from siglip_ref.errors import UsageError
 
 SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Outcome
+from siglip_ref.check.engine.expected.expected import Convention, Truth, judge, tensors_of
+from siglip_ref.check.engine.expected.probes import Probe
+from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.check.engine.seen import Seen
-from siglip_ref.check.expected.expected import Convention, Truth, judge, tensors_of
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.check.expected.tolerance import SAFETY
 
 # Between the scales of about 2 and 10 that a loss is given where the convention is looked for, a loss that takes the
 # scale itself changes a few times; one that exponentiates what it is given, thousands of times, up or down.

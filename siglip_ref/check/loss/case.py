@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from siglip_ref.check.call.frameworks import Setting, describe
+from siglip_ref.check.engine.expected.expected import Convention, tensors_of
 from siglip_ref.check.engine.subject import Worst
-from siglip_ref.check.expected.expected import Convention, tensors_of
 from siglip_ref.report.data import Report
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import Literal
 from siglip_ref.check.call.frameworks import framework_of, load_framework
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.engine.check import check
-from siglip_ref.check.expected.expected import EmbeddingKind, ScaleKind
-from siglip_ref.check.expected.probes import Dims
-from siglip_ref.check.expected.repeated import Size
+from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
+from siglip_ref.check.engine.expected.probes import Dims
+from siglip_ref.check.engine.expected.repeated import Size
 from siglip_ref.check.loss.arguments import (
     SIZES,
     declared_conventions,

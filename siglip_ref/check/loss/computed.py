@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siglip_ref.check.call.frameworks import ARGUMENTS, Inputs, Outcome, Setting
-from siglip_ref.check.derive.derive import confirmed, derive
-from siglip_ref.check.derive.formula import Derived, Measured, Rows, siglip
-from siglip_ref.check.derive.instrument import Subject
-from siglip_ref.check.derive.proof import Held, precision
-from siglip_ref.check.expected.expected import Convention
-from siglip_ref.check.expected.probes import Probe, read_dims
+from siglip_ref.check.diagnosis.derive.derive import confirmed, derive
+from siglip_ref.check.diagnosis.derive.formula import Derived, Measured, Rows, siglip
+from siglip_ref.check.diagnosis.derive.instrument import Subject
+from siglip_ref.check.diagnosis.derive.proof import Held, precision
+from siglip_ref.check.engine.expected.expected import Convention
+from siglip_ref.check.engine.expected.probes import Probe, read_dims
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.computes import difference_in_words, in_words

@@ -12,12 +12,12 @@ from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted
 from siglip_ref.check.diagnosis.product_findings import declared_otherwise, declaring, product_findings
 from siglip_ref.check.diagnosis.products import Part, rounded_products
+from siglip_ref.check.engine.expected.expected import Convention, judge, truth
+from siglip_ref.check.engine.expected.probes import Probe
+from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.check.engine.explain import explain
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.check.engine.subject import Answer
-from siglip_ref.check.expected.expected import Convention, judge, truth
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.check.expected.tolerance import SAFETY
 from siglip_ref.check.loss.behaviour import seen_of
 from siglip_ref.check.loss.large import large_findings
 from siglip_ref.check.loss.messages import hints

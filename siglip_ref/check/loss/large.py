@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from siglip_ref.check.call import resources
 from siglip_ref.check.call.resources import extrapolated, return_freed
 from siglip_ref.check.diagnosis.product_findings import ROUNDINGS
+from siglip_ref.check.engine.expected.probes import COLD, WIDE_FORMATS, Point, Shape
+from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, Size
+from siglip_ref.check.engine.expected.repeated_noise import LARGE
 from siglip_ref.check.engine.seen import distance, is_wrong
-from siglip_ref.check.expected.probes import COLD, WIDE_FORMATS, Point, Shape
-from siglip_ref.check.expected.repeated import MIDDLE, REAL, Size
-from siglip_ref.check.expected.repeated_noise import LARGE
 from siglip_ref.check.loss.behaviour import seen_of
 from siglip_ref.check.loss.tails import far_off, has_whole_tiles
 from siglip_ref.mistakes import CATALOGUE

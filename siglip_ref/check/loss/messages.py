@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting
-from siglip_ref.check.expected.expected import Convention
+from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report
 

@@ -15,13 +15,13 @@ import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.product_findings import DECLARED
-from siglip_ref.check.expected.convention import Convention
-from siglip_ref.check.expected.exact import exact_loss
-from siglip_ref.check.expected.expected import CONVENTIONS, given_of, key_of, of_distinct
-from siglip_ref.check.expected.probes import Probe, loss_probes, points_of
-from siglip_ref.check.expected.repeated import MIDDLE, REAL, Repeated, repeated_probe
-from siglip_ref.check.expected.repeated_noise import distinct_noise
-from siglip_ref.check.expected.tolerance import Given, measured_noise
+from siglip_ref.check.engine.expected.convention import Convention
+from siglip_ref.check.engine.expected.exact import exact_loss
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, given_of, key_of, of_distinct
+from siglip_ref.check.engine.expected.probes import Probe, loss_probes, points_of
+from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, Repeated, repeated_probe
+from siglip_ref.check.engine.expected.repeated_noise import distinct_noise
+from siglip_ref.check.engine.expected.tolerance import Given, measured_noise
 from siglip_ref.noise.table import FACTOR, FILE, STEPS, Key, Table, encode, read, stamp, write
 from siglip_ref.ops.elementary import Array
 

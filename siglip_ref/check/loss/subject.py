@@ -12,10 +12,10 @@ from siglip_ref.check.call.frameworks import ALONE, Framework, Inputs, Outcome, 
 from siglip_ref.check.call.refusals import refuses_everything
 from siglip_ref.check.call.resources import Cost, measured
 from siglip_ref.check.diagnosis.predict import loss_sight
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, Convention, Truth, judge, truth
+from siglip_ref.check.engine.expected.probes import POINTS, Dims, Probe, loss_probes, points_of
+from siglip_ref.check.engine.expected.repeated import Size, repeated_probe
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
-from siglip_ref.check.expected.expected import CONVENTIONS, Convention, Truth, judge, truth
-from siglip_ref.check.expected.probes import POINTS, Dims, Probe, loss_probes, points_of
-from siglip_ref.check.expected.repeated import Size, repeated_probe
 from siglip_ref.check.loss.behaviour import speaks_for
 from siglip_ref.check.loss.case import worst_of
 from siglip_ref.check.loss.computed import tell_what_it_computes

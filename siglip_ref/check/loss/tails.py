@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
+from siglip_ref.check.engine.expected.exact import exact_loss
+from siglip_ref.check.engine.expected.probes import Dims, Probe, Shape, read_dims
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
-from siglip_ref.check.expected.exact import exact_loss
-from siglip_ref.check.expected.probes import Dims, Probe, Shape, read_dims
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import places

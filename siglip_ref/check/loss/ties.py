@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from siglip_ref.check.diagnosis.products import NEAR, Numbers, numbers_of
+from siglip_ref.check.engine.expected.convention import Convention
+from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
-from siglip_ref.check.expected.convention import Convention
-from siglip_ref.check.expected.probes import Probe
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.report.data import Finding

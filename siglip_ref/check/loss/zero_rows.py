@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Outcome
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.check.expected.tolerance import SAFETY
+from siglip_ref.check.engine.expected.probes import Probe
+from siglip_ref.check.engine.expected.tolerance import SAFETY
 
 if TYPE_CHECKING:
     from siglip_ref.check.loss.subject import ComparedLoss, LossSubject

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from siglip_ref.check.call.frameworks import Inputs
-from siglip_ref.check.expected.expected import EmbeddingKind, ScaleKind
-from siglip_ref.check.expected.probes import POINTS, Probe, make_probe
+from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
+from siglip_ref.check.engine.expected.probes import POINTS, Probe, make_probe
 from siglip_ref.check.loss.arguments import declared_conventions, setting_of
 from siglip_ref.check.ranks.arguments import examined
 from siglip_ref.check.ranks.judge import judge_ranks

@@ -10,8 +10,8 @@ from itertools import combinations
 import numpy as np
 
 from siglip_ref.check.diagnosis.terms import loss_terms
-from siglip_ref.check.expected.expected import Convention
-from siglip_ref.check.expected.probes import Probe
+from siglip_ref.check.engine.expected.expected import Convention
+from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.ops.elementary import Array, softplus
 from siglip_ref.report.data import Hop
 

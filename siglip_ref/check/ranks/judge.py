@@ -11,9 +11,9 @@ from siglip_ref.check.call.frameworks import Setting, describe
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted
 from siglip_ref.check.engine.check import check
+from siglip_ref.check.engine.expected.expected import Convention, Truth, judge, tensors_of, truth
 from siglip_ref.check.engine.explain import explain
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
-from siglip_ref.check.expected.expected import Convention, Truth, judge, tensors_of, truth
 from siglip_ref.check.loss.behaviour import seen_of, speaks_for
 from siglip_ref.check.loss.messages import conventions_in_words
 from siglip_ref.check.loss.tails import tail_finding

@@ -8,7 +8,7 @@ import numpy as np
 
 from siglip_ref.check.call.frameworks import ARGUMENTS, Outcome
 from siglip_ref.check.diagnosis.predict import EMBEDS, odd_one
-from siglip_ref.check.expected.probes import Probe
+from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.ranks.world import RankOutcome, Split
 from siglip_ref.ops.elementary import Array
 

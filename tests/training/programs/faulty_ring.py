@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pytest import MonkeyPatch
 from training_cases import mini
 
-from mpi import cli, train
+from mpi import cli
+from mpi.training import train
 
 
 def fault(at):

@@ -10,8 +10,8 @@ import numpy as np
 
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array, sigmoid
-from siglip_ref.search.folder import Index
 from siglip_ref.use.reading import Prepared, reader
+from siglip_ref.use.search.folder import Index
 from siglip_ref.use.zeroshot import Model
 
 PIECE = 1 << 16  # rows of one product

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.check.derive.curves import (
+from siglip_ref.check.diagnosis.derive.curves import (
     BASE_BIAS,
     GRID,
     HOMOGENEOUS,
@@ -19,12 +19,12 @@ from siglip_ref.check.derive.curves import (
     function_of,
     scale_and_offset,
 )
-from siglip_ref.check.derive.evaluate import stretched_by
-from siglip_ref.check.derive.formula import Logit, Rows, Term
-from siglip_ref.check.derive.instrument import StopDerivingError, Subject, drawn
-from siglip_ref.check.derive.numbers import OFFSETS, SCALES, Entry, expression
-from siglip_ref.check.derive.sets import describe, simple
-from siglip_ref.check.derive.shapes import Number
+from siglip_ref.check.diagnosis.derive.evaluate import stretched_by
+from siglip_ref.check.diagnosis.derive.formula import Logit, Rows, Term
+from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
+from siglip_ref.check.diagnosis.derive.numbers import OFFSETS, SCALES, Entry, expression
+from siglip_ref.check.diagnosis.derive.sets import describe, simple
+from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array
 
 LOG_SCALE = 1.6  # where weights are measured: no pair is sure there

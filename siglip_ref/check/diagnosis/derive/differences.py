@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from siglip_ref.check.derive.formula import Backward, Difference, Formula, Rows, Term
-from siglip_ref.check.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
-from siglip_ref.check.derive.shapes import Number
+from siglip_ref.check.diagnosis.derive.formula import Backward, Difference, Formula, Rows, Term
+from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
+from siglip_ref.check.diagnosis.derive.shapes import Number
 
 Changed = tuple[Difference, Formula]  # and the formula without this difference
 _GUARD = 1e-6  # beside a length

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from siglip_ref.check.derive.coupled import coupled
-from siglip_ref.check.derive.curves import BASE_BIAS
-from siglip_ref.check.derive.evaluate import ORDERS, of_unit_rows
-from siglip_ref.check.derive.formula import Formula, Rows, Term
-from siglip_ref.check.derive.instrument import StopDerivingError, Subject, drawn
-from siglip_ref.check.derive.numbers import EXTRAS, Entry, expression
-from siglip_ref.check.derive.sets import OfPairs, form_of, simple, telling_sizes
-from siglip_ref.check.derive.shapes import of_number
-from siglip_ref.check.derive.weights import (
+from siglip_ref.check.diagnosis.derive.coupled import coupled
+from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
+from siglip_ref.check.diagnosis.derive.evaluate import ORDERS, of_unit_rows
+from siglip_ref.check.diagnosis.derive.formula import Formula, Rows, Term
+from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
+from siglip_ref.check.diagnosis.derive.numbers import EXTRAS, Entry, expression
+from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple, telling_sizes
+from siglip_ref.check.diagnosis.derive.shapes import of_number
+from siglip_ref.check.diagnosis.derive.weights import (
     BY_GRADIENT,
     BY_VALUE,
     LOG_SCALE,

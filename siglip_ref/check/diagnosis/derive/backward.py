@@ -6,12 +6,12 @@ from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.check.derive.evaluate import EMBEDS, Parts, evaluate, of_unit_rows
-from siglip_ref.check.derive.formula import ONE, Backward, Formula
-from siglip_ref.check.derive.instrument import Reading, Subject, drawn
-from siglip_ref.check.derive.numbers import Entry, expression
-from siglip_ref.check.derive.sets import Where, describe, form_of, simple
-from siglip_ref.check.derive.shapes import Number
+from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, Parts, evaluate, of_unit_rows
+from siglip_ref.check.diagnosis.derive.formula import ONE, Backward, Formula
+from siglip_ref.check.diagnosis.derive.instrument import Reading, Subject, drawn
+from siglip_ref.check.diagnosis.derive.numbers import Entry, expression
+from siglip_ref.check.diagnosis.derive.sets import Where, describe, form_of, simple
+from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array
 
 SIZES = (1, 2, 3, 4, 6, 7, 11)

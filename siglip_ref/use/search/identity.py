@@ -7,8 +7,8 @@ from typing import Any
 
 from siglip_ref.checkpoint.find_files import find_weights, resolve, shards_of
 from siglip_ref.errors import UsageError
-from siglip_ref.search.photos import digest_of
 from siglip_ref.use.load import load
+from siglip_ref.use.search.photos import digest_of
 from siglip_ref.use.zeroshot import Model
 
 Identity = dict[str, Any]

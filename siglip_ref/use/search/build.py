@@ -16,11 +16,11 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.process.clock import at, duration
 from siglip_ref.process.interrupt import tell
 from siglip_ref.process.owner import one_owner
-from siglip_ref.search import folder
-from siglip_ref.search.identity import loaded, require_same
-from siglip_ref.search.photos import Known, Photo, Plan, digest_of, plan, require_folder
 from siglip_ref.use.reading import Prepared, Read, batches_ahead, reader
 from siglip_ref.use.refusals import require_finite, require_side
+from siglip_ref.use.search import folder
+from siglip_ref.use.search.identity import loaded, require_same
+from siglip_ref.use.search.photos import Known, Photo, Plan, digest_of, plan, require_folder
 from siglip_ref.use.zeroshot import Model, Progress
 
 SHARD = 1000

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Outcome, Setting
-from siglip_ref.check.expected.convention import Convention, EmbeddingKind, ScaleKind
-from siglip_ref.check.expected.exact import exact_loss
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.check.expected.repeated import Repeated
-from siglip_ref.check.expected.repeated_noise import repeated_noise
-from siglip_ref.check.expected.tolerance import SAFETY, Given, loss_noise, way_of
+from siglip_ref.check.engine.expected.convention import Convention, EmbeddingKind, ScaleKind
+from siglip_ref.check.engine.expected.exact import exact_loss
+from siglip_ref.check.engine.expected.probes import Probe
+from siglip_ref.check.engine.expected.repeated import Repeated
+from siglip_ref.check.engine.expected.repeated_noise import repeated_noise
+from siglip_ref.check.engine.expected.tolerance import SAFETY, Given, loss_noise, way_of
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import Noise
 from siglip_ref.noise.table import Key, digest, table

@@ -15,9 +15,9 @@ from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.ops.softmax import softmax_forward
 from siglip_ref.process.tables import as_csv
 from siglip_ref.process.typed import read_lines, require_some, visible
-from siglip_ref.search.calibrate import Calibration
-from siglip_ref.use.classifier import Classifier, read_classifier
 from siglip_ref.use.labels import fill, require_words
+from siglip_ref.use.search.calibrate import Calibration
+from siglip_ref.use.search.classifier import Classifier, read_classifier
 from siglip_ref.use.zeroshot import Model, Progress
 
 LEARNT = (

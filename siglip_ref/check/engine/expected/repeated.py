@@ -11,8 +11,17 @@ from typing import Literal
 
 import numpy as np
 
-from siglip_ref.check.expected.probes import COLD, WIDE_FORMATS, Dims, Point, Probe, fitted, make_scalars, read_dims
-from siglip_ref.check.expected.rows import rows_of
+from siglip_ref.check.engine.expected.probes import (
+    COLD,
+    WIDE_FORMATS,
+    Dims,
+    Point,
+    Probe,
+    fitted,
+    make_scalars,
+    read_dims,
+)
+from siglip_ref.check.engine.expected.rows import rows_of
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
-from siglip_ref.check.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
-from siglip_ref.check.derive.shapes import Number, Shape
+from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
+from siglip_ref.check.diagnosis.derive.shapes import Number, Shape
 
 IDENTITY = Shape("identity")
 SOFTPLUS = Shape("softplus")
@@ -14,7 +14,7 @@ ONE = Number((("1", 1.0),))
 class Rows:
     """What becomes of one side's rows. kind: "as given", "unit", "unit + eps" (divided by their length + eps), or
     "whole matrix" (divided by the length of all); detached: the length is held constant in the backward; order: which
-    rows stand where, of `siglip_ref.check.derive.evaluate.ORDERS`."""
+    rows stand where, of `siglip_ref.check.diagnosis.derive.evaluate.ORDERS`."""
 
     kind: str = "as given"
     eps: float = 0.0
@@ -44,7 +44,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Coupled:
-    """weight(B) times a function of whole rows or columns of logits; kind: of `siglip_ref.check.derive.coupled`."""
+    """weight(B) times a function of whole rows or columns of logits; kind: of
+    `siglip_ref.check.diagnosis.derive.coupled`."""
 
     kind: str
     weight: OfPairs

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.derive.coupled import COUPLED
-from siglip_ref.check.derive.formula import Backward, Formula, Logit, Rows
-from siglip_ref.check.derive.sets import total
-from siglip_ref.check.derive.shapes import of_number
+from siglip_ref.check.diagnosis.derive.coupled import COUPLED
+from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, Rows
+from siglip_ref.check.diagnosis.derive.sets import total
+from siglip_ref.check.diagnosis.derive.shapes import of_number
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.arithmetic.double_double import double_double
-from siglip_ref.check.expected.convention import Convention, as_given
-from siglip_ref.check.expected.probes import Probe
-from siglip_ref.check.expected.repeated import Repeated, repeated_loss
+from siglip_ref.check.engine.expected.convention import Convention, as_given
+from siglip_ref.check.engine.expected.probes import Probe
+from siglip_ref.check.engine.expected.repeated import Repeated, repeated_loss
 from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.ops.elementary import Array
 
@@ -47,7 +47,7 @@ def proven(probe: Probe, convention: Convention) -> LossAndGrads:
 
     Examples
     --------
-    >>> from siglip_ref.check.expected.probes import POINTS, loss_probes
+    >>> from siglip_ref.check.engine.expected.probes import POINTS, loss_probes
     >>> probe = loss_probes(POINTS[:1], None, "float64", "float64")[0][0]
     >>> plain = Convention("log", "unit")
     >>> bool(proven(probe, plain).loss == exact_loss(probe, plain).loss)

@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.check.derive.sets import simple
-from siglip_ref.check.derive.shapes import Number, of_number
+from siglip_ref.check.diagnosis.derive.sets import simple
+from siglip_ref.check.diagnosis.derive.shapes import Number, of_number
 from siglip_ref.ops.elementary import Array
 
 _NEAR = 1e-7

@@ -15,9 +15,9 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import PLAIN, Variant, pair_block
-from siglip_ref.check.expected.convention import as_given
-from siglip_ref.check.expected.repeated import Repeated
-from siglip_ref.check.expected.tolerance import Given, is_quick, scalars_of, unit_rows_again
+from siglip_ref.check.engine.expected.convention import as_given
+from siglip_ref.check.engine.expected.repeated import Repeated
+from siglip_ref.check.engine.expected.tolerance import Given, is_quick, scalars_of, unit_rows_again
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, Noise, announce, measure
 from siglip_ref.noise.quick import FEWER_STILL, quick_noise
@@ -34,7 +34,8 @@ TILE = 4  # texts in the smallest tiles that a smaller batch may come in
 
 
 def repeated_noise(given: Given, probe: Repeated) -> Noise:
-    """As `siglip_ref.check.expected.tolerance.loss_noise` gives it, of the distinct rows of a batch of a real size."""
+    """As `siglip_ref.check.engine.expected.tolerance.loss_noise` gives it, of the distinct rows of a batch of a real
+    size."""
     quick = is_quick(given)
     if not quick:
         announce(f"a loss in {given.regime} at {len(probe.order)} pairs")

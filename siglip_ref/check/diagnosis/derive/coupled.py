@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from siglip_ref.check.derive.formula import Coupled, Logit
-from siglip_ref.check.derive.instrument import Subject, drawn
-from siglip_ref.check.derive.sets import OfPairs, form_of
-from siglip_ref.check.derive.shapes import Number
+from siglip_ref.check.diagnosis.derive.formula import Coupled, Logit
+from siglip_ref.check.diagnosis.derive.instrument import Subject, drawn
+from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of
+from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 
 # Of logits and a number: the sum, and its slope by each logit.

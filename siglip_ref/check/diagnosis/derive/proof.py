@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from siglip_ref.check.derive.evaluate import with_magnitudes
-from siglip_ref.check.derive.formula import Formula
-from siglip_ref.check.derive.instrument import Subject
-from siglip_ref.check.derive.shapes import Shape
+from siglip_ref.check.diagnosis.derive.evaluate import with_magnitudes
+from siglip_ref.check.diagnosis.derive.formula import Formula
+from siglip_ref.check.diagnosis.derive.instrument import Subject
+from siglip_ref.check.diagnosis.derive.shapes import Shape
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 

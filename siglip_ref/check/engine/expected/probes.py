@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
-from siglip_ref.check.expected.rows import Texts, rows_of
+from siglip_ref.check.engine.expected.rows import Texts, rows_of
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 

@@ -10,9 +10,9 @@ from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.process.tables import as_csv
 from siglip_ref.process.typed import visible
-from siglip_ref.search.folder import Index
-from siglip_ref.search.results import shown
-from siglip_ref.search.sheet import Card, Section
+from siglip_ref.use.search.folder import Index
+from siglip_ref.use.search.results import shown
+from siglip_ref.use.search.sheet import Card, Section
 
 PIECE = 2048  # rows of a tile of the product of all rows with all rows
 COLUMNS = ("group", "path", "similarity", "same file")
@@ -110,7 +110,7 @@ def groups_as_text(index: Index, groups: list[Group], similarity: float) -> str:
 
 
 def groups_as_sheet(index: Index, groups: list[Group], similarity: float) -> tuple[list[str], list[Section]]:
-    """Lines and a section for each group, for `siglip_ref.search.sheet.sheet`."""
+    """Lines and a section for each group, for `siglip_ref.use.search.sheet.sheet`."""
     sections = []
     for number, group in enumerate(groups, start=1):
         cards = [

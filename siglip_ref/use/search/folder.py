@@ -22,7 +22,7 @@ from siglip_ref.process.atomic import sweep, write_atomically, written_whole
 from siglip_ref.process.outputs import require_free, require_name
 from siglip_ref.process.tables import as_csv, read_csv
 from siglip_ref.process.typed import visible
-from siglip_ref.search.photos import Known, Photo
+from siglip_ref.use.search.photos import Known, Photo
 
 INDEX, LOCK, WORK = "index.json", "index.lock", "index.work"
 FORMAT = "siglip-ref-index/1"
@@ -38,7 +38,7 @@ PIECE = 1000  # rows that are copied at once
 class Index:
     """An index as it lies on the disk.
 
-    root : folder of the photos; model : see `siglip_ref.search.identity.loaded`
+    root : folder of the photos; model : see `siglip_ref.use.search.identity.loaded`
     vectors : (n, D) unit rows, mapped, not read; photos : what row i is of
     unreadable : files that are no images, with the reason
     """

@@ -9,9 +9,9 @@ from typing import Any
 
 from siglip_ref.process.tables import as_csv
 from siglip_ref.process.typed import visible
-from siglip_ref.search.folder import Index
-from siglip_ref.search.query import Hits, Query
-from siglip_ref.search.sheet import Card, Section
+from siglip_ref.use.search.folder import Index
+from siglip_ref.use.search.query import Hits, Query
+from siglip_ref.use.search.sheet import Card, Section
 
 SCORE = (
     "score: how likely this model takes the text to belong to the photo, a sigmoid of the similarity. Each stands "
@@ -73,7 +73,7 @@ def hits_as_json(index: Index, hits: Hits, query: Query) -> str:
 
 
 def hits_as_sheet(index: Index, hits: Hits) -> tuple[list[str], list[Section]]:
-    """Lines and cards for `siglip_ref.search.sheet.sheet`."""
+    """Lines and cards for `siglip_ref.use.search.sheet.sheet`."""
     cards, values = [], hits.similarities if hits.scores is None else hits.scores
     best = max(float(values.max(initial=0.0)), 1e-9)
     for row, (_, similarity, score) in zip(hits.rows.tolist(), hits_of(index, hits), strict=True):

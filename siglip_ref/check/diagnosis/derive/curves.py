@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from siglip_ref.check.derive.fit import Fitted, Residual, best_of
-from siglip_ref.check.derive.formula import IDENTITY
-from siglip_ref.check.derive.instrument import Subject
-from siglip_ref.check.derive.sets import simple
-from siglip_ref.check.derive.shapes import PAIR, SIMILARITY, STARTS, Shape
+from siglip_ref.check.diagnosis.derive.fit import Fitted, Residual, best_of
+from siglip_ref.check.diagnosis.derive.formula import IDENTITY
+from siglip_ref.check.diagnosis.derive.instrument import Subject
+from siglip_ref.check.diagnosis.derive.sets import simple
+from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, Shape
 from siglip_ref.ops.elementary import Array
 
 Pair = tuple[int, int]

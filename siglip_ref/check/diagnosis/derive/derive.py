@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from siglip_ref.check.derive.backward import backward_of
-from siglip_ref.check.derive.curves import BASE_BIAS
-from siglip_ref.check.derive.differences import differences
-from siglip_ref.check.derive.formula import Derived, Formula, Measured
-from siglip_ref.check.derive.instrument import StopDerivingError, Subject, measure_noise
-from siglip_ref.check.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
-from siglip_ref.check.derive.shapes import Number
-from siglip_ref.check.derive.value import value_of
-from siglip_ref.check.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
+from siglip_ref.check.diagnosis.derive.backward import backward_of
+from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
+from siglip_ref.check.diagnosis.derive.differences import differences
+from siglip_ref.check.diagnosis.derive.formula import Derived, Formula, Measured
+from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, measure_noise
+from siglip_ref.check.diagnosis.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
+from siglip_ref.check.diagnosis.derive.shapes import Number
+from siglip_ref.check.diagnosis.derive.value import value_of
+from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
 
 _LARGEST = 200  # pairs of a batch in which weights are read
 

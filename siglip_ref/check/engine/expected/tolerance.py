@@ -12,8 +12,8 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import Variant
-from siglip_ref.check.expected.convention import as_given, unit_rows
-from siglip_ref.check.expected.probes import WIDE_FORMATS
+from siglip_ref.check.engine.expected.convention import as_given, unit_rows
+from siglip_ref.check.engine.expected.probes import WIDE_FORMATS
 from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
 from siglip_ref.noise.measure import TIMES, Noise, announce, measure
 from siglip_ref.noise.quick import PAIRS, quick_noise

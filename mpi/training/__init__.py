@@ -1,0 +1,1 @@
+"""Training over ranks: gradients that add up, and SigLIP 2's objective."""

@@ -1,1 +1,0 @@
-"""The check of SigLIP 2's recipe: a program's losses and gradients at golden vectors."""
