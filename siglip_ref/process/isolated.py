@@ -65,6 +65,13 @@ def torch_as_it_was() -> Iterator[None]:
                 write(value)
 
 
+def one_torch_thread() -> None:
+    """For calls on few numbers, where threads only wait for each other; `torch_as_it_was` puts them back."""
+    torch = sys.modules.get("torch")
+    if torch:
+        torch.set_num_threads(1)
+
+
 def _torch_settings() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
     """How to read and how to write each."""
     import torch

@@ -17,6 +17,7 @@ from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.check.engine.expected.probes import Probe, read_dims
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
+from siglip_ref.process.isolated import one_torch_thread
 from siglip_ref.report.computes import difference_in_words, in_words
 from siglip_ref.report.data import Finding, Report
 from siglip_ref.report.repairs import repair_of
@@ -36,6 +37,7 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
     wrong = report.verdict == "FAIL"
     if not wrong and not (loss.says_more and report.verdict in ("PASS", "OTHER CONVENTION")):
         return
+    one_torch_thread()
     with np.errstate(all="ignore"):
         derived = _derived(loss, compared, wrong)
     report.computes = in_words(derived, wrong)
@@ -100,7 +102,7 @@ def _derived(loss: "LossSubject", compared: "ComparedLoss", wrong: bool) -> Deri
 
 
 def _seconds(loss: "LossSubject", probe: Probe, convention: Convention, setting: Setting) -> float | None:
-    """Of one call, the least of several, as threads that wait for each other use time, too; None where it is refused."""
+    """Of one call: the least of several, for threads that wait use time, too. None where it is refused."""
     scale = probe.scale if convention.scale == "linear" else probe.log_scale
     inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
     try:
