@@ -44,7 +44,7 @@ def choose(scores: Array, count: int, noise: Array, first: First, divided: bool)
         Nothing else here is random
     first : the first chunk, before any is chosen, is drawn "uniform", or in proportion to the "diagonal" less its
         minimum; not published
-    divided : whether a round's scores are divided by 2 |chosen| + 1; not published
+    divided : whether a round's scores are divided by 2 len(chosen) + 1; not published
 
     Returns
     -------
