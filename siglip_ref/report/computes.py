@@ -247,7 +247,7 @@ def _rows(rows: "Rows") -> str:
 
 def backward_in_words(rule: "Backward") -> str:
     """What one gradient is."""
-    name = ", ".join(f"d {tensor}" for tensor in rule.tensor.split(", "))
+    name = ", ".join(f"d {tensor}" for tensor in (rule.tensor, *rule.alike))
     if rule.kind == "times":
         matrix = " and ".join(
             f"{form_in_words(form)} on {where_in_words(where)}" if where.names != _ALL else form_in_words(form)

@@ -87,6 +87,7 @@ def _offset(got: "Number") -> str:
 
 
 def _backward(got: "Backward") -> str:
+    tensors = ", ".join((got.tensor, *got.alike))
     if got.kind == "none":
-        return f"look for detach(), .data, .item() or no_grad between {got.tensor} and the loss"
-    return f"let autograd differentiate the value, or take the factor out of the gradient of {got.tensor}"
+        return f"look for detach(), .data, .item() or no_grad between {tensors} and the loss"
+    return f"let autograd differentiate the value, or take the factor out of the gradient of {tensors}"

@@ -4,7 +4,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,15 +103,17 @@ def test_only_what_changed_is_read_and_what_is_gone_drops_out(model, pictures, t
     assert len(list((tmp_path / "index").glob("vectors-*"))) == 1
 
 
-def indexing(pictures, out, model):
-    """Forked: the pid."""
-    pid = os.fork()
-    if not pid:
-        try:
-            build(pictures, out, str(model), batch=2, threads=1)
-        finally:
-            os._exit(0)
-    return pid
+def indexing(how, pictures, out, model, *rest):
+    """Started, and about to begin."""
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("killed.py")),
+        how,
+        *map(str, (pictures, out, model, *rest)),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begins\n"
+    return process
 
 
 def test_killed_at_any_instant_it_ends_with_the_same_bytes(model, tmp_path, monkeypatch):
@@ -116,18 +121,17 @@ def test_killed_at_any_instant_it_ends_with_the_same_bytes(model, tmp_path, monk
     monkeypatch.setattr(building, "SHARD", 5)
     pictures = make_photos(tmp_path / "photos", 60)
     build(pictures, tmp_path / "whole", str(model), batch=2, threads=1)
-    embed = building.Model.embed_prepared
-    monkeypatch.setattr(building.Model, "embed_prepared", lambda *given: (time.sleep(0.01), embed(*given))[1])
     want, rng, killed, saved = content(tmp_path / "whole"), np.random.default_rng(3), 0, set()
     for _ in range(8):
-        pid = indexing(pictures, tmp_path / "index", model)
-        time.sleep(rng.uniform(0.02, 0.3))
-        os.kill(pid, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        with indexing("slow", pictures, tmp_path / "index", model) as process:
+            time.sleep(rng.uniform(0.02, 0.3))
+            process.kill()
+        killed += process.returncode == -signal.SIGKILL
         now = {file.name for file in (tmp_path / "index").glob("*.work/*.npy")}
         assert saved <= now or (tmp_path / "index" / "index.json").exists()  # nothing that was saved is lost
         saved = now
-    os.waitpid(indexing(pictures, tmp_path / "index", model), 0)
+    with indexing("slow", pictures, tmp_path / "index", model) as process:
+        assert process.wait(120) == 0
     assert content(tmp_path / "index") == want and killed >= 4
 
 
@@ -157,20 +161,8 @@ def test_killed_while_it_is_put_in_place_it_is_the_old_or_the_new_one(model, pic
 @pytest.mark.parametrize("kill", range(4))
 def test_killed_while_the_first_one_is_put_in_place(kill, model, pictures, tmp_path):
     """The folder then held files that no index.json named, and was refused as somebody else's."""
-    pid = os.fork()
-    if not pid:
-        count, atomically, whole = iter(range(10)), folder.write_atomically, folder.written_whole
-
-        def dies(path):
-            if not path.parent.name.endswith("work") and next(count) == kill:
-                path.with_name(f"{path.name}.{os.getpid()}.part").write_bytes(b"half")
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        folder.write_atomically = lambda path, data: (dies(path), atomically(path, data))
-        folder.written_whole = lambda path: (dies(path), whole(path))[1]
-        build(pictures, tmp_path / "index", str(model))
-        os._exit(3)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    with indexing("dies", pictures, tmp_path / "index", model, kill) as process:
+        assert process.wait(120) == -signal.SIGKILL
     assert build(pictures, tmp_path / "index", str(model)).embedded == 0
     build(pictures, tmp_path / "fresh", str(model))
     assert content(tmp_path / "index") == content(tmp_path / "fresh")

@@ -15,6 +15,7 @@ from siglip_ref.check.diagnosis.derive.instrument import Subject
 from siglip_ref.check.diagnosis.derive.proof import Held, precision
 from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.check.engine.expected.probes import Probe, read_dims
+from siglip_ref.check.loss.explain import of_refused_values
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.process.isolated import one_torch_thread
@@ -42,17 +43,12 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
         derived = _derived(loss, compared, wrong)
     report.computes = in_words(derived, wrong)
     if wrong and derived.certain and derived.differences and _open(report.findings):
-        report.findings = [*_kept(report.findings), *_findings(derived)]
+        report.findings = [*of_refused_values(compared), *_findings(derived)]
 
 
 def _open(findings: Sequence[Finding]) -> bool:
     """Whether nothing has a name yet."""
     return all(finding.id == "unknown" or finding.kind == "suspicion" for finding in findings)
-
-
-def _kept(findings: Sequence[Finding]) -> list[Finding]:
-    """What a derivation does not speak of: refusals of numbers."""
-    return [finding for finding in findings if finding.evidence.startswith("raises at")]
 
 
 def _findings(derived: Derived) -> list[Finding]:

@@ -40,7 +40,7 @@ def explained(subject: "LossSubject", compared: "ComparedLoss") -> "Answer[Compa
     meant = right_when_exchanged(subject, first.probe) if first else None
     if meant:
         return Answer([_exchanged()], compared=subject.compared(meant, subject.setting))
-    findings = [*_of_refused_values(compared), *_of_the_contract(compared)]
+    findings = [*of_refused_values(compared), *_of_the_contract(compared)]
     of_plain, parts = _of_plain_calls(subject, compared)
     findings += of_plain + large_findings(compared)
     argument = declaring(parts, compared.setting.dtype)
@@ -67,7 +67,7 @@ def refused_values(compared: "ComparedLoss") -> "list[Refusal]":
     return [one for one, right in zip(found, rights, strict=True) if not any(right.overflows.values())]
 
 
-def _of_refused_values(compared: "ComparedLoss") -> list[Finding]:
+def of_refused_values(compared: "ComparedLoss") -> list[Finding]:
     refused = refused_values(compared)
     if not refused:
         return []

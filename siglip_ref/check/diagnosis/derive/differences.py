@@ -205,7 +205,7 @@ def _backward(formula: Formula) -> Iterator[Changed]:
     for group in groups:
         rest = tuple(other for other in formula.backward if other not in group)
         names = ", ".join(rule.tensor for rule in group)
-        got = replace(group[0], tensor=names)
+        got = replace(group[0], alike=tuple(rule.tensor for rule in group[1:]))
         yield Difference("backward", names, got, (), _backward_ids(group[0], formula)), replace(formula, backward=rest)
 
 

@@ -61,6 +61,7 @@ class Backward:
         without its part along the row; "transposed"; "exchanged" with the other embedding's; "rolled" by `number`
         rows; "clipped" to the length `number` (a length has `eps` added), as a whole; "rows clipped", each; "of": made
         of parts, each with a factor
+    alike : other gradients of which the same holds
     """
 
     tensor: str
@@ -70,6 +71,7 @@ class Backward:
     number: float = 0.0
     eps: float = 0.0
     parts: tuple[tuple[str, float], ...] = ()
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
