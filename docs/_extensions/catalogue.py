@@ -4,12 +4,10 @@
 them in a derivation, each with a link to its entry; `{symptoms}` is a search box over what all of them show.
 """
 
-import json
-from pathlib import Path
-
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from symptoms import symptoms
 
 from siglip_ref.mistakes import FILES, Mistake, entries, find
 
@@ -60,18 +58,6 @@ class Pitfalls(_FromCatalogue):
         return self._parsed(
             "\n".join(f"- [{m.text[0].upper()}{m.text[1:]}](#{m.id}). *{m.shows}.* `{m.id}`" for m in chosen)
         )
-
-
-def symptoms() -> str:
-    """The search box: HTML with the entries in it, of the pages that stand beside it."""
-    rows = [[m.id, m.text, m.shows, f"{name}.html#{m.id}"] for name in FILES for m in entries(name)]
-    script = (Path(__file__).parent / "symptoms.js").read_text(encoding="utf-8")
-    data = json.dumps(rows).replace("</", "<\\/")
-    return (
-        '<p><label>What do you see? <input type="search" id="symptom" placeholder="loss too large, gradients zero" '
-        'style="width: min(100%, 28rem)"></label></p><ul id="symptom-found" aria-live="polite"></ul>\n'
-        f'<script type="application/json" id="symptom-data">{data}</script>\n<script>{script}</script>'
-    )
 
 
 class Symptoms(SphinxDirective):

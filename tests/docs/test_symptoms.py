@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sphinx")
 ROOT = Path(__file__).parents[2]
-PLACE = importlib.util.spec_from_file_location("catalogue_pages", ROOT / "docs" / "_extensions" / "catalogue.py")
-catalogue = importlib.util.module_from_spec(PLACE)
-PLACE.loader.exec_module(catalogue)
+PLACE = importlib.util.spec_from_file_location("symptoms", ROOT / "docs" / "_extensions" / "symptoms.py")
+symptoms = importlib.util.module_from_spec(PLACE)
+PLACE.loader.exec_module(symptoms)
 sys.path.insert(0, str(ROOT / "tests" / "teaching"))
 
 SEEN = {
@@ -32,7 +31,7 @@ def page(tmp_path_factory):
     from chromium import Browser
 
     folder = tmp_path_factory.mktemp("symptoms")
-    (folder / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{catalogue.symptoms()}", encoding="utf-8")
+    (folder / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{symptoms.symptoms()}", encoding="utf-8")
     with Browser(folder / "profile") as browser:
         page = browser.page((folder / "index.html").as_uri())
         yield page
