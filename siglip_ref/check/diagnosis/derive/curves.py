@@ -7,7 +7,7 @@ import numpy as np
 
 from siglip_ref.check.diagnosis.derive.fit import Fitted, Residual, best_of
 from siglip_ref.check.diagnosis.derive.formula import IDENTITY
-from siglip_ref.check.diagnosis.derive.instrument import Subject
+from siglip_ref.check.diagnosis.derive.instrument import Stretch, Subject
 from siglip_ref.check.diagnosis.derive.sets import simple
 from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, Shape
 from siglip_ref.ops.elementary import Array
@@ -67,15 +67,17 @@ class PairFunction:
 HOMOGENEOUS = {"identity": 1, "hinge": 1, "absolute": 1, "square": 2, "hinge squared": 2}
 
 
-def collect(subject: Subject, pair: Pair, pairs: int, s: float, b: float, grid: Array = GRID) -> Curve:
-    """The curve of one pair, all other similarities being 0."""
+def collect(
+    subject: Subject, pair: Pair, pairs: int, s: float, b: float, grid: Array = GRID, stretch: Stretch = (1.0, 1.0)
+) -> Curve:
+    """The curve of one pair, all other similarities being 0; rows of images and texts may be stretched."""
     s, b = subject.number(s), subject.number(b)
-    zero = subject.value(np.zeros((pairs, pairs)), s, b)
+    zero = subject.value(np.zeros((pairs, pairs)), s, b, *stretch)
     values = []
     for size in grid:
         similarity = np.zeros((pairs, pairs))
         similarity[pair] = size
-        values.append(subject.value(similarity, s, b) - zero)
+        values.append(subject.value(similarity, s, b, *stretch) - zero)
     finite = np.isfinite(values)
     noise = subject.noise * max(abs(zero), float(np.abs(np.array(values)[finite]).max(initial=0.0)))
     return Curve(pair, pairs, s, b, grid[finite], np.array(values)[finite], noise)

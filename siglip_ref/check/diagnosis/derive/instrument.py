@@ -15,6 +15,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 
 Call = Callable[[Array, Array, float, float], LossAndGrads]
+Stretch = tuple[float | Array, float | Array]  # factors of the rows of images and of texts
 
 
 class StopDerivingError(Exception):
@@ -73,7 +74,9 @@ class Subject:
         """A scalar as the loss is given it."""
         return value if self.form == "float64" else float(np.float32(value))
 
-    def value(self, similarity: Array, s: float, b: float, images: float = 1.0, texts: float = 1.0) -> float:
+    def value(
+        self, similarity: Array, s: float, b: float, images: float | Array = 1.0, texts: float | Array = 1.0
+    ) -> float:
         """The loss alone, at these similarities; rows may be stretched."""
         x, y, _ = self.rows(similarity)
         return float(self.at(self.rounded(images * x), self.rounded(texts * y), s, b).loss)

@@ -234,18 +234,8 @@ def _unit(
 def _stretched(
     subject: Subject, pair: Pair, pairs: int, s: float, b: float, stretch: float | Array, side: int
 ) -> Curve:
-    plain = subject.rows
-    either = (stretch, 1.0) if side == 0 else (1.0, stretch)
-
-    def stretched(similarity: Array, turn: int = 0) -> tuple[Array, Array, Array]:
-        x, y, rotation = plain(similarity, turn)
-        return x * either[0], y * either[1], rotation
-
-    other = replace(subject, calls=0)
-    other.rows = stretched  # type: ignore[method-assign]
-    curve = collect(other, pair, pairs, s, b, _NARROW)
-    subject.calls += other.calls
-    return curve
+    """The curve where the rows of one side are stretched."""
+    return collect(subject, pair, pairs, s, b, _NARROW, (stretch, 1.0) if side == 0 else (1.0, stretch))
 
 
 # --- weights
