@@ -210,9 +210,13 @@ class Model:
         text_embed = self._embed_texts(texts)
         found = self.embed_images(images, batch=batch, threads=threads, progress=progress)
         with np.errstate(all="ignore"):
-            logits = np.exp(self.params["log_scale"]) * (found.embeddings @ text_embed.T) + self.params["bias"]
+            logits = self.logits(found.embeddings @ text_embed.T)
         require_finite(logits, found.names, self)
         return ZeroShot(sigmoid(logits), logits, list(labels), found.names, found.skipped, (*notes, *found.notes))
+
+    def logits(self, similarities: Array) -> Array:
+        """What the model makes of cosines, by its scale and bias; their sigmoid is a score."""
+        return np.exp(self.params["log_scale"]) * similarities + self.params["bias"]
 
     @property
     def _dtype(self) -> Any:

@@ -120,7 +120,7 @@ def by_words(
     if calibration:
         chances, meaning = calibration.scores(similarities), FITTED
     else:
-        chances = sigmoid(np.exp(model.params["log_scale"]) * similarities + model.params["bias"])
+        chances = sigmoid(model.logits(similarities))
         meaning = IN_WORDS
     return Sorted(tuple(labels), chances, found.names, found.skipped, found.notes, meaning, similarities)
 

@@ -116,6 +116,6 @@ def search(index: Index, model: Model, query: Query, top: int = 20, threshold: f
         rows = best(similarities, top, -np.inf if threshold is None else threshold)
         return Hits(rows, similarities[rows], None)
     rows = best(similarities, top)
-    scores = sigmoid(np.exp(model.params["log_scale"]) * similarities[rows] + model.params["bias"])
+    scores = sigmoid(model.logits(similarities[rows]))
     kept = scores >= (-np.inf if threshold is None else threshold)
     return Hits(rows[kept], similarities[rows][kept], scores[kept])
