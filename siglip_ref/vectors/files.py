@@ -155,6 +155,21 @@ def read_safetensors(path: Path, content: bytes | None = None) -> tuple[dict[str
     return {name: tensors[name] for name in header}, metadata
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata of a .safetensors or .npz file; an .npz has no metadata.
+
+    Raises
+    ------
+    UsageError (VectorError for an unreadable file)
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix == ".npz":
+        return read_npz(path), {}
+    cause, repair = "the ending chooses the format", "numpy.savez, or safetensors' save_file"
+    raise UsageError("a .safetensors or .npz file", path.name, cause, repair)
+
+
 def read_npz(path: Path) -> dict[str, Array]:
     """Arrays of an .npz without pickles; what headers claim is added up before anything is unpacked."""
     _size(path)

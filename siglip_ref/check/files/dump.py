@@ -19,7 +19,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Kind, Row, compare, not_checked, out_of_range
 from siglip_ref.report.data import Finding, Report, Sight
 from siglip_ref.report.verdict import Judgement, judgement
-from siglip_ref.vectors.files import read_npz, read_safetensors
+from siglip_ref.vectors.files import read_tensors
 from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, mistaken, run
 from siglip_ref.vectors.store import Vector, packaged
 
@@ -57,13 +57,10 @@ def check_dump(
     UsageError (VectorError for an unreadable file)
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".npz"):
-        cause, repair = "the ending chooses the format", "numpy.savez, or safetensors' save_file"
-        raise UsageError("a .safetensors or .npz file", path.name, cause, repair)
     if probe is not None:
         _require_forward(probe, vector, forward_only)
         return check_probe(path, probe, dtype, quantised=quantised)
-    tensors, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_npz(path), {})
+    tensors, metadata = read_tensors(path)
     name = vector or metadata.get("vector")
     if name is None:
         raise UsageError(

@@ -33,7 +33,7 @@ from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.report.compare import Row, not_checked
 from siglip_ref.report.data import Report, Sight
 from siglip_ref.report.verdict import Judgement, Unjudged, judgement
-from siglip_ref.vectors.files import read_npz, read_safetensors
+from siglip_ref.vectors.files import read_tensors
 
 EMBEDS = ("image/embed", "text/embed")
 _FORWARD = "that only gradients show (this was a forward pass)"
@@ -62,7 +62,7 @@ def check_probe(
     UsageError
     """
     exported, path = read_probe(probe), Path(answer)
-    tensors = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_npz(path)
+    tensors, _ = read_tensors(path)
     dtype = _arithmetic(exported, arithmetic)
     cfg, chosen = exported.cfg, exported.cfg.conventions
     own = subtree(tensors, "params")
