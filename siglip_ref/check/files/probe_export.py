@@ -17,10 +17,10 @@ from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import SIZES, Config, Tower, config
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.probe import Probe, model_probe
-from siglip_ref.check.model.reference import reference
 from siglip_ref.checkpoint.load import Format, load_checkpoint, require_whole
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.errors import UsageError
+from siglip_ref.model.two_towers import forward
 from siglip_ref.process.outputs import require_free
 from siglip_ref.vectors.files import write_safetensors
 
@@ -139,7 +139,7 @@ def _write(place: Path, name: str, probe: Probe, cfg: Config, layout: Format, dt
     }
     (place / "inputs.safetensors").write_bytes(write_safetensors(inputs))
     np.savez(place / "inputs.npz", allow_pickle=False, **inputs)
-    values = reference(probe, cfg, cfg.conventions, np.float32).activations
+    values = forward(probe.params, probe.images, probe.tokens, cfg, activations=True).activations
     files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
     about = {
         "format": FORMAT,
