@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 from torch.nn.parallel import DistributedDataParallel
 
 from mpi.loss import ring_sigmoid_loss
@@ -28,12 +28,12 @@ class Ranks:
     def __init__(self):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
-    def Sendrecv(self, sendbuf, dest, sendtag, recvbuf, source, recvtag):  # noqa: N802
+    def Sendrecv(self, sendbuf, dest, sendtag, recvbuf, source, recvtag):  # noqa: N802  # MPI's names
         sending = dist.isend(torch.from_numpy(np.ascontiguousarray(sendbuf)), dest, tag=sendtag)
         dist.recv(torch.from_numpy(recvbuf), source, tag=recvtag)
         sending.wait()
 
-    def Allreduce(self, sendbuf, recvbuf):  # noqa: N802
+    def Allreduce(self, sendbuf, recvbuf):  # noqa: N802  # MPI's names
         recvbuf[...] = sendbuf
         dist.all_reduce(torch.from_numpy(recvbuf))
 

@@ -1,5 +1,7 @@
 """Rings broken on purpose: each is mpi/ and one edited line. What goes wrong is run, and judged by the checker."""
 
+# ruff: noqa: N802 - methods have the names that MPI gave them
+
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -161,11 +163,11 @@ class Fast(Wrapper):
         super().__init__(comm)
         self.coming: list[Request] = []
 
-    def Irecv(self, buf: Array, source: int, tag: int) -> Request:  # noqa: N802
+    def Irecv(self, buf: Array, source: int, tag: int) -> Request:
         self.coming.append(self.comm.Irecv(buf, source, tag))
         return self.coming[-1]
 
-    def Isend(self, buf: Array, dest: int, tag: int) -> Request:  # noqa: N802
+    def Isend(self, buf: Array, dest: int, tag: int) -> Request:
         sent = self.comm.Isend(buf, dest, tag)
         while self.coming:
             self.coming.pop(0).Wait()

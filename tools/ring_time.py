@@ -5,6 +5,8 @@ take as long as if each had a processor and each pair of ranks a link of its own
 which order is the program's own; when each thing begins and ends was measured.
 """
 
+# ruff: noqa: N802 - methods have the names that MPI gave them
+
 import threading
 import time
 from collections import defaultdict, deque
@@ -58,16 +60,16 @@ class Slow(Wrapper):
         super().__init__(comm)
         self.links = links
 
-    def Sendrecv(self, sendbuf: Array, dest: int, sendtag: int, recvbuf: Array, source: int, recvtag: int) -> None:  # noqa: N802
+    def Sendrecv(self, sendbuf: Array, dest: int, sendtag: int, recvbuf: Array, source: int, recvtag: int) -> None:
         self.links.send(self.rank, dest, sendtag, sendbuf.nbytes)
         self.comm.Sendrecv(sendbuf, dest, sendtag, recvbuf, source, recvtag)
         _until(self.links.arrival(source, self.rank, recvtag))
 
-    def Isend(self, buf: Array, dest: int, tag: int) -> Request:  # noqa: N802
+    def Isend(self, buf: Array, dest: int, tag: int) -> Request:
         self.links.send(self.rank, dest, tag, buf.nbytes)
         return self.comm.Isend(buf, dest, tag)
 
-    def Irecv(self, buf: Array, source: int, tag: int) -> Request:  # noqa: N802
+    def Irecv(self, buf: Array, source: int, tag: int) -> Request:
         return _Late(self.comm.Irecv(buf, source, tag), lambda: self.links.arrival(source, self.rank, tag))
 
 
@@ -77,12 +79,12 @@ class _Late:
     def __init__(self, request: Request, arrival: Any) -> None:
         self.request, self.arrival, self.due = request, arrival, 0.0
 
-    def Test(self) -> bool:  # noqa: N802
+    def Test(self) -> bool:
         if not self.due and self.request.Test():
             self.due = self.arrival()
         return bool(self.due) and time.monotonic() >= self.due
 
-    def Wait(self) -> bool:  # noqa: N802
+    def Wait(self) -> bool:
         self.request.Wait()
         self.due = self.due or self.arrival()
         _until(self.due)

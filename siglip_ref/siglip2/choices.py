@@ -101,7 +101,7 @@ def distillation(code: Literal["dino"], prototypes: int = 65536, **changes: obje
     """
     _known(code, "dino")
     own = Distillation(2048, 256, prototypes, "erf", 1e-12, 0.1, 0.04, 0.9, "centre")
-    return replace(own, **changes)  # type: ignore[arg-type]
+    return replace(own, **changes)  # type: ignore[arg-type]  # replace checks the names itself
 
 
 def halved(tower: Tower, odd: Literal["down", "up"]) -> Tower:

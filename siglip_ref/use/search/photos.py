@@ -14,8 +14,6 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.use.pictures import SUFFIXES
 from siglip_ref.use.walk import images_below
 
-PIECE = 1 << 20  # bytes that are hashed at once
-
 
 class Photo(NamedTuple):
     """A file as it was seen.
@@ -78,14 +76,11 @@ def require_some(found: Sequence[Photo], known: int, root: Path) -> None:
 
 def digest_of(file: Path) -> str:
     """SHA-256 of a file's content; "" if it cannot be read."""
-    total = hashlib.sha256()
     try:
         with file.open("rb") as content:
-            while piece := content.read(PIECE):
-                total.update(piece)
+            return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError:
         return ""
-    return total.hexdigest()
 
 
 class Known(NamedTuple):

@@ -123,8 +123,8 @@ def _part(term: Term, place: str) -> object:
 
 def _with(term: Term, place: str, value: object) -> Term:
     if place == "function":
-        return replace(term, function=value)  # type: ignore[arg-type]
-    return replace(term, logit=replace(term.logit, **{place: value}))  # type: ignore[arg-type]
+        return replace(term, function=value)  # type: ignore[arg-type]  # of the type that this place has
+    return replace(term, logit=replace(term.logit, **{place: value}))  # type: ignore[arg-type]  # the same
 
 
 def _ids(place: str, got: object, of: str, formula: Formula) -> tuple[str, ...]:
