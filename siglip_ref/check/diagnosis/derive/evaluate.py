@@ -172,16 +172,17 @@ def _part(
     h = logit.similarity(similarity)
     inner = logit.scale(s, b, pairs) * h + logit.offset(s, b, pairs)
     diagonal = np.eye(pairs, dtype=bool)
+    of_scale = slopes * (by_s * h + o_s)
     of = {
-        f"log_scale of {name}": (slopes * (by_s * h + o_s)).sum(),
+        f"log_scale of {name}": of_scale.sum(),
         f"bias of {name}": (slopes * (by_b * h + o_b)).sum(),
         "similarity": (slopes * h).sum(),
         "logit": (slopes * inner).sum(),
         "pairs' slopes": slopes.sum(),
         "diagonal's slopes": slopes[diagonal].sum(),
         "others' slopes": slopes[~diagonal].sum(),
-        "diagonal's scale": (slopes * (by_s * h + o_s))[diagonal].sum(),
-        "others' scale": (slopes * (by_s * h + o_s))[~diagonal].sum(),
+        "diagonal's scale": of_scale[diagonal].sum(),
+        "others' scale": of_scale[~diagonal].sum(),
     }
     for key, value in of.items():
         found.parts[key] = found.parts.get(key, 0.0) + float(value)
