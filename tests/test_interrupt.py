@@ -100,7 +100,9 @@ def ends_well(ended, out, code=130):
     if ended.code == 0:
         return
     assert ended.code == code and len(SENTENCE.findall(ended.err)) == 1, ended
-    assert "Traceback" not in ended.err and ended.err.count("interrupted") + ended.err.count("ended by") == 1, ended
+    assert (
+        "Traceback" not in ended.err and ended.err.count("interrupted (Ctrl-C)") + ended.err.count("ended by") == 1
+    ), ended
     assert ended.seconds < 10, ended
     saved, broken = store.newest(out / "run" / "checkpoints")
     assert not broken and (saved is None) == ("checkpoint of step" not in ended.err), ended

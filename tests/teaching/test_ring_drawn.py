@@ -246,6 +246,7 @@ def test_the_readmes_moving_picture_is_that_of_the_trace(data):
     assert TARGET.read_text(encoding="utf-8") == picture(data["runs"]["blocking"]["4"])
 
 
+@pytest.mark.nightly
 def test_a_frame_is_quick(browser, folder):
     """Script, style and layout of a frame while the ring moves: 8 ms at most at the 95th percentile."""
     page = browser.page((folder / "ring-page.html").as_uri() + "#W=8&hop=3")
