@@ -28,7 +28,10 @@ $("#stage .controls").append(fold);
 
 const sections = $$("#story [data-step]");
 let active = null;
-let steered = -Infinity; // when a key or a button moved the stage: scrolling that follows from it does not move it back
+let steered = false; // a key or a link moved the stage: what scrolls from it, however late, does not move it back
+for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) {
+  window.addEventListener(act, () => { steered = false; }, { capture: true, passive: true });
+}
 const seen = new Map();
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) seen.set(entry.target, entry.isIntersecting ? entry.intersectionRatio : 0);
@@ -36,7 +39,7 @@ const watcher = new IntersectionObserver((entries) => {
   if (!top || top === active) return;
   active = top;
   for (const section of sections) section.classList.toggle("active", section === top);
-  if (!main.state.playing && !root.classList.contains("present") && performance.now() - steered > 600) main.go(stepOfSection(top));
+  if (!main.state.playing && !root.classList.contains("present") && !steered) main.go(stepOfSection(top));
 }, { rootMargin: "-45% 0px -45% 0px" });
 sections.forEach((section) => watcher.observe(section));
 
@@ -47,7 +50,7 @@ function sectionAt(step) {
 
 /* By a key or a link: the stage first, then the text. */
 function steer(step) {
-  steered = performance.now();
+  steered = true;
   main.go(step);
   if (!root.classList.contains("present")) sectionAt(main.state.step).scrollIntoView({ block: "center", behavior: "instant" });
 }
