@@ -52,9 +52,12 @@ def zeroshot(
 ) -> None:
     """How well does each label fit each image?"""
     words = once(labels_of(labels))
-    loaded = _load(model, tokenizer, preprocess, prefix)
-    with progress("images") as report:
-        found = loaded.zero_shot(files_of(image), words, template, batch=batch, threads=threads, progress=report)
+    files = files_of(image)
+    with (
+        _quick(_load(model, tokenizer, preprocess, prefix), len(files), len(words)) as loaded,
+        progress("images") as report,
+    ):
+        found = loaded.zero_shot(files, words, template, batch=batch, threads=threads, progress=report)
     notes(found.notes)
     if json:
         typer.echo(_as_json(found, loaded))
@@ -100,7 +103,7 @@ def embed(
     loaded = _load(model, tokenizer, preprocess, prefix)
     skipped: list[tuple[str, str]] = []
     if images:
-        with progress("images") as report:
+        with _quick(loaded, len(sources)) as loaded, progress("images") as report:
             found = loaded.embed_images(sources, batch=batch, threads=threads, progress=report)
         vectors, names, skipped = found.embeddings, found.names, found.skipped
         notes(found.notes)
@@ -112,7 +115,8 @@ def embed(
             of = f"1 blank line of {text} has" if blank == 1 else f"{blank} blank lines of {text} have"
             notes([f"{of} no row: rows are counted without"])
         notes(cut_note(loaded.tokenizer(), names, "texts"))
-        with progress("texts") as report, warnings.catch_warnings(action="ignore", category=UserWarning):
+        quiet = warnings.catch_warnings(action="ignore", category=UserWarning)
+        with _quick(loaded, 0, len(names)) as loaded, progress("texts") as report, quiet:
             vectors = loaded.embed_texts(names, progress=report)
     if names:
         _write(out, vectors, names_file, names)
@@ -161,6 +165,16 @@ def _load(model: str, tokenizer: str | None, preprocess: str | None, prefix: str
     loaded = load(model, tokenizer=tokenizer, preprocess=preprocess, prefix=prefix)
     notes(loaded.notes)
     return loaded
+
+
+@contextmanager
+def _quick(model: "Model", images: int, texts: int = 0) -> "Iterator[Model]":
+    """The model with what answers sooner; if that is not the usual, it is said."""
+    from siglip_ref.use.first_answer import quick
+
+    with quick(model, images, texts) as (ready, said):
+        notes(said)
+        yield ready
 
 
 def notes(lines: Iterable[str]) -> None:

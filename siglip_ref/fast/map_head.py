@@ -68,7 +68,8 @@ def pool(
     query, key, value, head_stats, mixed, read, stats, hidden = kept
     affine(routine, turned[0], probe, w[0], w[1], nothing, query[0], 1)
     for b in range(1, len(query)):
-        query[b] = query[0]
+        for c in range(query.shape[2]):
+            query[b, 0, c] = query[0, 0, c]  # number by number: an assignment of slices compiles for seconds
     affine(routine, turned[2], x, w[2], w[3], nothing, key.reshape(x.shape), parts)
     affine(routine, turned[4], x, w[4], w[5], nothing, value.reshape(x.shape), parts)
     mix(routine, query, key, value, mask, heads, root, scores, mixed, head_stats)

@@ -8,6 +8,7 @@ Source: Gao et al. 2021 (GradCache), arXiv 2101.06983.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,8 @@ def headed(params: Mapping[str, Array], features: Array, cfg: Config, ops: Ops) 
 
 # a tower: with a way back, and without activations
 SIDES: dict[str, tuple[Any, Any]] = {
-    "image": (image_side, image_embeddings),
-    "text": (text_side, text_embeddings),
+    "image": (image_side, partial(image_embeddings, whole=True)),
+    "text": (text_side, partial(text_embeddings, whole=True)),
     "locked": (locked_side, locked),
     "head": (head_side, headed),
 }

@@ -29,12 +29,15 @@ def computes_with(ops: Ops) -> str:
     return "Numba twins (siglip_ref.fast)" if ops.compiled else "the specification, plain NumPy"
 
 
-def image_embeddings(params: Mapping[str, Array], images: Array, cfg: Config, ops: Ops | ModuleType) -> Array:
+def image_embeddings(
+    params: Mapping[str, Array], images: Array, cfg: Config, ops: Ops | ModuleType, whole: bool = False
+) -> Array:
     """Unit vectors (B, D) of images; what `siglip_ref.forward` calls image_embed.
 
     images : (B, height, width, 3) in [-1, 1], or `Patches` for a NaFlex model
+    whole : narrow towers by the twins' kernel of a whole tower, which a training has compiled already
     """
-    alone = _without_gradients(chosen(ops))
+    alone = _without_gradients(chosen(ops), whole)
     tower = alone.naflex_tower if cfg.naflex else alone.image_tower
     pooled = tower.forward(images, subtree(params, "image"), cfg, cfg.conventions)[0]
     return _unit(pooled, cfg.conventions, alone)
@@ -60,17 +63,20 @@ def text_features(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: 
     return pooled
 
 
-def text_embeddings(params: Mapping[str, Array], tokens: Array, cfg: Config, ops: Ops | ModuleType) -> Array:
-    """Unit vectors (B, D) of token ids (B, N); what `siglip_ref.forward` calls text_embed."""
-    alone = _without_gradients(chosen(ops))
+def text_embeddings(
+    params: Mapping[str, Array], tokens: Array, cfg: Config, ops: Ops | ModuleType, whole: bool = False
+) -> Array:
+    """Unit vectors (B, D) of token ids (B, N); what `siglip_ref.forward` calls text_embed. `whole`: as for images."""
+    alone = _without_gradients(chosen(ops), whole)
     pooled = alone.text_tower.forward(tokens, subtree(params, "text"), cfg, cfg.conventions)[0]
     return _unit(pooled, cfg.conventions, alone)
 
 
 @cache
-def _without_gradients(ops: Ops) -> Ops:
-    """The same operations with an encoder that keeps nothing, in towers that compute operation by operation."""
-    towers = {name: getattr(SPECIFICATION, name) for name in ("image_tower", "naflex_tower", "text_tower")}
+def _without_gradients(ops: Ops, whole: bool = False) -> Ops:
+    """The same operations with an encoder that keeps nothing; towers operation by operation, unless whole."""
+    names = () if whole else ("image_tower", "naflex_tower", "text_tower")
+    towers = {name: getattr(SPECIFICATION, name) for name in names}
     return replace(ops, encoder=Pair(encoder_states, _no_way_back), **towers)
 
 

@@ -27,12 +27,12 @@ def inputs(cfg):
     return {name: value.astype(float) for name, value in probe.params.items()}, probe.images.astype(float), probe.tokens
 
 
-def require_the_same(cfg, operations):
+def require_the_same(cfg, operations, **how):
     params, images, tokens = inputs(cfg)
     out = sr.forward(params, images, tokens, cfg)
     for found, expected in (
-        (image_embeddings(params, images, cfg, operations), out.image_embed),
-        (text_embeddings(params, tokens, cfg, operations), out.text_embed),
+        (image_embeddings(params, images, cfg, operations, **how), out.image_embed),
+        (text_embeddings(params, tokens, cfg, operations, **how), out.text_embed),
     ):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -44,8 +44,9 @@ def test_embeddings_are_those_of_the_model(changes, head):
     require_the_same(replace(TINY, text=text, text_head=head, conventions=sr.preset("big_vision", **changes)), ops)
 
 
-def test_twins_embed_the_same():
-    require_the_same(replace(TINY, conventions=sr.preset("big_vision", text_mask="causal")), fast)
+@pytest.mark.parametrize("whole", [False, True])
+def test_twins_embed_the_same(whole):
+    require_the_same(replace(TINY, conventions=sr.preset("big_vision", text_mask="causal")), fast, whole=whole)
 
 
 def test_a_causal_tower_is_another_one():

@@ -37,7 +37,7 @@ def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[
         try:
             dispatcher = numba.njit(cache=True, **settings)(function)
             stamped = dispatcher._cache._cache_file
-            stamped._source_stamp = (stamped._source_stamp, _package_stamp())
+            stamped._source_stamp = (stamped._source_stamp, package_stamp())
         except (RuntimeError, AttributeError):  # no folder to write to, or a Numba whose cache cannot be stamped
             dispatcher = numba.njit(**settings)(function)
         return dispatcher  # type: ignore[no-any-return]
@@ -46,8 +46,8 @@ def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[
 
 
 @cache
-def _package_stamp() -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of all files: Numba looks only at a kernel's own file, not at those it calls into."""
+def package_stamp() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of all files that kernels come from: Numba looks only at a kernel's own file."""
     files = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return tuple((file.name, (found := file.stat()).st_mtime_ns, found.st_size) for file in files)
 
