@@ -82,6 +82,12 @@ class DoubleDouble(NDArrayOperatorsMixin):
         places = tuple(range(self.ndim)) if axis is None else axis
         return DoubleDouble(np.expand_dims(out.high, places), np.expand_dims(out.low, places))
 
+    def max(self, axis: int, keepdims: bool = False) -> "DoubleDouble":
+        """Of all whose high parts are the largest, the first: what a softmax is shifted by, for which any will do."""
+        place = np.expand_dims(self.high.argmax(axis), axis)
+        out = DoubleDouble(*(np.take_along_axis(part, place, axis) for part in (self.high, self.low)))
+        return out if keepdims else DoubleDouble(out.high.squeeze(axis), out.low.squeeze(axis))
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         if method != "__call__" or options or ufunc.__name__ not in _OPERATIONS:
             return NotImplemented

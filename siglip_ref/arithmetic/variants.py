@@ -129,6 +129,50 @@ def pair_block(
     return block
 
 
+def softmax_loss(
+    positives: Positives, scale_first: bool, by_logarithm: bool = False
+) -> Callable[..., tuple[Array, ...]]:
+    """`siglip_ref.ops.softmax_loss` in another of its equal forms, gradients as autograd makes them.
+
+    Parameters
+    ----------
+    positives : "signed", the logarithm of each softmax first, as cross-entropy does; "subtracted", each logit from its
+        logarithm of a sum; "apart", the mean of logits from the mean of those
+    scale_first : the scale multiplied into one side's embeddings, and the second direction a product of its own
+    by_logarithm : the softmax as exp of its logarithm
+    """
+
+    def loss(x: Array, y: Array, log_scale: Array, *, bias: Array | None = None) -> tuple[Array, ...]:
+        scale = np.exp(log_scale)
+        pairs, similarity = len(x), x @ y.T
+        own, share = np.eye(pairs, dtype=bool), number(1, similarity) / (2 * pairs)
+        of_rows = (scale * x) @ y.T if scale_first else scale * similarity
+        of_columns = (scale * y) @ x.T if scale_first else of_rows.T
+        total, slopes = 0, []
+        for logits in (of_rows, of_columns):
+            logits = logits if bias is None else logits + bias
+            top = logits.max(-1, keepdims=True)
+            weight = np.exp(logits - top)
+            sums = weight.sum(-1, keepdims=True)
+            of_sums = top + np.log(sums)
+            logarithms = logits - of_sums if positives == "apart" else logits - top - np.log(sums)
+            if positives == "signed":
+                total = total - logarithms[own].sum() / pairs
+            elif positives == "apart":
+                total = total + of_sums.sum() / pairs - logits[own].sum() / pairs
+            else:
+                total = total + (of_sums[:, 0] - logits[own]).sum() / pairs
+            slopes.append(share * ((np.exp(logarithms) if by_logarithm else weight / sums) - own))
+        d_logits = slopes[0] + slopes[1].T
+        if scale_first:
+            d_x, d_y = scale * (d_logits @ y), d_logits.T @ (scale * x)
+            return total / 2, d_x, d_y, (d_x * x).sum()
+        d_similarity = scale * d_logits
+        return total / 2, d_similarity @ y, d_similarity.T @ x, (d_similarity * similarity).sum()
+
+    return loss
+
+
 def _sigmoid_by_logarithm(logits: Array) -> Array:
     return np.exp(logits - softplus(logits))
 

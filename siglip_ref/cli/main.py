@@ -124,11 +124,12 @@ def check_loss_command(
     frozen: Annotated[list[str] | None, typer.Option(help="an input without gradient; may be repeated")] = None,
     size: Annotated[str, typer.Option(help="real: also 4,100 pairs; small: at most 1,151")] = "real",
     products: Annotated[str | None, typer.Option(help="tf32 or bfloat16: to which products round on purpose")] = None,
+    loss: Annotated[str, typer.Option(help="sigmoid; softmax: CLIP's")] = "sigmoid",
     explain: Annotated[bool, typer.Option("--explain", help="say what a right loss computes, too")] = False,
     json: Json = None,
     save_case: SaveCase = None,
 ) -> None:
-    """Is a sigmoid loss right: fn(image_embed, text_embed, log_scale, bias)?"""
+    """Is a loss right: fn(image_embed, text_embed, log_scale, bias)?"""
     from siglip_ref.check.loss.check import check_loss
 
     with _progress(f"checking {target}") as progress:
@@ -146,6 +147,7 @@ def check_loss_command(
             size=size,  # type: ignore[arg-type]
             products=products,  # type: ignore[arg-type]
             explain=explain,
+            loss=loss,  # type: ignore[arg-type]
         )
     finish(report, json, save_case)
 

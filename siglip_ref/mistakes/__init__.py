@@ -34,19 +34,22 @@ __all__ = [
 # one vector: its numbers alone show it; several steps: only optimiser steps do; across ranks: needs two or more ranks;
 # recipe: the vectors of SigLIP 2's recipe show it; not numeric: no number of the reference changes; equivalent: changes
 # nothing in exact arithmetic
-Kind = Literal["one vector", "several steps", "across ranks", "recipe", "not numeric", "equivalent"]
+# softmax: made in CLIP's loss, which no vector is of
+Kind = Literal["one vector", "several steps", "across ranks", "recipe", "softmax", "not numeric", "equivalent"]
 
 # The check that is there to see it: check_loss, check_model, check_distributed_loss (ranks), check_step ...; pixels:
 # only the gradient of the images shows it; recipe: check_dump does; equivalent: nothing does; "": none of these.
-Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokenize", "recipe", "equivalent", ""]
+Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokenize", "recipe", "softmax",
+               "equivalent", ""]  # fmt: skip
 _HOME: dict[Kind, Home] = {
-    "several steps": "step", "across ranks": "ranks", "recipe": "recipe", "equivalent": "equivalent",
+    "several steps": "step", "across ranks": "ranks", "recipe": "recipe", "softmax": "softmax",
+    "equivalent": "equivalent",
 }  # fmt: skip
 _LOSS = {"ops/sigmoid_loss.py", "ops/pair_block.py", "ops/normalize.py"}
 
 ONE_SIDE = "one-side-not-normalised"  # made where towers meet; a loss that normalises does so itself, here
 
-FILES = ("loss", "contract", "ranks", "towers", "backward", "training", "equivalent", "elsewhere", "siglip2")
+FILES = ("loss", "contract", "ranks", "towers", "backward", "training", "equivalent", "elsewhere", "siglip2", "softmax")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, Format, Order, Rounding, round_to, rounded
-from siglip_ref.arithmetic.variants import PLAIN, LossForm, Variant, fused, pair_block
+from siglip_ref.arithmetic.variants import PLAIN, LossForm, Variant, fused, pair_block, softmax_loss
 from siglip_ref.ops.elementary import Array
 
 TIMES = (
@@ -106,7 +106,8 @@ def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple
 
 def in_the_form(form_of_loss: LossForm, ops: Variant) -> Variant:
     """These operations, with a loss in one of its equal forms."""
-    return replace(ops, pair_block=pair_block(*form_of_loss), form_of_loss=form_of_loss)
+    block, softmax = pair_block(*form_of_loss), softmax_loss(*form_of_loss)
+    return replace(ops, pair_block=block, softmax_loss=softmax, form_of_loss=form_of_loss)
 
 
 def measure(

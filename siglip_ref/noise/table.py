@@ -34,6 +34,7 @@ SOURCES = (
     "arithmetic/rounded.py",
     "arithmetic/variants.py",
     "noise/measure.py",
+    "check/engine/expected/objective.py",
     "check/engine/expected/repeated.py",
     "check/engine/expected/repeated_noise.py",
     "check/engine/expected/tolerance.py",
@@ -42,6 +43,8 @@ SOURCES = (
     "ops/normalize.py",
     "ops/pair_block.py",
     "ops/sigmoid_loss.py",
+    "ops/softmax.py",
+    "ops/softmax_loss.py",
 )
 _WORDS = re.compile(r'"""(?s:.*?)"""|#.*|\s+')  # docstrings, comments, white space
 

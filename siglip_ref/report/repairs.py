@@ -42,7 +42,8 @@ _BY_PLACE = {
     "labels": "labels are +1 on the diagonal and -1 elsewhere",
     "cap": "take the clamp off the logits: logsigmoid needs none",
     "similarity": "the similarity is image_embed @ text_embed.T",
-    "coupled": "no softmax and no choice of negatives: -F.logsigmoid(z * logits).sum() / len(image_embed)",
+    "coupled": "no softmax and no choice of negatives: -F.logsigmoid(z * logits).sum() / len(image_embed); if CLIP's "
+    'loss is meant, check_loss(fn, loss="softmax")',
     "extra": "take it out of the loss",
     "unstable": "F.logsigmoid(x), which is finite everywhere",
 }

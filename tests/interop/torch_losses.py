@@ -80,14 +80,14 @@ def linear_scale(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return mean_of(x @ y.T * scale + bias)
 
 
-def open_clip_loss() -> Loss:
-    """open_clip's SigLipLoss from its file alone, which imports nothing but Torch (the package wants torchvision)."""
-    name = next(path for path in files("open_clip_torch") or [] if str(path) == "open_clip/loss.py")
-    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(str(name.locate())))
+def open_clip_loss(name: str = "SigLipLoss") -> Loss:
+    """A loss of open_clip, from its file alone, which imports nothing but Torch (the package wants torchvision)."""
+    place = next(path for path in files("open_clip_torch") or [] if str(path) == "open_clip/loss.py")
+    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(str(place.locate())))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    loss: Loss = module.SigLipLoss()
+    loss: Loss = getattr(module, name)()
     return loss
 
 

@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -51,6 +51,10 @@ class Setting:
     autocast: bool
     frozen: tuple[str, ...] = ()
     products: str = ""
+
+    def asking(self, name: str) -> "Setting":
+        """With the gradient of this input, too."""
+        return replace(self, frozen=tuple(one for one in self.frozen if one != name))
 
     @property
     def input_dtype(self) -> str:

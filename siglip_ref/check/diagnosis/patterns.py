@@ -56,6 +56,8 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
         pattern = _factor(mine, contexts) or _moved(mine, seen, contexts)
         if pattern:
             found[name] = pattern
+    if not all(context.convention.objective.plain for context in contexts.values()):
+        return list(found.values())  # of other losses the terms are others
     for pattern in chain(_counted(seen, contexts), astray([one for one in seen if one.name in wrong], contexts)):
         found.setdefault(pattern.tensor, pattern)
     for pattern in weighted(seen, contexts) if len(found) < len(wrong) else ():

@@ -10,9 +10,10 @@ import numpy as np
 from siglip_ref.check.engine.coverage import sight
 from siglip_ref.check.engine.expected.convention import Convention, as_given
 from siglip_ref.check.engine.expected.expected import Truth
+from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.tolerance import SAFETY
-from siglip_ref.mistakes import CATALOGUE, ONE_SIDE, Edit, Mistake, Reference, reference
+from siglip_ref.mistakes import CATALOGUE, ONE_SIDE, Edit, Mistake, Reference, executable, reference, suspects
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 from siglip_ref.report.compare import Row
@@ -20,6 +21,7 @@ from siglip_ref.report.data import Sight
 
 EMBEDS = ("image_embed", "text_embed")
 UNIT_ROWS = 'in normalising (rows are unit here: embeddings="raw", or check_model)'
+OF_SIGMOID = {m.id: "in the sigmoid loss (check_loss)" for m in CATALOGUE.values() if m.home == "loss"}
 # An overflow is part of how a mistake looks, so it is made in an arithmetic of the same range.
 _RANGE: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32, "float16": np.float16}
 
@@ -79,7 +81,7 @@ def predict_loss(
 
     def loss(x: Array, y: Array, log_scale: Array, bias: Array) -> LossAndGrads:
         if sizes is None:
-            found: LossAndGrads = spec.loss.sigmoid_loss(x, y, log_scale, bias)
+            found: LossAndGrads = convention.objective.computed(x, y, log_scale, bias, ops=spec.ops)
             return found
         return _on_ranks(spec, x, y, log_scale, bias, sizes, final)
 
@@ -119,10 +121,18 @@ def loss_sight(
                 if (label, name) in judged:
                     yield value, right.exact[name], SAFETY * right.noise[name]
 
-    own = [m for m in CATALOGUE.values() if m.home == "loss" and m.edits]
+    own = [m for m in suspects_of(convention.objective) if m is CATALOGUE[m.id]]
     unfit = {m.id: UNIT_ROWS for m in own if convention.embeddings == "unit" and _normalises(m)}
     mine = [m for m in own if m.id not in unfit]
-    return sight(mine, dtype, effect, shown=looked_for, reasons=unfit | dict(reasons))
+    beside = {} if convention.objective.kind == "sigmoid" else OF_SIGMOID
+    return sight(mine, dtype, effect, shown=looked_for, reasons=beside | unfit | dict(reasons))
+
+
+def suspects_of(objective: Objective) -> list[Mistake]:
+    """All mistakes that a loss of this kind can show in one process."""
+    if objective.kind == "sigmoid":
+        return suspects(ranks=False)
+    return executable("softmax") + [mistake for mistake in suspects(ranks=False) if _normalises(mistake)]
 
 
 def _normalises(mistake: Mistake) -> bool:

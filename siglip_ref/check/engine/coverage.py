@@ -23,6 +23,7 @@ REASONS: dict[Home, str] = {
     "step": "in training steps (check_step)",
     "preprocess": "in preprocessing (check_preprocess)",
     "tokenize": "in tokenising (check_tokenize)",
+    "softmax": 'in the softmax loss (check_loss(fn, loss="softmax"))',
     "recipe": "in SigLIP 2's recipe (check_dump)",
     "equivalent": "that change nothing in exact arithmetic",
     "": "that change no number of a loss or a model",

@@ -3,18 +3,22 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
+from siglip_ref.check.call.as_written import takes as takes_so_many
 from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe
 from siglip_ref.check.call.refusals import holds_its_own
 from siglip_ref.check.diagnosis.product_findings import DECLARED
-from siglip_ref.check.engine.expected.expected import CONVENTIONS, Convention
+from siglip_ref.check.engine.expected.expected import Convention, conventions_of
+from siglip_ref.check.engine.expected.objective import SIGMOID, Objective
 from siglip_ref.check.engine.expected.tolerance import ARITHMETIC
 from siglip_ref.errors import UsageError
 
 SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch
-_COUNTS = {4: "four", 5: "five", 6: "six"}
+LOSSES = {"sigmoid": "SigLIP's, every pair by itself", "softmax": "CLIP's, cross-entropy of rows and of columns"}
+_COUNTS = {3: "three", 4: "four", 5: "five", 6: "six"}
 
 
 def require_instance(fn: object) -> None:
@@ -40,12 +44,14 @@ def require_arguments(fn: Callable[..., Any], arguments: Sequence[str] = ARGUMEN
     try:
         signature.bind(*arguments, **by_name)
     except TypeError as cause:
+        softmax = tuple(arguments) == ARGUMENTS and takes_so_many(fn, 3)
         short = (argument.removesuffix("_embed").removesuffix("_shard") for argument in arguments)
         raise UsageError(
             expected=f"a loss with {_COUNTS[len(arguments)]} arguments by position: {', '.join(arguments)}",
             got=f"{describe(fn)}{signature}",
             cause=f"another number of arguments ({cause})",
-            repair=f"wrap it: lambda {', '.join(short)}: fn(...)",
+            repair=f"wrap it: lambda {', '.join(short)}: fn(...)"
+            + ('; CLIP\'s softmax loss has no bias: check_loss(fn, loss="softmax")' if softmax else ""),
         ) from None
 
 
@@ -131,6 +137,11 @@ def setting_of(
     return Setting(name, scalar, str(device), precision == "autocast", still, products or "")
 
 
+def without_gradient_of(name: str, setting: Setting) -> Setting:
+    """One more input that needs no gradient."""
+    return setting if name in setting.frozen else replace(setting, frozen=(*setting.frozen, name))
+
+
 def dtype_name(dtype: object, argument: str) -> str:
     """Of a name, or of NumPy's, Torch's or JAX's own type: torch.bfloat16, jnp.float32, np.dtype("float64")."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
@@ -145,9 +156,10 @@ def dtype_name(dtype: object, argument: str) -> str:
     return name
 
 
-def declared_conventions(scale: str, embeddings: str) -> list[Convention]:
+def declared_conventions(scale: str, embeddings: str, objective: Objective = SIGMOID) -> list[Convention]:
     """The conventions that the arguments allow."""
-    allowed = [c for c in CONVENTIONS if scale in (c.scale, "auto") and embeddings in (c.embeddings, "auto")]
+    every = conventions_of(objective)
+    allowed = [c for c in every if scale in (c.scale, "auto") and embeddings in (c.embeddings, "auto")]
     if not allowed:
         raise UsageError(
             expected='scale "log", "linear" or "auto", and embeddings "unit", "raw" or "auto"',

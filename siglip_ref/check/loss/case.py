@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from siglip_ref.check.call.frameworks import Setting, describe
 from siglip_ref.check.engine.expected.expected import Convention, tensors_of
 from siglip_ref.check.engine.subject import Worst
+from siglip_ref.check.loss.messages import declared_as
 from siglip_ref.report.data import Report
 
 if TYPE_CHECKING:
@@ -43,5 +44,5 @@ def _arguments(setting: Setting, convention: Convention) -> str:
     precision = ', precision="autocast"' if setting.autocast else ""
     return (
         f'dtype="{setting.dtype}", device="{setting.device}", scale="{convention.scale}", '
-        f'embeddings="{convention.embeddings}"{precision}'
+        f'embeddings="{convention.embeddings}"{precision}{declared_as(convention.objective)}'
     )

@@ -1,21 +1,25 @@
-"""check_loss: is a sigmoid loss right, and are its gradients?"""
+"""check_loss: is a loss right, the sigmoid loss or CLIP's softmax loss, and are its gradients?"""
 
 from collections.abc import Sequence
 from typing import Literal
 
-from siglip_ref.check.call.frameworks import framework_of, load_framework
+from siglip_ref.check.call.as_written import takes, without_bias
+from siglip_ref.check.call.frameworks import ARGUMENTS, framework_of, load_framework
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
+from siglip_ref.check.engine.expected.objective import LossKind, Objective
 from siglip_ref.check.engine.expected.probes import Dims
 from siglip_ref.check.engine.expected.repeated import Size
 from siglip_ref.check.loss.arguments import (
+    LOSSES,
     SIZES,
     declared_conventions,
     require_arguments,
     require_instance,
     require_one_of,
     setting_of,
+    without_gradient_of,
 )
 from siglip_ref.check.loss.subject import Loss, LossSubject, Progress
 from siglip_ref.process.isolated import as_it_was
@@ -37,8 +41,9 @@ def check_loss(
     size: Size = "small",
     products: Literal["tf32", "bfloat16"] | None = None,
     explain: bool = False,
+    loss: LossKind = "sigmoid",
 ) -> Report:
-    """Judge a sigmoid loss: its value and its four gradients, at points where every term of it is visible.
+    """Judge a loss: its value and its four gradients, at points where every term of it is visible.
 
     Parameters
     ----------
@@ -59,6 +64,7 @@ def check_loss(
     products : "tf32" or "bfloat16", where float32 products round what goes into them on purpose
     explain : say of a right loss, too, what it computes (`.computes`, always there after a FAIL), from at most 20 more
         calls; and of a slow one that fails
+    loss : "sigmoid", SigLIP's; "softmax", CLIP's, of three arguments, or with a bias, of which no gradient is asked
 
     Returns
     -------
@@ -85,10 +91,15 @@ def check_loss(
 
         fn = load_callable(fn)
     require_instance(fn)
-    require_arguments(fn)
+    require_one_of("loss", loss, LOSSES)
+    objective = Objective(loss, bias=loss == "sigmoid" or takes(fn, 3) is False)
+    require_arguments(fn, ARGUMENTS if objective.bias else ARGUMENTS[:3])
     setting = setting_of(dtype, scalar_dtype, device, precision, frozen, products)
     require_one_of("size", size, SIZES)
-    declared = declared_conventions(scale, embeddings)
+    declared = declared_conventions(scale, embeddings, objective)
     loaded = load_framework(framework or framework_of(fn))
+    called = fn if objective.bias else without_bias(fn)
+    if loss == "softmax":
+        setting = without_gradient_of("bias", setting)
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
-        return check(LossSubject(fn, loaded, setting, declared, dims, progress, size, explain))
+        return check(LossSubject(called, loaded, setting, declared, dims, progress, size, explain))

@@ -36,6 +36,8 @@ _FORMS = ("float64", "float32")
 def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report: Report) -> None:
     """Into a report: after a FAIL, and of a right loss where that is asked for. What has no name yet gets one."""
     wrong = report.verdict == "FAIL"
+    if not loss.objective.plain:
+        return
     if not wrong and not (loss.says_more and report.verdict in ("PASS", "OTHER CONVENTION")):
         return
     one_torch_thread()

@@ -1,6 +1,6 @@
 """Why a loss is wrong: what its calls show by themselves, arguments exchanged, mistakes of the catalogue."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ import numpy as np
 from siglip_ref.check.call.contract_clauses import CLAUSES
 from siglip_ref.check.call.frameworks import Inputs, Outcome
 from siglip_ref.check.diagnosis.patterns import patterns
-from siglip_ref.check.diagnosis.predict import Context, Predicted
+from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects_of
 from siglip_ref.check.diagnosis.product_findings import declared_otherwise, declaring, product_findings
 from siglip_ref.check.diagnosis.products import Part, rounded_products
 from siglip_ref.check.engine.expected.expected import Convention, judge, truth
@@ -37,7 +37,7 @@ def explained(subject: "LossSubject", compared: "ComparedLoss") -> "Answer[Compa
     """Of a loss that is right with scale and bias exchanged, that alone; one that is right where products may be
     rounded has another convention."""
     first = next(iter(compared.called.values()), None)
-    meant = right_when_exchanged(subject, first.probe) if first else None
+    meant = right_when_exchanged(subject, first.probe) if first and subject.objective.plain else None
     if meant:
         return Answer([_exchanged()], compared=subject.compared(meant, subject.setting))
     findings = [*of_refused_values(compared), *_of_the_contract(compared)]
@@ -149,6 +149,20 @@ def _exchanged() -> Finding:
 # --- mistakes of the catalogue
 
 
+def _of_another_objective(
+    compared: "ComparedLoss", seen: Sequence[Seen], contexts: Mapping[str, Context]
+) -> list[Finding]:
+    """What explains a loss that is not SigLIP's own: its mistakes of the catalogue, and factors."""
+    dtype, objective = compared.setting.dtype, compared.convention.objective
+
+    def predict(mistakes: Sequence[Mistake]) -> Predicted:
+        return Predicted(mistakes, contexts, dtype)
+
+    found = explain(seen, suspects_of(objective), predict, lambda wrong: patterns(wrong, contexts))
+    named = {finding.id for finding in found} - {"unknown"}
+    return found if named else hints(compared) or found
+
+
 def _of_plain_calls(subject: "LossSubject", compared: "ComparedLoss") -> tuple[list[Finding], list[Part]]:
     """What explains the plain calls, and the products that are rounded in them; where no mistake of the catalogue
     does, what is known otherwise."""
@@ -160,6 +174,8 @@ def _of_plain_calls(subject: "LossSubject", compared: "ComparedLoss") -> tuple[l
         unsteady = unsteady_finding(subject, compared, seen)
         if unsteady:
             return [unsteady], []
+        if not convention.objective.plain:
+            return _of_another_objective(compared, seen, contexts), []
         parts = [] if compared.setting.products else rounded_products(seen, probes, convention, dtype)
         if parts:
             return product_findings(parts, SAFETY * max(distance(one, one.exact) for one in seen)), parts

@@ -7,6 +7,7 @@ import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.engine.expected.expected import Convention
+from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report
 
@@ -30,9 +31,34 @@ def conventions_in_words(convention: Convention, declared: Sequence[Convention])
     return {
         f'scale="{convention.scale}"': _SCALE[convention.scale] + how["scale"],
         f'embeddings="{convention.embeddings}"': _EMBEDDINGS[convention.embeddings] + raw + how["embeddings"],
-        "loss": "sum over all pairs of -log sigmoid(+-logits), divided by B",
-        "logits": "scale * image_embed @ text_embed.T + bias",
-    }
+    } | _objective_in_words(convention.objective)
+
+
+def _objective_in_words(objective: Objective) -> dict[str, str]:
+    """What the loss is, and its logits."""
+    logits = "scale * image_embed @ text_embed.T"
+    if objective.kind == "softmax":
+        loss = "mean over all pairs of half the cross-entropies of its row and of its column of logits (declared)"
+        return {'loss="softmax"': loss, "logits": logits}
+    return {"loss": "sum over all pairs of -log sigmoid(+-logits), divided by B", "logits": f"{logits} + bias"}
+
+
+def declared_as(objective: Objective) -> str:
+    """The arguments that declare it, to follow others."""
+    return ', loss="softmax"' if objective.kind == "softmax" else ""
+
+
+def objective_finding(observed: Objective, declared: Objective) -> Finding:
+    """Right, but not what was declared."""
+    fits = f'loss="{observed.kind}"'
+    evidence = f'declared was loss="{declared.kind}", but everything is right as {fits}'
+    return Finding("convention", "", "", evidence, f"if that is meant, declare it: check_loss(fn, {fits})")
+
+
+def not_asked(setting: Setting, objective: Objective) -> list[str]:
+    """Gradients that were not compared, and why."""
+    unseen = {"bias": "softmax does not see it"} if objective.kind == "softmax" else {}
+    return [f"d {name}: {unseen.get(name, 'frozen, as declared')}" for name in setting.frozen]
 
 
 def convention_finding(observed: Convention, declared: Sequence[Convention]) -> Finding:
@@ -106,7 +132,7 @@ def next_steps(report: Report, compared: "ComparedLoss") -> list[str]:
     called, convention = compared.called, compared.convention
     counted = {row.probe for row in report.details if row.right or row.verdict == "FAIL"}
     pairs = max((one.probe.shape[0] for label, one in called.items() if label in counted), default=0)
-    argument = f'scale="{convention.scale}", embeddings="{convention.embeddings}"'
+    argument = f'scale="{convention.scale}", embeddings="{convention.embeddings}"{declared_as(convention.objective)}'
     out_of_range = sum(row.verdict == "out of range" for row in report.details)
     lines = [f"{len(report.details)} comparisons in {len(called)} calls; the table shows each tensor at its worst"]
     lines[0] += f"; judged at up to {pairs:,} pairs" if pairs else ""

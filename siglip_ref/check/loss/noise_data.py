@@ -17,7 +17,8 @@ from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.product_findings import DECLARED
 from siglip_ref.check.engine.expected.convention import Convention
 from siglip_ref.check.engine.expected.exact import exact_loss
-from siglip_ref.check.engine.expected.expected import CONVENTIONS, given_of, key_of, of_distinct
+from siglip_ref.check.engine.expected.expected import CONVENTIONS, conventions_of, given_of, key_of, of_distinct
+from siglip_ref.check.engine.expected.objective import SOFTMAX
 from siglip_ref.check.engine.expected.probes import Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, Repeated, repeated_probe
 from siglip_ref.check.engine.expected.repeated_noise import distinct_noise
@@ -36,6 +37,7 @@ SETTINGS = (
     *(Setting(dtype, "float32", device, True) for dtype in NARROW for device in ("cpu", "cuda")),
     *(Setting("float32", "float32", "cpu", False, products=products) for products in DECLARED),
 )
+SOFTMAX_SETTINGS = PLAIN  # of which the softmax loss ships, too
 SAMPLE = 40  # entries that are measured anew before all others are believed
 
 Codes = tuple[Array, int]  # see `encode`
@@ -79,9 +81,10 @@ class Wanted:
 def wanted() -> dict[Key, Wanted]:
     """Everything that ships, each entry once."""
     found: dict[Key, Wanted] = {}
-    for setting, convention in product(SETTINGS, CONVENTIONS):
+    of_softmax = product(SOFTMAX_SETTINGS, conventions_of(SOFTMAX))
+    for setting, convention in (*product(SETTINGS, CONVENTIONS), *of_softmax):
         asked = None, setting.dtype, setting.scalar_dtype
-        standard, _ = loss_probes(points_of(convention.embeddings, setting.dtype), *asked)
+        standard, _ = loss_probes(convention.objective.points(points_of(convention.embeddings, setting.dtype)), *asked)
         # a real batch in 16 bits is asked for seldom, and takes twelve seconds for each of 48 entries
         large = [repeated_probe(point, *asked) for point in (MIDDLE, REAL)[: 1 if setting.dtype in NARROW else 2]]
         for probe in (*standard, *(one for one in large if one)):

@@ -1,7 +1,7 @@
 """A loss in one process as a subject of the engine: every probe, every clause of the contract, larger batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from siglip_ref.check.call.frameworks import ALONE, Framework, Inputs, Outcome, 
 from siglip_ref.check.call.refusals import refuses_everything
 from siglip_ref.check.call.resources import Cost, measured
 from siglip_ref.check.diagnosis.predict import loss_sight
-from siglip_ref.check.engine.expected.expected import CONVENTIONS, Convention, Truth, judge, truth
+from siglip_ref.check.engine.expected.expected import Convention, Truth, conventions_of, judge, truth
+from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.check.engine.expected.probes import POINTS, Dims, Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import Size, repeated_probe
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
@@ -21,7 +22,14 @@ from siglip_ref.check.loss.case import worst_of
 from siglip_ref.check.loss.computed import tell_what_it_computes
 from siglip_ref.check.loss.explain import explained, refused_values
 from siglip_ref.check.loss.large import affordable, looks_for, points_at
-from siglip_ref.check.loss.messages import blind_spots, convention_finding, conventions_in_words, next_steps
+from siglip_ref.check.loss.messages import (
+    blind_spots,
+    convention_finding,
+    conventions_in_words,
+    next_steps,
+    not_asked,
+    objective_finding,
+)
 from siglip_ref.check.loss.zero_rows import excuse
 from siglip_ref.errors import UsageError
 from siglip_ref.report.compare import Row
@@ -95,6 +103,11 @@ class LossSubject(Subject[ComparedLoss]):
     first_refusal: Exception | None = None
 
     @property
+    def objective(self) -> Objective:
+        """What it was declared to compute."""
+        return self.declared[0].objective
+
+    @property
     def ways(self) -> list[Way]:
         """The clauses of the contract that can be tried: nobody asks a frozen input for its gradient."""
         return [way for way in self.framework.ways if ALONE.get(way) not in self.setting.frozen]
@@ -138,7 +151,7 @@ class LossSubject(Subject[ComparedLoss]):
         return found
 
     def _probes(self, points: Sequence[Any]) -> tuple[list[Probe], list[str]]:
-        return loss_probes(points, self.dims, self.setting.dtype, self.setting.scalar_dtype)
+        return loss_probes(self.objective.points(points), self.dims, self.setting.dtype, self.setting.scalar_dtype)
 
     def _add(self, found: ComparedLoss, calls: dict[str, Called], probe: Probe) -> bool:
         label = probe.label
@@ -209,9 +222,17 @@ class LossSubject(Subject[ComparedLoss]):
     def others(self, compared: ComparedLoss) -> Iterator[Answer[ComparedLoss]]:
         """One that was not declared; not that of unit rows, for a loss that normalises, as was declared, without the
         gradient of that: it is right where rows are unit anyway."""
-        if not compared.wrong or set(CONVENTIONS) <= set(self.declared):
+        if not compared.wrong:
             return
-        best = self.observed(CONVENTIONS)
+        for objective in self.objective.kin:
+            again = replace(self, declared=conventions_of(objective), setting=self.setting.asking("bias"), costs=[])
+            other = again.compare()
+            if again.judge(other).verdict == "PASS":
+                yield Answer([objective_finding(objective, self.objective)], "OTHER CONVENTION", other)
+        every = conventions_of(self.objective)
+        if set(every) <= set(self.declared):
+            return
+        best = self.observed(every)
         frozen = best.embeddings == "unit" != self.declared[0].embeddings
         if best in self.declared or (frozen and all(row.right for row in compared.details if row.name == "loss")):
             return
@@ -236,7 +257,7 @@ class LossSubject(Subject[ComparedLoss]):
         first = next(iter(compared.plain.values()), None)
         for clause in (CLAUSES[way] for way in self.ways):
             tried[clause.id] &= first is not None and f"{first.probe.name}, {clause.label}" in labels
-        looked_for, reasons = looks_for(compared)
+        looked_for, reasons = looks_for(compared) if self.objective.plain else ({}, {})
         plain = {label: (one.probe, one.right) for label, one in compared.plain.items()}
         return loss_sight(
             plain, compared.details, compared.convention, compared.setting.dtype, tried | looked_for, reasons
@@ -247,7 +268,7 @@ class LossSubject(Subject[ComparedLoss]):
         details, setting = compared.details, compared.setting
         judged_as_wrong = {row.probe for row in details if row.trouble == "refused"}
         report.conventions = conventions_in_words(compared.convention, self.declared)
-        report.not_checked = compared.left_out + [f"d {name}: frozen, as declared" for name in setting.frozen]
+        report.not_checked = compared.left_out + not_asked(setting, compared.convention.objective)
         report.not_checked += [str(one) for one in compared.refused if one.label not in judged_as_wrong]
         report.blind += blind_spots(details, setting)
         report.notes = compared.notes + next_steps(report, compared)

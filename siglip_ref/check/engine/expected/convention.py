@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from siglip_ref.check.engine.expected.objective import SIGMOID, Objective
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
 from siglip_ref.ops.pair_block import LossAndGrads
@@ -23,11 +24,12 @@ NORMALIZE = Pair(normalize_forward, normalize_backward)
 @dataclass(frozen=True)
 class Convention:
     """What a loss is given. scale: the logarithm, or the scale itself; embeddings: unit rows, or any rows, which it
-    normalises; norm: how it then guards the division (of no interest for unit rows)."""
+    normalises; norm: how it then guards the division (of no interest for unit rows); objective: what it computes."""
 
     scale: ScaleKind
     embeddings: EmbeddingKind
     norm: NormKind = "none"
+    objective: Objective = SIGMOID
 
     @property
     def linear(self) -> bool:

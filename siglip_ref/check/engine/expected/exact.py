@@ -13,8 +13,8 @@ import numpy as np
 from siglip_ref.arithmetic.double_double import double_double
 from siglip_ref.check.engine.expected.convention import Convention, as_given
 from siglip_ref.check.engine.expected.probes import Probe
-from siglip_ref.check.engine.expected.repeated import Repeated, repeated_loss
-from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.check.engine.expected.repeated import Repeated, repeated_loss, repeated_softmax
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 
 # Products of a probe, up to which its truth is always right to the last bit of float64: all of the standard ones.
@@ -64,9 +64,10 @@ def _loss_in(arithmetic: Callable[[Any], Array], probe: Probe, convention: Conve
     asked = probe.scale if convention.linear else probe.log_scale
     scale, bias = (arithmetic(np.asarray(number)) for number in (asked, probe.bias))
     if not isinstance(probe, Repeated):
-        given = as_given(sigmoid_loss, convention.normalises, convention.linear)
+        given = as_given(convention.objective.computed, convention.normalises, convention.linear)
         return given(arithmetic(probe.image_embed), arithmetic(probe.text_embed), scale, bias)
-    given = as_given(partial(repeated_loss, order=probe.order), convention.normalises, convention.linear)
+    whole = repeated_loss if convention.objective.kind == "sigmoid" else repeated_softmax
+    given = as_given(partial(whole, order=probe.order), convention.normalises, convention.linear)
     images, texts = (arithmetic(rows) for rows in probe.rows)
     sums = given(images, texts, scale, bias)
     found = LossAndGrads(*(value / len(probe.order) for value in sums))

@@ -1,12 +1,14 @@
 """What a loss must give at a probe: the exact value and gradients, and the noise that a correct program may add."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Outcome, Setting
 from siglip_ref.check.engine.expected.convention import Convention, EmbeddingKind, ScaleKind
 from siglip_ref.check.engine.expected.exact import exact_loss
+from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.repeated import Repeated
 from siglip_ref.check.engine.expected.repeated_noise import repeated_noise
@@ -17,7 +19,7 @@ from siglip_ref.noise.table import Key, digest, table
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Kind, Row, compare, out_of_range
 
-__all__ = ["CONVENTIONS", "Convention", "EmbeddingKind", "ScaleKind", "Truth", "judge", "truth"]
+__all__ = ["CONVENTIONS", "Convention", "EmbeddingKind", "ScaleKind", "Truth", "conventions_of", "judge", "truth"]
 
 # In the order in which they are tried: what fits two of them is called by the first.
 CONVENTIONS = (
@@ -28,6 +30,12 @@ CONVENTIONS = (
     Convention("log", "raw", "additive"),
     Convention("linear", "raw", "additive"),
 )
+
+
+@lru_cache
+def conventions_of(objective: Objective) -> tuple[Convention, ...]:
+    """All under which a loss may compute this."""
+    return tuple(replace(convention, objective=objective) for convention in CONVENTIONS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class Truth:
 
 def given_of(convention: Convention, setting: Setting) -> Given:
     """How a loss of this convention is given its inputs, and what it computes in."""
-    return Given(convention.normalises, convention.linear, setting.regime, setting.scalar_dtype)
+    norm, linear = convention.normalises, convention.linear
+    return Given(norm, linear, setting.regime, setting.scalar_dtype, convention.objective.measured)
 
 
 def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:

@@ -92,3 +92,29 @@ def repeated_loss(images: Array, texts: Array, log_scale: Array, bias: Array, or
     d_logits = counts[:, None] * of_image
     d_images, d_texts = scale * (of_image @ texts), scale * (of_text.T @ images)
     return LossAndGrads(loss, d_images, d_texts, scale * (d_logits * similarity).sum(), d_logits.sum())
+
+
+def repeated_softmax(images: Array, texts: Array, log_scale: Array, bias: Array, order: Array) -> LossAndGrads:
+    """The same of `softmax_loss`, which does not see the bias. Softmax takes one of equal texts as the own one."""
+    counts = np.bincount(order, minlength=len(images)).astype(float)
+    own = np.eye(len(images), dtype=bool)
+    scale = np.exp(log_scale)
+    similarity = images @ texts.T
+    logits = scale * similarity
+    # of one copy of image i each copy of text j, and the other way round
+    by_row, of_rows = _chances(logits, counts)
+    by_column, of_columns = _chances(logits.T, counts)
+    both = (by_row + by_column.T) / 2
+    loss = (counts * ((of_rows + of_columns) / 2 - np.where(own, logits, 0).sum(1))).sum()
+    of_image, of_text = counts * both - own, counts[:, None] * both - own
+    d_images, d_texts = scale * (of_image @ texts), scale * (of_text.T @ images)
+    d_log_scale = scale * (counts[:, None] * of_image * similarity).sum()
+    return LossAndGrads(loss, d_images, d_texts, d_log_scale, 0 * d_log_scale)
+
+
+def _chances(logits: Array, counts: Array) -> tuple[Array, Array]:
+    """Softmax along the last axis, of one copy of each column, and the logarithm of the sum that it divides by."""
+    top = logits.max(-1, keepdims=True)
+    weights = np.exp(logits - top)
+    total = (counts * weights).sum(-1, keepdims=True)
+    return weights / total, (top + np.log(total))[:, 0]

@@ -21,7 +21,7 @@ from siglip_ref.check.engine.expected.tolerance import Given, is_quick, scalars_
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, Noise, announce, measure
 from siglip_ref.noise.quick import FEWER_STILL, quick_noise
-from siglip_ref.ops.elementary import Array, sigmoid
+from siglip_ref.ops.elementary import Array, number, sigmoid
 
 # Pairs from which on a loss in 16 bits must not take the small difference of sums that are each rounded: positives
 # apart from all pairs, or one tile apart from the next. The gradient of the bias, which is such a difference, must then
@@ -58,19 +58,24 @@ def distinct_noise(given: Given, probe: Repeated, quick: bool = False) -> Noise:
     unit = FLOAT64 if given.regime == "float64" else 1.0
     if quick:
         found = quick_noise(compute, arrays, exact, given.regime, batch=False)
-        _let_sums_run(found, probe, FEWER_STILL * unit, rows=SOME, factors=_FACTORS[:1])
+        _let_sums_run(found, given, probe, FEWER_STILL * unit, rows=SOME, factors=_FACTORS[:1])
         return found
     # in 16 bits every form is also rounded to nearest: by chance what underflows is right on average
     found = measure(compute, arrays, exact, given.regime, scalars=scalars_of(given), by_row=True, few=not narrow)
     if not narrow:
-        _let_sums_run(found, probe, unit)
+        _let_sums_run(found, given, probe, unit)
     if large and narrow and "bfloat16" in given.regime:
         found.absolute["d_bias"] = np.minimum(found.absolute["d_bias"], BIAS_AT_MOST * np.abs(exact["d_bias"]))
     return found
 
 
 def _let_sums_run(
-    found: Noise, probe: Repeated, unit: float, rows: int | None = None, factors: Sequence[float] = _FACTORS
+    found: Noise,
+    given: Given,
+    probe: Repeated,
+    unit: float,
+    rows: int | None = None,
+    factors: Sequence[float] = _FACTORS,
 ) -> None:
     """Every row's gradient is allowed what the worst of them shows where a product adds one term after the other.
 
@@ -81,8 +86,9 @@ def _let_sums_run(
     images, texts = probe.rows
     logits = np.exp(probe.log_scale) * (images @ texts.T) + probe.bias
     sizes, worst = {}, 0.0
+    gate = sigmoid if given.objective.kind == "sigmoid" else partial(_chances, order=probe.order)
     for name, slopes, others in (("d_image_embed", logits, texts), ("d_text_embed", logits.T, images)):
-        weights = np.exp(probe.log_scale) / len(probe.order) * sigmoid(slopes)[:, probe.order].T
+        weights = np.exp(probe.log_scale) / len(probe.order) * gate(slopes)[:, probe.order].T
         # before what normalising takes away
         sizes[name] = np.abs(weights.T @ others[probe.order]).max(-1, keepdims=True)
         for factor in factors:
@@ -92,6 +98,12 @@ def _let_sums_run(
             worst = max(worst, (np.abs(running - total) / np.abs(total).max(-1, keepdims=True)).max())
     for name, size in sizes.items():
         found.absolute[name] = np.maximum(found.absolute[name], worst * unit * size)
+
+
+def _chances(logits: Array, order: Array) -> Array:
+    """What softmax gives each of the distinct columns, of which there are so many copies."""
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights[:, order].sum(-1, keepdims=True)
 
 
 def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
@@ -109,11 +121,53 @@ def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> 
             d_images, d_texts = d_images + row[1], d_texts + column[2]
         return LossAndGrads(loss, d_images, d_texts, d_log_scale, d_bias)
 
+    def of_softmax(images: Array, texts: Array, log_scale: Array, bias: Array) -> LossAndGrads:
+        return _softmax_of_one_copy(images, texts, log_scale, bias if given.objective.bias else None, order, ops)
+
+    sums = sums if given.objective.kind == "sigmoid" else of_softmax
     whole = as_given(sums, given.norm, given.linear, ops.normalize)
     x, y = unit_rows_again(given, a["image_embed"], a["text_embed"], ops)
     found = whole(x, y, a["scale"], a["bias"])
     shares = (copies, pairs, pairs, copies, copies)
     return LossAndGrads(*(value / share for value, share in zip(found, shares, strict=True)))._asdict()
+
+
+def _softmax_of_one_copy(
+    images: Array, texts: Array, log_scale: Array, bias: Array | None, order: Array, ops: Variant
+) -> LossAndGrads:
+    """The same of the softmax loss: one copy of each row against the whole batch, both ways."""
+    _, scale_first, by_logarithm = ops.form_of_loss or ("signed", False, False)
+    scale = np.exp(log_scale)
+    own = (order == np.arange(len(images))[:, None]).argmax(-1)  # of the copies of a row one is its own
+    blocks, sums = [], []
+    for rows, others in ((images, texts), (texts, images)):
+        similarity = rows @ others[order].T
+        logits = (scale * rows) @ others[order].T if scale_first else scale * similarity
+        logits = logits if bias is None else logits + bias
+        top = logits.max(-1, keepdims=True)
+        blocks.append((logits, similarity))
+        sums.append(top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))
+    share, loss, d_log_scale, d_rows = number(1, scale) / (2 * len(order)), 0, 0, []
+    for way, others in enumerate((texts, images)):
+        logits, similarity = blocks[way]
+        mine = np.arange(len(order)) == own[:, None]
+        totals = sums[way], sums[1 - way][order].T
+        # each direction's slopes begin with 1 / 2B, which in float16 may underflow
+        first, second = (share * (_quotient(logits, total, by_logarithm) - mine) for total in totals)
+        loss = loss + (sums[way][:, 0] - logits[mine]).sum() / 2
+        slopes = scale * (first + second)
+        d_rows.append(slopes @ others[order])
+        d_log_scale = d_log_scale + (slopes * similarity).sum() / 2
+    whole = len(order)
+    return LossAndGrads(loss, whole * d_rows[0], whole * d_rows[1], whole * d_log_scale, 0 * d_log_scale)
+
+
+def _quotient(logits: Array, sums: Array, by_logarithm: bool) -> Array:
+    """Each logit's share of a sum of exponentials, of which the logarithm is given."""
+    if by_logarithm:
+        return np.exp(logits - sums)
+    top = logits.max(-1, keepdims=True)
+    return np.exp(logits - top) / np.exp(sums - top)
 
 
 def _form(given: Given, pairs: int, ops: Variant) -> tuple[Any, int]:

@@ -13,8 +13,9 @@ import numpy as np
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import Variant
 from siglip_ref.check.engine.expected.convention import as_given, unit_rows
+from siglip_ref.check.engine.expected.objective import SIGMOID, Objective
 from siglip_ref.check.engine.expected.probes import WIDE_FORMATS
-from siglip_ref.model.loss import LossAndGrads, sigmoid_loss
+from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import TIMES, Noise, announce, measure
 from siglip_ref.noise.quick import PAIRS, quick_noise
 from siglip_ref.ops.elementary import Array
@@ -32,12 +33,14 @@ class Given:
 
     norm : how it normalises its inputs, None: not at all; linear : the scale itself instead of its logarithm
     regime : a key of `siglip_ref.noise.measure.REGIMES`, or "float64"; scalars : format of scale and bias
+    objective : what it computes
     """
 
     norm: NormKind | None
     linear: bool
     regime: str
     scalars: str
+    objective: Objective = SIGMOID
 
 
 def loss_noise(
@@ -83,7 +86,8 @@ def measured_noise(
 def way_of(given: Given) -> str:
     """How a loss is given its numbers, and what it computes in: half of a key."""
     scalars = "" if given.regime == "float64" else scalars_of(given)
-    return f"{given.norm or 'unit'}, {'linear' if given.linear else 'log'}, {given.regime}, {scalars}"
+    objective = "" if given.objective.plain else f", {given.objective}"
+    return f"{given.norm or 'unit'}, {'linear' if given.linear else 'log'}, {given.regime}, {scalars}{objective}"
 
 
 def scalars_of(given: Given) -> str:
@@ -117,7 +121,7 @@ def _measured(
 
 def _loss(given: Given, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
     x, y = unit_rows_again(given, a["image_embed"], a["text_embed"], ops)
-    plain = partial(sigmoid_loss, tile=-(-len(x) // ops.tiles), ops=ops)
+    plain = partial(given.objective.computed, ops=ops, tiles=ops.tiles)
     return as_given(plain, given.norm, given.linear, ops.normalize)(x, y, a["scale"], a["bias"])._asdict()
 
 
