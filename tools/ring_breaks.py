@@ -115,7 +115,7 @@ BREAKS = (
         "    loss, d_log_scale, d_bias = (totals.reshape(-1, 3).sum(0) / len(image_embed)).astype(image_embed.dtype)\n"
         "    d_image_embed, d_text_embed = home.d_image_embed / len(image_embed), d_text_embed / len(image_embed)\n"
         "    return LossAndGrads(loss, d_image_embed, d_text_embed, d_log_scale, d_bias)",
-        "unknown",
+        "derived",
     ),
     Break(
         "race",

@@ -101,6 +101,22 @@ class Hop:
 
 
 @dataclass(frozen=True)
+class Meeting:
+    """One cell of a matrix over ranks. kind: "met", whose texts a rank's images met, or "held", whose block's gradient
+    a rank holds; part: of the block: its positives, its negatives, its diagonal as negatives, or all pairs as against
+    zeros; weight: how many times, besides a factor of the whole tensor."""
+
+    kind: Literal["met", "held"]
+    tensor: str
+    world: int
+    rank: int
+    images: int
+    texts: int
+    part: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class Case:
     """The worst probe: arrays by name ("input/...", "got/...", "expected/..."), and a program that shows the fault."""
 
@@ -114,7 +130,7 @@ class Report:
 
     rows : one per tensor, in network order, each at its worst probe; details : every tensor at every probe
     conventions : what the implementation was judged by; blind : mistakes this run could not have seen
-    hops : what the ranks of a ring told hop by hop
+    hops : what the ranks of a ring told hop by hop; blocks : the matrices over ranks, cell by cell
     sight : how much of the catalogue it would have seen
     unjudged : why the verdict is NOT JUDGED; None for every other verdict
     computes : what a loss computes, worked out by experiments; empty where nobody asked
@@ -134,6 +150,7 @@ class Report:
     sight: Sight | None = None
     unjudged: Unjudged | None = None
     computes: list[str] = field(default_factory=list)
+    blocks: list[Meeting] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -249,8 +266,10 @@ def _severity(row: Row) -> tuple[int, float]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Report):
         names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
-        return {name: _plain(getattr(value, name)) for name in (*names, "unjudged", "sight", "hops", "computes")}
-    if isinstance(value, Row | Finding | Sight | Hop | Unjudged):
+        return {
+            name: _plain(getattr(value, name)) for name in (*names, "unjudged", "sight", "hops", "computes", "blocks")
+        }
+    if isinstance(value, Row | Finding | Sight | Hop | Meeting | Unjudged):
         return _plain(asdict(value))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

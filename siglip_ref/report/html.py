@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
+from siglip_ref.report.blocks import tables
 from siglip_ref.report.compare import Row
 from siglip_ref.report.text import multiple, name_of, plain, power, smallest, title_of
 
@@ -76,6 +77,7 @@ def to_html(report: "Report") -> str:
         *(_finding(finding) for finding in report.findings),
         _heat_map(report),
         _section("every tensor", _table(report) if report.rows else ""),
+        *(_section(title, _matrix(cells)) for title, cells in tables(report.blocks)),
         _section("hop by hop", _hops(report)),
         _section("conventions", _list([f"{name}: {value}" for name, value in report.conventions.items()])),
         _section("not checked", _list(report.not_checked)),
@@ -129,6 +131,18 @@ def _table(report: "Report") -> str:
         key = f"<p>{escape(smallest(report))}</p>{key}"
     body = "\n".join(_row(row) for row in report.rows)
     return f'{key}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _matrix(cells: list[list[str]]) -> str:
+    """A line a rank, a column a rank."""
+    head = "".join(f"<th>{rank}</th>" for rank in range(len(cells)))
+    lines = []
+    for rank, row in enumerate(cells):
+        drawn = "".join(f'<td class="{"good" if cell == "1" else "bad"}">{escape(cell)}</td>' for cell in row)
+        lines.append(f'<tr><td class="name">rank {rank}</td>{drawn}</tr>')
+    return (
+        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    )
 
 
 def _hops(report: "Report") -> str:

@@ -38,6 +38,7 @@ def renderable(report: "Report") -> RenderableType:
     parts += _section("what it computes", report.computes)
     for finding in report.findings:
         parts += _section(title_of(finding), [finding.evidence, f"repair: {finding.repair}"])
+    parts += _blocks(report)
     parts += _hops(report)
     parts += _section("conventions", [f"{name}: {value}" for name, value in report.conventions.items()])
     parts += _section("not checked", report.not_checked)
@@ -88,6 +89,21 @@ def _deviations(report: "Report") -> list[RenderableType]:
     if len(wrong) > _MOST_LINES:
         lines.append(f"and {len(wrong) - _MOST_LINES} more")
     return _section("what deviates", lines)
+
+
+def _blocks(report: "Report") -> list[RenderableType]:
+    """The matrices over ranks that are not as they should be."""
+    from siglip_ref.report.blocks import tables
+
+    parts: list[RenderableType] = []
+    for title, cells in tables(report.blocks):
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        for name in ("rank", *map(str, range(len(cells)))):
+            table.add_column(name, justify="right")
+        for rank, row in enumerate(cells):
+            table.add_row(str(rank), *(Text(cell, "" if cell == "1" else "bold red") for cell in row))
+        parts += ["", Text(title, "dim"), Padding(table, (0, 0, 0, 2))]
+    return parts
 
 
 def _hops(report: "Report") -> list[RenderableType]:

@@ -9,7 +9,9 @@ import pytest
 
 from mpi import loss
 from siglip_ref.check.call.frameworks import Setting
-from siglip_ref.check.diagnosis.astray import astray
+from siglip_ref.check.diagnosis.blocks.derive import derive
+from siglip_ref.check.diagnosis.blocks.parts import calls_of
+from siglip_ref.check.diagnosis.blocks.told import patterns_of
 from siglip_ref.check.diagnosis.predict import Context
 from siglip_ref.check.diagnosis.terms import loss_terms
 from siglip_ref.check.engine.expected.expected import CONVENTIONS, truth
@@ -54,11 +56,11 @@ KIND = {
     "added before it moves": (
         "            travelling = move(ANSWER, travelling, answers, hop)\n" + ADDED,
         ADDED + "\n            travelling = move(ANSWER, travelling, answers, hop)",
-        "unknown",
+        "derived",
         "hop 2, the last hop: what belongs to rank r lies with rank r - 1, modulo W (W=4) / the last hop: what",
     ),
-    "own share lost": (HOME, HOME.replace("combine(at_home, ", "(")[:-1] + ")", "unknown", "the own block missing"),
-    "overwritten": (ADDED, "            travelling = answer", "unknown", "hop 1, hop 2 missing (W=4)"),
+    "own share lost": (HOME, HOME.replace("combine(at_home, ", "(")[:-1] + ")", "derived", "the own block missing"),
+    "overwritten": (ADDED, "            travelling = answer", "derived", "hop 1, hop 2 missing (W=4)"),
     "zeros at hop 2": (
         BLOCK,
         BLOCK.replace("held)", "held if hop != 2 else np.zeros_like(held))"),
@@ -74,6 +76,11 @@ def test_others_of_their_kind_are_told_exactly(name):
     findings = named(replace(BY_NAME["astray"], name=f"kind_{list(KIND).index(name)}", old=old, new=new))
     assert findings[0].id == id, findings
     assert words in findings[0].evidence and "explains 100% of the deviation" in findings[0].evidence
+
+
+def astray(seen, contexts):
+    """What is said of gradients that were taken apart."""
+    return list(patterns_of(derive(calls_of(seen, contexts))))
 
 
 SETTING = Setting("float32", "float32", "cpu", False)
@@ -127,7 +134,7 @@ def test_images_may_travel_too():
 
 def test_what_is_at_home_or_random_is_not_astray():
     seen, contexts = seen_with(CONVENTIONS[0], "text_embed", lambda i, o: o)
-    assert not list(astray(seen, contexts))
+    assert not astray(seen, contexts)
     noise = np.random.default_rng(5)
     shaken = [replace(one, got=one.got * (1 + 0.1 * noise.standard_normal(one.got.shape))) for one in seen]
-    assert not list(astray(shaken, contexts))
+    assert not astray(shaken, contexts)

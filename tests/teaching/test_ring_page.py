@@ -176,7 +176,7 @@ def test_break_it_shows_the_checkers_words(page, data):
         "average": "gather-own-slot-one-over-w",
         "astray": "text-grad-to-wrong-rank",
         "positives": "remote-diagonal-as-positive",
-        "local": "unknown",
+        "local": "derived",
         "race": "ring-hop-repeated",
         "ddp": "convention",
     }

@@ -1,24 +1,23 @@
 """What a wrong gradient or loss is made of, where no mistake of the catalogue has that name: simple, general patterns.
 
-A tensor may be the right one times a factor, with its rows in other places, or with some of its terms missing or
-counted twice. The terms are the blocks (images of one rank, texts of another), positives and negatives apart; how often
-each of them was counted is found by least squares, since every row of a gradient holds as many numbers as D.
+A tensor may be the right one times a factor, with its rows in other places, or with its positives or negatives counted
+otherwise than once; over ranks, a sum of other blocks (`siglip_ref.check.diagnosis.blocks`).
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import chain
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.astray import SHIFTED, astray
+from siglip_ref.check.diagnosis.blocks.derive import derive
+from siglip_ref.check.diagnosis.blocks.faults import of_hops
+from siglip_ref.check.diagnosis.blocks.parts import calls_of
+from siglip_ref.check.diagnosis.blocks.told import ZERO_BUFFER, patterns_of
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
 from siglip_ref.check.diagnosis.terms import (
     Counted,
     Term,
     Weights,
-    at_each_number_of_ranks,
     counted,
     describe,
     loss_terms,
@@ -30,9 +29,7 @@ from siglip_ref.check.engine.findings import Factor, Pattern
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.ops.elementary import Array
 
-ZERO_BUFFER = "ring-received-buffer-zero"
 _ALL = 5  # the loss and its gradients
-ZEROS = ", scored against zeros instead: softplus(bias) a pair"
 
 
 Contexts = Mapping[str, Context]
@@ -58,8 +55,10 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
             found[name] = pattern
     if not all(context.convention.objective.plain for context in contexts.values()):
         return list(found.values())  # of other losses the terms are others
-    for pattern in chain(_counted(seen, contexts), astray([one for one in seen if one.name in wrong], contexts)):
-        found.setdefault(pattern.tensor, pattern)
+    over_ranks = any(len(context.sizes) > 1 for context in contexts.values())
+    for pattern in patterns_of(derive(calls_of(seen, contexts))) if over_ranks else _counted(seen, contexts):
+        if pattern.tensor in wrong:
+            found.setdefault(pattern.tensor, pattern)
     for pattern in weighted(seen, contexts) if len(found) < len(wrong) else ():
         found.setdefault(pattern.tensor, pattern)
     return _named(list(found.values()), wrong)
@@ -89,11 +88,7 @@ def _name_of(form: Hashable, wrong: set[str]) -> str:
     if len(odds) == 1 and form.by_world[0][0] == 1:
         (weight, groups), *others = odds[0] or ((0.0, ()),)
         return WEIGHTED if weight > 0 and len(groups) == 1 and not others else ""
-    counts = [{weight: [group.hop for group in groups] for weight, groups in odd} for odd in odds]
-    one_hop = all(len(hops) == 1 and hops[0] for of in counts for hops in of.values())
-    if one_hop and all(of.keys() == {0.0} for of in counts):
-        return "ring-hop-missing"
-    return "ring-hop-repeated" if one_hop and all(of.keys() == {0.0, 2.0} for of in counts) else ""
+    return of_hops(form)
 
 
 # --- a factor
@@ -164,71 +159,40 @@ def _moved(mine: Sequence[Seen], seen: Sequence[Seen], contexts: Contexts) -> Pa
     if all(distance(one, np.asarray(other[one.probe].exact)) <= 2 for one in mine if one.probe in other):
         text = "the other embedding's gradient: the two are exchanged"
         return Pattern(name, "unknown", text, text)
-    for text, id, order in _orders([contexts[one.probe] for one in mine if one.probe in contexts], name):
-        if all(distance(one, np.asarray(one.exact)[order(contexts[one.probe])]) <= 2 for one in mine):
-            return Pattern(name, id, text, text)
+    for text, order in _ORDERS.items():
+        if all(distance(one, order(np.asarray(one.exact))) <= 2 for one in mine):
+            return Pattern(name, "unknown", text, text)
     return None
 
 
-def _orders(contexts: Sequence[Context], name: str) -> Iterator[tuple[str, str, Callable[[Context], Array]]]:
-    """Ways in which rows change places: in words, by the catalogue's name, and which row then stands where."""
-    if not contexts:
-        return
-    yield "the right rows in reverse order", "unknown", lambda c: np.arange(sum(c.sizes))[::-1]
-    yield "the right rows, up by one", "unknown", lambda c: np.roll(np.arange(sum(c.sizes)), -1)
-    yield "the right rows, down by one", "unknown", lambda c: np.roll(np.arange(sum(c.sizes)), 1)
-    worlds = [len(c.sizes) for c in contexts]
-    if min(worlds) < 2 or any(len(set(c.sizes)) > 1 for c in contexts):
-        return
-    for step in (s for n in range(1, max(worlds)) for s in (n, -n)):
-        text = f"the right rows, but rank r holds those of rank r {'+' if step > 0 else '-'} {abs(step)}, modulo W"
-        yield text, SHIFTED.get(name, "unknown"), partial(_of_rank, owner=partial(_shifted, step))
-    yield "the right rows, the ranks in reverse order", "unknown", partial(_of_rank, owner=_reversed)
-
-
-def _shifted(step: int, rank: int, world: int) -> int:
-    return (rank + step) % world
-
-
-def _reversed(rank: int, world: int) -> int:
-    return world - 1 - rank
-
-
-def _of_rank(context: Context, owner: Callable[[int, int], int]) -> Array:
-    world, each = len(context.sizes), context.sizes[0]
-    rows = np.arange(world * each).reshape(world, each)
-    return rows[[owner(rank, world) for rank in range(world)]].ravel()
+_ORDERS: dict[str, Callable[[Array], Array]] = {
+    "the right rows in reverse order": lambda rows: rows[::-1],
+    "the right rows, up by one": lambda rows: np.roll(rows, -1, 0),
+    "the right rows, down by one": lambda rows: np.roll(rows, 1, 0),
+}
 
 
 # --- terms that are missing, or count more than once
 
 
 def _counted(seen: Sequence[Seen], contexts: Contexts) -> Iterator[Pattern]:
-    """Every tensor, as a sum of its terms with other weights."""
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for label, context in contexts.items():
-        groups.setdefault(context.sizes if len(context.sizes) > 1 else (1,), []).append(label)
+    """Every tensor of one process, as its positives and negatives with other weights."""
     by_name = {(one.probe, one.name): one for one in seen}
     terms = {label: loss_terms(c.probe, c.convention, c.sizes) for label, c in contexts.items()}
-    fitted: dict[str, dict[tuple[int, ...], Weights]] = {}
-    for name in EMBEDS:
-        of_group = {key: _weights(labels, name, by_name, terms) for key, labels in groups.items()}
-        found = {key: weights for key, weights in of_group.items() if weights is not None}
-        if len(found) == len(groups):
-            fitted[name] = found
+    fitted = {name: weights for name in EMBEDS if (weights := _weights(name, by_name, terms)) is not None}
     for name in dict.fromkeys(one.name for one in seen if is_wrong(one)):
-        # of texts that were met as zeros, and got a gradient for it, the images' gradient knows how often
-        for source in dict.fromkeys([name, EMBEDS[0]] if name in EMBEDS else EMBEDS):
-            if source in fitted and (pattern := _as_counted(name, source, fitted[source], groups, by_name, terms)):
-                yield pattern
+        for source in dict.fromkeys([name, *EMBEDS]):
+            weights = fitted.get(source)
+            if weights is not None and all(
+                distance(one, _summed(name, terms[one.probe], weights)) <= 2 for one in seen if one.name == name
+            ):
+                yield Pattern(name, "unknown", describe(weights, 1), counted({(1,): odd_groups(weights, 1)}))
                 break
 
 
-def _weights(
-    labels: Sequence[str], name: str, by_name: Mapping[tuple[str, str], Seen], terms: Mapping[str, list[Term]]
-) -> Weights | None:
+def _weights(name: str, by_name: Mapping[tuple[str, str], Seen], terms: Mapping[str, list[Term]]) -> Weights | None:
     """How often each term counts in an embedding's gradient; at the probe that shows its weakest term best."""
-    shown = [label for label in labels if (label, name) in by_name]
+    shown = [label for label in terms if (label, name) in by_name]
 
     def visible(label: str) -> float:
         allowed = by_name[label, name].allowed
@@ -238,29 +202,5 @@ def _weights(
     return None if best is None else weights_of(by_name[best, name], terms[best])
 
 
-def _as_counted(
-    name: str,
-    source: str,
-    weights: Mapping[tuple[int, ...], Weights],
-    groups: Mapping[tuple[int, ...], list[str]],
-    by_name: Mapping[tuple[str, str], Seen],
-    terms: Mapping[str, list[Term]],
-) -> Pattern | None:
-    """The pattern, if the weights found in one gradient explain a tensor at all probes; or if, besides, blocks that
-    were scored against zeros do."""
-    for zeros in (False, True):
-        if all(
-            distance(one, _summed(name, terms[label], weights[key], zeros)) <= 2
-            for key, labels in groups.items()
-            for label in labels
-            if (one := by_name.get((label, name))) is not None
-        ):
-            told = at_each_number_of_ranks({key: describe(w, len(key)) for key, w in weights.items()})
-            form = counted({key: odd_groups(w, len(key)) for key, w in weights.items()})
-            return Pattern(name, ZERO_BUFFER if zeros else "unknown", told + ZEROS if zeros else told, form)
-    return None
-
-
-def _summed(name: str, terms: Sequence[Term], weights: Weights, zeros: bool) -> Array:
-    total = sum(weights[term.key] * term.tensors[name] for term in terms)
-    return np.asarray(total + sum(t.against_zeros.get(name, 0.0) for t in terms if zeros and weights[t.key] == 0))
+def _summed(name: str, terms: Sequence[Term], weights: Weights) -> Array:
+    return np.asarray(sum(weights[term.key] * term.tensors[name] for term in terms))

@@ -50,6 +50,7 @@ def explain(
     predict: Predict,
     patterns: Patterns = lambda seen: (),
     is_gradient: Callable[[str], bool] = lambda name: name != "loss",
+    at_once: int = TOGETHER,
 ) -> list[Finding]:
     """Findings, best first; empty if nothing is wrong.
 
@@ -61,18 +62,19 @@ def explain(
         ValueError where two of them change the same line
     patterns : what is seen in tensors without knowing of any mistake
     is_gradient : whether a tensor is one, by its name
+    at_once : mistakes made together, at most
     """
     wrong = [tensor for tensor in seen if is_wrong(tensor)]
     if not wrong:
         return []
     absent = [name for name in _names(wrong) if is_gradient(name) and _is_zero(name, seen)]
-    alone, whole = _wholly(seen, mistakes, predict)
+    alone, whole = _wholly(seen, mistakes, predict, at_once)
     whole = [entry for entry in whole if _made_zero(entry, absent, seen, predict) == absent]
     everything, first = seen, list[Finding]()
     if absent and not whole:
         seen = [one for one in seen if one.name not in absent]
         wrong = [one for one in wrong if one.name not in absent]
-        alone, whole = _wholly(seen, mistakes, predict)
+        alone, whole = _wholly(seen, mistakes, predict, at_once)
         made = [_made_zero(entry, absent, everything, predict) for entry in whole]
         most = max(made, key=len, default=[])
         whole = [entry for entry, zero in zip(whole, made, strict=True) if zero == most]
@@ -91,13 +93,13 @@ def explain(
 
 
 def _wholly(
-    seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict
+    seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict, at_once: int
 ) -> tuple[list[Explanation], list[Explanation]]:
     """All mistakes by what they explain alone; and what explains everything, alone or together, each in one form."""
     wrong = [one for one in seen if is_wrong(one)]
     alone = _ranked(seen, ((mistake,) for mistake in mistakes), predict) if wrong else []
     whole = [entry for entry in alone if entry.share >= FINDING]
-    if wrong and not whole:
+    if wrong and not whole and at_once > 1:
         whole = _together(seen, wrong, mistakes, predict)
     by_ids: dict[tuple[str, ...], Explanation] = {}
     for entry in whole:

@@ -39,6 +39,7 @@ def check_distributed_loss(
     limit: float = 120.0,
     axis_name: str | None = None,
     ranks: Ranks | None = None,
+    explain: bool = False,
 ) -> Report:
     """Judge a loss whose pairs are spread over ranks: its value and four gradients, each at its owner.
 
@@ -62,6 +63,7 @@ def check_distributed_loss(
         joined; what has not ended by then is NOT JUDGED. With ranks that are seen to wait for each other it is FAIL
     axis_name : jax: the name of the axis; None: "ranks"
     ranks : numpy: how ranks are run, `mpi.comm.ThreadComm.run`
+    explain : say what the loss computes, `Report.computes` and `Report.blocks`, also where it is right
 
     Returns
     -------
@@ -88,7 +90,9 @@ def check_distributed_loss(
         stop = ran.stop
         if stop:
             break
-    return judge_ranks(fn, asked.framework, setting, observed, candidates, reduce, value, asked.worlds, stop)
+    return judge_ranks(
+        fn, asked.framework, setting, observed, candidates, reduce, value, asked.worlds, stop, explain is True
+    )
 
 
 def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Split], list[tuple[str, Probe]]]:

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting, describe
+from siglip_ref.check.diagnosis.blocks.derive import Blocks, derive
+from siglip_ref.check.diagnosis.blocks.faults import faults_of
+from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.expected import Convention, Truth, judge, tensors_of, truth
 from siglip_ref.check.engine.explain import explain
+from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.loss.behaviour import seen_of, speaks_for
 from siglip_ref.check.loss.messages import conventions_in_words
@@ -21,6 +25,7 @@ from siglip_ref.check.ranks.hops import hops_of
 from siglip_ref.check.ranks.observed import REDUCE, VALUE, Observed, Reduce, Value, Way, ways_of
 from siglip_ref.check.ranks.world import Stop
 from siglip_ref.mistakes import Mistake, suspects
+from siglip_ref.report.blocks import findings_of, in_words, meetings_of
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Hop, Report
 from siglip_ref.report.verdict import Judgement, did_not_finish, judgement
@@ -39,6 +44,7 @@ def judge_ranks(
     value: Value,
     worlds: Sequence[int],
     stop: Stop | None = None,
+    explain: bool = False,
 ) -> Report:
     """The report under the convention that fits best; the declared way of reducing comes first.
 
@@ -47,10 +53,11 @@ def judge_ranks(
     observed : by kind of scale, the calls from which all ranks returned
     worlds : numbers of ranks
     stop : why these are not all calls
+    explain : say what a right loss computes, too
     """
     others: Sequence[Reduce] = ("mean", "sum", "none") if name == "numpy" else ("mean", "sum")
     named = f"{describe(fn)} ({name}, {setting.words}, {' and '.join(map(str, sorted(worlds)))} ranks)"
-    return check(RanksSubject(named, setting, observed, candidates, ways_of(reduce, value, others), stop))
+    return check(RanksSubject(named, setting, observed, candidates, ways_of(reduce, value, others), stop, explain))
 
 
 @dataclass
@@ -62,12 +69,30 @@ class ComparedRanks(Compared):
     calls: Sequence[Observed]
     truths: Sequence[Truth]
 
+    @cached_property
+    def seen(self) -> list[Seen]:
+        """Every tensor of every call, as one process would see it."""
+        pairs = zip(self.calls, self.truths, strict=True)
+        return [one for call, right in pairs for one in seen_of(call.split.label, call.together(*self.way), right)]
+
+    @cached_property
+    def contexts(self) -> dict[str, Context]:
+        """The calls by label."""
+        final = self.way[0] == "none"
+        return {c.split.label: Context(c.probe, self.convention, c.split.sizes, final) for c in self.calls}
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """What the loss computes, as blocks of ranks: no further call is needed."""
+        with np.errstate(all="ignore"):
+            return derive(calls_of(self.seen, self.contexts))
+
 
 @dataclass(frozen=True)
 class RanksSubject(Subject[ComparedRanks]):
     """What ranks brought back. ways : of reducing and returning, the declared one first; stop : why these are not all
     calls: a rank that failed is a fault, and so are ranks that wait for each other; of ranks that took too long nothing
-    is known, but what they did bring may be wrong."""
+    is known, but what they did bring may be wrong. says_more : say what a right loss computes, too."""
 
     named: str
     setting: Setting
@@ -75,6 +100,7 @@ class RanksSubject(Subject[ComparedRanks]):
     candidates: Sequence[Convention]
     ways: Sequence[Way]
     stop: Stop | None
+    says_more: bool = False
 
     @cached_property
     def truths(self) -> dict[Convention, list[Truth]]:
@@ -151,6 +177,10 @@ class RanksSubject(Subject[ComparedRanks]):
         reduce, value = compared.way
         report.conventions = conventions_in_words(compared.convention, self.candidates)
         report.conventions |= {f'reduce="{reduce}"': REDUCE[reduce], f'value="{value}"': VALUE[value]}
+        if compared.wrong or self.says_more:
+            blocks = compared.blocks
+            report.computes = in_words(blocks, faults_of(blocks) if blocks.certain else [], reduce)
+            report.blocks = meetings_of(blocks)
         report.hops = _hops(compared.calls, compared.convention, self.setting)
         report.notes += dict.fromkeys(rank.note for call in compared.calls for rank in call.ranks if rank.note)
         calls = sum(map(len, self.observed.values()))
@@ -201,20 +231,24 @@ def _rows(observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> li
 
 
 def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
-    convention, (reduce, value) = compared.convention, compared.way
-    seen = [
-        one
-        for call, right in zip(compared.calls, compared.truths, strict=True)
-        for one in seen_of(call.split.label, call.together(reduce, value), right)
-    ]
-    final = reduce == "none"
-    contexts = {call.split.label: Context(call.probe, convention, call.split.sizes, final) for call in compared.calls}
+    """What was derived and proven; under its name where it is one mistake of the catalogue, or each thing is one."""
+    seen, contexts = compared.seen, compared.contexts
+    tail = tail_finding(seen, contexts)
+    if tail:
+        return [tail]
 
     def predict(mistakes: Sequence[Mistake]) -> Predicted:
         return Predicted(mistakes, contexts, setting.dtype)
 
-    tail = tail_finding(seen, contexts)
-    return [tail] if tail else explain(seen, suspects(ranks=True), predict, lambda wrong: patterns(wrong, contexts))
+    blocks = compared.blocks
+    faults = faults_of(blocks) if blocks.certain else []
+    if not faults:
+        return explain(seen, suspects(ranks=True), predict, lambda wrong: patterns(wrong, contexts))
+    derived = findings_of(faults, compared.way[0])
+    if all(fault.id for fault in faults):
+        return derived
+    alone = explain(seen, suspects(ranks=True), predict, at_once=1)
+    return alone if alone and all(finding.kind == "mistake" for finding in alone) else derived
 
 
 def _argument(row: Row) -> str:

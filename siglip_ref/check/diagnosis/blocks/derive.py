@@ -1,0 +1,215 @@
+"""Work out what a loss over ranks computes: two calls of each number of ranks are taken apart, all others prove it.
+
+Images stay at home in most rings, so their gradient says who met whom, as what, and how often; the texts' gradient says
+where the share of every block ended. The three scalars are sums of what was met, times a number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from siglip_ref.check.diagnosis.blocks.parts import Call, Part
+from siglip_ref.check.diagnosis.blocks.weigh import Lies, common, weigh
+from siglip_ref.check.diagnosis.predict import EMBEDS
+from siglip_ref.check.diagnosis.terms import simple
+from siglip_ref.check.engine.seen import distance
+from siglip_ref.ops.elementary import Array
+
+EXPERIMENT = "balanced"  # the point at which every part weighs
+Met = Mapping[Part, float]
+
+_NEAR = 1e-3  # of a factor; it was found by least squares
+_NICE = (1.0, 2.0, 0.5, np.log(2), 1 / np.log(2))
+
+
+@dataclass(frozen=True)
+class Times:
+    """A factor: a number times powers of W, of b (pairs a rank), of t (the scale)."""
+
+    number: float = 1.0
+    ranks: int = 0
+    pairs: int = 0
+    scale: int = 0
+
+    def over(self, other: "Times") -> "Times":
+        """What is left of it, divided by another."""
+        return Times(
+            self.number / other.number,
+            self.ranks - other.ranks,
+            self.pairs - other.pairs,
+            self.scale - other.scale,
+        )
+
+    def at(self, call: Call) -> float:
+        """What it comes to."""
+        each = sum(call.sizes) / call.world
+        powers = float(call.world) ** self.ranks * each**self.pairs
+        return self.number * powers * float(call.probe.scale) ** self.scale
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One of the five. lies: of an embedding's gradient, by number of ranks, whose part lies where; as_met: of a
+    scalar, whether it is the sum of what was met, or of every pair once."""
+
+    times: Times
+    lies: Mapping[int, Lies] | None = None
+    as_met: bool = True
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What a loss over ranks computes. met: by number of ranks, how often each part was; failed: tensors and calls that
+    it does not give; compared: tensors at calls of which nothing was used."""
+
+    met: Mapping[int, Met]
+    tensors: Mapping[str, Tensor]
+    failed: tuple[tuple[str, str], ...]
+    compared: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether it gives everything, at calls that no experiment used, too."""
+        return bool(self.met) and not self.failed and self.compared > 0
+
+
+def derive(calls: Sequence[Call]) -> Blocks:
+    """What comes of these calls, as far as it can be told."""
+    worlds = sorted({call.world for call in calls}, reverse=True)
+    used = [call for call in calls if call.even and call.probe.name == EXPERIMENT]
+    sides = [_side(used, side, worlds) for side in range(2)]
+    known = {name: side for name, side in zip(EMBEDS, sides, strict=True) if side is not None}
+    source = known.get(EMBEDS[0]) if known.get(EMBEDS[0], _NOTHING).times.number else known.get(EMBEDS[1])
+    met = {world: _met(world, source, known.get(EMBEDS[1])) for world in worlds} if source else {}
+    names = list(dict.fromkeys(name for call in used for name in call.seen))
+    for name in names:
+        found = _scalar(used, name, met) if name not in EMBEDS and met else None
+        if found:
+            known[name] = found
+    known = {name: known[name] for name in names if name in known}
+    failed = [
+        (name, call.label)
+        for call in calls
+        for name in call.seen
+        if name not in known or not _gives(known[name], call, name, met)
+    ]
+    failed += [(name, call.label) for call in calls for name in call.lost]
+    compared = sum(len(call.seen) for call in calls if not any(call is one for one in used))
+    return Blocks(met, known, tuple(failed), compared)
+
+
+_NOTHING = Tensor(Times(0.0))
+
+
+def _side(used: Sequence[Call], side: int, worlds: Sequence[int]) -> Tensor | None:
+    """Where the parts of one embedding's gradient lie: in the largest call of each number of ranks."""
+    lies: dict[int, Lies] = {}
+    used = [call for call in used if EMBEDS[side] in call.seen]
+    for world in worlds:
+        for call in sorted((c for c in used if c.world == world), key=lambda c: -sum(c.sizes)):
+            weights = weigh(call, side)
+            if weights is not None:
+                own = common(weights)
+                lies[world] = {key: simple(w / own) for key, w in weights.items()} if own else {}
+                break
+        else:
+            return None
+    found = []
+    for call in used:
+        right = _rows(call, side, lies[call.world])
+        got = np.concatenate(call.rows_of(side)[0])
+        size = float((right * right).sum()) if right is not None else 0.0
+        found.append((call, float((right * got).sum()) / size if right is not None and size else 0.0))
+    times = factor(found)
+    return None if times is None else Tensor(times, lies)
+
+
+def _rows(call: Call, side: int, lies: Lies) -> Array | None:
+    """All that lies there; None where it is of another shape."""
+    held = [np.zeros((size, call.probe.shape[1])) for size in call.sizes]
+    for (holder, part), weight in lies.items():
+        if call.sizes[part.owner(side)] != call.sizes[holder]:
+            return None
+        held[holder] += weight * call.share(side, holder, part)
+    return np.concatenate(held)
+
+
+def _met(world: int, source: Tensor, texts: Tensor | None) -> dict[Part, float]:
+    """What was met: every part, wherever it lies; blocks against zeros are seen in the texts' gradient alone."""
+    found = {part: 0.0 for part in _parts(world)}
+    for (_, part), weight in (source.lies or {}).get(world, {}).items():
+        found[part] += weight
+    for (_, part), weight in ((texts.lies if texts else None) or {}).get(world, {}).items():
+        if part.kind == "zeros":
+            found[part] = weight
+    return found
+
+
+def _parts(world: int) -> list[Part]:
+    kinds = ("positives", "negatives", "diagonal", "zeros")
+    return [Part(i, j, kind) for i, j, kind in product(range(world), range(world), kinds)]  # type: ignore[arg-type]  # of a tuple of kinds
+
+
+def right_of(world: int) -> dict[Part, float]:
+    """What SigLIP's loss meets."""
+    return {part: float(part.usual) for part in _parts(world)}
+
+
+def _scalar(used: Sequence[Call], name: str, met: Mapping[int, Met]) -> Tensor | None:
+    used = [call for call in used if name in call.seen]
+    for as_met in (True, False):
+        found = []
+        for call in used:
+            total = _sum(call, name, met[call.world] if as_met else right_of(call.world))
+            found.append((call, float(np.asarray(call.seen[name].got)) / total if total else 0.0))
+        times = factor(found)
+        one = Tensor(times or Times(), as_met=as_met)
+        if times is not None and all(_gives(one, call, name, met) for call in used):
+            return one
+    return None
+
+
+def _sum(call: Call, name: str, met: Met) -> float:
+    return sum(weight * call.parts[part].scalars[name] for part, weight in met.items() if weight)
+
+
+def _gives(tensor: Tensor, call: Call, name: str, met: Mapping[int, Met]) -> bool:
+    factor = tensor.times.at(call)
+    if tensor.lies is None:
+        value: Array | None = np.array(
+            _sum(call, name, met[call.world] if tensor.as_met else right_of(call.world)) if factor else 0.0
+        )
+        top = 1.0
+    else:
+        lies = tensor.lies[call.world]
+        value, top = _rows(call, EMBEDS.index(name), lies), max(map(abs, lies.values()), default=1.0)
+    return value is not None and distance(call.seen[name], factor * value) <= 2 * max(
+        1.0, abs(factor), abs(factor) * top
+    )
+
+
+def factor(found: Sequence[tuple[Call, float]]) -> Times | None:
+    """The simplest form that gives these numbers, one of each call; None where there is none."""
+    if not found or not np.isfinite([number for _, number in found]).all():
+        return None
+    if all(abs(number) < _NEAR**3 for _, number in found):
+        return Times(0.0)
+    forms = [Times(1.0, *powers) for powers in product(range(-2, 3), range(-2, 3), (0, -1, 1))]
+    forms.sort(key=_length)
+    for only_nice in (True, False):
+        for form in forms:
+            numbers = [number / form.at(call) for call, number in found]
+            middle = float(np.median(numbers))
+            near = next((s * n for n in _NICE for s in (1, -1) if abs(middle / (s * n) - 1) < _NEAR), None)
+            if all(abs(n - middle) <= _NEAR * abs(middle) for n in numbers) and (near is not None or not only_nice):
+                number = near if near is not None else simple(middle)
+                return Times(number, form.ranks, form.pairs, form.scale)
+    return None
+
+
+def _length(form: Times) -> tuple[int, int]:
+    """Symbols that it takes to write: W b is B."""
+    together = min(abs(form.ranks), abs(form.pairs)) if form.ranks * form.pairs > 0 else 0
+    return abs(form.ranks) + abs(form.pairs) - together + abs(form.scale), -together

@@ -1,0 +1,74 @@
+"""How often each part lies with each rank: least squares over the rows of one embedding's gradient, in one call."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from siglip_ref.check.diagnosis.blocks.parts import Call, Part
+from siglip_ref.check.diagnosis.terms import simple
+from siglip_ref.ops.elementary import Array
+
+Lies = dict[tuple[int, Part], float]  # by the rank that holds it and the part, how many times; nothing: it does not
+
+_APART = 1e-5  # of the largest singular value: parts that are more alike cannot be told apart
+_SURE = 0.02  # of a weight: one that is known less well is not known
+_FITS = 2.0  # times what is allowed: both sides round
+_DIGITS = 1e-9
+
+
+def weigh(call: Call, side: int) -> Lies | None:
+    """Of parts of the rank's own rows, if they give everything that came; else of all ranks' parts. None where neither
+    does, or where parts are too much alike."""
+    got, allowed = call.rows_of(side)
+    found: Lies = {}
+    for holder in range(call.world):
+        full = [part for part in call.parts if part.kind != "zeros"]
+        mine = [part for part in full if part.owner(side) == holder]
+        zeros = [part for part in call.parts if part.kind == "zeros" and part.owner(side) == holder and side == 1]
+        # of other ranks' rows only what is as it should be: a diagonal's two kinds differ by the same rows everywhere
+        others = [
+            p for p in full if p.owner(side) != holder and p.usual and call.sizes[p.owner(side)] == call.sizes[holder]
+        ]
+        for parts in (mine, mine + zeros, mine + others):
+            weights = _solved([call.share(side, holder, part) for part in parts], got[holder], allowed[holder])
+            if weights is not None:
+                found |= {(holder, p): w for p, w in zip(parts, weights, strict=True) if w}
+                break
+        else:
+            return None
+    return found
+
+
+def _solved(columns: Sequence[Array], got: Array, allowed: Array) -> list[float] | None:
+    """Weights under which the columns add up to what came, each as a simple number where it may be one."""
+    matrix = np.stack([(column / allowed).ravel() for column in columns], -1)
+    wanted = (got / allowed).ravel()
+    if np.abs(wanted).max() <= _FITS:
+        return [0.0] * len(columns)
+    norms = np.sqrt((matrix * matrix).sum(0))
+    if not (norms > 0).all():
+        return None
+    left, singular, right = np.linalg.svd(matrix / norms, full_matrices=False)
+    if len(wanted) < len(columns) or singular[-1] < _APART * singular[0]:
+        return None
+    weights = right.T @ ((left.T @ wanted) / singular) / norms
+    loose = np.sqrt(((right / singular[:, None]) ** 2).sum(0)) / norms  # if all that came is off by what is allowed
+    top = max(float(np.abs(weights).max()), 1e-300)
+    if (loose > _SURE * top).any():
+        return None
+    rounded = [_rounded(w, max(d, _DIGITS * top)) for w, d in zip(weights.tolist(), loose.tolist(), strict=True)]
+    return rounded if np.abs(matrix @ rounded - wanted).max() <= _FITS * max(1.0, top) else None
+
+
+def _rounded(weight: float, loose: float) -> float:
+    near = simple(weight)
+    return near if abs(near - weight) <= 3 * loose else weight
+
+
+def common(weights: Mapping[tuple[int, Part], float]) -> float:
+    """What the others are told by: 1 where a part lies there once, else the weight that most have; 0 where nothing
+    arrived."""
+    values = list(weights.values())
+    if not values or any(abs(one - 1) < 1e-3 for one in values):
+        return 1.0 if values else 0.0
+    return max(values, key=lambda one: sum(abs(other - one) <= 1e-3 * abs(one) for other in values))

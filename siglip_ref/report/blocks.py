@@ -1,0 +1,201 @@
+"""What a loss over ranks computes, in words and as tables: who met whom, what lies with whom, and what to change."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from siglip_ref.report.data import Finding, Meeting
+
+if TYPE_CHECKING:
+    from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met
+    from siglip_ref.check.diagnosis.blocks.faults import Fault
+
+_REPAIRS = {
+    "missing": "every rank scores the texts of every rank once: W - 1 exchanges, W blocks",
+    "repeated": "compute every block once; send on what was received, at every hop",
+    "matches": "a block of another rank's texts has no matches: all its labels are -1",
+    "own again": "start the remote hops at 1: the own block is computed once, with its matches",
+    "zeros": "wait for the message before the block is computed, and use what it brought",
+    "due": "send on what was received: the gradient belongs to the rank whose texts were scored",
+    "stays": "gradients stay on the rank that computed them: send them home with the last hop, or sum them over ranks",
+    "shifted": "send them home with the last hop: what starts at its owner needs W moves to come home",
+    "elsewhere": "bring every gradient to the rank that owns the rows, once",
+}
+_LOST = "a gather without gradient: sum the gradients over ranks (its backward is a reduce-scatter)"
+_LEFT = "add up what every block gives, the own one too: nothing may be overwritten on the way"
+_LISTED = 3
+
+
+def repair_of(fault: "Fault", reduce: str) -> str:
+    """One line, in terms of the user's code."""
+    names = set(fault.tensors)
+    if fault.kind == "missing" and names <= {"image_embed", "text_embed"}:
+        return _LOST if any(text.startswith("all remote") for text in fault.told.values()) else _LEFT
+    if fault.kind != "factor" or fault.factor is None:
+        return _REPAIRS[fault.kind]
+    from siglip_ref.check.diagnosis.blocks.told import times_in_words
+
+    times = fault.factor
+    form = times_in_words(times)
+    if not times.number:
+        return f"look for detach(), .data, .item() or no_grad between {', '.join(fault.tensors)} and the loss"
+    inverse = times_in_words(type(times)().over(times))
+    what = "" if "loss" in names else f" the gradients of {', '.join(fault.tensors)}"
+    if form == "W" and "loss" in names:
+        where = "a rank's part is due, W/B times its sum" if reduce == "mean" else "divided by b instead of B"
+        return f"{where}: multiply by 1/W"
+    if form == "1/W" and "loss" in names:
+        return "divided by W once too often: gradients and values are taken together afterwards; multiply by W"
+    return f"multiply{what} by {inverse}"
+
+
+def told(fault: "Fault") -> str:
+    """What is seen of a fault; tensors of which the same is said, together."""
+    texts: dict[str, list[str]] = {}
+    for tensor, text in fault.told.items():
+        texts.setdefault(text, []).append(tensor)
+    return "; ".join(f"{', '.join(tensors)}: {text}" for text, tensors in texts.items())
+
+
+def findings_of(faults: "Sequence[Fault]", reduce: str) -> list[Finding]:
+    """One for each fault; an entry of the catalogue where it is one, with its story."""
+    from siglip_ref.mistakes import CATALOGUE
+
+    found = []
+    for fault in faults:
+        mistake = CATALOGUE.get(fault.id)
+        others = [other.id or "another" for other in faults if other is not fault]
+        beside = f"together with {' and '.join(others)} it " if others else ""
+        evidence = f"{told(fault)}; {beside}explains 100% of the deviation"
+        evidence = f"{mistake.text}; {evidence}" if mistake else evidence
+        names = ", ".join(fault.tensors)
+        repair = mistake.repair if mistake else repair_of(fault, reduce)
+        found.append(
+            Finding(fault.id or "derived", names, "", evidence, repair, tensors=fault.tensors, numbers={"share": 1.0})
+        )
+    return found
+
+
+def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[str]:
+    """The lines of `Report.computes`."""
+    if not blocks.met:
+        return ["measured: what came of the ranks is no sum of blocks, each a number of times"]
+    said = {world: met_in_words(met, world) for world, met in blocks.met.items()}
+    same = len(set(said.values())) == 1
+    words = next(iter(said.values())) if same else " / ".join(f"{text} (W={world})" for world, text in said.items())
+    if not blocks.certain:
+        places = ", ".join(f"{name} at {label}" for name, label in blocks.failed[:_LISTED])
+        more = f" and {len(blocks.failed) - _LISTED} more" if len(blocks.failed) > _LISTED else ""
+        lost = f"; it does not give {places}{more}" if blocks.failed else "; nothing is left to prove it with"
+        return [f"measured: {words}", f"not certain: this is read off the gradients at two calls{lost}"]
+    lines = [f"your loss over ranks: {words}"]
+    lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, reduce)})" for fault in faults]
+    if not faults:
+        lines.append("that is SigLIP's own: every gradient lies with its owner, once")
+    return [*lines, f"reproduced at calls that no experiment used ({blocks.compared} tensors)"]
+
+
+def met_in_words(met: "Met", world: int) -> str:
+    """Who met whom: by hops where all ranks do the same, else rank by rank."""
+    kinds = ("positives", "negatives", "diagonal", "zeros")
+    ranks = range(world)
+    rows = [[[met.get((r, (r + h) % world, k), 0.0) for k in kinds] for h in ranks] for r in ranks]  # type: ignore[call-overload]  # a part is a tuple
+    remote = {_meets(kinds, False) for row in rows for kinds in row[1:]}
+    if all(row == rows[0] for row in rows) and len(remote) == 1 and world > 2:
+        own, others = _meets(rows[0][0], True), remote.pop()
+        odd = [f"images of every rank {own} their own texts"] * bool(own)
+        odd += [f"images of every rank {others} the texts of every other rank"] * bool(others)
+    elif all(row == rows[0] for row in rows):
+        odd = [f"images of rank r {text} {_texts(h)}" for h in ranks if (text := _meets(rows[0][h], h == 0))]
+    else:
+        odd = [
+            f"images of rank {r} {text} the texts of rank {(r + h) % world}"
+            for r in ranks
+            for h in ranks
+            if (text := _meets(rows[r][h], h == 0))
+        ]
+    more = f"; and {len(odd) - 2 * _LISTED} more" if len(odd) > 2 * _LISTED else ""
+    return "; ".join(odd[: 2 * _LISTED]) + more if odd else "images of every rank meet the texts of every rank once"
+
+
+def _texts(hop: int) -> str:
+    return f"the texts of rank r + {hop}, modulo W" if hop else "their own texts"
+
+
+def _meets(kinds: Sequence[float], own: bool) -> str:
+    """How a block was met, if not as it should be."""
+    matches, negatives, others, zeros = kinds
+    if zeros:
+        return "meet zeros in place of"
+    if not any(kinds):
+        return "never meet"
+    if (matches, negatives, others) == ((1.0, 1.0, 0.0) if own else (0.0, 1.0, 1.0)):
+        return ""
+    if own and others and negatives == matches + others:
+        return f"meet {_often(matches)} with and {_often(others)} without matches"
+    if not own and matches and negatives == matches + others:
+        return f"meet {_often(matches)} as if they matched" + (f" and {_often(others)} not" if others else "")
+    if (matches == negatives and own and not others) or (negatives == others and not own and not matches):
+        return f"meet {_often(negatives)}"
+    return f"meet with matches counted {matches:g}, other pairs {negatives:g}, matches as no match {others:g} times:"
+
+
+def _often(times: float) -> str:
+    return {1.0: "once", 2.0: "twice"}.get(times, f"{times:.4g} times")
+
+
+# --- as a record
+
+
+def meetings_of(blocks: "Blocks") -> list[Meeting]:
+    """The matrices: of the value who met whom, of both embeddings' gradients what each rank holds of whose block."""
+    found = []
+    for world, met in blocks.met.items():
+        found += [Meeting("met", "loss", world, p.images, p.images, p.texts, p.kind, w) for p, w in met.items() if w]
+        for name in ("image_embed", "text_embed"):
+            tensor = blocks.tensors.get(name)
+            for (holder, part), weight in ((tensor.lies if tensor else None) or {}).get(world, {}).items():
+                found.append(Meeting("held", name, world, holder, part.images, part.texts, part.kind, weight))
+    return found
+
+
+def matrix(meetings: Sequence[Meeting], tensor: str, world: int) -> list[list[str]]:
+    """One matrix as cells: of the loss images by texts; of a gradient the rank that holds it by the one that computed
+    its part. A part that belongs to another rank says so."""
+    cells: list[list[list[str]]] = [[[] for _ in range(world)] for _ in range(world)]
+    parts: dict[tuple[int, int, int], dict[str, float]] = {}
+    for one in meetings:
+        if (one.tensor, one.world) == (tensor, world):
+            parts.setdefault((one.rank, one.images, one.texts), {})[one.part] = one.weight
+    for (rank, images, texts), weights in parts.items():
+        column = texts if tensor != "text_embed" else images
+        owner = images if tensor != "text_embed" else texts
+        text = _cell(weights, images == texts)
+        cells[rank][column].append(text if rank == owner else f"{text} of {owner}'s")
+    return [[" + ".join(cell) or "." for cell in row] for row in cells]
+
+
+def _cell(weights: dict[str, float], own: bool) -> str:
+    matches, negatives, others = (weights.get(kind, 0.0) for kind in ("positives", "negatives", "diagonal"))
+    if weights.get("zeros"):
+        return "zeros"
+    if (others == 0.0 and matches == negatives) if own else (matches == 0.0 and others == negatives):
+        return f"{negatives:.4g}"
+    return (
+        f"{matches:.4g} matching, {others:.4g} not"
+        if negatives == matches + others
+        else (f"matches {matches:.4g}, others {negatives:.4g}")
+    )
+
+
+_TITLES = {
+    "loss": "who met whom, {} ranks: a row is the images of a rank, a column the texts of one",
+    "image_embed": "d image_embed, {} ranks: a row is the rank that holds it, a column the texts that it comes of",
+    "text_embed": "d text_embed, {} ranks: a row is the rank that holds it, a column the images that it comes of",
+}
+
+
+def tables(meetings: Sequence[Meeting]) -> list[tuple[str, list[list[str]]]]:
+    """The matrices of the largest number of ranks that are not 1 everywhere, each with its title."""
+    world = max((one.world for one in meetings), default=0)
+    found = [(title.format(world), matrix(meetings, tensor, world)) for tensor, title in _TITLES.items()]
+    return [(title, cells) for title, cells in found if world and any(cell != "1" for row in cells for cell in row)]
