@@ -208,6 +208,13 @@ def _heat_map(report: "Report") -> str:
     with np.errstate(all="ignore"):
         excess = np.abs(got - expected) / np.max(np.abs(expected)) / row.tolerance
     matrix = _as_matrix(np.where(np.isfinite(excess), excess, np.nan))
+    label = f"{name_of(row)}, shape {' x '.join(map(str, got.shape))}"
+    levels = {_level(value) for value in matrix.flat}
+    if len(levels) == 1 and min(levels) > 0:  # a picture of one colour says less than a number
+        at = np.unravel_index(np.argmax(np.nan_to_num(excess, nan=math.inf)), excess.shape)
+        where = f"[{', '.join(map(str, map(int, at)))}]"
+        worst = f"{label}: every element is wrong. At {where} it is {got[at]:.6g}, expected {expected[at]:.6g}"
+        return _section("the tensor that is furthest off", f'<p class="note">{escape(worst)}</p>')
     tall = matrix.shape[0] > matrix.shape[1]
     cells = _shrunk(matrix.T if tall else matrix)
     drawn = "".join(
@@ -218,7 +225,7 @@ def _heat_map(report: "Report") -> str:
     names = [*(name for _, name in _LEVELS), "not a number"]
     key = "".join(f'<span class="h{level}"></span>{name}' for level, name in enumerate(names))
     way = "left to right" if tall else "top to bottom"
-    label = f"{name_of(row)}, shape {' x '.join(map(str, got.shape))}; rows from {way}"
+    label = f"{label}; rows from {way}"
     return _section(
         "the tensor that is furthest off",
         f'<p class="note">{escape(label)}</p><svg viewBox="0 0 {cells.shape[1]} {cells.shape[0]}" role="img" '

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from siglip_ref.architecture.sizes import Config
+from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
 from siglip_ref.training.batches import Seen, Tokenize
@@ -59,6 +60,13 @@ def held_out(
         if found:
             images.append(SIDES[side][1](params, seen.astype(params["bias"].dtype), cfg, ops))
             numbers += found
+    if not images:
+        raise UsageError(
+            expected="held-out images that can be read",
+            got=f"{most} of which none can; the first: {data.test.names(0)}",
+            cause="files of another kind, or all broken",
+            repair="open one with an image viewer to see",
+        )
     return np.concatenate(images), numbers
 
 

@@ -84,7 +84,7 @@ def train(
     parallel : this rank among the others
     show : is told what happens
     every : steps between checkpoints (0: a twentieth of all)
-    judge_every : steps between evaluations (0: a quarter of all); there is one at the end
+    judge_every : steps between evaluations (0: a quarter of all); there is one before the first step and one at the end
     stop_after : steps after which to stop, as if interrupted (0: never)
     force : take a folder that holds other things, too
     finish : is given the run at its end, while the folder is still this training's alone
@@ -100,6 +100,8 @@ def train(
         every, judge_every = every or max(1, run.task.total // 20), judge_every or max(1, run.task.total // 4)
         show.begin(run.task, run.step)
         try:
+            if saved is None and parallel.rank == 0:
+                judge(run, parallel, show)
             while run.step < run.task.total and not run.step == stop_after > 0:
                 step_and_keep(run, out, parallel, show, every, judge_every, origin(settings, inputs))
         finally:
@@ -119,6 +121,13 @@ def begin(settings: Settings, saved: Saved | None, task: Task) -> Run:
     return Run(task, settings, saved.step, params, state, history, list(saved.about["judged"]))
 
 
+def judge(run: Run, parallel: Parallel, show: Quiet) -> None:
+    """The model on what was held out, as it is now; a fresh one says what chance is."""
+    parallel.at(run.step, "judging the model")
+    run.judged.append({"step": run.step} | run.task.judge(run.params))
+    show.judged(run.step, run.judged[-1])
+
+
 def step_and_keep(
     run: Run, out: Path, parallel: Parallel, show: Quiet, every: int, judge_every: int, about: dict[str, Any]
 ) -> None:
@@ -128,9 +137,7 @@ def step_and_keep(
     show.step(run.step, run.history[-1])
     last = run.step == run.task.total
     if parallel.rank == 0 and (last or run.step % judge_every == 0):
-        parallel.at(run.step, "judging the model")
-        run.judged.append({"step": run.step} | run.task.judge(run.params))
-        show.judged(run.step, run.judged[-1])
+        judge(run, parallel, show)
     if last or run.step % every == 0:
         require_same_bits(run, parallel)
         if parallel.rank == 0:

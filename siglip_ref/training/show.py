@@ -83,12 +83,14 @@ def write_history(out: Path, run: Run) -> None:
         matplotlib.use("Agg")
     except ImportError:
         return
-    draw(out / "curves.png", np.array(run.history), run.judged)
+    title = f"{run.task.cfg.name} on {run.settings.data}, {run.step:,} steps"
+    draw(out / "curves.png", np.array(run.history), run.judged, title)
 
 
-def draw(path: Path, history: Array, judged: list[dict[str, float]]) -> None:
-    """Loss, scale, bias and evaluations over the steps."""
+def draw(path: Path, history: Array, judged: list[dict[str, float]], title: str) -> None:
+    """Loss, scale, bias and evaluations over the steps; the title ends with the last evaluation."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes: Any = figure.subplots(2, 2)
@@ -98,11 +100,18 @@ def draw(path: Path, history: Array, judged: list[dict[str, float]]) -> None:
         axis.plot(steps, values, linewidth=1)
         axis.set(title=name, xlabel="step")
     axes.flat[0].set_yscale("log")
+    for axis in axes.flat[:3]:
+        for kind in ("major", "minor"):
+            getattr(axis.yaxis, f"set_{kind}_formatter")(ScalarFormatter(useOffset=False))
     for name in [name for name in judged[-1] if name != "step"] if judged else []:
-        axes.flat[3].plot([at["step"] for at in judged], [100 * at[name] for at in judged], marker=".", label=name)
-    axes.flat[3].set(title="on held-out pictures", xlabel="step", ylabel="%", ylim=(0, 100))
+        line = axes.flat[3].plot([at["step"] for at in judged], [100 * at[name] for at in judged], ".-", label=name)[0]
+        if judged[0]["step"] == 0:
+            axes.flat[3].axhline(100 * judged[0][name], color=line.get_color(), linestyle=":", linewidth=1)
+    axes.flat[3].set(title="on held-out pictures (dotted: a fresh model)", xlabel="step", ylabel="%", ylim=(0, 100))
     if judged:
         axes.flat[3].legend(fontsize=8)
+        title += ": " + in_words(judged[-1])
+    figure.suptitle(title, fontsize=10)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     image = io.BytesIO()

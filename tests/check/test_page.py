@@ -111,6 +111,13 @@ def test_the_heat_map_of_a_large_tensor_loses_no_wrong_element():
     assert cells.count("h2") == 1 and cells.count("h4") == 1
 
 
+def test_where_every_element_is_as_wrong_the_worst_is_told_in_numbers():
+    rows = [compare("x", np.array([3.0, 3.5]), np.ones(2), 0.01)]
+    case = Case({"got/x": np.array([3.0, 3.5]), "expected/x": np.ones(2)}, "")
+    page = to_html(Report("a model", "FAIL", rows, case=case))
+    assert "<svg" not in page and "every element is wrong. At [1] it is 3.5, expected 1" in page
+
+
 def test_right_reports_have_no_heat_map():
     report = sr.check_loss(sr.sigmoid_loss, framework="numpy", dtype="float64")
     assert "<svg" not in to_html(report) and "PASS" in to_html(report)

@@ -1,5 +1,7 @@
 """Images that cannot be read, losses that are no number, settings that do not fit: said, and nothing is lost."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,6 +58,13 @@ def test_no_image_at_all_can_be_read(folder, tmp_path):
     for path in folder.rglob("*.png"):
         path.write_bytes(b"nothing")
     with pytest.raises(UsageError, match="none can"):
+        alone(tmp_path / "out", data=str(folder), steps=2, batch=9)
+
+
+def test_no_held_out_image_can_be_read_is_said_before_the_first_step(folder, tmp_path):
+    for path in held_out(folder):
+        Path(path).write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="held-out images that can be read"):
         alone(tmp_path / "out", data=str(folder), steps=2, batch=9)
 
 

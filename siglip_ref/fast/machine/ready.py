@@ -29,5 +29,7 @@ def _mark(job: str) -> Path | None:
     folder = getattr(getattr(block.forward, "_cache", None), "cache_path", None)
     if folder is None:  # kernels are compiled anew in every process
         return None
-    of = repr((job, package_stamp(), numba.__version__, llvm.get_host_cpu_name(), getattr(numba.config, "CPU_NAME", None)))
+    of = repr(
+        (job, package_stamp(), numba.__version__, llvm.get_host_cpu_name(), getattr(numba.config, "CPU_NAME", None))
+    )
     return Path(folder) / f"ready-{job}-{hashlib.sha256(of.encode()).hexdigest()[:16]}"
