@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from siglip_ref.architecture.conventions import preset as preset
+    from siglip_ref.architecture.one_tower import OneTower as OneTower
+    from siglip_ref.architecture.one_tower import one_tower as one_tower
     from siglip_ref.architecture.params import init as init
     from siglip_ref.architecture.sizes import Config as Config
     from siglip_ref.architecture.sizes import config as config
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.loss.check import check_loss as check_loss
     from siglip_ref.check.model.adapters import Adapter as Adapter
     from siglip_ref.check.model.check import check_model as check_model
+    from siglip_ref.check.model.tower import probe_objective as probe_objective
     from siglip_ref.check.ranks.check import check_distributed_loss as check_distributed_loss
     from siglip_ref.check.step.check import check_step as check_step
     from siglip_ref.errors import UsageError as UsageError
@@ -44,6 +47,7 @@ _HOMES = {
     "Config": "siglip_ref.architecture.sizes",
     "LossAndGrads": "siglip_ref.model.loss",
     "Model": "siglip_ref.use.zeroshot",
+    "OneTower": "siglip_ref.architecture.one_tower",
     "Output": "siglip_ref.model.two_towers",
     "UsageError": "siglip_ref.errors",
     "check_distributed_loss": "siglip_ref.check.ranks.check",
@@ -61,6 +65,8 @@ _HOMES = {
     "init": "siglip_ref.architecture.params",
     "load": "siglip_ref.use.load",
     "loss_and_grads": "siglip_ref.model.two_towers",
+    "one_tower": "siglip_ref.architecture.one_tower",
+    "probe_objective": "siglip_ref.check.model.tower",
     "sigmoid_loss": "siglip_ref.model.loss",
 }
 

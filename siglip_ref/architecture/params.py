@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from siglip_ref.architecture.one_tower import has
 from siglip_ref.architecture.sizes import Config, Tower
 
 Params = dict[str, Any]
@@ -115,7 +116,7 @@ def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=64)
 def _shapes(cfg: Config) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((name, shape) for name, shape, _ in table(cfg))
+    return tuple((name, shape) for name, shape, _ in table(cfg) if has(cfg, name))
 
 
 def count(cfg: Config) -> int:

@@ -161,16 +161,19 @@ def check_model_command(
     ],
     dtype: Dtype = "float32",
     weights: Annotated[str, typer.Option(help="probe: deterministic ones; own: the model's")] = "probe",
+    up_to: Annotated[
+        str | None, typer.Option(help="where a tower alone ends: pooled, last (hidden state), last-but-one (block)")
+    ] = None,
     json: Json = None,
     save_case: SaveCase = None,
 ) -> None:
-    """Is a two-tower model right: every activation, the loss, every parameter's gradient?"""
+    """Is a model, or one tower of it, right: every activation, the loss, every parameter's gradient?"""
     from siglip_ref.check.model.adapters.find import load_target
     from siglip_ref.check.model.check import check_model
 
     with _progress(f"checking {target}") as progress:
         progress(f"loading {target}")
-        report = check_model(load_target(target), dtype=dtype, weights=weights, progress=progress)
+        report = check_model(load_target(target), dtype=dtype, weights=weights, up_to=up_to, progress=progress)  # type: ignore[arg-type]
     finish(report, json, save_case)
 
 

@@ -5,34 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from model_mistakes import after, exact, first_end, layers, pooled_with
-from models import TINY, hugging_face
+from models import hugging_face
 from test_model_examples import example, quick_to_compile  # noqa: F401  # a fixture
-from test_model_open_clip import build
 from torch import nn
-from transformers import Siglip2Config, Siglip2Model, SiglipForImageClassification, SiglipModel, SiglipVisionModel
 
 import siglip_ref as sr
 from siglip_ref.check.model.adapters.big_vision import BigVision
-from siglip_ref.check.model.adapters.huggingface import make_config
 
 
 def refusal(model):
     with pytest.raises(sr.UsageError) as caught:
         sr.check_model(model)
     return caught.value
-
-
-def naflex():
-    sizes = dict(hidden_size=10, num_hidden_layers=1, num_attention_heads=2, intermediate_size=13)
-    text = sizes | dict(vocab_size=29, max_position_embeddings=9, projection_size=10)
-    text |= dict(bos_token_id=None, eos_token_id=None)
-    return Siglip2Model(Siglip2Config(vision_config=sizes | dict(num_patches=16, patch_size=4), text_config=text))
-
-
-def without_head():
-    config = make_config(TINY).vision_config
-    config.vision_use_head = False
-    return SiglipVisionModel(config)
 
 
 def of_peft(model):
@@ -48,18 +32,6 @@ def in_a_trainer(model):
 
 # what is given, phrases of the cause, of the repair
 KINDS = {
-    "image tower": (lambda m: m.vision_model, "the image tower of a SiglipModel alone", "full.vision_model = tower"),
-    "text tower": (lambda m: m.text_model, "the text tower of a SiglipModel alone", "full.text_model = tower"),
-    "no pooling head": (lambda m: without_head(), "vision_use_head is off", "the SiglipModel that it was cut from"),
-    "classifier": (
-        lambda m: SiglipForImageClassification(make_config(TINY)),
-        "a classifier in place of SigLIP's pooling head",
-        "the SiglipModel that it was made from",
-    ),
-    "NaFlex": (lambda m: naflex(), "a NaFlex model of SigLIP 2", "sr.load(DIR).embed_images"),
-    "NaFlex image tower": (lambda m: naflex().vision_model, "the image tower of a NaFlex model", "sr.load(DIR)"),
-    "open_clip's image tower": (lambda m: build().visual, "an image tower of timm alone", "the whole open_clip model"),
-    "timm's trunk": (lambda m: build().visual.trunk, "an image tower of timm alone", "model.visual.trunk = tower"),
     "DataParallel": (nn.DataParallel, "a wrapper", "give model.module"),
     "torch.compile": (torch.compile, "a wrapper", "give model._orig_mod"),
     "both": (lambda m: nn.DataParallel(torch.compile(m)), "a wrapper", "give model.module._orig_mod"),
@@ -80,16 +52,8 @@ def test_a_model_of_another_kind_is_told_what_it_is_and_what_to_do(kind):
 
 
 def test_nobody_is_sent_to_base_model_which_is_the_model_itself():
-    for model in (hugging_face().vision_model, naflex(), without_head()):
-        assert model.base_model is model
-        assert "base_model" not in str(refusal(model))
-
-
-def test_the_repair_for_a_tower_alone_works():
-    tower = hugging_face().vision_model
-    full = SiglipModel(make_config(TINY))
-    full.vision_model = tower
-    assert sr.check_model(full).passed
+    encoder = hugging_face().vision_model.embeddings
+    assert "base_model" not in str(refusal(encoder))
 
 
 class Lora(nn.Module):

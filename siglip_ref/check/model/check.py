@@ -6,6 +6,7 @@ from typing import cast
 import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.one_tower import UpTo
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.adapters.find import adapter_for
@@ -24,17 +25,23 @@ def check_model(
     *,
     conventions: Conventions | None = None,
     batch: int = 4,
+    up_to: UpTo | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Is this model SigLIP, in every activation, in its loss, and in the gradient of every parameter?
 
+    A tower alone has no loss: its gradients are those of a fixed random linear function of what it gives.
+
     Parameters
     ----------
-    model : a transformers SiglipModel, an open_clip SigLIP model, or an `Adapter`; it is left exactly as it was
+    model : a SigLIP model of transformers (NaFlex too) or open_clip, one tower of such a model or of timm, or an
+        `Adapter`; it is left exactly as it was
     dtype : "float64", "float32", "bfloat16" or "float16": what the model computes in, whatever its weights are kept in
     weights : "probe" (deterministic weights on which mistakes show) or "own" (the model's, rounded once to dtype)
     conventions : what it shall follow; None: what its own configuration says, if some released SigLIP says so too
     batch : pairs, at least 2
+    up_to : where a tower alone ends: "pooled", "last" (the last hidden state) or "last-but-one" (the output of the
+        block before the last); None: pooled where it pools as SigLIP does, else its last hidden state
     progress : called with a line before each long step
 
     Returns
@@ -52,7 +59,7 @@ def check_model(
     'PASS'
     """
     kind = _require_options(dtype, weights, batch)
-    adapter = adapter_for(model)
+    adapter = adapter_for(model, up_to)
     chosen = conventions or adapter.config.conventions
     say = progress or (lambda line: None)
     return check(ModelSubject(adapter, kind, weights == "own", chosen, conventions is not None, batch, say))

@@ -41,7 +41,7 @@ def make_judge(
     noise = dict(found.relative)
     if coarsest != dtype:
         fine = model_noise(probe, cfg, conventions, exact, dtype).relative
-        noise |= {name: level for name, level in fine.items() if name.endswith("/stem")}
+        noise |= {name: level for name, level in fine.items() if name.endswith("/stem") and not cfg.naflex}
     of_value = {name: allowed(noise[name]) for name in (*exact.activations, "loss")}
     of_grad = {name: allowed(noise[name]) for name in exact.grads}
     return Judge(exact, noise, of_value, of_grad, found.overflows, dtype, coarsest, found.measured)
@@ -57,7 +57,7 @@ def rows_of(run: Run, judge: Judge, probe: str = "") -> list[Row]:
     """The same for what the judge knows of, whatever else the run holds; probe: the inputs, if not the usual ones."""
     exact, rows = judge.exact, []
     values = run.activations | {"loss": np.reshape(run.loss, ()) if np.size(run.loss) == 1 else run.loss}
-    for name, expected in (exact.activations | {"loss": exact.loss}).items():
+    for name, expected in (exact.activations | of_loss(exact)).items():
         kind: Kind = "value" if name == "loss" else "activation"
         if name in values:
             rows.append(_row(name, values[name], expected, kind, judge, run))
@@ -65,6 +65,11 @@ def rows_of(run: Run, judge: Judge, probe: str = "") -> list[Row]:
             rows.append(not_checked(name, kind, "the model does not show it"))
     rows += [_row(name, run.grads[name], expected, "gradient", judge, run) for name, expected in exact.grads.items()]
     return [replace(row, probe=probe) for row in rows]
+
+
+def of_loss(exact: Reference) -> dict[str, Array]:
+    """The loss by its name; nothing for a tower alone, whose objective is no part of it."""
+    return {"loss": exact.loss} if "log_scale" in exact.grads else {}
 
 
 def _row(name: str, got: Array, expected: Array, kind: Kind, judge: Judge, run: Run) -> Row:

@@ -15,7 +15,7 @@ from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.noise_law import law
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import KEY_BIAS, Reference, reference
-from siglip_ref.model.two_towers import values_and_grads
+from siglip_ref.check.model.tower import values_and_grads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, TIMES, announce, measure
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
@@ -72,7 +72,7 @@ def _errors_of_one_run(
     """Of the specification in the format itself: the largest error of every value and gradient."""
     rounding = REGIMES[dtype].rounding
     params = {name: rounded(value, rounding) for name, value in probe.params.items()}
-    got = _computed(params, rounded(probe.images, rounding), probe.tokens, cfg, conventions)
+    got = _computed(params, replace(probe, images=rounded(probe.images, rounding)), cfg, conventions)
     return {name: np.max(np.abs(np.asarray(got[name]) - value)) for name, value in values_of(exact).items()}
 
 
@@ -107,7 +107,8 @@ def measured_anew(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dt
         (name, np.shape(value), np.asarray(value, np.float64).tobytes()) for name, value in probe.params.items()
     )
     inputs = [(x.shape, x.astype(kind).tobytes()) for x, kind in ((probe.images, np.float64), (probe.tokens, np.int64))]
-    return _measured(weights, *inputs, cfg, conventions, dtype)
+    grids = b"" if probe.grids is None else probe.grids.astype(np.int64).tobytes()
+    return _measured(weights, *inputs, grids, cfg, conventions, dtype)
 
 
 Stored = tuple[tuple[int, ...], bytes]  # shape and bytes of an array
@@ -118,18 +119,20 @@ def _measured(
     weights: tuple[tuple[str, tuple[int, ...], bytes], ...],
     images: Stored,
     tokens: Stored,
+    grids: bytes,
     cfg: Config,
     conventions: Conventions,
     dtype: Dtype,
 ) -> ModelNoise:
     params = {name: np.frombuffer(content).reshape(shape) for name, shape, content in weights}
     captions = np.frombuffer(tokens[1], np.int64).reshape(tokens[0])
-    probe = Probe(params, np.frombuffer(images[1]).reshape(images[0]), captions)
+    shapes_of_images = np.frombuffer(grids, np.int64).reshape(-1, 2) if grids else None
+    probe = Probe(params, np.frombuffer(images[1]).reshape(images[0]), captions, shapes_of_images)
     exact = reference(probe, cfg, conventions, np.float64)
 
     def compute(rounded: dict[str, Array], ops: Ops) -> dict[str, Array]:
         given = {name: rounded[name] for name in params}
-        return _computed(given, rounded[""], captions, cfg, conventions, ops)
+        return _computed(given, replace(probe, images=rounded[""]), cfg, conventions, ops)
 
     noise = measure(compute, params | {"": probe.images}, values_of(exact), dtype, few=True)
     relative = {name: float(error) for name, error in _relative(noise.absolute, exact).items()}
@@ -154,15 +157,14 @@ def values_of(ref: Reference) -> dict[str, Array]:
 
 def _computed(
     params: Mapping[str, Array],
-    images: Array,
-    tokens: Array,
+    probe: Probe,
     cfg: Config,
     conventions: Conventions,
     ops: Ops | None = None,
 ) -> dict[str, Array]:
     """The same of a run of the specification, in the arithmetic of its weights."""
-    out, loss, grads = values_and_grads(params, images, tokens, cfg, conventions, ops)
-    return out.activations | {"loss": loss} | grads
+    activations, loss, grads = values_and_grads(params, probe.given, probe.tokens, cfg, conventions, ops)
+    return activations | {"loss": loss} | grads
 
 
 def multiplications(cfg: Config, batch: int) -> float:

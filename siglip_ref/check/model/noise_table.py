@@ -29,7 +29,13 @@ def key_of(probe: Probe, cfg: Config, conventions: Conventions, dtype: Dtype) ->
     """Of all that the noise of a model depends on; names of sizes and of conventions are none of it."""
     sizes = repr((replace(cfg, name="", conventions=replace(cfg.conventions, name="")), replace(conventions, name="")))
     weights = (part for name, value in probe.params.items() for part in (name.encode(), value))
-    return digest(f"{dtype} {sizes}".encode(), *weights, probe.images, probe.tokens)
+    return digest(
+        f"{dtype} {sizes}".encode(),
+        *weights,
+        probe.images,
+        probe.tokens,
+        *([] if probe.grids is None else [probe.grids]),
+    )
 
 
 def stamp_of_models() -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.one_tower import OneTower, has, sides_of
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.probe import Probe
+from siglip_ref.check.model.tower import through, tower_of
 from siglip_ref.mistakes import Mistake, Reference, reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.ops.record import Ops, Pair
@@ -33,7 +35,8 @@ def stages_of(cfg: Config, tower: str) -> tuple[str, ...]:
     depth = cfg.image.depth if tower == "image" else cfg.text.depth
     blocks = [f"block{i:02d}/{half}" for i in range(depth) for half in ("+attn", "+mlp")]
     head = ["head"] if tower == "text" and cfg.text_head else []
-    return tuple(f"{tower}/{name}" for name in ("stem", *blocks, "norm", "pool", *head, "embed"))
+    every = (f"{tower}/{name}" for name in ("stem", *blocks, "norm", "pool", *head, "embed"))
+    return tuple(name for name in every if has(cfg, name))
 
 
 def with_mistakes(
@@ -46,13 +49,17 @@ def with_mistakes(
     ValueError : two mistakes at one place change the same line
     """
     params, embedded, ways_back, activations = probe.params, [], [], dict[str, Array]()
-    for tower, inputs in (("image", probe.images), ("text", probe.tokens)):
+    for tower, inputs in (("image", probe.given), ("text", probe.tokens)):
+        if tower not in sides_of(cfg):
+            continue
         specs = {name.partition("/")[2]: _spec(made, name) for name in stages_of(cfg, tower)}
         whole = reference(
             tuple(edit for p in made if any(s.startswith(tower) for s in p.stages) for edit in p.mistake.edits)
         )
-        ops = _dispatching(specs, whole.ops)
-        way = ops.image_tower if tower == "image" else ops.text_tower
+        way = tower_of(_dispatching(specs, whole.ops), cfg, tower)
+        if isinstance(cfg, OneTower):
+            activations, objective, of_tower = through(way, params, inputs, cfg, conventions)
+            return objective, activations, of_tower
         pooled, cache, named = way.forward(inputs, subtree(params, tower), cfg, conventions)
         norm = specs["embed"].ops.normalize
         embed, norm_cache = norm.forward(pooled, conventions.embed_norm, conventions.embed_norm_eps)
@@ -101,11 +108,13 @@ def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:
     return replace(
         plain.ops,
         **stages,
-        layer_norm=_tagged(specs["norm"].ops.layer_norm),  # the only one outside of blocks
+        layer_norm=_tagged(specs.get("norm", plain).ops.layer_norm),  # the only one outside of blocks
         position=specs["stem"].ops.position,
+        position_resize=specs["stem"].ops.position_resize,
         block=Pair(block_forward, _by_owner),
         encoder=whole.encoder,
         image_tower=whole.image_tower,
+        naflex_tower=whole.naflex_tower,
         text_tower=whole.text_tower,
     )
 

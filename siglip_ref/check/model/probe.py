@@ -18,14 +18,16 @@ hold exactly. The sizes are chosen so that mistakes show:
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from siglip_ref.architecture.one_tower import sides_of
 from siglip_ref.architecture.params import Params, shapes
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Dtype
+from siglip_ref.model.naflex import Patches
 
 # standard deviation of the stream
 STREAM = {"float64": 2.0**-5, "float32": 2.0**-5, "bfloat16": 0.5, "float16": 0.5}
@@ -36,11 +38,20 @@ PAD = 1  # SigLIP's padding, which is its end of text
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model is run on: parameters by name, images (B, height, width, 3), tokens (B, N)."""
+    """What a model is run on: parameters by name, images (B, height, width, 3), tokens (B, N).
+
+    grids : of a NaFlex model: rows and columns of patches of each image; images are then patches (B, N, P)
+    """
 
     params: Params
     images: np.ndarray[Any, Any]
     tokens: np.ndarray[Any, Any]
+    grids: np.ndarray[Any, Any] | None = None
+
+    @property
+    def given(self) -> Any:
+        """The images as a tower takes them."""
+        return self.images if self.grids is None else Patches(self.images, self.grids)
 
 
 def odd_integers(shape: tuple[int, ...], spread: float, seed: list[int], bits: int = SHORT) -> np.ndarray[Any, Any]:
@@ -70,6 +81,8 @@ def probe_params(cfg: Config, batch: int, dtype: Dtype, bits: int | None = None)
         of_sum = bits - 2 if centre else bits  # the sum must fit, too
         drawn = odd_integers(shape, math.sqrt(3) * deviation, [zlib.crc32(name.encode())], of_sum)
         params[name] = drawn.dtype.type(centre) + drawn
+    if "log_scale" not in shapes(cfg):  # a tower alone
+        return params
     # cosines of unrelated unit vectors are about 1 / sqrt(D): times this scale, the logits spread by one
     scalars = {"log_scale": round(math.log(cfg.embed) * 4) / 8, "bias": -round(math.log(batch - 1) * 16) / 16 - 1}
     for name, value in scalars.items():
@@ -80,15 +93,35 @@ def probe_params(cfg: Config, batch: int, dtype: Dtype, bits: int | None = None)
 
 def probe_images(cfg: Config, batch: int, bits: int = SHORT) -> np.ndarray[Any, Any]:
     """Images (B, height, width, 3) in -1 to 1, each with a colour of its own under its own noise."""
-    height, width = cfg.image_size
+    height, width = cfg.image_size if "image" in sides_of(cfg) else (1, 1)
     noise = odd_integers((batch, height, width, 3), 0.25, [1], bits - 3)
     corner = np.arange(batch)[:, None] >> np.arange(3) & 1  # (B, 3): the corners of the colour cube, one after another
     colour = (2 * corner - 1) * odd_integers((batch, 3), 0.25, [2], bits=4) + (corner - 0.5)
     return np.asarray(noise + colour[:, None, None] / 2, noise.dtype)
 
 
+def probe_grids(cfg: Config, batch: int) -> np.ndarray[Any, Any]:
+    """Rows and columns of patches (B, 2) of images that a NaFlex tower sees: fewer rows, and more columns, than its
+    table of positions has; the other way round; as many; and both fewer."""
+    side, room = cfg.grid[0], cfg.patches
+    few, many = max(1, side // 2), min(2 * side - 1, room // max(1, side // 2))
+    kinds = [(few, many), (many, few), (side, side), (max(1, side - 1), few)]
+    return np.array([kinds[row % len(kinds)] for row in range(batch)])
+
+
+def probe_patches(cfg: Config, batch: int, bits: int = SHORT) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Patches (B, N, P) of images of many shapes, zero beyond each image's own; and their grids."""
+    grids = probe_grids(cfg, batch)
+    images = probe_images(replace(cfg, image_size=(cfg.patch, cfg.patches * cfg.patch)), batch, bits)
+    values = images.reshape(batch, cfg.patch, cfg.patches, cfg.patch * 3).swapaxes(1, 2).reshape(batch, cfg.patches, -1)
+    own = np.arange(cfg.patches) < grids.prod(-1)[:, None]
+    return values * own[..., None].astype(values.dtype), grids
+
+
 def probe_tokens(cfg: Config, batch: int) -> np.ndarray[Any, Any]:
     """Captions (B, N): the first is full and has one id twice, the others are shorter and shorter, then padding."""
+    if "text" not in sides_of(cfg):
+        return np.zeros((batch, 1), int)
     length, vocabulary = cfg.text_length, cfg.vocabulary
     tokens = np.random.default_rng(3).integers(2, vocabulary, (batch, length))
     tokens[0, : min(3, length)] = (vocabulary - 1, 0, vocabulary - 1)[: min(3, length)]
@@ -100,6 +133,9 @@ def probe_tokens(cfg: Config, batch: int) -> np.ndarray[Any, Any]:
 def model_probe(cfg: Config, batch: int, dtype: Dtype, params: Params | None = None) -> Probe:
     """Everything a model is run on; `params` given (the model's own): only images and captions are drawn."""
     params = probe_params(cfg, batch, dtype) if params is None else params
+    if cfg.naflex and "image" in sides_of(cfg):
+        patches, grids = probe_patches(cfg, batch, BITS[dtype])
+        return Probe(params, patches, probe_tokens(cfg, batch), grids)
     return Probe(params, probe_images(cfg, batch, BITS[dtype]), probe_tokens(cfg, batch))
 
 

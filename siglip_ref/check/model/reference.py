@@ -8,8 +8,8 @@ from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.model.probe import Probe
+from siglip_ref.check.model.tower import values_and_grads
 from siglip_ref.model.specification import SPECIFICATION
-from siglip_ref.model.two_towers import values_and_grads
 from siglip_ref.ops.attention import AttentionCache
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops, Pair
@@ -31,12 +31,12 @@ class Reference:
 def reference(probe: Probe, cfg: Config, conventions: Conventions, precision: type) -> Reference:
     """The specification's result on a probe, in float64 or float32; key_terms in float64 only."""
     params: dict[str, Array] = {name: np.asarray(value, precision) for name, value in probe.params.items()}
-    images: Array = np.asarray(probe.images, precision)
+    given = replace(probe, images=np.asarray(probe.images, precision)).given
     ops, sums = _recording() if precision is np.float64 else (SPECIFICATION, {})
-    out, loss, grads = values_and_grads(params, images, probe.tokens, cfg, conventions, ops)
+    activations, loss, grads = values_and_grads(params, given, probe.tokens, cfg, conventions, ops)
     owners = {id(params[name]): name for name in params if name.endswith("/k/kernel")}
     key_terms = {owners[kernel].replace("kernel", "bias"): total for kernel, total in sums.items()}
-    return Reference(loss, out.activations, grads, key_terms)
+    return Reference(loss, activations, grads, key_terms)
 
 
 def _recording() -> tuple[Ops, dict[int, float]]:

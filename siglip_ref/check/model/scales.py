@@ -74,6 +74,8 @@ def scales_of(exact: Reference, probe: Probe, dtype: Dtype, coarsest: Dtype = "f
     coarsest : what some step of the model is forced to: one of float16 cannot hold shifted weights
     """
     in_range = dtype in ("float64", "float32") and coarsest != "float16"
+    if "log_scale" not in probe.params:  # a tower alone knows none
+        return [Scale(OWN, 0.0, 0.0)]
     own = Scale(OWN, float(probe.params["log_scale"]), float(probe.params["bias"]))
     similarity = exact.activations["image/embed"] @ exact.activations["text/embed"].T
     if not np.isfinite(similarity).all():
@@ -107,8 +109,8 @@ def run_at(adapter: Adapter, probe: Probe, scales: Sequence[Scale], dtype: Dtype
     points = [at(probe, scale).params for scale in scales]
     together: Callable[..., list[Run]] | None = getattr(adapter, "runs", None)
     if together:
-        return together(points, probe.images, probe.tokens, dtype)
-    return [adapter.run(params, probe.images, probe.tokens, dtype) for params in points]
+        return together(points, probe.given, probe.tokens, dtype)
+    return [adapter.run(params, probe.given, probe.tokens, dtype) for params in points]
 
 
 def at(probe: Probe, scale: Scale) -> Probe:

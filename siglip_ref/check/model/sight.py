@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.one_tower import OneTower, one_tower
 from siglip_ref.architecture.sizes import Config, config
 from siglip_ref.check.engine.coverage import sight
 from siglip_ref.check.model.adapters import Dtype
@@ -54,9 +55,10 @@ def _on_probe(judged: frozenset[str], batch: int, cfg: Config, conventions: Conv
     ground = replace(cfg, conventions=conventions)
     small = multiplications(cfg, batch) <= OWN_GROUND
     if not small:
-        tiny = config("tiny")
+        tiny = config("tiny") if not cfg.naflex else replace(config("tiny"), image_size=(16, 16), naflex=True)
         text = tiny.text if cfg.text_head else replace(tiny.text, width=tiny.embed)
         ground = replace(tiny, text=text, text_head=cfg.text_head, conventions=conventions)
+        ground = one_tower(ground, cfg.side, cfg.up_to) if isinstance(cfg, OneTower) else ground
     probe = model_probe(ground, batch, dtype)
     exact = reference(probe, ground, conventions, np.float64)
     measured = measured_noise(probe, ground, conventions, dtype).relative
@@ -78,7 +80,7 @@ def _sight(
     dtype: Dtype,
 ) -> Sight:
     """limits : allowed error of every tensor that was judged, relative to its unit; others : scales with judges."""
-    everywhere = frozenset({LOSS, *stages_of(cfg, "image"), *stages_of(cfg, "text")})
+    everywhere = _everywhere(cfg)
     right, units = values_of(exact), units_of(exact)
     absolute = {name: np.asarray(limit * units[name]) for name, limit in limits.items() if limit < 1}
 
@@ -92,7 +94,32 @@ def _sight(
         if mistake.home == "loss":
             yield from _at_other_scales(mistake, others, exact, cfg, conventions, kind)
 
-    return sight([m for m in CATALOGUE.values() if m.home in ("loss", "model") and m.edits], dtype, effect)
+    own = [m for m in CATALOGUE.values() if m.home in ("loss", "model") and m.edits]
+    if not isinstance(cfg, OneTower):
+        return sight(own, dtype, effect)
+    within = [m for m in own if m.home == "model" and not _elsewhere(m, probe, cfg, conventions)]
+    beyond = f"in what is not of {cfg.words}"
+    return sight(within, dtype, effect, reasons={m.id: beyond for m in own if m.home == "model" and m not in within})
+
+
+def _everywhere(cfg: Config) -> frozenset[str]:
+    return frozenset({LOSS, *stages_of(cfg, "image"), *stages_of(cfg, "text")})
+
+
+def _elsewhere(mistake: Mistake, probe: Probe, cfg: OneTower, conventions: Conventions) -> bool:
+    """Whether it changes a whole model, and not one bit of this tower."""
+    double = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
+    ground = replace(probe, params=double, images=np.asarray(probe.images, np.float64))
+    if _changes(mistake, ground, cfg, conventions):
+        return False
+    whole = replace(config("tiny"), conventions=conventions)
+    return _changes(mistake, model_probe(whole, len(probe.images), "float64"), whole, conventions)
+
+
+def _changes(mistake: Mistake, probe: Probe, cfg: Config, conventions: Conventions) -> bool:
+    found, right = (with_mistakes(made, probe, cfg, conventions) for made in ([_placed(mistake, _everywhere(cfg))], []))
+    pairs = [(found[part][name], value) for part in (1, 2) for name, value in right[part].items()]
+    return not all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
 
 
 def _at_other_scales(

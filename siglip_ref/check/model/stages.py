@@ -14,6 +14,8 @@ import numpy as np
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.probe import Probe
+from siglip_ref.check.model.tower import shown as shown_of
+from siglip_ref.check.model.tower import tower_of
 from siglip_ref.mistakes import Reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.ops.record import Pair
@@ -69,14 +71,15 @@ def stage_values(
     block = Pair(block_forward, spec.ops.block.backward)
     if tower == "image":
         ops = replace(spec.ops, block=block, map_head=fed("map_head", "norm"))
-        pooled, _, activations = ops.image_tower.forward(probe.images, weights, cfg, conventions)
+        pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.given, weights, cfg, conventions)
     else:  # its only linear layer outside of blocks is the head
         ops = replace(spec.ops, block=block, pool=fed("pool", "norm"), linear=fed("linear", "pool"))
-        pooled, _, activations = ops.text_tower.forward(probe.tokens, weights, cfg, conventions)
+        pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.tokens, weights, cfg, conventions)
     last = own.get("head" if tower == "text" and cfg.text_head else "pool", pooled)
     activations["embed"] = spec.ops.normalize.forward(last, conventions.embed_norm, conventions.embed_norm_eps)[0]
     passed = {name: value for name, value in activations.items() if not name.startswith("block")}
-    return prefixed(tower, {name: (passed | values)[name] for name in activations if name in passed | values})
+    stages = {name: (passed | values)[name] for name in activations if name in passed | values}
+    return shown_of(prefixed(tower, stages), cfg)
 
 
 def stage_of(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.one_tower import OneTower
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.answers import answered
 from siglip_ref.check.engine.coverage import in_the_catalogue
@@ -134,7 +135,12 @@ class ModelSubject(Subject[ComparedModel]):
 
     def title(self, compared: ComparedModel) -> str:
         """Names the model, its numbers and weights."""
-        return f"{self.adapter.name}; {self.dtype}; {self._weights} weights; {self.batch} pairs"
+        part = f"{self.cfg.words}; " if isinstance(self.cfg, OneTower) else ""
+        return f"{self.adapter.name}; {part}{self.dtype}; {self._weights} weights; {self.batch} pairs"
+
+    @property
+    def _end(self) -> str:
+        return f", up_to={self.cfg.up_to!r}" if isinstance(self.cfg, OneTower) else ""
 
     @property
     def _weights(self) -> str:
@@ -160,6 +166,8 @@ class ModelSubject(Subject[ComparedModel]):
         report.not_checked = compared.run.not_checked + _rims(report.rows)
         report.blind = blind(compared.others, self.conventions) + _unseen(unseen)
         report.notes = _notes(compared.run, report.rows, compared.found_at.scales, self.own)
+        if isinstance(self.cfg, OneTower):
+            report.notes.insert(0, _judged(self.cfg))
 
     def worst(self, compared: ComparedModel, report: Report) -> Worst | None:
         """The inputs, and the tensor that is furthest off beside what it should be."""
@@ -173,8 +181,10 @@ class ModelSubject(Subject[ComparedModel]):
         got = run.grads if is_grad else run.activations | {"loss": run.loss}
         right = exact.grads if is_grad else exact.activations | {"loss": exact.loss}
         arrays = {"input/images": compared.probe.images, "input/tokens": compared.probe.tokens}
+        if compared.probe.grids is not None:
+            arrays["input/grids"] = compared.probe.grids
         arrays |= {f"got/{row.name}": got[row.name], f"expected/{row.name}": right[row.name]}
-        arguments = f"dtype={self.dtype!r}, weights={self._weights!r}, batch={self.batch}"
+        arguments = f"dtype={self.dtype!r}, weights={self._weights!r}, batch={self.batch}{self._end}"
         again = (
             f"# the probe weights are the same on every machine\nmodel = ...\nprint(sr.check_model(model, {arguments}))"
         )
@@ -231,6 +241,14 @@ def _notes(run: Run, rows: list[Row], scales: Sequence[Scale], own: bool) -> lis
             "program prints there is rounding, judged against the sum of the absolute values of its terms"
         )
     return notes
+
+
+def _judged(cfg: OneTower) -> str:
+    """What was judged of a tower alone."""
+    return (
+        f"judged: {cfg.words} ({cfg.end}), every activation, and the gradient of every parameter under a sum of all "
+        "numbers of its end, each times a fixed random number; the other tower, the loss and what follows are not"
+    )
 
 
 def _rims(rows: list[Row]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
@@ -50,10 +50,14 @@ class Adapter(Protocol):
 
     @property
     def config(self) -> Config:
-        """Sizes, and the conventions that the model claims to follow."""
+        """Sizes, and the conventions that the model claims to follow; of a tower alone `sr.one_tower(...)`."""
 
     def parameters(self, dtype: Dtype) -> dict[str, Array]:
         """The model's own weights in our names and layouts, rounded to dtype (held in float32 or float64 arrays)."""
 
-    def run(self, params: Mapping[str, Array], images: Array, tokens: Array, dtype: Dtype) -> Run:
-        """Loss, activations and gradients at the given weights, computed in dtype; the model is left as it was."""
+    def run(self, params: Mapping[str, Array], images: Any, tokens: Array, dtype: Dtype) -> Run:
+        """Loss, activations and gradients at the given weights, computed in dtype; the model is left as it was.
+
+        images : array, shape (B, height, width, 3); for a NaFlex model `siglip_ref.model.naflex.Patches`. A tower alone
+        has as its loss the sum of what it gives times `sr.probe_objective(shape)`
+        """

@@ -7,6 +7,7 @@ from inspect import isclass, isroutine, signature
 from pathlib import Path
 from typing import Any
 
+from siglip_ref.architecture.one_tower import UpTo
 from siglip_ref.architecture.sizes import SIZES, config
 from siglip_ref.check.call.target import load_callable
 from siglip_ref.check.model.adapters import Adapter
@@ -16,23 +17,45 @@ from siglip_ref.errors import UsageError, near
 # without what it depends on: that brings a torchvision which does not fit the torch that is there
 _OPEN_CLIP = "--no-deps open_clip_torch timm"
 
+_TOWERS = "siglip_ref.check.model.adapters.towers"
+
 # class, package it comes from: the adapter's module and function
 KNOWN = {
     ("SiglipModel", "transformers"): ("siglip_ref.check.model.adapters.huggingface", "from_huggingface"),
+    ("Siglip2Model", "transformers"): ("siglip_ref.check.model.adapters.huggingface", "from_huggingface"),
     ("CustomTextCLIP", "open_clip"): ("siglip_ref.check.model.adapters.open_clip", "from_open_clip"),
+    **{
+        (f"{family}{kind}", "transformers"): (_TOWERS, "from_huggingface_tower")
+        for family in ("Siglip", "Siglip2")
+        for kind in ("VisionModel", "VisionTransformer", "TextModel", "TextTransformer", "ForImageClassification")
+    },
+    ("VisionTransformer", "timm"): (_TOWERS, "from_timm_tower"),
+    ("TimmModel", "open_clip"): (_TOWERS, "from_timm_tower"),
+    ("TextTransformer", "open_clip"): (_TOWERS, "from_open_clip_text_tower"),
 }
 
 
-def adapter_for(model: object) -> Adapter:
-    """The Adapter of a model of a known kind; an Adapter is returned as it is."""
+def adapter_for(model: object, up_to: UpTo | None = None) -> Adapter:
+    """The Adapter of a model of a known kind; an Adapter is returned as it is. up_to : where a tower alone ends."""
     maker = _maker(model)
     if maker:
         module, function = maker
-        made: Adapter = getattr(import_module(module), function)(model)
+        made: Adapter
+        if function.endswith("tower"):
+            made = getattr(import_module(module), function)(model, up_to)
+            return made
+        _require_none(up_to, "a whole model", "give the tower: model.vision_model, model.text_model, model.visual")
+        made = getattr(import_module(module), function)(model)
         return made
     if isinstance(model, Adapter) and not isinstance(model, type):
+        _require_none(up_to, "an Adapter", "its config says it: sr.one_tower(cfg, side, up_to)")
         return model
     raise refused(model, lambda part: bool(_maker(part)) or isinstance(part, Adapter))
+
+
+def _require_none(up_to: str | None, what: str, repair: str) -> None:
+    if up_to is not None:
+        raise UsageError("up_to for a tower alone", f"up_to={up_to!r} and {what}", "", repair)
 
 
 def _maker(model: object) -> tuple[str, str] | None:

@@ -8,23 +8,23 @@ import torch
 from torch import nn
 
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.check.model.adapters import Hint
-from siglip_ref.check.model.adapters.torch_model import Tap, TorchModel
+from siglip_ref.check.model.adapters import Dtype, Hint
+from siglip_ref.check.model.adapters.torch_model import Patched, Tap, TorchModel
 from siglip_ref.checkpoint.tables.huggingface import TOWERS, read_config, table
 
 
 def from_huggingface(model: Any) -> TorchModel:
-    """A transformers SiglipModel as an Adapter."""
+    """A transformers SiglipModel or Siglip2Model as an Adapter."""
     cfg = read_config(model.config.to_dict())
     return TorchModel(
-        name=f"transformers SiglipModel, {cfg.name}, attention {attention(model)}",
+        name=f"transformers Siglip{2 * cfg.naflex or ''}Model, {cfg.name}, attention {attention(model)}",
         model=model,
         config=cfg,
         table=table(cfg),
-        taps=tuple(_taps(cfg)),
+        taps=tuple(taps(cfg)),
         loss=_loss,
-        coarsest="float32" if attention(model) == "eager" else "float64",
-        hints=tuple(_hints(model, cfg)),
+        coarsest=coarsest(model, cfg),
+        hints=tuple(hints(model, cfg)),
     )
 
 
@@ -44,7 +44,8 @@ def make_config(cfg: Config) -> Any:
     return SiglipConfig(vision_config=image, text_config=text | {"projection_size": cfg.embed})
 
 
-def _taps(cfg: Config) -> Iterator[Tap]:
+def taps(cfg: Config) -> Iterator[Tap]:
+    """Where the activations of a whole model are."""
     last = {"image": "post_layernorm", "text": "final_layer_norm"}
     for tower, depth in (("image", cfg.image.depth), ("text", cfg.text.depth)):
         model = TOWERS[tower]
@@ -58,19 +59,32 @@ def _taps(cfg: Config) -> Iterator[Tap]:
     yield Tap("text/head", "text_model.head")
 
 
-def _loss(model: nn.Module, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def pictures(images: Any) -> dict[str, torch.Tensor]:
+    """The arguments by which transformers takes images."""
+    if not isinstance(images, Patched):
+        return {"pixel_values": images}
+    return {"pixel_values": images.values, "pixel_attention_mask": images.mask, "spatial_shapes": images.grids}
+
+
+def coarsest(model: nn.Module, cfg: Config) -> Dtype:
+    """Eager attention has its softmax in float32, and a NaFlex tower resizes its positions in float32."""
+    return "float32" if attention(model) == "eager" or cfg.naflex else "float64"
+
+
+def _loss(model: nn.Module, images: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The model's own loss, with no attention mask: SigLIP was trained without one."""
-    out = model(input_ids=tokens, pixel_values=images, return_loss=True)
+    out = model(input_ids=tokens, **pictures(images), return_loss=True)
     return out.loss, {"image/embed": out.image_embeds, "text/embed": out.text_embeds, "logits": out.logits_per_image}
 
 
 def attention(model: nn.Module) -> str:
     """Which attention runs; "eager" if either tower's is."""
-    kinds = {str(getattr(model, tower).config._attn_implementation) for tower in TOWERS.values()}
+    towers = [getattr(model, tower) for tower in TOWERS.values() if hasattr(model, tower)] or [model]
+    kinds = {str(tower.config._attn_implementation) for tower in towers}
     return "eager" if "eager" in kinds else " and ".join(sorted(kinds))
 
 
-def _hints(model: nn.Module, cfg: Config) -> Iterator[Hint]:
+def hints(model: nn.Module, cfg: Config) -> Iterator[Hint]:
     """Layer norms whose eps is not the configuration's."""
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):

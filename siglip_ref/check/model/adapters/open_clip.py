@@ -26,7 +26,7 @@ def from_open_clip(model: Any) -> TorchModel:
         model=model,
         config=cfg,
         table=table(cfg),
-        taps=tuple(_taps(cfg)),
+        taps=tuple(taps(cfg)),
         loss=_loss,
         hints=tuple(_hints(model, cfg)),
     )
@@ -79,7 +79,8 @@ def gelu_form(module: nn.Module) -> GeluForm:
     )
 
 
-def _taps(cfg: Config) -> Iterator[Tap]:
+def taps(cfg: Config) -> Iterator[Tap]:
+    """Where the activations of a whole model are."""
     for tower, blocks, depth, second, last in (
         ("image", "visual.trunk.blocks", cfg.image.depth, "norm2", "visual.trunk.norm"),
         ("text", "text.transformer.resblocks", cfg.text.depth, "ln_2", "text.ln_final"),

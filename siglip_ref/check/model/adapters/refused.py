@@ -5,36 +5,10 @@ from typing import Any
 
 from siglip_ref.errors import UsageError
 
-EXPECTED = "a transformers SiglipModel, an open_clip SigLIP model, or a siglip_ref Adapter"
+EXPECTED = "a SigLIP model of transformers or open_clip, one tower of theirs or of timm, or a siglip_ref Adapter"
 WRITE_ONE = "write an Adapter: examples/ has one for torch and one for JAX"
 _WRAPPED_IN = ("module", "_orig_mod", "base_model", "model")  # DataParallel and DDP, torch.compile, PEFT, trainers
 _DEEP = 4
-
-_WHOLE = "check_model takes whole models of two towers"
-_GRAFT = (
-    "put it into a whole one: full = SiglipModel(SiglipConfig(vision_config=..., text_config=...)); "
-    "full.{side}_model = tower; sr.check_model(full)"
-)
-_NAFLEX = (
-    "a SigLIP 2 of fixed resolution is a SiglipModel, which check_model takes; for NaFlex save it and compare with "
-    "sr.load(DIR).embed_images"
-)
-# class of transformers: what it is, what to do
-OF_TRANSFORMERS = {
-    "SiglipVisionModel": (f"the image tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="vision")),
-    "SiglipVisionTransformer": (f"the image tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="vision")),
-    "SiglipTextModel": (f"the text tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="text")),
-    "SiglipTextTransformer": (f"the text tower of a SiglipModel alone; {_WHOLE}", _GRAFT.format(side="text")),
-    "SiglipForImageClassification": (
-        f"an image tower with a classifier in place of SigLIP's pooling head; {_WHOLE}",
-        "check the SiglipModel that it was made from; its classifier is no part of SigLIP",
-    ),
-    "Siglip2Model": ("a NaFlex model of SigLIP 2, which check_model does not take yet", _NAFLEX),
-    "Siglip2VisionModel": ("the image tower of a NaFlex model, which check_model does not take yet", _NAFLEX),
-    "Siglip2TextModel": (f"the text tower of a Siglip2Model alone; {_WHOLE}", _NAFLEX),
-    "Siglip2ForImageClassification": ("a NaFlex tower with a classifier, which check_model does not take yet", _NAFLEX),
-}
-_NO_HEAD = "vision_use_head is off: it ends without SigLIP's pooling head, so there is no image embedding to judge"
 
 
 def refused(model: Any, is_known: Callable[[Any], bool]) -> UsageError:
@@ -52,20 +26,9 @@ def _why(model: Any, is_known: Callable[[Any], bool]) -> tuple[str, str]:
     home = {(base.__name__, base.__module__.split(".")[0]) for base in type(model).__mro__}
     if any(root == "peft" for _, root in home):
         return "adapters (LoRA) around a model", "model = model.merge_and_unload(), then check what it returns"
-    for name, (cause, repair) in OF_TRANSFORMERS.items():
-        if (name, "transformers") in home:
-            without = getattr(getattr(model, "config", None), "vision_use_head", True) is False
-            return (
-                (f"{cause}; {_NO_HEAD}", "check the SiglipModel that it was cut from") if without else (cause, repair)
-            )
     inside = next((path for path, part in _inside(model) if is_known(part)), None)
     if inside:
         return "a wrapper around a model that check_model takes", f"give model.{inside}"
-    if any(root == "timm" for _, root in home) or hasattr(model, "trunk"):
-        return (
-            f"an image tower of timm alone; {_WHOLE}",
-            "give the whole open_clip model; a tower of timm's goes into one: model.visual.trunk = tower",
-        )
     return "", WRITE_ONE
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from siglip_ref.check.model.adapters import Dtype, Hint, Run
 from siglip_ref.check.model.adapters.torch_lacking import require_all
 from siglip_ref.check.model.adapters.torch_reads import in_the_graph, not_read, require_numbers
 from siglip_ref.checkpoint.tables.names import Table, Tensor, require_match, to_ours, to_theirs
+from siglip_ref.model.naflex import Patches
 from siglip_ref.process.isolated import as_it_was
 
 
@@ -29,8 +30,16 @@ class Tap:
     side: Literal["input", "output"] = "output"
 
 
-# model, images (B, 3, height, width), tokens (B, N) -> the loss, and the activations that no module gives
-Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+class Patched(NamedTuple):
+    """Images as a NaFlex model takes them: patches (B, N, P), which of them are an image's own, rows and columns."""
+
+    values: torch.Tensor
+    mask: torch.Tensor
+    grids: torch.Tensor
+
+
+# model, images (B, 3, height, width) or `Patched`, tokens (B, N) -> the loss, and the activations that no module gives
+Loss = Callable[[nn.Module, Any, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class TorchModel:
         """The model's own weights, rounded to dtype."""
         return self._collect({name: p.detach().to(getattr(torch, dtype)) for name, p in self._used()})
 
-    def run(self, params: Mapping[str, Tensor], images: Tensor, tokens: Tensor, dtype: Dtype) -> Run:
+    def run(self, params: Mapping[str, Tensor], images: Any, tokens: Tensor, dtype: Dtype) -> Run:
         """One forward and backward pass at the given weights."""
         kind = getattr(torch, dtype)
         taken: dict[str, Tensor] = {}
@@ -107,9 +116,14 @@ class TorchModel:
         """The format of its parameters."""
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
-    def inputs(self, images: Tensor, tokens: Tensor, dtype: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 3, height, width) in dtype, the parameters' own by default, and tokens (B, N), on its device."""
+    def inputs(self, images: Any, tokens: Tensor, dtype: str | None = None) -> tuple[Any, torch.Tensor]:
+        """Images (B, 3, height, width) in dtype, the parameters' own by default, or `Patched` ones; and tokens (B, N),
+        on its device."""
         device, kind = next(self.model.parameters()).device, getattr(torch, dtype or self.dtype)
+        if isinstance(images, Patches):
+            mask, grids = (torch.from_numpy(np.asarray(x, np.int64)).to(device) for x in (images.seen, images.grids))
+            values = torch.from_numpy(np.ascontiguousarray(images.values)).to(device, kind)
+            return Patched(values, mask, grids), torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, kind)
         return pixels, torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
 
@@ -156,7 +170,7 @@ class _Whole(nn.Module):
         self.training = model.training
         self.model, self.loss = model, loss
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, images: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.loss(self.model, images, tokens)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def in_the_graph(model: nn.Module) -> Iterator[dict[int, str]]:
 def not_read(
     whole: nn.Module,
     stand_ins: Mapping[str, torch.Tensor],
-    inputs: tuple[torch.Tensor, torch.Tensor],
+    inputs: tuple[Any, torch.Tensor],
     silent: list[str],
     before: Given,
 ) -> list[str]:

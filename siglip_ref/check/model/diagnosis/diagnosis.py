@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.architecture.conventions import PRESETS, Conventions
+from siglip_ref.architecture.one_tower import OneTower
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Adapter, Hint, Run
 from siglip_ref.check.model.diagnosis.findings import and_more, findings_of, of_roundings
@@ -18,6 +19,7 @@ from siglip_ref.check.model.judge import Judge, make_judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import reference
 from siglip_ref.check.model.scales import Judged, judged_at
+from siglip_ref.check.model.tower import shown, tower_of
 from siglip_ref.mistakes import find
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, prefixed, subtree
@@ -58,9 +60,9 @@ def other_conventions(run: Run, judge: Judge, probe: Probe, cfg: Config, chosen:
     right = judge.exact.activations
     for changes in ALTERNATIVES:
         other = replace(chosen, **changes)
-        if other == chosen:
-            continue
         field = next(iter(changes))
+        if other == chosen or not _touches(field, cfg):
+            continue
         if field in _IN_BLOCKS and max(cfg.image.depth, cfg.text.depth) > 1:
             # in a deep model the first block tells nearly always: it is right, and the other convention is not
             values = _of_first_block(field, probe, cfg, other)
@@ -72,6 +74,13 @@ def other_conventions(run: Run, judge: Judge, probe: Probe, cfg: Config, chosen:
         if any(not np.array_equal(right[name], value) for name, value in values.items()):
             fits = {tower: _fits(run.activations, values, judge, tower) for tower in ("image", "text")}
             yield Other(changes, _fits(right, values, judge, ""), fits)
+
+
+def _touches(field: str, cfg: Config) -> bool:
+    """Whether a field of the conventions says something of this model: of a tower alone, of what it has."""
+    if not isinstance(cfg, OneTower):
+        return True
+    return field.startswith(f"{cfg.side}_") and (field != "text_pooling" or cfg.up_to == "pooled")
 
 
 def _of_first_block(field: str, probe: Probe, cfg: Config, other: Conventions) -> dict[str, Array]:
@@ -88,7 +97,8 @@ def _values_that_change(
     tower = field.split("_")[0]
     weights = subtree(probe.params, tower)
     if tower == "image":
-        return prefixed("image", SPECIFICATION.image_tower.forward(probe.images, weights, cfg, other)[2])
+        way = tower_of(SPECIFICATION, cfg, tower)
+        return shown(prefixed(tower, way.forward(probe.given, weights, cfg, other)[2]), cfg)
     values = dict(right)
     if field == "text_pooling":
         values["text/pool"] = SPECIFICATION.pool.forward(right["text/norm"], probe.tokens, other.text_pooling)[0]
@@ -96,7 +106,10 @@ def _values_that_change(
             head = weights["head/kernel"], weights["head/bias"]
             values["text/head"] = SPECIFICATION.linear.forward(values["text/pool"], *head)[0]
     elif tower == "text":
-        return prefixed("text", SPECIFICATION.text_tower.forward(probe.tokens, weights, cfg, other)[2])
+        way = tower_of(SPECIFICATION, cfg, tower)
+        return shown(prefixed(tower, way.forward(probe.tokens, weights, cfg, other)[2]), cfg)
+    if isinstance(cfg, OneTower):
+        return values
     pooled = {"image/embed": "image/pool", "text/embed": "text/head" if cfg.text_head else "text/pool"}
     kind, eps = other.embed_norm, other.embed_norm_eps
     return values | {name: SPECIFICATION.normalize.forward(values[last], kind, eps)[0] for name, last in pooled.items()}

@@ -78,12 +78,18 @@ def _place(stages: frozenset[str], run: Run) -> str:
     words = []
     for tower in ("image", "text"):
         parts = sorted(name for name in stages if _tower(name) == tower)
-        if {f"{tower}/stem", f"{tower}/embed"} <= set(parts):
+        ends = {f"{tower}/stem", f"{tower}/embed"} <= set(parts)
+        if ends or (f"{tower}/stem" in parts and len(parts) > 2 and set(parts) >= _stages(run, tower)):
             words.append(f"in the {tower} tower")
         elif parts:
             theirs = f" ({run.names[parts[0]]})" if len(parts) == 1 and parts[0] in run.names else ""
             words.append(f"only where {', '.join(parts[:4])}{and_more(len(parts) - 4)} is computed{theirs}")
     return " and ".join(words) if words else "in the loss"
+
+
+def _stages(run: Run, tower: str) -> set[str]:
+    """The stages of a tower that a run shows."""
+    return {name for name in run.activations if _tower(name) == tower}
 
 
 def _beginning(rows: list[Row], run: Run) -> Finding:

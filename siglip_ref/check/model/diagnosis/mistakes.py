@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.one_tower import OneTower, sides_of
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.engine.explain import share_explained
 from siglip_ref.check.engine.findings import FINDING
@@ -14,7 +15,7 @@ from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.rounding import Rounding, find_roundings
 from siglip_ref.check.model.diagnosis.search import Found, Search, affordable
-from siglip_ref.check.model.judge import Judge
+from siglip_ref.check.model.judge import Judge, of_loss
 from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import KEY_BIAS
@@ -42,7 +43,7 @@ def find_mistakes(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions
     unexplained: list[str] = []
     rounded: dict[str, Sequence[Rounding]] = {}
     with np.errstate(all="ignore"):
-        for part in (*TOWERS, LOSS):
+        for part in (*sides_of(cfg), *(() if isinstance(cfg, OneTower) else (LOSS,))):
             alike, rest = _of_loss(search) if part == LOSS else _of_tower(search, part, rounded)
             unexplained += rest
             # mistakes that agree in every value are told apart by their gradients
@@ -169,13 +170,13 @@ def _of_loss(search: Search) -> tuple[list[tuple[Placed, ...]], list[str]]:
 
 def _on_the_way_back(search: Search) -> Iterator[Placed]:
     """Candidates for what only gradients show: in the loss, everywhere, in a tower, in its blocks, where it begins."""
-    begins = {tower: stages for tower in TOWERS if (stages := _first_wrong_gradient(search, tower))}
+    begins = {tower: stages for tower in sides_of(search.cfg) if (stages := _first_wrong_gradient(search, tower))}
     every = {tower: frozenset(stages_of(search.cfg, tower)) for tower in begins}
     blocks = {tower: frozenset(name for name in every[tower] if "/block" in name) for tower in begins}
     together = [frozenset().union(*parts.values()) for parts in (every, blocks) if len(begins) > 1]
     scopes = [*together, *(stages for tower in begins for stages in (every[tower], blocks[tower], begins[tower]))]
     for mistake in executable("one vector"):
-        if in_the_loss(mistake):
+        if in_the_loss(mistake) and "log_scale" in search.probe.params:
             yield Placed(mistake, frozenset({LOSS}))
         if _leaves_values(search, mistake):
             yield from (Placed(mistake, scope) for scope in scopes)
@@ -184,7 +185,8 @@ def _on_the_way_back(search: Search) -> Iterator[Placed]:
 def _leaves_values(search: Search, mistake: Mistake) -> bool:
     """Whether it is made in a tower, and only on the way back."""
     return all(_in_a_tower(edit.file) for edit in mistake.edits) and not any(
-        _broken(_excesses(search, tower, (mistake,), None), _excesses(search, tower, (), None)) for tower in TOWERS
+        _broken(_excesses(search, tower, (mistake,), None), _excesses(search, tower, (), None))
+        for tower in sides_of(search.cfg)
     )
 
 
@@ -221,7 +223,7 @@ def _seen(search: Search) -> list[Seen]:
     values = {name: value for name, value in run.activations.items() if name in exact.activations}
     values[LOSS] = np.reshape(run.loss, ()) if np.size(run.loss) == 1 else run.loss
     seen = []
-    for name, right in (exact.activations | {LOSS: exact.loss}).items():
+    for name, right in (exact.activations | of_loss(exact)).items():
         if name in values:
             allowed = judge.of_value[name] * np.max(np.abs(right))
             seen.append(Seen("value", name, values[name], right, allowed))

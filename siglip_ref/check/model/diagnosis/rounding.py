@@ -78,6 +78,8 @@ def find_roundings(
     weights |= {n: np.asarray(x, np.float64) for n, x in weights.items() if stage_of(n) == stage}
     images = np.asarray(probe.images[:_ROWS], np.float64)
     first = replace(probe, params=weights, images=images, tokens=probe.tokens[:_ROWS])
+    if probe.grids is not None:
+        first = replace(first, grids=probe.grids[:_ROWS])
 
     def computed(edits: tuple[Edit, ...] = ()) -> Array:
         return stage_values(reference(edits), tower, given, first, cfg, conventions, {stage})[stage]

@@ -1,0 +1,226 @@
+"""check_model on one tower alone: of transformers, timm, open_clip, or behind an Adapter; and on NaFlex models."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import transformers
+from no_torchvision import import_open_clip
+from torch import nn
+
+import siglip_ref as sr
+from siglip_ref.check.model.adapters import Run
+from siglip_ref.check.model.probe import probe_params
+from siglip_ref.check.model.tower import values_and_grads
+
+open_clip, timm = import_open_clip()
+
+SIZES = {"hidden_size": 10, "num_hidden_layers": 2, "intermediate_size": 13, "num_attention_heads": 2}
+VISION = SIZES | {"image_size": 16, "patch_size": 4}
+TEXT = SIZES | {"vocab_size": 29, "max_position_embeddings": 9, "bos_token_id": None, "eos_token_id": None}
+NAFLEX = SIZES | {"num_patches": 16, "patch_size": 4}
+ENDS = {"pooled": "image/pool", "last": "image/norm", "last-but-one": "image/block00/+mlp"}
+
+
+def image_tower(**changes):
+    return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION | changes))
+
+
+def text_tower():
+    return transformers.SiglipTextModel(transformers.SiglipTextConfig(**TEXT, projection_size=12))
+
+
+def classifier():
+    config = transformers.SiglipConfig(vision_config=VISION, text_config=TEXT)
+    return transformers.SiglipForImageClassification(config)
+
+
+def naflex_tower():
+    return transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**NAFLEX))
+
+
+def timm_tower(pool="map", **changes):
+    sizes = {"img_size": (12, 28), "patch_size": 4, "embed_dim": 10, "depth": 2, "num_heads": 2, "mlp_ratio": 1.3}
+    sizes |= {"class_token": False, "num_classes": 0, "global_pool": pool, "fc_norm": False} | changes
+    return timm.models.vision_transformer.VisionTransformer(**sizes)
+
+
+def open_clip_text():
+    return open_clip.transformer.TextTransformer(
+        context_length=9, vocab_size=29, width=12, heads=2, layers=2, mlp_ratio=1.42, output_dim=10,
+        no_causal_mask=True, pool_type="last", proj_bias=True, norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
+    )  # fmt: skip
+
+
+TOWERS = {
+    "SiglipVisionModel": (image_tower, "image/pool"),
+    "SiglipVisionModel without head": (lambda: image_tower(vision_use_head=False), "image/norm"),
+    "SiglipTextModel": (text_tower, "text/head"),
+    "SiglipForImageClassification": (classifier, "image/norm"),
+    "Siglip2VisionModel": (naflex_tower, "image/pool"),
+    "timm": (timm_tower, "image/pool"),
+    "timm without head": (lambda: timm_tower("avg"), "image/norm"),
+    "open_clip text": (open_clip_text, "text/head"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_right_tower_passes_and_says_where_it_ends(name, dtype):
+    make, end = TOWERS[name]
+    report = sr.check_model(make(), dtype)
+    assert report.verdict == "PASS", report
+    assert not report.findings and not report.not_checked
+    rows = [row.name for row in report.rows if row.kind == "activation"]
+    assert rows[-1] == end
+    assert f"({end})" in report.notes[0] and "alone, up to" in report.title
+    assert "loss" not in [row.name for row in report.rows]
+    assert {row.name.split("/")[0] for row in report.rows} == {end.split("/")[0]}
+
+
+@pytest.mark.parametrize("make", [image_tower, timm_tower, naflex_tower])
+@pytest.mark.parametrize("up_to", ENDS)
+def test_an_image_tower_can_end_in_three_places(make, up_to):
+    report = sr.check_model(make(), up_to=up_to)
+    assert report.verdict == "PASS", report
+    assert [row.name for row in report.rows if row.kind == "activation"][-1] == ENDS[up_to]
+
+
+def test_every_mistake_is_of_this_check_or_said_not_to_be():
+    report = sr.check_model(image_tower())
+    for name in ("eos-pooling-argmax", "pool-first-token"):
+        assert "image tower alone" in report.sight.elsewhere[name]
+    assert "layernorm-eps-1e-5" in report.sight.seen
+
+
+def swap(tower, one, other):
+    for part in ("weight", "bias"):
+        first, second = tower.get_submodule(one), tower.get_submodule(other)
+        a, b = getattr(first, part), getattr(second, part)
+        setattr(first, part, b)
+        setattr(second, part, a)
+
+
+def exchanged(tower, at=1):
+    layer = tower.encoder.layers[at].self_attn
+    q, k = layer.q_proj.forward, layer.k_proj.forward
+    layer.q_proj.forward, layer.k_proj.forward = k, q
+
+
+def another_eps(tower):
+    tower.encoder.layers[0].layer_norm2.eps = 1e-5
+
+
+def exact_gelu(tower):
+    tower.encoder.layers[0].mlp.activation_fn = nn.GELU()
+
+
+def without_last_norm(tower):
+    norm = tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.final_layer_norm
+    norm.forward = lambda x: x
+
+
+def head_without_residual(tower):
+    mlp = tower.head.mlp.forward
+    tower.head.mlp.forward = lambda x: mlp(x) * 2
+
+
+def no_positions(tower):
+    embeddings = tower.embeddings
+    forward = embeddings.forward
+    embeddings.forward = lambda *a, **k: forward(*a, **k).roll(1, 1)
+
+
+def detached(tower):
+    forward = tower.encoder.layers[0].forward
+    tower.encoder.layers[0].forward = lambda x, *a, **k: forward(x.detach(), *a, **k)
+
+
+PLANTED = {
+    "layernorm-eps-1e-5": (another_eps, "block00/+mlp"),
+    "gelu-tanh-vs-erf": (exact_gelu, "block00/+mlp"),
+    "queries and keys exchanged": (exchanged, "block01/+attn"),
+    "final-norm-missing": (without_last_norm, "norm"),
+    "positions moved": (no_positions, "stem"),
+}
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_mistake_is_found_at_its_stage(name, side):
+    plant, stage = PLANTED[name]
+    tower = image_tower() if side == "image" else text_tower()
+    plant(tower)
+    report = sr.check_model(tower)
+    assert report.verdict == "FAIL", report
+    first = next(row for row in report.rows if row.verdict == "FAIL")
+    assert first.name == f"{side}/{stage}"
+    assert report.findings[0].tensor in (first.name, "encoder.layers.0.layer_norm2")
+
+
+@pytest.mark.parametrize("up_to", ["last", "last-but-one"])
+def test_a_planted_mistake_in_a_tower_without_head(up_to):
+    tower = image_tower(vision_use_head=False)
+    exchanged(tower, 0)
+    report = sr.check_model(tower, up_to=up_to)
+    assert report.verdict == "FAIL"
+    assert next(row.name for row in report.rows if row.verdict == "FAIL") == "image/block00/+attn"
+    assert "image/block00/+attn" in [one.tensor for one in report.findings]
+
+
+def test_a_pooling_head_and_a_detached_tensor():
+    tower = image_tower()
+    head_without_residual(tower)
+    report = sr.check_model(tower)
+    assert next(row.name for row in report.rows if row.verdict == "FAIL") == "image/pool"
+    tower = image_tower()
+    detached(tower)
+    report = sr.check_model(tower)
+    wrong = [row for row in report.rows if row.verdict == "FAIL"]
+    assert wrong[0].kind == "gradient" and wrong[-1].name == "image/position"
+
+
+def test_a_large_tower_is_judged_by_the_law():
+    tower = image_tower(hidden_size=768, num_attention_heads=12, intermediate_size=3072, image_size=64, patch_size=16)
+    assert sr.check_model(tower).verdict == "PASS"
+
+
+@dataclass
+class Ours:
+    """The reference's own tower as somebody's Adapter; wrong: multiplies its end."""
+
+    config: sr.OneTower
+    wrong: float = 1.0
+    name: str = "a tower of ours"
+
+    def parameters(self, dtype):
+        return probe_params(self.config, 4, dtype)
+
+    def run(self, params, images, tokens, dtype):
+        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+        given = np.asarray(images, np.float32)
+        values, loss, grads = values_and_grads(params, given, tokens, self.config, self.config.conventions)
+        return Run(loss, values | {self.config.end: values[self.config.end] * np.float32(self.wrong)}, grads)
+
+
+@pytest.mark.parametrize("up_to", ENDS)
+def test_an_adapter_can_be_a_tower_alone(up_to):
+    cfg = sr.one_tower(sr.config("tiny"), "image", up_to)
+    assert sr.check_model(Ours(cfg)).verdict == "PASS"
+    report = sr.check_model(Ours(cfg, 1.01))
+    assert [row.name for row in report.rows if row.verdict == "FAIL"] == [ENDS[up_to]]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: sr.check_model(image_tower(vision_use_head=False), up_to="pooled"), 'up_to="last"'),
+        (lambda: sr.check_model(image_tower(), up_to="middle"), "last-but-one"),
+        (lambda: sr.check_model(Ours(sr.one_tower(sr.config("tiny"), "image")), up_to="last"), "sr.one_tower"),
+        (lambda: sr.one_tower(replace(sr.config("mu/16")), "image", "last-but-one"), 'up_to="last"'),
+    ],
+)
+def test_what_cannot_be_is_said(call, said):
+    with pytest.raises(sr.UsageError) as error:
+        call()
+    assert said in str(error.value)
