@@ -333,7 +333,7 @@ def test_a_model_that_was_cut_or_extended_is_explained():
 
 def test_a_part_of_the_model_is_explained():
     with pytest.raises(sr.UsageError, match=r"got: +transformers"):
-        sr.check_model(hugging_face().vision_model)
+        sr.check_model(hugging_face().vision_model.encoder)
 
 
 def test_a_missing_framework_is_explained_with_the_install_command(monkeypatch):

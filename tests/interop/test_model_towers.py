@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from no_torchvision import import_open_clip
 from torch import nn
@@ -224,3 +225,59 @@ def test_what_cannot_be_is_said(call, said):
     with pytest.raises(sr.UsageError) as error:
         call()
     assert said in str(error.value)
+
+
+def interpolated(mode, antialias, **more):
+    def resize(positional_embeddings, spatial_shapes, max_length):
+        out = []
+        for height, width in spatial_shapes.tolist():
+            grid = positional_embeddings.permute(2, 0, 1)[None]
+            at = nn.functional.interpolate(grid, (height, width), mode=mode, antialias=antialias, **more)
+            at = at[0].flatten(1).T
+            out.append(torch.cat([at, at[:1].expand(max_length - len(at), -1)]))
+        return torch.stack(out)
+
+    return resize
+
+
+def naflex_model():
+    text = TEXT | {"projection_size": 10}
+    return transformers.Siglip2Model(transformers.Siglip2Config(vision_config=NAFLEX, text_config=text))
+
+
+RESIZES = {
+    "bilinearly without antialias": interpolated("bilinear", False),
+    "bicubically without antialias": interpolated("bicubic", False),
+    "bicubically with antialias": interpolated("bicubic", True),
+    "to the nearest neighbour": interpolated("nearest", False),
+    "with aligned corners": interpolated("bilinear", False, align_corners=True),
+}
+
+
+@pytest.mark.parametrize("words", RESIZES)
+def test_a_table_of_positions_resized_otherwise_is_named(words):
+    model = naflex_model()
+    model.vision_model.embeddings.resize_positional_embeddings = RESIZES[words]
+    report = sr.check_model(model)
+    assert report.verdict == "FAIL"
+    assert [(one.id, one.tensor) for one in report.findings] == [("resize-filter-antialias", "image/stem")], report
+    assert words in report.findings[0].evidence
+
+
+def test_a_right_naflex_model_passes():
+    for dtype in ("float32", "float64"):
+        report = sr.check_model(naflex_model(), dtype)
+        assert report.verdict == "PASS", report
+
+
+@pytest.mark.parametrize("place", ["blocks", "pooling head"])
+def test_a_dropped_mask_is_named(place):
+    tower = naflex_tower()
+    for layer in tower.encoder.layers if place == "blocks" else [tower.head]:
+        forward = layer.forward
+        layer.forward = lambda x, *a, forward=forward, **k: forward(x, None)
+    report = sr.check_model(tower)
+    assert report.verdict == "FAIL"
+    assert len(report.findings) == 1 and place in report.findings[0].evidence, report
+    stage = "image/block00/+attn" if place == "blocks" else "image/pool"
+    assert report.findings[0].tensor == stage == next(row.name for row in report.rows if row.verdict == "FAIL")

@@ -26,6 +26,7 @@ from siglip_ref.check.model.diagnosis.diagnosis import (
     unsteady,
     unusual,
 )
+from siglip_ref.check.model.diagnosis.naflex import of_naflex
 from siglip_ref.check.model.judge import make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF, reference
@@ -128,8 +129,9 @@ class ModelSubject(Subject[ComparedModel]):
         broken, unread, found = compared.broken, compared.unread, list[Finding]()
         if compared.wrong and not broken:
             found = self._explained(compared)[1]
+            judge = compared.found_at.judge
+            found = of_naflex(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             if unread:
-                judge = compared.found_at.judge
                 found, unread = explain_unread(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
         return Answer(broken + unread + found)
 
