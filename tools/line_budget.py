@@ -17,7 +17,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_030),
     ("engine", ("check/engine",), 1_130),
     ("call", ("check/call",), 940),
-    ("diagnosis", ("check/diagnosis",), 3_620),
+    ("diagnosis", ("check/diagnosis",), 3_635),
     ("check loss", ("check/loss",), 1_220),
     ("check ranks", ("check/ranks",), 1_190),
     ("check model", ("check/model",), 3_260),

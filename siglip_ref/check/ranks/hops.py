@@ -9,15 +9,26 @@ from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.terms import loss_terms
+from siglip_ref.check.diagnosis.blocks.parts import Kind, Part, amounts
 from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.check.engine.expected.probes import Probe
-from siglip_ref.ops.elementary import Array, softplus
+from siglip_ref.check.ranks.observed import Observed
+from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Hop
 
 ALIKE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}  # relative; blocks differ by far more
 NO_BLOCK = "the loss of no block"
 Owners = tuple[int, ...]
+
+
+def table_of(observed: Sequence[Observed], convention: Convention, dtype: str) -> list[Hop]:
+    """Of the first call whose hops are wrong, else of the first; only where every term weighs."""
+    tables = [
+        hops_of(call.probe, convention, call.split.sizes, [rank.hops for rank in call.ranks], dtype)
+        for call in observed
+        if call.probe.name == "balanced"
+    ]
+    return next((table for table in tables if any(not hop.right for hop in table)), tables[0] if tables else [])
 
 
 def hops_of(
@@ -72,28 +83,22 @@ def _meanings(
 ) -> Iterator[tuple[str, Owners, float]]:
     """In words, whose texts are met that way (none, where it is wrong), and the sum over the pairs of the block."""
     ranks = range(len(sizes))
-    terms = {term.key: float(term.tensors["loss"]) * sum(sizes) for term in loss_terms(probe, convention, sizes)}
-    blocks = {owner: sum(terms.get((rank, owner, sign), 0.0) for sign in (True, False)) for owner in ranks}
+    parts = {part: sum(sizes) * amount.scalars["loss"] for part, amount in amounts(probe, convention, sizes).items()}
+
+    def block(owner: int, *kinds: Kind) -> float:
+        return sum(parts[Part(rank, owner, kind)] for kind in kinds)
+
+    blocks = {owner: block(owner, "negatives", "positives" if owner == rank else "diagonal") for owner in ranks}
     for owner in ranks:
         yield f"texts of rank {owner}", (owner,), blocks[owner]
     for one, other in combinations(ranks, 2):  # a ring in both directions
         yield f"texts of ranks {one} and {other}", (one, other), blocks[one] + blocks[other]
-    zeros = float(softplus(np.array(probe.bias)))
-    for count in sorted({sizes[rank] * size for size in sizes}):
-        yield f"zeros: {count} softplus(bias), from a buffer that was never filled", (), count * zeros
-    own = softplus(_diagonal(probe, convention, sizes, rank, rank)).sum()
-    yield "its own texts, without positives", (), terms[rank, rank, False] + float(own)
+    for owner in sorted({size: owner for owner, size in enumerate(sizes)}.values(), key=lambda owner: sizes[owner]):
+        count = sizes[rank] * sizes[owner]
+        yield f"zeros: {count} softplus(bias), from a buffer that was never filled", (), block(owner, "zeros")
+    yield "its own texts, without positives", (), block(rank, "negatives", "diagonal")
     for owner in ranks:
         if owner != rank and sizes[owner] == sizes[rank]:
-            turned = float(_diagonal(probe, convention, sizes, rank, owner).sum())  # softplus(-l) = softplus(l) - l
-            yield f"texts of rank {owner}, with positives on the diagonal", (), blocks[owner] - turned
+            matched = block(owner, "negatives", "positives")
+            yield f"texts of rank {owner}, with positives on the diagonal", (), matched
     yield "nothing", (), 0.0
-
-
-def _diagonal(probe: Probe, convention: Convention, sizes: Sequence[int], images: int, texts: int) -> Array:
-    """Logits on a block's diagonal."""
-    scale = probe.scale if convention.linear else np.exp(probe.log_scale)
-    x, y = convention.unit(probe.image_embed).rows, convention.unit(probe.text_embed).rows
-    ends = np.cumsum(sizes)
-    x, y = np.split(x, ends)[images], np.split(y, ends)[texts]
-    return scale * (x * y).sum(-1) + probe.bias

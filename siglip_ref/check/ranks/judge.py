@@ -16,18 +16,18 @@ from siglip_ref.check.diagnosis.predict import Context, Predicted
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.expected import Convention, Truth, judge, tensors_of, truth
 from siglip_ref.check.engine.explain import explain
-from siglip_ref.check.engine.seen import Seen
+from siglip_ref.check.engine.seen import Seen, is_wrong
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.loss.behaviour import seen_of, speaks_for
 from siglip_ref.check.loss.messages import conventions_in_words
 from siglip_ref.check.loss.tails import tail_finding
-from siglip_ref.check.ranks.hops import hops_of
+from siglip_ref.check.ranks.hops import table_of
 from siglip_ref.check.ranks.observed import REDUCE, VALUE, Observed, Reduce, Value, Way, ways_of
 from siglip_ref.check.ranks.world import Stop
 from siglip_ref.mistakes import Mistake, suspects
 from siglip_ref.report.blocks import findings_of, in_words, meetings_of
 from siglip_ref.report.compare import Row
-from siglip_ref.report.data import Finding, Hop, Report
+from siglip_ref.report.data import Finding, Report
 from siglip_ref.report.verdict import Judgement, did_not_finish, judgement
 
 _ENOUGH = 3  # different points: at fewer of them several mistakes made together explain anything
@@ -181,7 +181,7 @@ class RanksSubject(Subject[ComparedRanks]):
             blocks = compared.blocks
             report.computes = in_words(blocks, faults_of(blocks) if blocks.certain else [], reduce)
             report.blocks = meetings_of(blocks)
-        report.hops = _hops(compared.calls, compared.convention, self.setting)
+        report.hops = table_of(compared.calls, compared.convention, self.setting.dtype)
         report.notes += dict.fromkeys(rank.note for call in compared.calls for rank in call.ranks if rank.note)
         calls = sum(map(len, self.observed.values()))
         report.notes.append(
@@ -212,16 +212,6 @@ def _convention(declared: Way, used: Way) -> Finding:
     return Finding("convention", "", "", evidence, f"if that is meant, declare it: check_distributed_loss(fn, {fits})")
 
 
-def _hops(observed: Sequence[Observed], convention: Convention, setting: Setting) -> list[Hop]:
-    """Of the first call whose hops are wrong, else of the first; only where every term weighs."""
-    tables = [
-        hops_of(call.probe, convention, call.split.sizes, [rank.hops for rank in call.ranks], setting.dtype)
-        for call in observed
-        if call.probe.name == "balanced"
-    ]
-    return next((table for table in tables if any(not hop.right for hop in table)), tables[0] if tables else [])
-
-
 def _rows(observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> list[Row]:
     return [
         replace(row, rows=_with_ranks(row, call), note=call.misshapen(_argument(row)) or row.note)
@@ -247,7 +237,9 @@ def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
     derived = findings_of(faults, compared.way[0])
     if all(fault.id for fault in faults):
         return derived
-    alone = explain(seen, suspects(ranks=True), predict, at_once=1)
+    first = [one for one in seen if one.probe == next(wrong.probe for wrong in seen if is_wrong(wrong))]
+    likely = {finding.id for finding in explain(first, suspects(ranks=True), predict, at_once=1)}
+    alone = explain(seen, [one for one in suspects(ranks=True) if one.id in likely], predict, at_once=1)
     return alone if alone and all(finding.kind == "mistake" for finding in alone) else derived
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from siglip_ref.check.diagnosis.blocks.carried import Kind, Told
 from siglip_ref.check.diagnosis.blocks.derive import Blocks, Times
 from siglip_ref.check.diagnosis.blocks.told import (
     ZERO_BUFFER,
-    Kind,
-    Told,
     in_words,
     patterns_of,
     tellings,

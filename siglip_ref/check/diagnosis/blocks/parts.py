@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
+from siglip_ref.check.engine.expected.convention import Convention, Unit
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.seen import Seen
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
@@ -100,10 +101,20 @@ def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> list[Call
 
 def _call(label: str, context: Context, tensors: Mapping[str, Seen], lost: Sequence[str]) -> Call:
     probe, convention, sizes = context.probe, context.convention, context.sizes
+    back = tuple([unit.back for unit in side] for side in _units(probe, convention, sizes))
+    return Call(label, probe, sizes, tensors, tuple(lost), amounts(probe, convention, sizes), back)
+
+
+def _units(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[list[Unit]]:
+    """Images and texts of each rank, as the loss works on them."""
     ends = np.cumsum(sizes)[:-1]
-    sides = [np.split(np.asarray(rows, np.float64), ends) for rows in (probe.image_embed, probe.text_embed)]
-    units = [[convention.unit(rows) for rows in side] for side in sides]
-    images, texts = ([unit.rows for unit in side] for side in units)
+    sides = (np.split(np.asarray(rows, np.float64), ends) for rows in (probe.image_embed, probe.text_embed))
+    return [[convention.unit(rows) for rows in side] for side in sides]
+
+
+def amounts(probe: Probe, convention: Convention, sizes: Sequence[int]) -> dict[Part, Amount]:
+    """What every part gives, in gradients of unit rows, divided by B."""
+    images, texts = ([unit.rows for unit in side] for side in _units(probe, convention, sizes))
     scale = float(probe.scale if convention.linear else np.exp(probe.log_scale))
     of_scale = 1.0 if convention.linear else scale
     parts: dict[Part, Amount] = {}
@@ -129,4 +140,4 @@ def _call(label: str, context: Context, tensors: Mapping[str, Seen], lost: Seque
                 pairs = sum(sizes)
                 rows = (to * scale * (slope @ y) / pairs, scale * (slope.T @ x) / pairs)
                 parts[Part(i, j, kind)] = Amount(rows, {name: float(n) / pairs for name, n in numbers.items()})
-    return Call(label, probe, sizes, tensors, tuple(lost), parts, tuple([unit.back for unit in side] for side in units))
+    return parts
