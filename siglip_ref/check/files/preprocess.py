@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from siglip_ref.check.files.preprocess_output import pixels_of
+from siglip_ref.check.files.preprocess_ports import ORDERS, area, bicubic_without_antialias
 from siglip_ref.errors import UsageError
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.process.isolated import as_it_was
@@ -21,12 +22,17 @@ Geometry = Literal["squash", "crop", "crop first", "pad"]
 # Shown to the function: larger and smaller than a model's input, tall and wide, and never square, because squashing and
 # cropping do the same to a square.
 SHAPES = ((301, 487), (520, 253), (90, 140), (33, 21))
+# filters of ports; they shrink by their own means
+PORTED = {"area": area, "bicubic without antialias": bicubic_without_antialias}
 GEOMETRIES: tuple[Geometry, ...] = ("squash", "crop", "crop first", "pad")
 # Mean distance in levels of 255 up to which two pipelines are the same: torchvision's bytes differ from Pillow's by up
 # to 0.3, two different filters by at least 2.
 SAME = 0.75
 RANGES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "-1 to 1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "-1/2 to 1/2, no division by the deviation": ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),
+    "-1 to 509, not rescaled by 1/255": ((0.5 / 255,) * 3, (0.5 / 255,) * 3),
+    "-1 to -0.992, rescaled by 1/255 twice": ((127.5,) * 3, (127.5,) * 3),
     "0 to 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
     "ImageNet's mean and deviation": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -45,7 +51,11 @@ class Guess:
 
 
 @np.errstate(all="ignore")  # pixels may be anything
-def check_preprocess(fn: Callable[[Image.Image], Any], convention: str | Preprocess = "huggingface") -> Report:
+def check_preprocess(
+    fn: Callable[[Image.Image], Any],
+    convention: str | Preprocess = "huggingface",
+    size: int | tuple[int, int] | None = None,
+) -> Report:
     """Judge a preprocessing function, and name what it does instead.
 
     Parameters
@@ -53,6 +63,7 @@ def check_preprocess(fn: Callable[[Image.Image], Any], convention: str | Preproc
     fn : takes one Pillow image (RGB); gives an array or tensor (3, S, S), (S, S, 3), either in a batch of one, or a
         dict with "pixel_values"
     convention : a name in `siglip_ref.use.preprocess.PREPROCESS`
+    size : height and width that the model wants, or one number for both; None: whatever fn gives, if always the same
 
     Returns
     -------
@@ -75,10 +86,19 @@ def check_preprocess(fn: Callable[[Image.Image], Any], convention: str | Preproc
     images = [picture(*shape) for shape in SHAPES]
     with as_it_was():
         given = [pixels_of(fn, image) for image in images]
+        again = [pixels_of(fn, image) for image in images[:2]]
+    unsteady = _unsteady(given[:2], again, how)
     rows = [_row(image, got, how) for image, got in zip(images, given, strict=True)]
+    wrong_size = _wrong_size(given, size)
     title = f"preprocessing, as {how.name}"
     report = Report(title, "PASS" if all(row.right for row in rows) else "FAIL", rows, conventions=_words(how))
-    if not report.passed:
+    if unsteady:
+        report.verdict = "FAIL"
+        report.findings.append(unsteady)
+    elif wrong_size:
+        report.verdict = "FAIL"
+        report.findings.append(wrong_size)
+    elif not report.passed:
         _explain(report, images, given, how)
     return report
 
@@ -93,11 +113,13 @@ def picture(height: int, width: int) -> Image.Image:
 
 def _row(image: Image.Image, got: Pixels, how: Preprocess) -> Row:
     size = (got.shape[0], got.shape[1])
-    wanted = levels(how)[resize(image, size, how), np.arange(3)].astype(np.float64)
+    in_order, wanted = _nearest_order(image, got, how)
     unit = np.ptp(levels(how))  # the range of pixels
     error, most = float(np.abs(got - wanted).mean() / unit), float(np.abs(got - wanted).max() / unit)
     same = error <= SAME / 255
     note = "bit for bit" if most <= 1e-6 else f"at most {most * 255:.0f} levels off" if same else ""
+    if note and in_order:
+        note += f"; {in_order}"
     with np.errstate(all="ignore"):
         ratio = float((got * wanted).sum() / (wanted * wanted).sum())
         cosine = float((got * wanted).sum() / np.sqrt((got * got).sum() * (wanted * wanted).sum()))
@@ -105,11 +127,35 @@ def _row(image: Image.Image, got: Pixels, how: Preprocess) -> Row:
     return Row(name, "value", error, SAME / 255, ratio, cosine, "", "pass" if same else "FAIL", note)
 
 
+def _nearest_order(image: Image.Image, got: Pixels, how: Preprocess) -> tuple[str, Pixels]:
+    """What is declared, with the passes in the order that came: Pillow 13 and those before differ by up to 14 levels.
+
+    A resize is one pass along rows and one along columns, with whole bytes between them; both orders are right.
+    """
+    height, width = size = (got.shape[0], got.shape[1])
+    ways = {"": resize(image, size, how)}
+    if how.antialias:
+        rows_first = Image.fromarray(resize(image, (image.height, width), how))
+        columns_first = Image.fromarray(resize(image, (height, image.width), how))
+        ways["along rows first, as Pillow before 13"] = resize(rows_first, size, how)
+        ways["along columns first, as Pillow 13 with tall images"] = resize(columns_first, size, how)
+    found = {words: levels(how)[way, np.arange(3)].astype(np.float64) for words, way in ways.items()}
+    words = min(found, key=lambda words: np.nan_to_num(np.abs(got - found[words]).mean(), nan=np.inf))
+    if not words:  # the installed Pillow's, which is one of them
+        words = next((other for other in found if other and np.array_equal(found[other], found[""])), "")
+    return words, found[words]
+
+
 def _explain(report: Report, images: list[Image.Image], given: list[Pixels], how: Preprocess) -> None:
     """The guess that fits best; what it has and the declared convention has not, are the findings."""
     best, distance = min(_distances(images, given), key=lambda found: found[1])
     if not distance <= 2 * SAME:
-        tried = f"{len(FILTERS) + 1} filters, {len(GEOMETRIES)} shapes, {len(RANGES)} ranges and 2 channel orders"
+        ordered = _other_order(images, given, how)
+        if ordered:
+            report.findings.append(ordered)
+            return
+        filters = len(FILTERS) + 1 + len(PORTED)
+        tried = f"{filters} filters, {len(GEOMETRIES)} shapes, {len(RANGES)} ranges and 2 channel orders"
         evidence = f"of {tried} none is nearer than {distance:.1f} levels"
         report.findings.append(Finding("unknown", "pixels", "", evidence, "compare the steps one by one"))
         return
@@ -156,7 +202,7 @@ def _beside(images: list[Image.Image], given: list[Pixels], how: Preprocess, dis
 
 def _distances(images: list[Image.Image], given: list[Pixels]) -> Iterator[tuple[Guess, float]]:
     """Every guess, and its mean distance in levels."""
-    for filter_, geometry in product([*FILTERS, "bilinear without antialias"], GEOMETRIES):
+    for filter_, geometry in product([*FILTERS, "bilinear without antialias", *PORTED], GEOMETRIES):
         shaped = [_shape(image, got.shape[:2], filter_, geometry) for image, got in zip(images, given, strict=True)]
         for (name, (mean, std)), channels in product(RANGES.items(), ("RGB", "BGR")):
             table = levels(replace(PREPROCESS["open_clip"], mean=mean, std=std)).astype(np.float64)
@@ -171,23 +217,70 @@ def _distances(images: list[Image.Image], given: list[Pixels]) -> Iterator[tuple
 
 def _shape(image: Image.Image, size: tuple[int, ...], filter_: str, geometry: str) -> Pixels:
     """uint8 (S, S, 3): the image squashed, cropped in the middle after or before its resize, or padded to a square."""
-    antialias = filter_ in FILTERS
-    how = Preprocess("", filter_ if antialias else "bilinear", antialias)  # type: ignore[arg-type]  # a name in FILTERS
     height, width = size
     if geometry == "crop first":
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     if geometry in ("squash", "crop first"):
-        return resize(image, (height, width), how)
+        return _resized(image, (height, width), filter_)
     scale = (max if geometry == "crop" else min)(height / image.height, width / image.width)
     scaled = max(1, round(image.height * scale)), max(1, round(image.width * scale))
-    whole = resize(image, scaled, how)
+    whole = _resized(image, scaled, filter_)
     top, left = abs(scaled[0] - height) // 2, abs(scaled[1] - width) // 2
     if geometry == "crop":
         return whole[top : top + height, left : left + width]
     rest = (top, height - scaled[0] - top), (left, width - scaled[1] - left), (0, 0)
     return np.pad(whole, rest)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], filter_: str) -> Pixels:
+    if filter_ in PORTED:
+        return PORTED[filter_](image, size)
+    antialias = filter_ in FILTERS
+    how = Preprocess("", filter_ if antialias else "bilinear", antialias)  # type: ignore[arg-type]  # a name in FILTERS
+    return resize(image, size, how)
+
+
+def _other_order(images: list[Image.Image], given: list[Pixels], how: Preprocess) -> Finding | None:
+    """The declared pixels in another order, if that is what came."""
+    unit = np.ptp(levels(how))
+    for words, made in ORDERS.items():
+        if any(got.shape[0] != got.shape[1] for got in given):
+            return None
+        wanted = [
+            made(levels(how)[resize(image, got.shape[:2], how), np.arange(3)])
+            for image, got in zip(images, given, strict=True)
+        ]
+        off = max(float(np.abs(a - b).mean() / unit * 255) for a, b in zip(given, wanted, strict=True))
+        if off <= 2 * SAME:
+            evidence = f"the declared pixels, {words} ({off:.2f} levels from it)"
+            return Finding("derived", "pixels", "", evidence, "rows from the top, columns from the left, moved axes")
+    return None
+
+
+def _wrong_size(given: list[Pixels], size: int | tuple[int, int] | None) -> Finding | None:
+    """Pixels of another size than the model's, or than those of other images."""
+    sizes = sorted({(got.shape[0], got.shape[1]) for got in given})
+    wanted = (size, size) if isinstance(size, int) else size
+    if len(sizes) > 1:
+        evidence = f"images come out in {len(sizes)} sizes: {', '.join(f'{h} x {w}' for h, w in sizes[:4])}"
+        repair = "resize both sides to the model's size"
+    elif wanted is not None and sizes != [wanted]:
+        evidence = f"images come out {sizes[0][0]} x {sizes[0][1]}, the model wants {wanted[0]} x {wanted[1]}"
+        repair = f"resize to height {wanted[0]}, width {wanted[1]}"
+    else:
+        return None
+    return Finding("derived", "pixels", "", evidence, repair)
+
+
+def _unsteady(first: list[Pixels], again: list[Pixels], how: Preprocess) -> Finding | None:
+    """Two calls with the same image that differ: augmentation."""
+    most, pairs = 2 * SAME / 255 * np.ptp(levels(how)), zip(first, again, strict=True)
+    if all(a.shape == b.shape and not np.abs(a - b).mean() > most for a, b in pairs):
+        return None
+    evidence = "two calls with the same image give other pixels: augmentation is on, or something random"
+    return Finding("derived", "pixels", "", evidence, "the pipeline for evaluation, without random crops and flips")
 
 
 def _filter(how: Preprocess) -> str:
