@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.model.check import check_model as check_model
     from siglip_ref.check.model.tower import probe_objective as probe_objective
     from siglip_ref.check.ranks.check import check_distributed_loss as check_distributed_loss
+    from siglip_ref.check.ranks.check import check_ranks as check_ranks
     from siglip_ref.check.step.check import check_step as check_step
     from siglip_ref.errors import UsageError as UsageError
     from siglip_ref.model.loss import LossAndGrads as LossAndGrads
@@ -53,6 +54,7 @@ _HOMES = {
     "check_distributed_loss": "siglip_ref.check.ranks.check",
     "check_loss": "siglip_ref.check.loss.check",
     "check_model": "siglip_ref.check.model.check",
+    "check_ranks": "siglip_ref.check.ranks.check",
     "check_preprocess": "siglip_ref.check.files.preprocess",
     "check_recipe": "siglip_ref.check.files.recipe",
     "check_step": "siglip_ref.check.step.check",

@@ -93,24 +93,29 @@ def pair_block(
     """
     gate = _sigmoid_by_logarithm if by_logarithm else sigmoid
 
-    def block(x: Array, y: Array, log_scale: Array, bias: Array, match: Array) -> LossAndGrads:
+    def block(
+        x: Array, y: Array, log_scale: Array, bias: Array, match: Array, weights: Array | None = None
+    ) -> LossAndGrads:
+        def counted(of_pairs: Array) -> Array:
+            return of_pairs if weights is None else weights * of_pairs
+
         scale = np.exp(log_scale)
         similarity = x @ y.T
         whole = pairs or len(x)
         share = number(1, similarity) / whole
         logits = ((scale * x) @ y.T if scale_first else scale * similarity) + bias
         if positives == "signed":
-            loss = softplus(np.where(match, -logits, logits)).sum()
+            loss = counted(softplus(np.where(match, -logits, logits))).sum()
             d_logits = np.where(match, -gate(-logits), gate(logits))
         elif positives == "subtracted":
-            loss = (softplus(logits) - np.where(match, logits, 0)).sum()
+            loss = counted(softplus(logits) - np.where(match, logits, 0)).sum()
             d_logits = gate(logits) - match
         elif positives == "crossed":
-            loss = (np.where(match, 0, logits) + softplus(-logits)).sum()
+            loss = counted(np.where(match, 0, logits) + softplus(-logits)).sum()
             d_logits = gate(logits) - match
         else:
-            loss, d_logits = softplus(logits).sum(), gate(logits)
-        d_logits = share * d_logits
+            loss, d_logits = counted(softplus(logits)).sum(), gate(logits)
+        d_logits = counted(share * d_logits)
         d_similarity = scale * d_logits
         if scale_first:
             d_x, d_y = scale * (d_logits @ y), d_logits.T @ (scale * x)
@@ -120,10 +125,11 @@ def pair_block(
         if positives == "apart":
             i, j = np.nonzero(match)
             own = (x[i] * y[j]).sum(-1)  # (matching pairs,)
-            loss = loss - (scale * own + bias).sum()
-            d_own = scale * np.full_like(own, share)
+            shares = np.full_like(own, share) if weights is None else weights[i, j] * np.full_like(own, share)
+            loss = loss - (scale * own + bias if weights is None else weights[i, j] * (scale * own + bias)).sum()
+            d_own = scale * shares
             d_x, d_y = d_x - _placed(d_own[:, None] * y[j], i, x), d_y - _placed(d_own[:, None] * x[i], j, y)
-            d_log_scale, d_bias = d_log_scale - (d_own * own).sum(), d_bias - np.full_like(own, share).sum()
+            d_log_scale, d_bias = d_log_scale - (d_own * own).sum(), d_bias - shares.sum()
         return LossAndGrads(loss, *(whole * d for d in (d_x, d_y, d_log_scale, d_bias)))
 
     return block

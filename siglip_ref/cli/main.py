@@ -125,6 +125,12 @@ def check_loss_command(
     size: Annotated[str, typer.Option(help="real: also 4,100 pairs; small: at most 1,151")] = "real",
     products: Annotated[str | None, typer.Option(help="tf32 or bfloat16: to which products round on purpose")] = None,
     loss: Annotated[str, typer.Option(help="sigmoid; softmax: CLIP's")] = "sigmoid",
+    reduction: Annotated[str, typer.Option(help="batch: divided by B; mean: by B * B")] = "batch",
+    no_bias: Annotated[bool, typer.Option("--no-bias", help="fn takes none")] = False,
+    positives: Annotated[str, typer.Option(help="own; ids: rows of equal ids, which fn is given")] = "own",
+    weights: Annotated[str | None, typer.Option(help='pairs, rows or columns, which fn is given; or "3,1"')] = None,
+    label_smoothing: Annotated[float, typer.Option(help="of labels 1 and 0")] = 0.0,
+    parameter: Annotated[list[str] | None, typer.Option(help="temp=log_scale, of a module; may be repeated")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="say what a right loss computes, too")] = False,
     json: Json = None,
     save_case: SaveCase = None,
@@ -148,8 +154,49 @@ def check_loss_command(
             products=products,  # type: ignore[arg-type]
             explain=explain,
             loss=loss,  # type: ignore[arg-type]
+            reduction=reduction,  # type: ignore[arg-type]
+            bias=None if no_bias else "given",
+            positives=positives,  # type: ignore[arg-type]
+            weights=read_weights(weights),
+            label_smoothing=label_smoothing,
+            parameters=read_parameters(parameter),
         )
     finish(report, json, save_case)
+
+
+@check.command("ranks")
+@no_overwriting(files="json", folders="save_case", inputs="target")
+def check_ranks_command(
+    target: Annotated[str, typer.Argument(help='"module:name" or "file.py:name"')],
+    world_size: Annotated[int, typer.Option(help="ranks; a second number of them is tried, too")] = 4,
+    framework: Annotated[str | None, typer.Option(help="torch, jax or numpy; else seen from the function")] = None,
+    reduce: Annotated[str, typer.Option(help="of gradients afterwards: mean, sum or none")] = "mean",
+    value: Annotated[str, typer.Option(help="of each rank: local or global")] = "local",
+    unequal: Annotated[bool, typer.Option("--unequal", help="ranks with different numbers of pairs, too")] = False,
+    backend: Annotated[str, typer.Option(help="of torch.distributed")] = "gloo",
+    dtype: Dtype = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    scale: Annotated[str, typer.Option(help="log, linear or auto")] = "auto",
+    embeddings: Annotated[str, typer.Option(help="unit, raw or auto")] = "auto",
+    limit: Annotated[float, typer.Option(help="seconds for all calls of one number of ranks")] = 120.0,
+    axis_name: Annotated[str | None, typer.Option(help="jax: of the axis of ranks")] = None,
+    json: Json = None,
+    save_case: SaveCase = None,
+) -> None:
+    """Is a loss over ranks right: fn(image_shard, text_shard, log_scale, bias, rank, world_size)?"""
+    from siglip_ref.check.call.frameworks import framework_of
+    from siglip_ref.check.call.target import load_callable
+    from siglip_ref.check.ranks.check import check_ranks
+
+    fn = load_callable(target)
+    framework = framework or framework_of(fn, "check_ranks")
+    how: dict[str, Any] = dict(reduce=reduce, value=value, unequal=unequal, backend=backend)
+    how |= dict(dtype=dtype, device=device, scale=scale, embeddings=embeddings, limit=limit, axis_name=axis_name)
+    if framework == "numpy":
+        from mpi.comm import ThreadComm
+
+        how["ranks"] = ThreadComm.run
+    finish(check_ranks(fn, world_size, framework, **how), json, save_case)
 
 
 @check.command("model")
@@ -236,6 +283,27 @@ def read_dims(words: str | None) -> "Dims":
             cause="neither multiples nor shapes",
             repair='--dims "batch=16,dim=32"',
         ) from None
+
+
+def read_weights(words: str | None) -> Any:
+    """A word, or two numbers.
+
+    >>> read_weights("rows"), read_weights("3,1")
+    ('rows', (3.0, 1.0))
+    """
+    try:
+        return tuple(float(number) for number in words.split(",")) if words and "," in words else words
+    except ValueError:
+        return words  # check_loss says itself what it takes
+
+
+def read_parameters(words: list[str] | None) -> dict[str, str] | None:
+    """Of a module, what each is.
+
+    >>> read_parameters(["temp=log_scale", "b=bias"])
+    {'temp': 'log_scale', 'b': 'bias'}
+    """
+    return {name: what for name, _, what in (word.partition("=") for word in words)} if words else None
 
 
 def finish(report: "Report", json: str | None, save_case: Path | None) -> None:

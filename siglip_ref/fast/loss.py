@@ -22,9 +22,13 @@ SIDE = 512  # of a tile: 1 MB in float32, which stays in a core's cache
 _DETERMINISTIC = replace(SPECIFICATION, meet=binned.meet, total=binned.total)
 
 
-def pair_block(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array) -> LossAndGrads:
-    """Twin of `siglip_ref.ops.pair_block`."""
+def pair_block(
+    image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, match: Array, weights: Array | None = None
+) -> LossAndGrads:
+    """Twin of `siglip_ref.ops.pair_block`, which computes what has weights."""
     fits = image_embed.ndim == text_embed.ndim == 2 and image_embed.shape[1] == text_embed.shape[1]
+    if weights is not None:
+        return specification.pair_block(image_embed, text_embed, log_scale, bias, match, weights)
     if not fits or match.shape != (len(image_embed), len(text_embed)) or not same_precision(image_embed, text_embed):
         return specification.pair_block(image_embed, text_embed, log_scale, bias, match)
     rows, own = np.nonzero(match)

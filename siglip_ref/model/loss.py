@@ -13,7 +13,7 @@ from siglip_ref.ops.pair_block import LossAndGrads
 from siglip_ref.ops.record import Ops
 from siglip_ref.ops.reproducible import blocks
 
-__all__ = ["LossAndGrads", "expected_loss", "sigmoid_loss"]
+__all__ = ["LossAndGrads", "expected_loss", "sigmoid_loss", "weighted_loss"]
 
 
 def sigmoid_loss(
@@ -56,6 +56,37 @@ def sigmoid_loss(
         return blocks.sigmoid_loss(image_embed, text_embed, log_scale, bias, operations)
     found: LossAndGrads = operations.sigmoid_loss(image_embed, text_embed, log_scale, bias, tile=tile)
     return found
+
+
+def weighted_loss(
+    image_embed: Array,
+    text_embed: Array,
+    log_scale: Array,
+    bias: Array,
+    positive: Array,
+    negative: Array,
+    *,
+    ops: Ops | ModuleType | None = None,
+) -> LossAndGrads:
+    """The sigmoid loss of images and texts with labels and weights, and all its gradients, divided by the images.
+
+    loss = sum over pairs of positive * -log sigmoid(logit) + negative * -log sigmoid(-logit), over Bi. SigLIP's own has
+    positive = I and negative = 1 - I; a soft label y makes a pair y positives and 1 - y negatives.
+
+    Parameters
+    ----------
+    image_embed, text_embed : array, shapes (Bi, D), (Bt, D), unit rows; the other numbers as for `sigmoid_loss`
+    positive, negative : array of float, shape (Bi, Bt): how often each pair counts as one that belongs together, and as
+        one that does not
+    """
+    log_scale, bias = _scalar(log_scale, image_embed), _scalar(bias, image_embed)
+    block, match = chosen(ops).pair_block, positive >= negative
+    less: Array = np.where(match, negative, positive)
+    found = block(image_embed, text_embed, log_scale, bias, match, np.where(match, positive, negative))
+    if less.any():
+        rest = block(image_embed, text_embed, log_scale, bias, ~match, less)
+        found = LossAndGrads(*(one + other for one, other in zip(found, rest, strict=True)))
+    return LossAndGrads(*(value / len(image_embed) for value in found))
 
 
 def expected_loss(pairs: int, log_scale: float, bias: float, similarity: float = 0.0) -> float:

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.derive.shapes import Number
 
 _FUNCTIONS = {
-    "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits)",
+    "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits); if they are meant so, "
+    "check_loss(fn, label_smoothing=0.1)",
     "log of sigmoid + eps": "replace log(sigmoid(x) + eps) by F.logsigmoid(x)",
     "log of sigmoid, at least": "replace log(sigmoid(x).clamp(...)) by F.logsigmoid(x)",
     "focal": "drop the factor (1 - p)^gamma before -logsigmoid(z * logits)",
@@ -51,7 +52,7 @@ _BY_PLACE = {
 
 def _reduction(got: "OfPairs") -> str:
     if (got.factor, got.power, got.less) == (1.0, -2.0, 0.0):
-        return "replace .mean() by .sum() / len(image_embed)"
+        return 'replace .mean() by .sum() / len(image_embed); if it is meant, check_loss(fn, reduction="mean")'
     if (got.power, got.less) == (0.0, 0.0) and got.factor == 1:
         return "divide by len(image_embed)"
     if (got.power, got.less) == (-1.0, 0.0):

@@ -1,10 +1,17 @@
-"""Losses as people write them, called as one of four arguments: those that a loss does not take are kept from it."""
+"""Losses as people write them, called as one of four arguments: what a loss does not take is kept from it, what else it
+takes is given to it, and a module's own parameters are set to scale and bias."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from siglip_ref.check.call.frameworks import describe
+from siglip_ref.check.call.results import loss_of
+from siglip_ref.ops.elementary import Array
+
+Extra = Callable[[int], Array]  # of the number of pairs
 
 
 def takes(fn: Callable[..., Any], count: int) -> bool | None:
@@ -20,17 +27,55 @@ def takes(fn: Callable[..., Any], count: int) -> bool | None:
     return True
 
 
-def without_bias(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss as one that is given a bias; in NumPy its three gradients are followed by none."""
+def of_four(fn: Callable[..., Any], bias: bool, extras: Sequence[Extra], framework: str) -> Callable[..., Any]:
+    """The loss as one of four arguments.
 
-    def of_four(image_embed: Any, text_embed: Any, log_scale: Any, bias: Any) -> Any:
-        result = fn(image_embed, text_embed, log_scale)
-        return (*result, None) if isinstance(result, tuple | list) and len(result) == 4 else result
+    Parameters
+    ----------
+    bias : whether it takes one; in NumPy three gradients are then followed by none
+    extras : what it takes besides, whole numbers or numbers, of the embeddings' kind
+    """
 
-    return named_as(fn, of_four)
+    def called(image_embed: Any, text_embed: Any, log_scale: Any, given_bias: Any) -> Any:
+        more = [_like(extra(len(image_embed)), image_embed, framework) for extra in extras]
+        result = fn(image_embed, text_embed, log_scale, *((given_bias,) if bias else ()), *more)
+        short = not bias and isinstance(result, tuple | list) and len(result) == 4
+        return (*result, None) if short else result
+
+    return _named_as(fn, called)
 
 
-def named_as(fn: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+def of_module(fn: Any, parameters: Mapping[str, str]) -> Callable[..., Any]:
+    """A Torch module that holds scale and bias itself, as a loss that is given them: `parameters` says what each of its
+    own is. What it returns besides the loss is dropped."""
+    from torch.func import functional_call
+
+    shapes = {name: parameter.shape for name, parameter in fn.named_parameters()}
+
+    def called(image_embed: Any, text_embed: Any, scale: Any, *rest: Any) -> Any:
+        bias = (rest[0],) if "bias" in parameters.values() else ()
+        values = {"log_scale": scale, "scale": scale, "temperature": 1 / scale, "bias": bias[0] if bias else None}
+        own = {name: values[what].reshape(shapes[name]) for name, what in parameters.items()}
+        return loss_of(functional_call(fn, own, (image_embed, text_embed, *rest[len(bias) :])))
+
+    return _named_as(fn, called)
+
+
+def _like(values: Array, rows: Any, framework: str) -> Any:
+    """An array of the kind of the embeddings; whole numbers stay whole."""
+    whole = values.dtype.kind == "i"
+    if framework == "torch":
+        import torch
+
+        return torch.as_tensor(np.array(values), device=rows.device).to(torch.int64 if whole else rows.dtype)
+    if framework == "jax":
+        import jax.numpy as jnp
+
+        return jnp.asarray(values, jnp.int32 if whole else rows.dtype)
+    return values.copy() if whole else values.astype(rows.dtype)
+
+
+def _named_as(fn: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
     """The other one under the name of the first, which reports show."""
     other.__qualname__ = describe(fn)
     other.__module__ = "builtins"

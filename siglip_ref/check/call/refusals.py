@@ -32,7 +32,7 @@ def holds_its_own(fn: Any, arguments: int = 4) -> UsageError | None:
         got=f"{describe(fn)}.forward{inspect.signature(fn.forward)}, a module with parameters of its own: {listed}",
         cause="scale and bias are not among its arguments",
         repair=f"lambda image, text, log_scale, bias: {call}; look at which is which, and whether it stores the scale "
-        "or its logarithm",
+        f'or its logarithm; or check_loss(fn, parameters={{"{parameters[0][0]}": "log_scale"}})',
     )
 
 

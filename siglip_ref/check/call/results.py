@@ -1,6 +1,7 @@
 """What a loss may return, and what is said of anything else."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from siglip_ref.errors import UsageError
 
@@ -25,6 +26,13 @@ def no_scalar(result: object, shape: tuple[int, ...] | None) -> UsageError:
         cause=cause,
         repair=repair,
     )
+
+
+def loss_of(result: Any) -> Any:
+    """The loss among several results: by its name, or the first."""
+    if isinstance(result, Mapping) and result:
+        return result[_loss_of(result)]
+    return result[0] if isinstance(result, tuple | list) and result else result
 
 
 def _loss_of(result: Mapping[object, object]) -> object:

@@ -22,6 +22,8 @@ from siglip_ref.report.data import Sight
 EMBEDS = ("image_embed", "text_embed")
 UNIT_ROWS = 'in normalising (rows are unit here: embeddings="raw", or check_model)'
 OF_SIGMOID = {m.id: "in the sigmoid loss (check_loss)" for m in CATALOGUE.values() if m.home == "loss"}
+OF_BIAS = {"logit-bias-dropped", "logit-bias-init", "bias-subtracted"}
+TILED = "ops/sigmoid_loss.py"  # where own pairs are those on the diagonal, and count once
 # An overflow is part of how a mistake looks, so it is made in an arithmetic of the same range.
 _RANGE: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32, "float16": np.float16}
 
@@ -124,14 +126,15 @@ def loss_sight(
     own = [m for m in suspects_of(convention.objective) if m is CATALOGUE[m.id]]
     unfit = {m.id: UNIT_ROWS for m in own if convention.embeddings == "unit" and _normalises(m)}
     mine = [m for m in own if m.id not in unfit]
-    beside = {} if convention.objective.kind == "sigmoid" else OF_SIGMOID
+    beside = {} if convention.objective.plain else OF_SIGMOID
     return sight(mine, dtype, effect, shown=looked_for, reasons=beside | unfit | dict(reasons))
 
 
 def suspects_of(objective: Objective) -> list[Mistake]:
     """All mistakes that a loss of this kind can show in one process."""
     if objective.kind == "sigmoid":
-        return suspects(ranks=False)
+        found = suspects(ranks=False) if objective.bias else [m for m in suspects(ranks=False) if m.id not in OF_BIAS]
+        return [m for m in found if not objective.labelled or all(edit.file != TILED for edit in m.edits)]
     return executable("softmax") + [mistake for mistake in suspects(ranks=False) if _normalises(mistake)]
 
 

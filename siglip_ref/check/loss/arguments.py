@@ -9,16 +9,20 @@ from typing import Any
 
 from siglip_ref.check.call.as_written import takes as takes_so_many
 from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe
-from siglip_ref.check.call.refusals import holds_its_own
+from siglip_ref.check.call.refusals import holds_its_own, own_parameters
 from siglip_ref.check.diagnosis.product_findings import DECLARED
 from siglip_ref.check.engine.expected.expected import Convention, conventions_of
-from siglip_ref.check.engine.expected.objective import SIGMOID, Objective
+from siglip_ref.check.engine.expected.objective import SIGMOID, SOFTMAX, Objective
 from siglip_ref.check.engine.expected.tolerance import ARITHMETIC
 from siglip_ref.errors import UsageError
 
 SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch
 LOSSES = {"sigmoid": "SigLIP's, every pair by itself", "softmax": "CLIP's, cross-entropy of rows and of columns"}
-_COUNTS = {3: "three", 4: "four", 5: "five", 6: "six"}
+REDUCTIONS = {"batch": "the sum over all pairs, divided by B", "mean": "divided by B * B"}
+POSITIVES = {"own": "row i of both", "ids": "rows of equal ids, which fn is given"}
+WEIGHTS = {"pairs": "(B, B), which fn is given", "rows": "(B,), of images", "columns": "(B,), of texts"}
+PARAMETERS = {"log_scale": "log", "scale": "linear", "temperature": "linear", "bias": ""}  # and the scale they are
+_COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 
 def require_instance(fn: object) -> None:
@@ -154,6 +158,59 @@ def dtype_name(dtype: object, argument: str) -> str:
             repair=f'{argument}="float32"',
         )
     return name
+
+
+def declared_objective(
+    loss: object, reduction: object, bias: bool, positives: object, weights: Any, label_smoothing: Any
+) -> Objective:
+    """What the loss was declared to compute."""
+    require_one_of("loss", loss, LOSSES)
+    require_one_of("reduction", reduction, REDUCTIONS)
+    require_one_of("positives", positives, POSITIVES)
+    if isinstance(weights, Sequence) and not isinstance(weights, str):
+        weights = tuple(weights)
+        if len(weights) != 2 or not all(isinstance(one, Real) and 0 <= float(one) < math.inf for one in weights):
+            raise UsageError(
+                expected="weights: two numbers, of positives and of negatives",
+                got=repr(weights),
+                cause="another number of them, or no finite ones from 0 up",
+                repair="weights=(3.0, 1.0)",
+            )
+    elif weights is not None:
+        require_one_of("weights", weights, WEIGHTS)
+    if not isinstance(label_smoothing, Real) or not 0 <= float(label_smoothing) < 1:
+        raise UsageError(
+            expected="label_smoothing, a number from 0 up to 1",
+            got=repr(label_smoothing),
+            cause="labels are 1 - label_smoothing / 2 and label_smoothing / 2",
+            repair="label_smoothing=0.1",
+        )
+    found = Objective(loss, bias, reduction, positives, weights, float(label_smoothing))  # type: ignore[arg-type]
+    if loss == "softmax" and replace(found, bias=True) != SOFTMAX:
+        raise UsageError(
+            expected='loss="softmax" as it is: the mean of the cross-entropies of rows and of columns',
+            got="a reduction, positives, weights or label_smoothing besides",
+            cause="these are variants of the sigmoid loss",
+            repair='check_loss(fn, loss="softmax")',
+        )
+    return found
+
+
+def require_parameters(fn: object, parameters: Mapping[str, str]) -> Any:
+    """A Torch module that has these, of which exactly one is the scale; how it is given: as `scale` of check_loss."""
+    own = own_parameters(fn)
+    scales = [PARAMETERS[what] for what in parameters.values() if PARAMETERS.get(what)]
+    known = {name for name, shape in own if math.prod(shape) == 1}
+    if not own or set(parameters) - known or set(parameters.values()) - set(PARAMETERS) or len(scales) != 1:
+        listed = ", ".join(f"{name} {list(shape)}" for name, shape in own) or "none"
+        first = next(iter(known), "temp")
+        raise UsageError(
+            expected="parameters: of names of the module, each one number, which is its " + ", ".join(PARAMETERS),
+            got=f"parameters={dict(parameters)!r} of {describe(fn)}, which has {listed}",
+            cause="another name or word, no or two scales, or no Torch module",
+            repair=f'parameters={{"{first}": "log_scale"}}',
+        )
+    return scales[0]
 
 
 def declared_conventions(scale: str, embeddings: str, objective: Objective = SIGMOID) -> list[Convention]:

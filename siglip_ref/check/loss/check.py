@@ -1,23 +1,34 @@
 """check_loss: is a loss right, the sigmoid loss or CLIP's softmax loss, and are its gradients?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
-from siglip_ref.check.call.as_written import takes, without_bias
+from siglip_ref.check.call.as_written import Extra, of_four, of_module, takes
 from siglip_ref.check.call.frameworks import ARGUMENTS, framework_of, load_framework
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
-from siglip_ref.check.engine.expected.objective import LossKind, Objective
+from siglip_ref.check.engine.expected.objective import (
+    LossKind,
+    Objective,
+    Positives,
+    Reduction,
+    Weights,
+    ids_of,
+    weights_of,
+)
 from siglip_ref.check.engine.expected.probes import Dims
 from siglip_ref.check.engine.expected.repeated import Size
 from siglip_ref.check.loss.arguments import (
-    LOSSES,
     SIZES,
     declared_conventions,
+    declared_objective,
     require_arguments,
     require_instance,
     require_one_of,
+    require_parameters,
     setting_of,
     without_gradient_of,
 )
@@ -42,6 +53,12 @@ def check_loss(
     products: Literal["tf32", "bfloat16"] | None = None,
     explain: bool = False,
     loss: LossKind = "sigmoid",
+    reduction: Reduction = "batch",
+    bias: Literal["given"] | None = "given",
+    positives: Positives = "own",
+    weights: Weights = None,
+    label_smoothing: float = 0.0,
+    parameters: Mapping[str, str] | None = None,
 ) -> Report:
     """Judge a loss: its value and its four gradients, at points where every term of it is visible.
 
@@ -65,6 +82,14 @@ def check_loss(
     explain : say of a right loss, too, what it computes (`.computes`, always there after a FAIL), from at most 20 more
         calls; and of a slow one that fails
     loss : "sigmoid", SigLIP's; "softmax", CLIP's, of three arguments, or with a bias, of which no gradient is asked
+    reduction : "batch", the sum over all pairs divided by B; "mean", by B * B
+    bias : None: fn takes none, fn(image_embed, text_embed, log_scale)
+    positives : "own", row i of both; "ids", rows of equal ids: fn(image_embed, text_embed, log_scale, bias, ids)
+    weights : "pairs", "rows" or "columns": fn is given (B, B) weights, or (B,) of images, or of texts, as its last
+        argument; or two numbers, of positives and of negatives
+    label_smoothing : labels are 1 - label_smoothing / 2 and label_smoothing / 2
+    parameters : of a Torch module that holds them itself: {"temp": "log_scale", "b": "bias"}; each is "log_scale",
+        "scale", "temperature" (1 / scale) or "bias". It is then called without them; of several results the loss counts
 
     Returns
     -------
@@ -91,15 +116,31 @@ def check_loss(
 
         fn = load_callable(fn)
     require_instance(fn)
-    require_one_of("loss", loss, LOSSES)
-    objective = Objective(loss, bias=loss == "sigmoid" or takes(fn, 3) is False)
-    require_arguments(fn, ARGUMENTS if objective.bias else ARGUMENTS[:3])
+    has_bias = bias is not None if loss == "sigmoid" else takes(fn, 3) is False
+    objective = declared_objective(loss, reduction, has_bias, positives, weights, label_smoothing)
+    if parameters is not None:
+        scale = require_parameters(fn, parameters)
+        objective = replace(objective, bias="bias" in parameters.values())
+        require_arguments(fn.forward, (*ARGUMENTS[:2], *objective.extras))  # type: ignore[attr-defined]  # a module
+    else:
+        require_arguments(fn, (*ARGUMENTS[: 3 + objective.bias], *objective.extras))
     setting = setting_of(dtype, scalar_dtype, device, precision, frozen, products)
     require_one_of("size", size, SIZES)
     declared = declared_conventions(scale, embeddings, objective)
     loaded = load_framework(framework or framework_of(fn))
-    called = fn if objective.bias else without_bias(fn)
-    if loss == "softmax":
+    called = of_module(fn, parameters) if parameters is not None else fn
+    if not objective.bias or objective.extras:
+        extras = [_extra(name, objective) for name in objective.extras]
+        called = of_four(called, objective.bias, extras, loaded.name)
+    if loss == "softmax" or not objective.bias:
         setting = without_gradient_of("bias", setting)
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
         return check(LossSubject(called, loaded, setting, declared, dims, progress, size, explain))
+
+
+def _extra(name: str, objective: Objective) -> Extra:
+    """What a loss is given of this name, of the number of pairs."""
+    if name == "ids":
+        return ids_of
+    assert isinstance(objective.weights, str)  # it says how they are given
+    return partial(weights_of, objective.weights)

@@ -30,6 +30,9 @@ def affordable(subject: "LossSubject", compared: "ComparedLoss", shape: Shape, l
     """Whether the batch does not cost too much, as far as the smaller ones tell; else the reason, in `left_out`."""
     if not subject.costs:
         return False
+    if subject.objective.labelled:  # the exact gradients of so many pairs are those of a few, that come again and again
+        compared.left_out.append(f"{label}: with labels or weights of its own a loss is judged at up to 131 pairs")
+        return False
     device = subject.setting.device
     cost = extrapolated(subject.costs, *shape)
     if not resources.affordable(cost, device):  # the first call of a shape may have compiled something

@@ -1,6 +1,7 @@
 """What a report on a loss says beside its table: conventions, simple suspicions, blind spots, what to do next."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,24 +41,38 @@ def _objective_in_words(objective: Objective) -> dict[str, str]:
     if objective.kind == "softmax":
         loss = "mean over all pairs of half the cross-entropies of its row and of its column of logits (declared)"
         return {'loss="softmax"': loss, "logits": logits}
-    return {"loss": "sum over all pairs of -log sigmoid(+-logits), divided by B", "logits": f"{logits} + bias"}
+    by = "B" if objective.reduction == "batch" else "B * B (declared)"
+    said = {"loss": f"sum over all pairs of -log sigmoid(+-logits), divided by {by}"}
+    said |= {"logits": logits + " + bias" * objective.bias + ", no bias (declared)" * (not objective.bias)}
+    if objective.labelled:
+        said["pairs"] = f"{declared_as(replace(objective, bias=True, reduction='batch'))[2:]} (declared)"
+    return said
 
 
 def declared_as(objective: Objective) -> str:
     """The arguments that declare it, to follow others."""
-    return ', loss="softmax"' if objective.kind == "softmax" else ""
+    if objective.kind == "softmax":
+        return ', loss="softmax"'
+    parts = ['reduction="mean"'] if objective.reduction == "mean" else []
+    parts += [] if objective.bias else ["bias=None"]
+    parts += [] if objective.positives == "own" else ['positives="ids"']
+    parts += [] if objective.weights is None else [f"weights={objective.weights!r}".replace("'", '"')]
+    parts += [f"label_smoothing={objective.smoothing:g}"] if objective.smoothing else []
+    return "".join(f", {part}" for part in parts)
 
 
 def objective_finding(observed: Objective, declared: Objective) -> Finding:
     """Right, but not what was declared."""
     fits = f'loss="{observed.kind}"'
-    evidence = f'declared was loss="{declared.kind}", but everything is right as {fits}'
-    return Finding("convention", "", "", evidence, f"if that is meant, declare it: check_loss(fn, {fits})")
+    said = "check_loss(fn)" if declared.kind == observed.kind else f"check_loss(fn, {fits})"
+    evidence = f"declared was {declared_as(declared)[2:]}, but everything is right as {fits}, and nothing else"
+    return Finding("convention", "", "", evidence, f"if that is meant, declare it: {said}")
 
 
 def not_asked(setting: Setting, objective: Objective) -> list[str]:
     """Gradients that were not compared, and why."""
     unseen = {"bias": "softmax does not see it"} if objective.kind == "softmax" else {}
+    unseen |= {"bias": "none, as declared"} if not objective.bias and objective.kind == "sigmoid" else {}
     return [f"d {name}: {unseen.get(name, 'frozen, as declared')}" for name in setting.frozen]
 
 

@@ -1,1 +1,1 @@
-"""check_distributed_loss."""
+"""check_ranks."""

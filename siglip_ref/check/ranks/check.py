@@ -1,4 +1,4 @@
-"""check_distributed_loss: a chunked loss on real ranks, judged where each gradient has its owner."""
+"""check_ranks: a chunked loss on real ranks, judged where each gradient has its owner."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -22,7 +22,7 @@ WHOLE, WHOLE_HUNTED = 32, ("balanced", "small scale")
 WIDTH = 14
 
 
-def check_distributed_loss(
+def check_ranks(
     fn: Callable[..., Any] | str,
     world_size: int = 4,
     framework: str | None = None,
@@ -93,6 +93,9 @@ def check_distributed_loss(
     return judge_ranks(
         fn, asked.framework, setting, observed, candidates, reduce, value, asked.worlds, stop, explain is True
     )
+
+
+check_distributed_loss = check_ranks  # its name before
 
 
 def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Split], list[tuple[str, Probe]]]:

@@ -63,6 +63,7 @@ def _loss_in(arithmetic: Callable[[Any], Array], probe: Probe, convention: Conve
     """arithmetic: makes its numbers of float64 ones."""
     asked = probe.scale if convention.linear else probe.log_scale
     scale, bias = (arithmetic(np.asarray(number)) for number in (asked, probe.bias))
+    bias = bias if convention.objective.bias else 0 * bias
     if not isinstance(probe, Repeated):
         given = as_given(convention.objective.computed, convention.normalises, convention.linear)
         return given(arithmetic(probe.image_embed), arithmetic(probe.text_embed), scale, bias)
@@ -70,6 +71,6 @@ def _loss_in(arithmetic: Callable[[Any], Array], probe: Probe, convention: Conve
     given = as_given(partial(whole, order=probe.order), convention.normalises, convention.linear)
     images, texts = (arithmetic(rows) for rows in probe.rows)
     sums = given(images, texts, scale, bias)
-    found = LossAndGrads(*(value / len(probe.order) for value in sums))
+    found = convention.objective.reduced(LossAndGrads(*(value / len(probe.order) for value in sums)), len(probe.order))
     rows = found.d_image_embed[probe.order], found.d_text_embed[probe.order]
     return found._replace(d_image_embed=rows[0], d_text_embed=rows[1])

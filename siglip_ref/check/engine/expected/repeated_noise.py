@@ -49,7 +49,7 @@ def distinct_noise(given: Given, probe: Repeated, quick: bool = False) -> Noise:
         "image_embed": probe.rows[0],
         "text_embed": probe.rows[1],
         "scale": np.array(probe.scale if given.linear else probe.log_scale),
-        "bias": np.array(probe.bias),
+        "bias": np.array(probe.bias if given.objective.bias else 0.0),
     }
     compute = partial(_one_copy, given, probe.order)
     with np.errstate(all="ignore"):
@@ -129,7 +129,8 @@ def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> 
     x, y = unit_rows_again(given, a["image_embed"], a["text_embed"], ops)
     found = whole(x, y, a["scale"], a["bias"])
     shares = (copies, pairs, pairs, copies, copies)
-    return LossAndGrads(*(value / share for value, share in zip(found, shares, strict=True)))._asdict()
+    found = LossAndGrads(*(value / share for value, share in zip(found, shares, strict=True)))
+    return given.objective.reduced(found, pairs)._asdict()
 
 
 def _softmax_of_one_copy(

@@ -1,0 +1,235 @@
+"""Declared variants of the loss, in Torch and in JAX: a right one passes, a planted mistake does not; modules with
+parameters of their own; and the block of pairs with labels and weights behind all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+import siglip_ref as sr
+from siglip_ref.arithmetic.complex_step import gradient
+from siglip_ref.check.engine.expected.exact import exact_loss, proven
+from siglip_ref.check.engine.expected.expected import conventions_of
+from siglip_ref.check.engine.expected.objective import Objective
+from siglip_ref.check.engine.expected.probes import loss_probes, points_of
+from siglip_ref.model.loss import sigmoid_loss, weighted_loss
+
+Loss = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Library:
+    """The two frameworks, by the four functions that a loss needs."""
+
+    logsigmoid: Loss
+    exp: Loss
+    eye: Loss
+    number: Loss
+
+
+TORCH = Library(F.logsigmoid, torch.exp, lambda x: torch.eye(len(x), dtype=x.dtype), lambda m, x: m.to(x.dtype))
+JAX = Library(jax.nn.log_sigmoid, jnp.exp, lambda x: jnp.eye(len(x), dtype=x.dtype), lambda m, x: m.astype(x.dtype))
+
+
+def logits_of(at: Library, x: Any, y: Any, s: Any, b: Any = 0.0) -> Any:
+    return at.exp(s) * (x @ y.T) + b
+
+
+def soft(at: Library, logits: Any, labels: Any, weights: Any = 1.0) -> Any:
+    return -(weights * (labels * at.logsigmoid(logits) + (1 - labels) * at.logsigmoid(-logits)))
+
+
+def mean(at: Library, x: Any, y: Any, s: Any, b: Any, wrong: bool) -> Any:
+    return soft(at, logits_of(at, x, y, s, b), at.eye(x)).mean() * (len(x) / (len(x) + 1) if wrong else 1)
+
+
+def no_bias(at: Library, x: Any, y: Any, s: Any, wrong: bool) -> Any:
+    return soft(at, logits_of(at, x, y, s), at.eye(x)).sum() / (len(x) * (2 if wrong else 1))
+
+
+def by_ids(at: Library, x: Any, y: Any, s: Any, b: Any, ids: Any, wrong: bool) -> Any:
+    same = at.eye(x) if wrong else at.number(ids[:, None] == ids, x)
+    return soft(at, logits_of(at, x, y, s, b), same).sum() / len(x)
+
+
+def by_pairs(at: Library, x: Any, y: Any, s: Any, b: Any, weights: Any, wrong: bool) -> Any:
+    return soft(at, logits_of(at, x, y, s, b), at.eye(x), weights.T if wrong else weights).sum() / len(x)
+
+
+def by_rows(at: Library, x: Any, y: Any, s: Any, b: Any, weights: Any, wrong: bool) -> Any:
+    return soft(at, logits_of(at, x, y, s, b), at.eye(x), weights if wrong else weights[:, None]).sum() / len(x)
+
+
+def by_columns(at: Library, x: Any, y: Any, s: Any, b: Any, weights: Any, wrong: bool) -> Any:
+    return by_rows(at, x, y, s, b, weights, not wrong)
+
+
+def weighed(at: Library, x: Any, y: Any, s: Any, b: Any, wrong: bool) -> Any:
+    own = at.eye(x)
+    return soft(at, logits_of(at, x, y, s, b), own, 1 + (2.0 if not wrong else 2.1) * own).sum() / len(x)
+
+
+def smoothed(at: Library, x: Any, y: Any, s: Any, b: Any, wrong: bool) -> Any:
+    return soft(at, logits_of(at, x, y, s, b), at.eye(x) * 0.9 + (0.1 if wrong else 0.05)).sum() / len(x)
+
+
+def both(at: Library, x: Any, y: Any, s: Any, b: Any, ids: Any, weights: Any, wrong: bool) -> Any:
+    same, by_row = at.number(ids[:, None] == ids, x), weights if wrong else weights[:, None]
+    return soft(at, logits_of(at, x, y, s, b), same, by_row).mean()
+
+
+VARIANTS: dict[str, tuple[Loss, dict[str, Any]]] = {
+    "mean": (mean, {"reduction": "mean"}),
+    "no bias": (no_bias, {"bias": None}),
+    "ids": (by_ids, {"positives": "ids"}),
+    "pairs": (by_pairs, {"weights": "pairs"}),
+    "rows": (by_rows, {"weights": "rows"}),
+    "columns": (by_columns, {"weights": "columns"}),
+    "two weights": (weighed, {"weights": (3.0, 1.0)}),
+    "smoothing": (smoothed, {"label_smoothing": 0.1}),
+    "ids, rows, mean": (both, {"positives": "ids", "weights": "rows", "reduction": "mean"}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_right_passes_and_wrong_fails(name: str, library: str, dtype: str) -> None:
+    fn, declared = VARIANTS[name]
+    at = TORCH if library == "torch" else JAX
+    right = sr.check_loss(partial(fn, at, wrong=False), library, dtype, **declared)
+    assert right.passed, right
+    assert right.smallest_tolerance < 3
+    assert right.sight is not None and not right.sight.blind
+    assert all(f"{key}=" in str(right.notes) for key in declared)
+    if library == "torch":
+        assert sr.check_loss(partial(fn, at, wrong=True), library, dtype, **declared).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("name", ["mean", "ids", "rows"])
+def test_planted_mistakes_in_jax(name: str) -> None:
+    fn, declared = VARIANTS[name]
+    assert sr.check_loss(partial(fn, JAX, wrong=True), "jax", **declared).verdict == "FAIL"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_right_ones_pass_in_16_bits(name: str, dtype: str) -> None:
+    fn, declared = VARIANTS[name]
+    report = sr.check_loss(partial(fn, TORCH, wrong=False), "torch", dtype, **declared)
+    assert report.verdict == "PASS", report
+
+
+def test_mistakes_of_the_catalogue_are_named_in_a_variant() -> None:
+    report = sr.check_loss(lambda x, y, s, b: mean(TORCH, x, y, s, -b, False), "torch", reduction="mean")
+    assert [finding.id for finding in report.findings] == ["bias-subtracted"]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("mean", 'reduction="mean"'), ("two weights", "weights="), ("smoothing", "label_smoothing=")]
+)
+def test_an_undeclared_variant_names_its_argument(name: str, argument: str) -> None:
+    report = sr.check_loss(partial(VARIANTS[name][0], TORCH, wrong=False), "torch")
+    assert report.verdict == "FAIL" and argument in str([finding.repair for finding in report.findings]), report
+
+
+def test_what_was_declared_and_is_not_is_another_convention() -> None:
+    plain = partial(smoothed, TORCH, wrong=False)
+    own = lambda x, y, s, b: soft(TORCH, logits_of(TORCH, x, y, s, b), torch.eye(len(x), dtype=x.dtype)).sum() / len(x)  # noqa: E731
+    report = sr.check_loss(own, "torch", reduction="mean")
+    assert report.verdict == "OTHER CONVENTION" and report.findings[0].repair.endswith("check_loss(fn)")
+    assert sr.check_loss(plain, "torch", reduction="mean").verdict == "FAIL"
+
+
+def test_numpy_is_given_ids_and_returns_three_gradients_without_a_bias() -> None:
+    def fn(x: Any, y: Any, s: Any, ids: Any) -> tuple[Any, ...]:
+        same = (ids[:, None] == ids).astype(x.dtype)
+        return tuple(weighted_loss(x, y, s, 0 * s, same, 1 - same))[:4]
+
+    assert sr.check_loss(fn, "numpy", bias=None, positives="ids").passed
+
+
+# --- modules
+
+
+class Own(torch.nn.Module):
+    """As most people write it."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...] = (), bias: bool = True, detached: bool = False) -> None:
+        super().__init__()
+        self.kind, self.detached = kind, detached
+        self.temp = torch.nn.Parameter(torch.full(shape, 2.0))
+        self.b = torch.nn.Parameter(torch.full(shape, -10.0)) if bias else None
+
+    def forward(self, image: Any, text: Any) -> Any:
+        temp = self.temp.detach() if self.detached else self.temp
+        scale = {"log_scale": temp.exp(), "scale": temp, "temperature": 1 / temp}[self.kind]
+        logits = scale * image @ text.T + (self.b if self.b is not None else 0)
+        loss = -F.logsigmoid((2 * torch.eye(len(image), dtype=image.dtype) - 1) * logits).sum() / len(image)
+        return {"accuracy": logits.max(), "contrastive_loss": loss} if self.kind == "scale" else (loss, logits)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("kind", ["log_scale", "scale", "temperature"])
+def test_modules_with_parameters_of_their_own(kind: str, shape: tuple[int, ...]) -> None:
+    module = Own(kind, shape)
+    report = sr.check_loss(module, parameters={"temp": kind, "b": "bias"})
+    assert report.passed, report
+    assert module.temp.grad is None and module.temp.item() == 2.0
+    frozen = sr.check_loss(Own(kind, shape, detached=True), parameters={"temp": kind, "b": "bias"})
+    assert [finding.id for finding in frozen.findings] == ["no-gradient-arrives"]
+
+
+def test_a_module_without_bias() -> None:
+    assert sr.check_loss(Own("log_scale", bias=False), parameters={"temp": "log_scale"}).passed
+
+
+@pytest.mark.parametrize("parameters", [{"tmp": "log_scale"}, {"temp": "tau"}, {"b": "bias"}])
+def test_the_refusal_lists_the_modules_parameters(parameters: dict[str, str]) -> None:
+    with pytest.raises(sr.UsageError, match=r"temp \[\], b \[\]"):
+        sr.check_loss(Own("log_scale"), parameters=parameters)
+
+
+# --- the block of pairs with labels and weights
+
+
+def inputs() -> tuple[Any, ...]:
+    rng = np.random.default_rng(3)
+    return rng.standard_normal((4, 3)), rng.standard_normal((5, 3)), np.array(0.3), np.array(-0.4)
+
+
+def test_its_gradients_agree_with_complex_step() -> None:
+    x, y, s, b = inputs()
+    rng = np.random.default_rng(4)
+    positive, negative = rng.random((4, 5)), rng.random((4, 5))
+    arrays = {"image_embed": x, "text_embed": y, "log_scale": s, "bias": b}
+    found = weighted_loss(**arrays, positive=positive, negative=negative)
+    for name in arrays:
+        wanted = gradient(lambda a: weighted_loss(**a, positive=positive, negative=negative).loss, arrays, name)
+        assert np.abs(getattr(found, f"d_{name}") - wanted).max() <= 1e-13 * np.abs(wanted).max()
+
+
+def test_todays_loss_is_a_special_case_bit_for_bit() -> None:
+    x, y, s, b = inputs()
+    own = np.eye(4)
+    for one, other in zip(weighted_loss(x, y[:4], s, b, own, 1 - own), sigmoid_loss(x, y[:4], s, b), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_truths_are_proven_by_balls(name: str) -> None:
+    fields = {"label_smoothing": "smoothing"}
+    values = {fields.get(key, key): value for key, value in VARIANTS[name][1].items()}
+    objective = Objective(**(values | ({"bias": False} if "bias" in values else {})))
+    convention = conventions_of(objective)[0]
+    for probe in loss_probes(points_of("unit", "float64")[:8], None, "float64", "float64")[0]:
+        found, right = exact_loss(probe, convention)._asdict(), proven(probe, convention)._asdict()
+        assert not [key for key in right if not np.array_equal(found[key], right[key])], probe.label
