@@ -135,3 +135,16 @@ def test_a_standard_output_that_is_full(tmp_path):
 def test_a_long_path_is_shown_whole(capsys):
     cli._explain(UsageError("a file", "/" + "x" * 200 + "/name.txt", "", "check it"))
     assert "name.txt" in "".join(line.strip("│ ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_a_loss_over_ranks_by_the_name_of_its_check(folder: Path) -> None:
+    import siglip_ref as sr
+
+    assert sr.check_ranks is sr.check_distributed_loss
+    (folder / "ranks.py").write_text(
+        "from mpi.loss import ring_sigmoid_loss\n\n\ndef ring(x, y, s, b, comm):\n"
+        "    import numpy\n    return tuple(ring_sigmoid_loss(comm, x, y, s, b))\n"
+    )
+    ways = "--world-size", "2", "--framework", "numpy", "--reduce", "none", "--value", "global"
+    code, out, err = run(folder, "check", "ranks", "ranks.py:ring", *ways)
+    assert code == 0 and out.startswith("PASS"), (out, err)
