@@ -123,6 +123,19 @@ WRONG = {
 }
 
 
+def test_a_buffer_of_zeros_of_one_rank_through_which_no_gradient_goes():
+    """As with zeros_like in a framework: the texts learn nothing of that block, loss and bias count it all the same."""
+    hole = loss_of(met=lambda i, j, w: [(None if (i, j, w) == (1, 0, 3) else j, i == j)])
+    lost = loss_of(met=lambda i, j, w: [] if (i, j, w) == (1, 0, 3) else [(j, i == j)])
+
+    def fn(*arguments):
+        found = hole(*arguments)
+        return (*found[:2], lost(*arguments)[2], *found[3:])
+
+    report = check(fn, world_size=3)
+    assert [finding.id for finding in report.findings] == ["ring-received-buffer-zero"], report
+
+
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_what_is_wrong_is_worked_out_and_proven(name, dtype):

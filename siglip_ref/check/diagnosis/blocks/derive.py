@@ -5,7 +5,7 @@ where the share of every block ended. The three scalars are sums of what was met
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -52,11 +52,13 @@ class Times:
 @dataclass(frozen=True)
 class Tensor:
     """One of the five. lies: of an embedding's gradient, by number of ranks, whose part lies where; as_met: of a
-    scalar, whether it is the sum of what was met, or of every pair once."""
+    scalar, whether it is the sum of what was met, or of every pair once; zeros: with blocks that nobody met as against
+    zeros, of which the texts learn nothing."""
 
     times: Times
     lies: Mapping[int, Lies] | None = None
     as_met: bool = True
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,16 +161,26 @@ def right_of(world: int) -> dict[Part, float]:
 
 def _scalar(used: Sequence[Call], name: str, met: Mapping[int, Met]) -> Tensor | None:
     used = [call for call in used if name in call.seen]
-    for as_met in (True, False):
+    for one in (Tensor(Times()), Tensor(Times(), zeros=True), Tensor(Times(), as_met=False)):
         found = []
         for call in used:
-            total = _sum(call, name, met[call.world] if as_met else right_of(call.world))
+            total = _sum(call, name, basis_of(one, met, call.world))
             found.append((call, float(np.asarray(call.seen[name].got)) / total if total else 0.0))
         times = factor(found)
-        one = Tensor(times or Times(), as_met=as_met)
+        one = replace(one, times=times or Times())
         if times is not None and all(_gives(one, call, name, met) for call in used):
             return one
     return None
+
+
+def basis_of(tensor: Tensor, met: Mapping[int, Met], world: int) -> Met:
+    """Of what a scalar is the sum."""
+    if not tensor.as_met:
+        return right_of(world)
+    if not tensor.zeros:
+        return met[world]
+    seen = {part.block for part, weight in met[world].items() if weight}
+    return {p: 1.0 if p.kind == "zeros" and p.block not in seen else weight for p, weight in met[world].items()}
 
 
 def _sum(call: Call, name: str, met: Met) -> float:
@@ -178,9 +190,7 @@ def _sum(call: Call, name: str, met: Met) -> float:
 def _gives(tensor: Tensor, call: Call, name: str, met: Mapping[int, Met]) -> bool:
     factor = tensor.times.at(call)
     if tensor.lies is None:
-        value: Array | None = np.array(
-            _sum(call, name, met[call.world] if tensor.as_met else right_of(call.world)) if factor else 0.0
-        )
+        value: Array | None = np.array(_sum(call, name, basis_of(tensor, met, call.world)) if factor else 0.0)
         top = 1.0
     else:
         lies = tensor.lies[call.world]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told, carried
-from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met, Tensor, Times
+from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met, Tensor, Times, basis_of
 from siglip_ref.check.diagnosis.blocks.parts import Part
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
@@ -51,8 +51,8 @@ def tellings(blocks: Blocks) -> dict[str, dict[int, Told]]:
             found[name] = {world: _of_rows(lies, name, world) for world, lies in (tensor.lies or {}).items()}
         else:
             zeros = name in ("loss", "bias")
-            met = blocks.met if tensor.as_met else {}
-            found[name] = {world: _of_met(met[world], world, zeros) if met else Told() for world in blocks.met}
+            bases = {world: basis_of(tensor, blocks.met, world) for world in blocks.met}
+            found[name] = {world: _of_met(basis, world, zeros) for world, basis in bases.items()}
     return found
 
 
