@@ -35,12 +35,8 @@ class Times:
 
     def over(self, other: "Times") -> "Times":
         """What is left of it, divided by another."""
-        return Times(
-            self.number / other.number,
-            self.ranks - other.ranks,
-            self.pairs - other.pairs,
-            self.scale - other.scale,
-        )
+        powers = self.ranks - other.ranks, self.pairs - other.pairs, self.scale - other.scale
+        return Times(self.number / other.number, *powers)
 
     def at(self, call: Call) -> float:
         """What it comes to."""
