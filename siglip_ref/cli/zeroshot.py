@@ -170,7 +170,7 @@ def _load(model: str, tokenizer: str | None, preprocess: str | None, prefix: str
 @contextmanager
 def _quick(model: "Model", images: int, texts: int = 0) -> "Iterator[Model]":
     """The model with what answers sooner; if that is not the usual, it is said."""
-    from siglip_ref.use.first_answer import quick
+    from siglip_ref.cli.first_answer import quick
 
     with quick(model, images, texts) as (ready, said):
         notes(said)

@@ -1,4 +1,4 @@
-"""What a loss over ranks computes, in words and as tables: who met whom, what lies with whom, and what to change."""
+"""What a loss over ranks computes, in words and as records: who met whom, what lies with whom, and what to change."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,13 +32,11 @@ def repair_of(fault: "Fault", reduce: str) -> str:
         return _LOST if any(text.startswith("all remote") for text in fault.told.values()) else _LEFT
     if fault.kind != "factor" or fault.factor is None:
         return _REPAIRS[fault.kind]
-    from siglip_ref.check.diagnosis.blocks.told import times_in_words
-
     times = fault.factor
-    form = times_in_words(times)
+    form = str(times)
     if not times.number:
         return f"look for detach(), .data, .item() or no_grad between {', '.join(fault.tensors)} and the loss"
-    inverse = times_in_words(type(times)().over(times))
+    inverse = type(times)().over(times)
     what = "" if "loss" in names else f" the gradients of {', '.join(fault.tensors)}"
     if form == "W" and "loss" in names:
         where = "a rank's part is due, W/B times its sum" if reduce == "mean" else "divided by b instead of B"
@@ -156,46 +154,3 @@ def meetings_of(blocks: "Blocks") -> list[Meeting]:
             for (holder, part), weight in ((tensor.lies if tensor else None) or {}).get(world, {}).items():
                 found.append(Meeting("held", name, world, holder, part.images, part.texts, part.kind, weight))
     return found
-
-
-def matrix(meetings: Sequence[Meeting], tensor: str, world: int) -> list[list[str]]:
-    """One matrix as cells: of the loss images by texts; of a gradient the rank that holds it by the one that computed
-    its part. A part that belongs to another rank says so."""
-    cells: list[list[list[str]]] = [[[] for _ in range(world)] for _ in range(world)]
-    parts: dict[tuple[int, int, int], dict[str, float]] = {}
-    for one in meetings:
-        if (one.tensor, one.world) == (tensor, world):
-            parts.setdefault((one.rank, one.images, one.texts), {})[one.part] = one.weight
-    for (rank, images, texts), weights in parts.items():
-        column = texts if tensor != "text_embed" else images
-        owner = images if tensor != "text_embed" else texts
-        text = _cell(weights, images == texts)
-        cells[rank][column].append(text if rank == owner else f"{text} of {owner}'s")
-    return [[" + ".join(cell) or "." for cell in row] for row in cells]
-
-
-def _cell(weights: dict[str, float], own: bool) -> str:
-    matches, negatives, others = (weights.get(kind, 0.0) for kind in ("positives", "negatives", "diagonal"))
-    if weights.get("zeros"):
-        return "zeros"
-    if (others == 0.0 and matches == negatives) if own else (matches == 0.0 and others == negatives):
-        return f"{negatives:.4g}"
-    return (
-        f"{matches:.4g} matching, {others:.4g} not"
-        if negatives == matches + others
-        else (f"matches {matches:.4g}, others {negatives:.4g}")
-    )
-
-
-_TITLES = {
-    "loss": "who met whom, {} ranks: a row is the images of a rank, a column the texts of one",
-    "image_embed": "d image_embed, {} ranks: a row is the rank that holds it, a column the texts that it comes of",
-    "text_embed": "d text_embed, {} ranks: a row is the rank that holds it, a column the images that it comes of",
-}
-
-
-def tables(meetings: Sequence[Meeting]) -> list[tuple[str, list[list[str]]]]:
-    """The matrices of the largest number of ranks that are not 1 everywhere, each with its title."""
-    world = max((one.world for one in meetings), default=0)
-    found = [(title.format(world), matrix(meetings, tensor, world)) for tensor, title in _TITLES.items()]
-    return [(title, cells) for title, cells in found if world and any(cell != "1" for row in cells for cell in row)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.ops.elementary import Array
-from siglip_ref.report.blocks import tables
 from siglip_ref.report.compare import Row
+from siglip_ref.report.matrices import tables
 from siglip_ref.report.text import multiple, name_of, plain, power, smallest, title_of
 
 if TYPE_CHECKING:

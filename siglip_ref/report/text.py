@@ -93,7 +93,7 @@ def _deviations(report: "Report") -> list[RenderableType]:
 
 def _blocks(report: "Report") -> list[RenderableType]:
     """The matrices over ranks that are not as they should be."""
-    from siglip_ref.report.blocks import tables
+    from siglip_ref.report.matrices import tables
 
     parts: list[RenderableType] = []
     for title, cells in tables(report.blocks):

@@ -9,8 +9,8 @@ import siglip_ref as sr
 from mpi.comm import ThreadComm
 from mpi.loss import ring_sigmoid_loss
 from siglip_ref.ops import pair_block
-from siglip_ref.report.blocks import matrix, tables
 from siglip_ref.report.html import to_html
+from siglip_ref.report.matrices import matrix, tables
 
 HOW = {
     "framework": "numpy", "reduce": "none", "value": "global", "scale": "log", "embeddings": "unit",

@@ -13,14 +13,14 @@ from PIL import Image
 
 import siglip_ref as sr
 from siglip_ref.checkpoint.save import save_checkpoint
+from siglip_ref.cli import first_answer
 from siglip_ref.fast.machine import ready
 from siglip_ref.model.specification import SPECIFICATION
-from siglip_ref.use import first_answer
 from siglip_ref.use.load import load
 
 SLEEPER = """
 import sys, time
-from siglip_ref.use import first_answer
+from siglip_ref.cli import first_answer
 from siglip_ref.use.load import load
 with first_answer.quick(load(sys.argv[1]), 1):
     print("inside", flush=True)
@@ -43,7 +43,7 @@ def children(mark):
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as line, open(f"/proc/{pid}/environ", "rb") as environ:
-                if b"siglip_ref.use.first_answer" in line.read() and str(mark).encode() in environ.read():
+                if b"siglip_ref.cli.first_answer" in line.read() and str(mark).encode() in environ.read():
                     found.append(int(pid))
         except OSError:
             continue

@@ -33,6 +33,24 @@ class Times:
     pairs: int = 0
     scale: int = 0
 
+    def __str__(self) -> str:
+        """1/W, 2B, 0.37.
+
+        >>> str(Times(1.0, -1)), str(Times(2.0, 1, 1)), str(Times(-1.0, 0, 0, 1))
+        ('1/W', '2B', '-t')
+        """
+        powers = {"W": self.ranks, "b": self.pairs, "t": self.scale}
+        if self.ranks == self.pairs != 0:
+            powers = {"B": self.ranks, "t": self.scale}
+        above, below = (
+            "".join(name if abs(p) == 1 else f"{name}^{abs(p)}" for name, p in powers.items() if p * sign > 0)
+            for sign in (1, -1)
+        )
+        number = f"{self.number:.6g}"
+        if above or below:
+            number = {"1": "" if above else "1", "-1": "-" if above else "-1"}.get(number, number)
+        return f"{number}{above}" + (f"/{below}" if below else "")
+
     def over(self, other: "Times") -> "Times":
         """What is left of it, divided by another."""
         powers = self.ranks - other.ranks, self.pairs - other.pairs, self.scale - other.scale

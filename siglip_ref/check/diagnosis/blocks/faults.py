@@ -10,7 +10,6 @@ from siglip_ref.check.diagnosis.blocks.told import (
     in_words,
     patterns_of,
     tellings,
-    times_in_words,
 )
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Counted
@@ -73,7 +72,7 @@ def _factors(blocks: Blocks) -> list[Fault]:
     return [
         Fault(
             "factor",
-            dict.fromkeys(names, f"{times_in_words(times)} times the right one"),
+            dict.fromkeys(names, f"{times} times the right one"),
             _of_factor(times, set(names), set(blocks.tensors)),
             times,
         )
@@ -83,7 +82,7 @@ def _factors(blocks: Blocks) -> list[Fault]:
 
 def _of_factor(times: Times, names: set[str], every: set[str]) -> str:
     """The entry that is a factor of these tensors."""
-    form = times_in_words(times)
+    form = str(times)
     rows, scalars = set(EMBEDS), every - {"loss"} - set(EMBEDS)
     if form == "0":
         return DETACHED if "loss" not in names else ""

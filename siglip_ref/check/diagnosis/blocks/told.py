@@ -23,26 +23,6 @@ ZERO_BUFFER = "ring-received-buffer-zero"
 _ODD = -7.0  # marks a block in a table of weights
 
 
-def times_in_words(times: Times) -> str:
-    """1/W, 2B, 0.37.
-
-    >>> times_in_words(Times(1.0, -1)), times_in_words(Times(2.0, 1, 1)), times_in_words(Times(-1.0, 0, 0, 1))
-    ('1/W', '2B', '-t')
-    """
-    powers = {"W": times.ranks, "b": times.pairs, "t": times.scale}
-    both = times.ranks if times.ranks == times.pairs else 0
-    if both:
-        powers = {"B": both, "t": times.scale}
-    above, below = (
-        "".join(name if abs(p) == 1 else f"{name}^{abs(p)}" for name, p in powers.items() if p * sign > 0)
-        for sign in (1, -1)
-    )
-    number = f"{times.number:.6g}"
-    if above or below:
-        number = {"1": "" if above else "1", "-1": "-" if above else "-1"}.get(number, number)
-    return f"{number}{above}" + (f"/{below}" if below else "")
-
-
 def tellings(blocks: Blocks) -> dict[str, dict[int, Told]]:
     """By tensor and number of ranks, besides factors."""
     found: dict[str, dict[int, Told]] = {}
@@ -66,7 +46,7 @@ def patterns_of(blocks: Blocks) -> Iterator[Pattern]:
 
 
 def _pattern(name: str, tensor: Tensor, by_world: Mapping[int, Told]) -> Pattern:
-    factor = times_in_words(tensor.times)
+    factor = str(tensor.times)
     ids = {told.id for told in by_world.values()}
     id = ids.pop() if len(ids) == 1 else "unknown"
     if not any(told.text for told in by_world.values()):

@@ -4,7 +4,7 @@ Compiling takes longer than the specification needs for about ten pictures. So a
 finds no kernels on disk, computes with the specification; a child at the lowest priority compiles meanwhile, and ends
 with the command. What it finished is there for the next one.
 
-python -m siglip_ref.use.first_answer image-float32 text-float32     the child
+python -m siglip_ref.cli.first_answer image-float32 text-float32     the child
 """
 
 import os
