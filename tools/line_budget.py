@@ -22,7 +22,7 @@ BUDGETS = (
     ("check ranks", ("check/ranks",), 1_190),
     ("check model", ("check/model",), 3_260),
     ("check step", ("check/step",), 890),
-    ("check files", ("check/files",), 1_270),
+    ("check files", ("check/files",), 1_330),
     ("report, mistakes", ("report", "mistakes"), 1_390),
     ("vectors", ("vectors",), 1_470),
     ("fast", ("fast",), 2_580),

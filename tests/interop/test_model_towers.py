@@ -268,6 +268,7 @@ def test_a_right_naflex_model_passes():
     for dtype in ("float32", "float64"):
         report = sr.check_model(naflex_model(), dtype)
         assert report.verdict == "PASS", report
+        assert "NaFlex" in report.sight.elsewhere["patch-flatten-order"]
 
 
 @pytest.mark.parametrize("place", ["blocks", "pooling head"])

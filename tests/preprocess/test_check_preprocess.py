@@ -8,7 +8,7 @@ from PIL import Image
 
 import siglip_ref as sr
 from siglip_ref.check.files.preprocess import SHAPES, picture
-from siglip_ref.use.preprocess import PREPROCESS, pixels
+from siglip_ref.use.preprocess import PREPROCESS, patches, pixels
 
 SIDE = 96
 
@@ -241,3 +241,38 @@ def test_both_orders_of_passes_are_right_and_told(words):
     assert report.passed
     assert all(row.note.startswith("bit for bit") for row in report.rows)
     assert any(words in row.note for row in report.rows)
+
+
+def patched(image, patch=8, room=64):
+    values, grid = patches(image, patch, replace(PREPROCESS["huggingface-2"], max_patches=room))
+    mask = np.arange(room) < grid[0] * grid[1]
+    return {"pixel_values": values[None], "pixel_attention_mask": mask[None], "spatial_shapes": np.array([grid])}
+
+
+def columns_first(out):
+    grid, values = tuple(out["spatial_shapes"][0]), out["pixel_values"][0].copy()
+    own = grid[0] * grid[1]
+    values[:own] = values[:own].reshape(*grid, -1).swapaxes(0, 1).reshape(own, -1)
+    return out | {"pixel_values": values}
+
+
+NAFLEX = {
+    "column by column": columns_first,
+    "channels come first": lambda out: (
+        out | {"pixel_values": out["pixel_values"].reshape(-1, 8, 8, 3).transpose(0, 3, 1, 2).reshape(1, 64, -1)}
+    ),
+    "no mask": lambda out: {name: value for name, value in out.items() if name != "pixel_attention_mask"},
+    "the mask is not": lambda out: out | {"pixel_attention_mask": np.ones(64)},
+    "rows and columns exchanged": lambda out: out | {"spatial_shapes": out["spatial_shapes"][:, ::-1]},
+    "padding is not zero": lambda out: (
+        out | {"pixel_values": np.where(out["pixel_values"] == 0, -1, out["pixel_values"])}
+    ),
+}
+
+
+@pytest.mark.parametrize("words", NAFLEX)
+def test_patches_for_naflex(words):
+    assert sr.check_preprocess(patched, "huggingface-2").passed
+    report = sr.check_preprocess(lambda image: NAFLEX[words](patched(image)), "huggingface-2")
+    assert report.verdict == "FAIL"
+    assert words in report.findings[0].evidence, report

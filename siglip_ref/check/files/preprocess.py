@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from siglip_ref.check.files.preprocess_output import pixels_of
+from siglip_ref.check.files.preprocess_naflex import check_patches, is_naflex
+from siglip_ref.check.files.preprocess_output import called, pixels_of
 from siglip_ref.check.files.preprocess_ports import ORDERS, area, bicubic_without_antialias
 from siglip_ref.errors import UsageError
 from siglip_ref.mistakes import CATALOGUE
@@ -61,7 +62,7 @@ def check_preprocess(
     Parameters
     ----------
     fn : takes one Pillow image (RGB); gives an array or tensor (3, S, S), (S, S, 3), either in a batch of one, or a
-        dict with "pixel_values"
+        dict with "pixel_values"; for a NaFlex model with "pixel_attention_mask" and "spatial_shapes", too
     convention : a name in `siglip_ref.use.preprocess.PREPROCESS`
     size : height and width that the model wants, or one number for both; None: whatever fn gives, if always the same
 
@@ -85,6 +86,8 @@ def check_preprocess(
     how = PREPROCESS[convention] if isinstance(convention, str) else convention
     images = [picture(*shape) for shape in SHAPES]
     with as_it_was():
+        if is_naflex(first := called(fn, images[0])):
+            return check_patches([first, *(called(fn, image) for image in images[1:])], images, how, SAME)
         given = [pixels_of(fn, image) for image in images]
         again = [pixels_of(fn, image) for image in images[:2]]
     unsteady = _unsteady(given[:2], again, how)

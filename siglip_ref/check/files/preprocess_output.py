@@ -14,10 +14,10 @@ from siglip_ref.use.pictures import Pixels
 
 def pixels_of(fn: Callable[[Image.Image], Any], image: Image.Image) -> Pixels:
     """float64 (S, S, 3) of whatever fn gives."""
-    return _channels_last(_called(fn, image))
+    return _channels_last(called(fn, image))
 
 
-def _called(fn: Callable[[Image.Image], Any], image: Image.Image) -> Any:
+def called(fn: Callable[[Image.Image], Any], image: Image.Image) -> Any:
     """What fn gives for one image; whatever it raises is told, and whether it takes a list of images instead."""
     try:
         return fn(image)

@@ -95,19 +95,21 @@ def _sight(
             yield from _at_other_scales(mistake, others, exact, cfg, conventions, kind)
 
     own = [m for m in CATALOGUE.values() if m.home in ("loss", "model") and m.edits]
-    if not isinstance(cfg, OneTower):
+    alone = isinstance(cfg, OneTower)
+    if not alone and not cfg.naflex:
         return sight(own, dtype, effect)
-    within = [m for m in own if m.home == "model" and not _elsewhere(m, probe, cfg, conventions)]
-    beyond = f"in what is not of {cfg.words}"
-    return sight(within, dtype, effect, reasons={m.id: beyond for m in own if m.home == "model" and m not in within})
+    gone = [m for m in own if m.home == "model" and _elsewhere(m, probe, cfg, conventions)]
+    beyond = f"in what is not of {cfg.words}" if isinstance(cfg, OneTower) else "in what a NaFlex model does otherwise"
+    within = [m for m in own if m not in gone and not (alone and m.home == "loss")]
+    return sight(within, dtype, effect, reasons={m.id: beyond for m in gone})
 
 
 def _everywhere(cfg: Config) -> frozenset[str]:
     return frozenset({LOSS, *stages_of(cfg, "image"), *stages_of(cfg, "text")})
 
 
-def _elsewhere(mistake: Mistake, probe: Probe, cfg: OneTower, conventions: Conventions) -> bool:
-    """Whether it changes a whole model, and not one bit of this tower."""
+def _elsewhere(mistake: Mistake, probe: Probe, cfg: Config, conventions: Conventions) -> bool:
+    """Whether it changes a whole model, and not one bit of this one."""
     double = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
     ground = replace(probe, params=double, images=np.asarray(probe.images, np.float64))
     if _changes(mistake, ground, cfg, conventions):
