@@ -34,7 +34,7 @@ SOURCES = (
     "arithmetic/rounded.py",
     "arithmetic/variants.py",
     "noise/measure.py",
-    "check/engine/expected/objective.py",
+    "check/engine/expected/convention.py",
     "check/engine/expected/repeated.py",
     "check/engine/expected/repeated_noise.py",
     "check/engine/expected/tolerance.py",

@@ -15,9 +15,9 @@ import torch.nn.functional as F  # noqa: N812
 
 import siglip_ref as sr
 from siglip_ref.arithmetic.complex_step import gradient
+from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.exact import exact_loss, proven
 from siglip_ref.check.engine.expected.expected import conventions_of
-from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.check.engine.expected.probes import loss_probes, points_of
 from siglip_ref.model.loss import sigmoid_loss, weighted_loss
 

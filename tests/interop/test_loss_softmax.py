@@ -13,9 +13,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch_losses import open_clip_loss
 
 import siglip_ref as sr
+from siglip_ref.check.engine.expected.convention import SOFTMAX
 from siglip_ref.check.engine.expected.exact import exact_loss, proven
 from siglip_ref.check.engine.expected.expected import conventions_of
-from siglip_ref.check.engine.expected.objective import SOFTMAX
 from siglip_ref.check.engine.expected.probes import MANY, Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import MIDDLE, repeated_probe
 from siglip_ref.mistakes import executable

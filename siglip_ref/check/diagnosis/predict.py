@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.engine.coverage import sight
-from siglip_ref.check.engine.expected.convention import Convention, as_given
+from siglip_ref.check.engine.expected.convention import Convention, Objective, as_given
 from siglip_ref.check.engine.expected.expected import Truth
-from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.mistakes import CATALOGUE, ONE_SIDE, Edit, Mistake, Reference, executable, reference, suspects

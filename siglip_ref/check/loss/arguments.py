@@ -11,8 +11,8 @@ from siglip_ref.check.call.as_written import takes as takes_so_many
 from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe
 from siglip_ref.check.call.refusals import holds_its_own, own_parameters
 from siglip_ref.check.diagnosis.product_findings import DECLARED
+from siglip_ref.check.engine.expected.convention import SIGMOID, SOFTMAX, Objective
 from siglip_ref.check.engine.expected.expected import Convention, conventions_of
-from siglip_ref.check.engine.expected.objective import SIGMOID, SOFTMAX, Objective
 from siglip_ref.check.engine.expected.tolerance import ARITHMETIC
 from siglip_ref.errors import UsageError
 

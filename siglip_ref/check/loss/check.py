@@ -9,8 +9,7 @@ from siglip_ref.check.call.as_written import Extra, of_four, of_module, takes
 from siglip_ref.check.call.frameworks import ARGUMENTS, framework_of, load_framework
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.engine.check import check
-from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
-from siglip_ref.check.engine.expected.objective import (
+from siglip_ref.check.engine.expected.convention import (
     LossKind,
     Objective,
     Positives,
@@ -19,6 +18,7 @@ from siglip_ref.check.engine.expected.objective import (
     ids_of,
     weights_of,
 )
+from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
 from siglip_ref.check.engine.expected.probes import Dims
 from siglip_ref.check.engine.expected.repeated import Size
 from siglip_ref.check.loss.arguments import (

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting
+from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention
-from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report
 

@@ -15,10 +15,9 @@ import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.diagnosis.product_findings import DECLARED
-from siglip_ref.check.engine.expected.convention import Convention
+from siglip_ref.check.engine.expected.convention import SOFTMAX, Convention
 from siglip_ref.check.engine.expected.exact import exact_loss
 from siglip_ref.check.engine.expected.expected import CONVENTIONS, conventions_of, given_of, key_of, of_distinct
-from siglip_ref.check.engine.expected.objective import SOFTMAX
 from siglip_ref.check.engine.expected.probes import Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, Repeated, repeated_probe
 from siglip_ref.check.engine.expected.repeated_noise import distinct_noise

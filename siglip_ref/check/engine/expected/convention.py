@@ -1,17 +1,156 @@
-"""What a loss is given: unit rows, or any rows, which it normalises; the scale, or its logarithm. The one place where
-that is applied: around a loss of unit rows and the scale's logarithm."""
+"""What is declared of a loss. `Objective`: what it computes of unit rows, SigLIP's loss, a variant of it, or CLIP's.
+`Convention`: what it is given, unit rows or any rows, the scale or its logarithm; the one place where that is applied.
+"""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from siglip_ref.check.engine.expected.objective import SIGMOID, Objective
+from siglip_ref.arithmetic.variants import Variant, pair_block
+from siglip_ref.check.engine.expected.probes import ONE, Point
+from siglip_ref.model.loss import sigmoid_loss, weighted_loss
+from siglip_ref.model.specification import chosen
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.normalize import NormKind, normalize_backward, normalize_forward
 from siglip_ref.ops.pair_block import LossAndGrads
-from siglip_ref.ops.record import Pair
+from siglip_ref.ops.record import Ops, Pair
+
+LossKind = Literal["sigmoid", "softmax"]
+Reduction = Literal["batch", "mean"]
+Positives = Literal["own", "ids"]
+PerPair = Literal["pairs", "rows", "columns"]
+Weights = PerPair | tuple[float, float] | None
+
+
+class Counts(NamedTuple):
+    """How often each pair counts as one that belongs together, and as one that does not; (B, B) each."""
+
+    positive: Array
+    negative: Array
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is declared of a loss.
+
+    bias : whether it is given one; softmax does not see it
+    reduction : the sum over all pairs is divided by B, or by B * B
+    positives : "ids", pairs whose ids are equal belong together; fn is given the ids
+    weights : of pairs, rows or columns, which fn is given; or of all positives and of all negatives; None: 1
+    smoothing : labels are 1 - smoothing / 2 and smoothing / 2
+    """
+
+    kind: LossKind = "sigmoid"
+    bias: bool = True
+    reduction: Reduction = "batch"
+    positives: Positives = "own"
+    weights: Weights = None
+    smoothing: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """SigLIP's own, of which diagnosis knows most."""
+        return self == SIGMOID
+
+    @property
+    def labelled(self) -> bool:
+        """Whether pairs count otherwise than in SigLIP's own."""
+        return self.positives != "own" or self.weights is not None or self.smoothing != 0
+
+    @property
+    def ships(self) -> bool:
+        """Whether its noise at the standard probes was measured for everybody."""
+        return self in (SIGMOID, SOFTMAX)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What fn is given behind the bias."""
+        weights = ("weights",) if isinstance(self.weights, str) else ()
+        return ("ids",) * (self.positives == "ids") + weights
+
+    @property
+    def kin(self) -> "tuple[Objective, ...]":
+        """Others that a loss of the same arguments may compute, and that are no mistake."""
+        return (SIGMOID,) if self.bias and not self.extras and not self.plain else ()
+
+    @property
+    def measured(self) -> "Objective":
+        """The one of which noise is measured: softmax with a bias, which is as good as without."""
+        return replace(self, bias=True) if self.kind == "softmax" else self
+
+    def points(self, standard: Sequence[Point]) -> tuple[Point, ...]:
+        """Those of the standard ones at which it says something: the softmax of a single logit is 1, whatever it is."""
+        return tuple(point for point in standard if self.kind == "sigmoid" or point.shape != ONE)
+
+    def counts(self, pairs: int) -> Counts:
+        """Of a batch of so many."""
+        match = np.eye(pairs, dtype=bool)
+        if self.positives == "ids":
+            match = ids_of(pairs)[:, None] == ids_of(pairs)
+        label = np.where(match, 1 - self.smoothing / 2, self.smoothing / 2)
+        if isinstance(self.weights, tuple):
+            return Counts(self.weights[0] * label, self.weights[1] * (1 - label))
+        weights = np.ones(pairs) if self.weights is None else weights_of(self.weights, pairs)
+        weights = weights[:, None] if self.weights == "rows" else weights
+        return Counts(weights * label, weights * (1 - label))
+
+    def computed(
+        self, images: Array, texts: Array, log_scale: Array, bias: Array, *, ops: Ops | None = None, tiles: int = 1
+    ) -> LossAndGrads:
+        """Loss and gradients of unit rows, in any arithmetic.
+
+        Parameters
+        ----------
+        ops : another record than the specification's; tiles : of a side, where the loss can be cut
+        """
+        pairs, form = len(images), getattr(ops, "form_of_loss", None)
+        if self.kind == "softmax":
+            # to give every logit the same bias changes nothing but their rounding, which a form of its own measures
+            given: dict[str, Any] = {"bias": bias} if self.bias and form else {}
+            loss, d_images, d_texts, d_log_scale = chosen(ops).softmax_loss(images, texts, log_scale, **given)
+            return LossAndGrads(loss, d_images, d_texts, d_log_scale, 0 * d_log_scale)
+        bias = bias if self.bias else 0 * bias
+        if self.reduction == "mean" and isinstance(ops, Variant) and form:  # what comes first may underflow
+            ops = replace(ops, pair_block=pair_block(form[0], form[1], form[2], pairs * pairs))
+        if self.labelled:
+            found = weighted_loss(images, texts, log_scale, bias, *self.counts(pairs), ops=ops)
+        else:
+            found = sigmoid_loss(images, texts, log_scale, bias, tile=-(-pairs // tiles), ops=ops)
+        return self.reduced(found, pairs)
+
+    def reduced(self, found: LossAndGrads, pairs: int) -> LossAndGrads:
+        """The mean over all pairs, where that is declared, from the sum divided by B."""
+        return found if self.reduction == "batch" else LossAndGrads(*(value / pairs for value in found))
+
+    def __str__(self) -> str:
+        """Part of a key of measured noise."""
+        return self.kind if self.ships else repr(self)
+
+
+SIGMOID, SOFTMAX = Objective(), Objective("softmax")
+
+
+def ids_of(pairs: int) -> Array:
+    """Groups of different sizes, no indices.
+
+    >>> ids_of(9).tolist()
+    [5, 8, 17, 5, 26, 26, 5, 17, 8]
+    """
+    return 5 + 3 * (np.arange(pairs) ** 2 % pairs)
+
+
+def weights_of(kind: PerPair, pairs: int) -> Array:
+    """Quarters from 0.25 to 1.75, so exact in every format: (B, B), not symmetric; or (B,).
+
+    >>> weights_of("rows", 4).tolist()
+    [0.25, 1.0, 1.75, 0.75]
+    """
+    rows, columns = 3 * np.arange(pairs), 5 * np.arange(pairs)
+    number = {"pairs": rows[:, None] + columns, "rows": rows, "columns": columns}[kind]
+    return (1 + number % 7) / 4
+
 
 ScaleKind = Literal["log", "linear"]
 EmbeddingKind = Literal["unit", "raw"]

@@ -6,9 +6,8 @@ from functools import lru_cache
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Outcome, Setting
-from siglip_ref.check.engine.expected.convention import Convention, EmbeddingKind, ScaleKind
+from siglip_ref.check.engine.expected.convention import Convention, EmbeddingKind, Objective, ScaleKind
 from siglip_ref.check.engine.expected.exact import exact_loss
-from siglip_ref.check.engine.expected.objective import Objective
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.repeated import Repeated
 from siglip_ref.check.engine.expected.repeated_noise import repeated_noise

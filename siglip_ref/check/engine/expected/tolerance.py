@@ -12,8 +12,7 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import Variant
-from siglip_ref.check.engine.expected.convention import as_given, unit_rows
-from siglip_ref.check.engine.expected.objective import SIGMOID, Objective
+from siglip_ref.check.engine.expected.convention import SIGMOID, Objective, as_given, unit_rows
 from siglip_ref.check.engine.expected.probes import WIDE_FORMATS
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import TIMES, Noise, announce, measure
