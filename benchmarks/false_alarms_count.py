@@ -43,8 +43,10 @@ class Trial:
 
     @property
     def judged(self) -> bool:
-        """Whether anything could be judged: else it is no run."""
-        return any(row.verdict not in ("out of range", "not checked") for row in self.rows)
+        """Whether the check could judge: else it is no run."""
+        return self.verdict != "NOT JUDGED" and any(
+            row.verdict not in ("out of range", "not checked") for row in self.rows
+        )
 
 
 def verdict_on(rows: Sequence[Row]) -> str:

@@ -23,7 +23,8 @@ A run is one right program, at one golden vector or probe, in one dtype, with on
 - Programs that are marked "new", and those in NumPy, took no part in setting any tolerance. The others did, with
   other seeds and orders: tests hold them to half of what is allowed at the packaged vectors and probes as they are.
 - Golden vectors are judged by `check dump`'s judge, drawn losses by `check_loss`'s, drawn models by `check_model`'s.
-  What a dtype cannot hold is "out of range": a tensor is skipped, as in every check; if all are, it is no run.
+  What a dtype cannot hold is "out of range": a tensor is skipped, as in every check; if too many are, the verdict is
+  NOT JUDGED and it is no run.
 - Right means right in that dtype: the worked example in JAX (examples/check_jax_model.py) computes its layer norm in
   float16 where the model does, which overflows at a variance of 1e-5; it is flagged there, rightly. Here its layer norm
   computes in float32, as Flax's and Torch's do.
@@ -46,12 +47,13 @@ def page(pieces: Pieces, versions: Mapping[str, str], held_out: int) -> str:
     """Families, then every implementation, then where it came nearest."""
     strata = [stratum for part, _ in pieces.values() for stratum in part]
     runs, flagged = sum(s.runs for s in strata), sum(s.flagged for s in strata)
-    seconds = sum(seconds for _, seconds in pieces.values())
+    seconds, unjudged = sum(seconds for _, seconds in pieces.values()), sum(s.out_of_range for s in strata)
     least = min(strata, key=lambda s: s.runs)
     summary = (
         f"**{runs:,} runs, {flagged} flagged{_of_real(strata)}** ({len(strata)} programs and dtypes, "
         f"each with {least.runs} runs or more, "
-        f"so below {max(s.bound for s in strata):.1%} for each, below {rate_below(runs, flagged):.3%} for all). "
+        f"so below {max(s.bound for s in strata):.1%} for each, below {rate_below(runs, flagged):.3%} for all); "
+        f"{unjudged:,} more could not be judged, being out of range. "
         f"{seconds / 60:.0f} minutes of one core. "
         f"With {', '.join(f'{name} {number}' for name, number in versions.items())}.\n"
     )
