@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.files.recipe import check_recipe as check_recipe
     from siglip_ref.check.files.tokenize import check_tokenize as check_tokenize
     from siglip_ref.check.loss.check import check_loss as check_loss
+    from siglip_ref.check.loss.parametrize import parametrize_with_checks as parametrize_with_checks
     from siglip_ref.check.model.adapters import Adapter as Adapter
     from siglip_ref.check.model.check import check_model as check_model
     from siglip_ref.check.model.tower import probe_objective as probe_objective
@@ -67,6 +68,7 @@ _HOMES = {
     "init": "siglip_ref.architecture.params",
     "load": "siglip_ref.use.load",
     "loss_and_grads": "siglip_ref.model.two_towers",
+    "parametrize_with_checks": "siglip_ref.check.loss.parametrize",
     "one_tower": "siglip_ref.architecture.one_tower",
     "probe_objective": "siglip_ref.check.model.tower",
     "sigmoid_loss": "siglip_ref.model.loss",

@@ -18,7 +18,7 @@ BUDGETS = (
     ("engine", ("check/engine",), 1_180),
     ("call", ("check/call",), 970),
     ("diagnosis", ("check/diagnosis",), 3_635),
-    ("check loss", ("check/loss",), 1_320),
+    ("check loss", ("check/loss",), 1_365),
     ("check ranks", ("check/ranks",), 1_190),
     ("check model", ("check/model",), 3_260),
     ("check step", ("check/step",), 890),

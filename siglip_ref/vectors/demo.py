@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.mistakes import Mistake, reference
+from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.power import FORMATS, SEEN, measured, run
 from siglip_ref.vectors.store import Vector, packaged
 
@@ -19,11 +20,25 @@ QUIET = ("ranks/w3-balanced", "loss/balanced-b6-d13", "block/plain")
 
 def show(mistake: Mistake) -> "Report":
     """The report on a program with this mistake, computed in float32."""
+    if mistake.kind == "softmax":
+        return _of_softmax(mistake)
     from siglip_ref.check.files.dump import judge
 
     vector = vector_for(mistake)
     got = {name: np.asarray(value) for name, value in run(vector, reference(mistake.edits), "float32").items()}
     return judge(vector, got, "float32", f"the mistake {mistake.id}, made on {vector.id}")
+
+
+def _of_softmax(mistake: Mistake) -> "Report":
+    """CLIP's loss has no golden vector: it is judged at the probes."""
+    from siglip_ref.check.loss.check import check_loss
+
+    wrong = reference(mistake.edits).ops.softmax_loss
+
+    def loss(image_embed: Array, text_embed: Array, log_scale: Array) -> tuple[Array, ...]:
+        return tuple(map(np.asarray, wrong(image_embed, text_embed, log_scale)))
+
+    return check_loss(loss, loss="softmax", scale="log", framework="numpy")
 
 
 def vector_for(mistake: Mistake) -> Vector:
@@ -57,7 +72,9 @@ def describe(mistake: Mistake) -> str:
     for edit in mistake.edits:
         lines += ["", f"in {edit.file}"]
         lines += [f"- {line}" for line in edit.old.splitlines()] + [f"+ {line}" for line in edit.new.splitlines()]
-    if mistake.edits:
+    if mistake.kind == "softmax":
+        lines += ["", 'seen by check_loss(fn, loss="softmax")', "", f"try:    siglip-ref demo {mistake.id}"]
+    elif mistake.edits:
         lines += ["", f"best seen by (times the noise of a correct program; {SEEN:g} counts as seen):"]
         for dtype in FORMATS:
             factor, vector = measured().best(mistake.id, dtype)

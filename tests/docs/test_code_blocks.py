@@ -53,7 +53,15 @@ PAGES_WITH_CODE = [
     for page in PAGES
     if any(language in ("python", "bash") for language, _ in BLOCK.findall(page.read_text(encoding="utf-8")))
 ]
-CALL_TESTS = "for name, check in list(globals().items()):\n    name.startswith('test_') and check()\n"
+# Tests are called as pytest would call them: those with a mark, once for each of its values.
+CALL_TESTS = """
+for name, test in list(globals().items()):
+    if name.startswith("test_"):
+        for mark in getattr(test, "pytestmark", ()):
+            for one in mark.args[1]:
+                test(*one.values)
+        hasattr(test, "pytestmark") or test()
+"""
 
 
 @pytest.fixture(scope="module")
