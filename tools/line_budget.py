@@ -24,7 +24,7 @@ BUDGETS = (
     ("check step", ("check/step",), 890),
     ("check files", ("check/files",), 1_330),
     ("report, mistakes", ("report", "mistakes"), 1_390),
-    ("vectors", ("vectors",), 1_470),
+    ("vectors", ("vectors",), 1_480),
     ("fast", ("fast",), 2_580),
     ("checkpoint", ("checkpoint",), 2_180),
     ("use", ("use",), 2_610),
