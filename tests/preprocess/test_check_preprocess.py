@@ -276,3 +276,15 @@ def test_patches_for_naflex(words):
     report = sr.check_preprocess(lambda image: NAFLEX[words](patched(image)), "huggingface-2")
     assert report.verdict == "FAIL"
     assert words in report.findings[0].evidence, report
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "pixel_attention_mask", "spatial_shapes"])
+@pytest.mark.parametrize("place", [0, -1])  # an image's own patch, and padding
+def test_nan_in_what_is_given_to_naflex_never_passes(name, place):
+    def spoiled(image):
+        out = patched(image)
+        values = np.array(out[name], float)
+        values.reshape(-1)[place] = np.nan
+        return out | {name: values}
+
+    assert sr.check_preprocess(spoiled, "huggingface-2").verdict == "FAIL"

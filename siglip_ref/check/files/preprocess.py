@@ -87,7 +87,9 @@ def check_preprocess(
     images = [picture(*shape) for shape in SHAPES]
     with as_it_was():
         if is_naflex(first := called(fn, images[0])):
-            return check_patches([first, *(called(fn, image) for image in images[1:])], images, how, SAME)
+            outs = [first, *(called(fn, image) for image in images[1:])]
+            rows, found = check_patches(outs, images, how, SAME)
+            return Report(f"preprocessing for NaFlex, as {how.name}", "FAIL" if found else "PASS", rows, findings=found)
         given = [pixels_of(fn, image) for image in images]
         again = [pixels_of(fn, image) for image in images[:2]]
     unsteady = _unsteady(given[:2], again, how)

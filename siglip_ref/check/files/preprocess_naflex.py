@@ -10,7 +10,7 @@ from PIL import Image
 
 from siglip_ref.check.call.in_numpy import as_float64
 from siglip_ref.report.compare import Row
-from siglip_ref.report.data import Finding, Report
+from siglip_ref.report.data import Finding
 from siglip_ref.use.pictures import Pixels
 from siglip_ref.use.preprocess import Preprocess, levels, patches_of
 
@@ -35,7 +35,7 @@ def is_naflex(out: Any) -> bool:
 
 def check_patches(
     outs: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], how: Preprocess, same: float
-) -> Report:
+) -> tuple[list[Row], list[Finding]]:
     """What a function gave for each image, as transformers' Siglip2ImageProcessor names it; same: levels of 255."""
     rows, found = [], dict[str, Finding]()
     for out, image in zip(outs, images, strict=True):
@@ -50,15 +50,14 @@ def check_patches(
         name = f"{image.height} x {image.width} to {grid[0]} x {grid[1]} patches of {patch}"
         verdict = "FAIL" if problems else "pass"
         rows.append(Row(name, "value", error, same / 255, float("nan"), float("nan"), "", verdict, ""))  # type: ignore[arg-type]
-    title = f"preprocessing for NaFlex, as {how.name}"
-    return Report(title, "FAIL" if found else "PASS", rows, findings=list(found.values()))
+    return rows, list(found.values())
 
 
 def _problems(
     out: Mapping[str, Any], values: Pixels, wanted: Pixels, grid: tuple[int, int], patch: int, most: float,
     size: tuple[int, int],
 ) -> Iterator[Finding]:  # fmt: skip
-    got = tuple(int(n) for n in as_float64(out["spatial_shapes"]).reshape(-1)[:2])
+    got = tuple(int(n) if np.isfinite(n) else n for n in as_float64(out["spatial_shapes"]).reshape(-1)[:2])
     own, room = math.prod(grid), len(values)
     if got != grid:
         words = "rows and columns exchanged: " if got == grid[::-1] else "another grid: "
@@ -69,7 +68,7 @@ def _problems(
         yield Finding(
             "derived", "pixel_attention_mask", "", "no mask: nothing tells padding", "1 for own patches, else 0"
         )
-    elif not np.array_equal(as_float64(out["pixel_attention_mask"]).reshape(-1) != 0, np.arange(room) < own):
+    elif not np.array_equal(as_float64(out["pixel_attention_mask"]).reshape(-1), np.arange(room) < own):
         evidence = f"the mask is not the image's own patches: the first {own} of {room}"
         yield Finding("derived", "pixel_attention_mask", "", evidence, "1 for own patches, 0 for padding")
     if got != grid:
@@ -80,5 +79,5 @@ def _problems(
             (w for w, distance in off.items() if distance <= most), "pixels: patches differ, in no order that is known"
         )
         yield Finding("derived", "pixel_values", "", words, "(row, column, channel) within a patch, patches row by row")
-    elif np.abs(values[own:]).max(initial=0) > 0:
+    elif np.abs(values[own:]).max(initial=0) != 0:  # a NaN is not 0 either
         yield Finding("derived", "pixel_values", "", "padding is not zero", "zeros beyond the image's own patches")
