@@ -220,7 +220,7 @@ def check_model_command(
 
     with _progress(f"checking {target}") as progress:
         progress(f"loading {target}")
-        report = check_model(load_target(target), dtype=dtype, weights=weights, up_to=up_to, progress=progress)  # type: ignore[arg-type]
+        report = check_model(load_target(target), dtype=dtype, weights=weights, up_to=up_to, progress=progress)  # type: ignore[arg-type]  # as above
     finish(report, json, save_case)
 
 

@@ -10,9 +10,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.training.data.captioned import NOISE, Captioned, Unreadable
+from siglip_ref.training.data.captioned import NOISE, Captioned, Unreadable, none_readable
 from siglip_ref.use.preprocess import Preprocess, levels, resize
 
 Tokenize = Callable[[Sequence[str]], Array]  # texts: what the text tower is given
@@ -72,12 +71,7 @@ class Batches:
             except Unreadable as reason:
                 self.skipped[number] = str(reason)
                 number = (number + 1) % self.part.count
-        raise UsageError(
-            expected="images that can be read",
-            got=f"{self.part.count} of which none can; the first: {self.part.names(number)}: {self.skipped[number]}",
-            cause="files of another kind, or all broken",
-            repair="open one with an image viewer to see",
-        )
+        raise none_readable("images", self.part.count, f"{self.part.names(number)}: {self.skipped[number]}")
 
     def _draw_order(self, round_: int) -> Array:
         return np.random.default_rng([self.seed, 3, round_]).permutation(self.part.count)

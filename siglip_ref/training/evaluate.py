@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
 from siglip_ref.training.batches import Seen, Tokenize
 from siglip_ref.training.classify import calibrating_scale
-from siglip_ref.training.data.captioned import STILL, Data
+from siglip_ref.training.data.captioned import STILL, Data, none_readable
 from siglip_ref.training.gradient import SIDES
 from siglip_ref.training.locked import still
 from siglip_ref.use.search.classifier import logits_of
@@ -61,12 +60,7 @@ def held_out(
             images.append(SIDES[side][1](params, seen.astype(params["bias"].dtype), cfg, ops))
             numbers += found
     if not images:
-        raise UsageError(
-            expected="held-out images that can be read",
-            got=f"{most} of which none can; the first: {data.test.names(0)}",
-            cause="files of another kind, or all broken",
-            repair="open one with an image viewer to see",
-        )
+        raise none_readable("held-out images", most, data.test.names(0))
     return np.concatenate(images), numbers
 
 

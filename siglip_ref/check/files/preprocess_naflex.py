@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from siglip_ref.check.call.in_numpy import as_float64
-from siglip_ref.report.compare import Row
+from siglip_ref.report.compare import Row, RowVerdict
 from siglip_ref.report.data import Finding
 from siglip_ref.use.pictures import Pixels
 from siglip_ref.use.preprocess import Preprocess, levels, patches_of
@@ -48,8 +48,8 @@ def check_patches(
         problems = list(_problems(out, values, wanted, grid, patch, unit * same / 255, image.size))
         found |= {one.evidence.split(":")[0]: one for one in problems}
         name = f"{image.height} x {image.width} to {grid[0]} x {grid[1]} patches of {patch}"
-        verdict = "FAIL" if problems else "pass"
-        rows.append(Row(name, "value", error, same / 255, float("nan"), float("nan"), "", verdict, ""))  # type: ignore[arg-type]
+        verdict: RowVerdict = "FAIL" if problems else "pass"
+        rows.append(Row(name, "value", error, same / 255, float("nan"), float("nan"), "", verdict))
     return rows, list(found.values())
 
 

@@ -185,7 +185,7 @@ def declared_objective(
             cause="labels are 1 - label_smoothing / 2 and label_smoothing / 2",
             repair="label_smoothing=0.1",
         )
-    found = Objective(loss, bias, reduction, positives, weights, float(label_smoothing))  # type: ignore[arg-type]
+    found = Objective(loss, bias, reduction, positives, weights, float(label_smoothing))  # type: ignore[arg-type]  # names, looked at above
     if loss == "softmax" and replace(found, bias=True) != SOFTMAX:
         raise UsageError(
             expected='loss="softmax" as it is: the mean of the cross-entropies of rows and of columns',

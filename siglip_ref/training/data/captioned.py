@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from siglip_ref.architecture.sizes import Config
+from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
 NOISE = 8  # numbers in [0, 1) that vary one picture (all but the first) and its caption (the first)
@@ -14,6 +15,16 @@ STILL = (0.0,) + (0.5,) * (NOISE - 1)  # a picture as it is, with its first capt
 
 class Unreadable(Exception):  # noqa: N818  # the picture is at fault, not the program
     """A picture that cannot be read; it is skipped and counted."""
+
+
+def none_readable(what: str, count: int, first: str) -> UsageError:
+    """Where all are skipped there is nothing to train on, or to judge with. first : one of them, and why."""
+    return UsageError(
+        expected=f"{what} that can be read",
+        got=f"{count} of which none can; the first: {first}",
+        cause="files of another kind, or all broken",
+        repair="open one with an image viewer to see",
+    )
 
 
 class Item(NamedTuple):
