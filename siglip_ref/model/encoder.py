@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Mapping
+from typing import Any
 
 from siglip_ref.architecture.sizes import Tower
 from siglip_ref.ops.elementary import Array, prefixed, subtree
@@ -52,6 +53,33 @@ def block_backward(d_out: Array, cache: BlockCache, *, ops: Ops) -> tuple[Array,
     return d_after + d_step, d_after, norms | prefixed("attn", d_attn) | prefixed("mlp", d_mlp)
 
 
+def blocks_forward(
+    x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, mask: Array | None, *, ops: Ops
+) -> tuple[Array, list[Any], dict[str, Array]]:
+    """All blocks, one after another: what `encoder_forward` does before its norm."""
+    activations, block_caches = {}, []
+    for layer in range(tower.depth):
+        name = f"block{layer:02d}"
+        x, after_attention, cache = ops.block.forward(x, subtree(weights, name), tower.heads, gelu, eps, mask)
+        activations[f"{name}/+attn"], activations[f"{name}/+mlp"] = after_attention, x
+        block_caches.append(cache)
+    return x, block_caches, activations
+
+
+def blocks_backward(
+    d_x: Array, block_caches: list[Any], *, ops: Ops
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """Gradients of `blocks_forward`, as `encoder_backward` gives its own."""
+    d: dict[str, Array] = {}
+    d_activations: dict[str, Array] = {}
+    for layer in reversed(range(len(block_caches))):
+        name = f"block{layer:02d}"
+        d_activations[f"{name}/+mlp"] = d_x
+        d_x, d_activations[f"{name}/+attn"], d_block = ops.block.backward(d_x, block_caches[layer])
+        d |= prefixed(name, d_block)
+    return d_x, d, d_activations
+
+
 def encoder_forward(
     x: Array, weights: Mapping[str, Array], tower: Tower, gelu: GeluForm, eps: float, mask: Array | None, *, ops: Ops
 ) -> tuple[Array, EncoderCache, dict[str, Array]]:
@@ -62,12 +90,7 @@ def encoder_forward(
     out : array, shape (B, N, C)
     activations : blockII/+attn, blockII/+mlp (the stream after each half), norm
     """
-    activations, block_caches = {}, []
-    for layer in range(tower.depth):
-        name = f"block{layer:02d}"
-        x, after_attention, cache = ops.block.forward(x, subtree(weights, name), tower.heads, gelu, eps, mask)
-        activations[f"{name}/+attn"], activations[f"{name}/+mlp"] = after_attention, x
-        block_caches.append(cache)
+    x, block_caches, activations = blocks_forward(x, weights, tower, gelu, eps, mask, ops=ops)
     out, norm_cache = ops.layer_norm.forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
     activations["norm"] = out
     return out, EncoderCache(block_caches, norm_cache), activations
@@ -87,11 +110,9 @@ def encoder_backward(
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """Gradients of `encoder_forward`: d_x, a dict with the keys of `weights`, a dict with those of `activations`."""
     block_caches, norm_cache = cache
-    d, d_activations = {}, {"norm": d_out}
+    d: dict[str, Array] = {}
+    # out = layer_norm(x)
     d_x, d["norm/gamma"], d["norm/beta"] = ops.layer_norm.backward(d_out, norm_cache)
-    for layer in reversed(range(len(block_caches))):
-        name = f"block{layer:02d}"
-        d_activations[f"{name}/+mlp"] = d_x
-        d_x, d_activations[f"{name}/+attn"], d_block = ops.block.backward(d_x, block_caches[layer])
-        d |= prefixed(name, d_block)
-    return d_x, d, d_activations
+    # x = blocks(x)
+    d_x, d_blocks, d_activations = blocks_backward(d_x, block_caches, ops=ops)
+    return d_x, d | d_blocks, {"norm": d_out} | d_activations

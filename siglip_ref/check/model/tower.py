@@ -12,9 +12,10 @@ import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.one_tower import OneTower, has
-from siglip_ref.architecture.sizes import Config, Tower
+from siglip_ref.architecture.sizes import Config
 from siglip_ref.arithmetic.rounded import Rounded, rounded
 from siglip_ref.model import two_towers
+from siglip_ref.model.encoder import blocks_backward, blocks_forward
 from siglip_ref.model.naflex import Patches
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, prefixed, subtree
@@ -73,7 +74,7 @@ def tower_of(ops: Ops, cfg: Config, side: str) -> Pair:
     if isinstance(cfg, OneTower) and cfg.up_to != "pooled":
         ops = replace(ops, map_head=Pair(_handed_on, _with_nothing), pool=Pair(_handed_on, _back))
         if cfg.up_to == "last-but-one":
-            ops = replace(ops, encoder=Pair(_blocks_forward, _blocks_backward))
+            ops = replace(ops, encoder=Pair(blocks_forward, blocks_backward))
     if side == "text":
         return ops.text_tower
     return ops.naflex_tower if cfg.naflex else ops.image_tower
@@ -89,30 +90,6 @@ def _back(d_out: Array, cache: None) -> Array:
 
 def _with_nothing(d_out: Array, cache: None) -> tuple[Array, dict[str, Array]]:
     return d_out, {}
-
-
-def _blocks_forward(
-    x: Array, weights: Mapping[str, Array], tower: Tower, gelu: Any, eps: float, mask: Array | None, *, ops: Ops
-) -> tuple[Array, list[Any], dict[str, Array]]:
-    """The encoder without its final norm."""
-    activations, caches = {}, []
-    for layer in range(tower.depth):
-        name = f"block{layer:02d}"
-        x, after, cache = ops.block.forward(x, subtree(weights, name), tower.heads, gelu, eps, mask)
-        activations[f"{name}/+attn"], activations[f"{name}/+mlp"] = after, x
-        caches.append(cache)
-    return x, caches, activations
-
-
-def _blocks_backward(d_x: Array, caches: list[Any], *, ops: Ops) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    d: dict[str, Array] = {}
-    d_activations: dict[str, Array] = {}
-    for layer in reversed(range(len(caches))):
-        name = f"block{layer:02d}"
-        d_activations[f"{name}/+mlp"] = d_x
-        d_x, d_activations[f"{name}/+attn"], d_block = ops.block.backward(d_x, caches[layer])
-        d |= prefixed(name, d_block)
-    return d_x, d, d_activations
 
 
 def _like(out: Array, weights: Array) -> Array:
