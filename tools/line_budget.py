@@ -17,7 +17,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_030),
     ("engine", ("check/engine",), 1_180),
     ("call", ("check/call",), 970),
-    ("diagnosis", ("check/diagnosis",), 3_635),
+    ("diagnosis", ("check/diagnosis",), 3_650),
     ("check loss", ("check/loss",), 1_365),
     ("check ranks", ("check/ranks",), 1_190),
     ("check model", ("check/model",), 3_240),

@@ -29,7 +29,7 @@ def repair_of(fault: "Fault", reduce: str) -> str:
     """One line, in terms of the user's code."""
     names = set(fault.tensors)
     if fault.kind == "missing" and names <= {"image_embed", "text_embed"}:
-        return _LOST if any(text.startswith("all remote") for text in fault.told.values()) else _LEFT
+        return _LOST if fault.remote else _LEFT
     if fault.kind != "factor" or fault.factor is None:
         return _REPAIRS[fault.kind]
     times = fault.factor

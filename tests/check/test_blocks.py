@@ -114,6 +114,30 @@ WRONG = {
         "images of rank r never meet the texts of rank r + 3",
         "",
     ),
+    "matches in every block, and a mean over all pairs": (
+        loss_of(met=lambda i, j, w: [(j, True)], factor=lambda world, b: dict.fromkeys(WHOLE, 1 / (world * b))),
+        ["sum-vs-mean-vs-b2", "remote-diagonal-as-positive"],
+        "as if they matched the texts of every other rank",
+        "",
+    ),
+    "the own block once more, and a mean over all pairs": (
+        loss_of(
+            met=lambda i, j, w: [(j, True), (j, False)] if i == j else [(j, False)],
+            factor=lambda world, b: dict.fromkeys(WHOLE, 1 / (world * b)),
+        ),
+        ["sum-vs-mean-vs-b2", "ring-own-block-double-counted"],
+        "their own texts",
+        "",
+    ),
+    "no remote block, and a mean over all pairs": (
+        loss_of(
+            met=lambda i, j, w: [(j, True)] if i == j else [],
+            factor=lambda world, b: dict.fromkeys(WHOLE, 1 / (world * b)),
+        ),
+        ["sum-vs-mean-vs-b2", "no-cross-rank-negatives"],
+        "never meet the texts of every other rank",
+        "",
+    ),
     "texts' gradient halved at every hop but the first": (
         loss_of(factor=lambda world, b: {"text": 0.37}),
         ["derived"],

@@ -99,6 +99,8 @@ def asked_of_sentences(tree: ast.AST) -> Iterator[str]:
             value: Any = node.func.value
             if isinstance(value, ast.Attribute) and value.attr in (*WORDS, "probe", "label", "tensor", "id"):
                 yield f"{node.lineno}: {ast.unparse(node)}"
+            if isinstance(value, ast.Name) and value.id in ("text", "said"):
+                yield f"{node.lineno}: {ast.unparse(node)}"
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn | ast.Eq | ast.NotEq):
             for side in (node.left, *node.comparators):
                 if isinstance(side, ast.Attribute) and side.attr in ("evidence", "repair", "text", "words"):
@@ -120,7 +122,13 @@ def test_nothing_asks_a_sentence_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['"a suspicion: " in finding.evidence', 'row.probe.startswith("trained")', 'finding.tensor.split(", ")']
+    "line",
+    [
+        '"a suspicion: " in finding.evidence',
+        'row.probe.startswith("trained")',
+        'finding.tensor.split(", ")',
+        'text.startswith("all")',
+    ],
 )
 def test_the_test_above_sees_what_was_there(line: str) -> None:
     assert list(asked_of_sentences(ast.parse(line)))

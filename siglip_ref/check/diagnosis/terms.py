@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -97,10 +97,12 @@ def simple(weight: float) -> float:
 
 
 class Group(NamedTuple):
-    """Terms that have a name together. hop: which, where they are those of one hop."""
+    """Terms that have a name together. hop: which, where they are those of one hop; place: whole blocks, of which
+    ranks."""
 
     name: str
     hop: int = 0
+    place: Literal["", "remote", "own"] = ""
 
 
 Odd = tuple[tuple[float, tuple[Group, ...]], ...]  # by weight, the groups of terms that count so often
@@ -158,8 +160,11 @@ def _groups(weights: Weights, world: int) -> Iterator[tuple[Group, list[Key]]]:
         keys = [key for key in weights if key[2] in signs]
         yield Group(f"{of}all blocks"), keys
         if kind != "positives":
-            yield Group(f"{of}all remote blocks"), [key for key in keys if key[0] != key[1]]
-        yield Group(f"{of}the own block"), [key for key in keys if key[0] == key[1]]
+            yield (
+                Group(f"{of}all remote blocks", place="" if kind else "remote"),
+                [key for key in keys if key[0] != key[1]],
+            )
+        yield Group(f"{of}the own block", place="" if kind else "own"), [key for key in keys if key[0] == key[1]]
         for hop in range(1, world):
             name = "the last hop" if hop == world - 1 else f"hop {hop}"
             members = [key for key in keys if (key[1] - key[0]) % world == hop and kind != "positives"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
-from siglip_ref.check.diagnosis.terms import Odd, Weights, describe, listed, odd_groups
+from siglip_ref.check.diagnosis.terms import Group, Odd, Weights, describe, listed, odd_groups
 
 Kind = Literal["factor", "missing", "repeated", "matches", "own again", "zeros", "due", "stays", "shifted", "elsewhere"]
 DUE = "; its gradient went to the rank whose rows were due"
@@ -18,12 +18,14 @@ _LISTED = 3
 @dataclass(frozen=True)
 class Told:
     """What is seen of one tensor at one number of ranks. more : what is said of all numbers of ranks, if it is true of
-    each; odd : the parts that were met otherwise than once."""
+    each; odd : the parts that were met otherwise than once; diagonals : those that count as something else, and how
+    often."""
 
     text: str = ""
     more: str = ""
     kinds: tuple[Kind, ...] = ()
     odd: Odd | None = None
+    diagonals: tuple[tuple[Kind, tuple[Group, ...], float], ...] = ()
     id: str = "unknown"
 
 

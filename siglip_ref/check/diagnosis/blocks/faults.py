@@ -12,7 +12,7 @@ from siglip_ref.check.diagnosis.blocks.told import (
     tellings,
 )
 from siglip_ref.check.diagnosis.predict import EMBEDS
-from siglip_ref.check.diagnosis.terms import Counted
+from siglip_ref.check.diagnosis.terms import Counted, Group, Odd
 from siglip_ref.check.engine.findings import DETACHED
 
 _ALL = 5  # the loss and its gradients
@@ -20,12 +20,14 @@ _ALL = 5  # the loss and its gradients
 
 @dataclass(frozen=True)
 class Fault:
-    """kind : what is wrong; told : in words, by tensor; id : of the catalogue, or ""; factor : of one, its form."""
+    """kind : what is wrong; told : in words, by tensor; id : of the catalogue, or ""; factor : of one, its form;
+    remote : whether all remote blocks are what counts otherwise."""
 
     kind: Kind
     told: Mapping[str, str]
     id: str = ""
     factor: Times | None = None
+    remote: bool = False
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -49,7 +51,9 @@ def faults_of(blocks: Blocks) -> list[Fault]:
         said = {name: in_words(told[name]) for name in names}
         kinds = [kind for name in names for one in told[name].values() for kind in one.kinds]
         kind: Kind = next((k for k in _FIRST if k in kinds), "elsewhere")
-        found.append(Fault(kind, said, _id(kind, form, [told[name] for name in names], names, len(told))))
+        of_names = [told[name] for name in names]
+        remote = any(_of_all_remote(one.odd) for by_world in of_names for one in by_world.values())
+        found.append(Fault(kind, said, _id(kind, form, of_names, names, len(told)), remote=remote))
     return found
 
 
@@ -106,24 +110,39 @@ def _of_factor(times: Times, names: set[str], every: set[str]) -> str:
 def _id(kind: Kind, form: Hashable, told: Sequence[Mapping[int, Told]], names: Sequence[str], known: int) -> str:
     """The entry that parts are, which were met or lie otherwise than they should."""
     every = known == _ALL and len(names) == known
-    texts = {one.text for by_world in told for one in by_world.values()}
     ids = {one.id for by_world in told for one in by_world.values()} - {"unknown"}
     if kind == "zeros":
         return ZERO_BUFFER if every else ""
     if kind == "shifted":
         return ids.pop() if len(ids) == 1 else ""
     if kind in ("matches", "own again"):
-        plain = {
-            "all remote blocks: the diagonal counts as matches": "remote-diagonal-as-positive",
-            "the own block once more, without its matches": "ring-own-block-double-counted",
-        }
-        return plain.get(next(iter(texts)), "") if every and len(texts) == 1 else ""
+        same = {(one.kinds, one.diagonals) for by_world in told for one in by_world.values()}
+        return _of_diagonals(*same.pop()) if every and len(same) == 1 else ""
     if not isinstance(form, Counted):
         return ""
-    if texts == {"all remote blocks missing"}:
+    if all(_of_all_remote(odd) and [(w, len(groups)) for w, groups in odd] == [(0.0, 1)] for _, odd in form.by_world):
         lost = "gather-detached-cross-terms" if list(names) == [EMBEDS[1]] else ""
         return "no-cross-rank-negatives" if every else lost
     return of_hops(form) if every else ""
+
+
+def _of_all_remote(odd: Odd | None) -> bool:
+    """Whether what counts otherwise is, first of all, every remote block."""
+    return odd is not None and odd != () and odd[0][1][0].place == "remote"
+
+
+_DIAGONALS = {
+    ("matches", "remote"): "remote-diagonal-as-positive",
+    ("own again", "own"): "ring-own-block-double-counted",
+}
+
+
+def _of_diagonals(kinds: Sequence[Kind], diagonals: Sequence[tuple[Kind, tuple[Group, ...], float]]) -> str:
+    """The entry that it is to count these diagonals so, once, and to count everything else as SigLIP does."""
+    if len(kinds) != 1 or len(diagonals) != 1:
+        return ""
+    kind, groups, weight = diagonals[0]
+    return _DIAGONALS.get((kind, groups[0].place), "") if len(groups) == 1 and weight == 1 else ""
 
 
 def of_hops(form: Counted) -> str:

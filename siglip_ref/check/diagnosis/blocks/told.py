@@ -8,6 +8,7 @@ from siglip_ref.check.diagnosis.blocks.parts import Part
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import (
+    Group,
     Weights,
     at_each_number_of_ranks,
     counted,
@@ -72,7 +73,8 @@ def in_words(by_world: Mapping[int, Told]) -> str:
 
 def _of_met(met: Met, world: int, zeros: bool = True) -> Told:
     """zeros : whether blocks that were scored against zeros show in this tensor."""
-    usual, said, kinds = _usual(met, world)
+    usual, said, diagonals = _usual(met, world)
+    kinds = [kind for kind, _, _ in diagonals]
     odd = odd_groups(usual, world)
     weights = {weight for weight, _ in odd}
     if 0.0 in weights:
@@ -84,10 +86,13 @@ def _of_met(met: Met, world: int, zeros: bool = True) -> Told:
     filled = {part.block for part, weight in met.items() if part.kind == "zeros" and weight == 1}
     if filled and zeros and filled == {key[:2] for key, weight in usual.items() if weight == 0}:
         more, kinds, id = ZEROS, [*kinds, "zeros"], ZERO_BUFFER
-    return Told("; ".join(filter(None, (text, *said))), more, tuple(kinds), None if said else odd, id)
+    return Told("; ".join(filter(None, (text, *said))), more, tuple(kinds), None if said else odd, diagonals, id)
 
 
-def _usual(met: Met, world: int) -> tuple[Weights, list[str], list[Kind]]:
+Diagonal = tuple[Kind, tuple[Group, ...], float]  # as what it counts, of which blocks, how often
+
+
+def _usual(met: Met, world: int) -> tuple[Weights, list[str], tuple[Diagonal, ...]]:
     """How often positives and negatives count, and what is said of diagonals that count as something else."""
     usual: dict[tuple[int, int, bool], float] = {}
     matches: dict[float, set[tuple[int, int]]] = {}
@@ -107,7 +112,7 @@ def _usual(met: Met, world: int) -> tuple[Weights, list[str], list[Kind]]:
                     matches.setdefault(as_one, set()).add((i, j))
                 if as_one + as_other != rest:
                     others.setdefault(as_other, set()).add((i, j))
-    said, kinds = list[str](), list[Kind]()
+    said, diagonals = list[str](), list[Diagonal]()
     tables: list[tuple[Kind, dict[float, set[tuple[int, int]]], Callable[[str, float], str]]] = [
         ("matches", matches, lambda where, w: f"{where}: the diagonal counts as matches" + _often(w)),
         ("own again", again, lambda where, w: f"{where} once more, without its matches" + _often(w)),
@@ -117,9 +122,10 @@ def _usual(met: Met, world: int) -> tuple[Weights, list[str], list[Kind]]:
         for weight, places in table.items():
             marked = {key: _ODD if key[:2] in places and not key[2] else 1.0 for key in usual}
             marked |= {key: _ODD for key in marked if key[2] and key[:2] in places}
-            said.append(words(listed(odd_groups(marked, world)[0][1]), weight))
-            kinds.append(kind)
-    return usual, said, kinds
+            groups = odd_groups(marked, world)[0][1]
+            said.append(words(listed(groups), weight))
+            diagonals.append((kind, groups, weight))
+    return usual, said, tuple(diagonals)
 
 
 def _often(weight: float) -> str:
