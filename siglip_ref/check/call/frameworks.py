@@ -56,6 +56,10 @@ class Setting:
         """With the gradient of this input, too."""
         return replace(self, frozen=tuple(one for one in self.frozen if one != name))
 
+    def without(self, name: str) -> "Setting":
+        """Without the gradient of this input."""
+        return self if name in self.frozen else replace(self, frozen=(*self.frozen, name))
+
     @property
     def input_dtype(self) -> str:
         """Of the embeddings that are handed over."""

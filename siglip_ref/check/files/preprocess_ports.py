@@ -1,10 +1,12 @@
 """What ports of a preprocessing do otherwise, as arrays: filters that Pillow has not, pixels in another order."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
+from siglip_ref.check.engine.resample import cubic, resample_weights
 from siglip_ref.use.pictures import Pixels
 
 # name: what was done to an image (height, width, 3) that is square
@@ -24,18 +26,10 @@ def area(image: Image.Image, size: tuple[int, int]) -> Pixels:
 
 def bicubic_without_antialias(image: Image.Image, size: tuple[int, int]) -> Pixels:
     """Four rows and four columns for each pixel, however far it shrinks, as torch and cv2 have it; uint8."""
-    values = np.asarray(image, np.float64)
+    values, weights = (
+        np.asarray(image, np.float64),
+        partial(resample_weights, stretch=1.0, reach=2.0, kernel=cubic(-0.75)),
+    )
     for axis in (0, 1):
-        values = np.moveaxis(np.tensordot(_cubic(values.shape[axis], size[axis]), values, (1, axis)), 0, axis)
+        values = np.moveaxis(np.tensordot(weights(values.shape[axis], size[axis]), values, (1, axis)), 0, axis)
     return np.asarray(np.clip(np.rint(values), 0, 255), np.uint8)
-
-
-def _cubic(size: int, to: int, a: float = -0.75) -> Pixels:
-    """Weights (to, size) of Keys' kernel; the edge goes on beyond itself."""
-    centre = (np.arange(to) + 0.5) * size / to - 0.5
-    old = np.floor(centre)[:, None] + np.arange(-1, 3)
-    x = np.abs(old - centre[:, None])
-    near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
-    out = np.zeros((to, size))
-    np.add.at(out, (np.arange(to)[:, None], np.clip(old, 0, size - 1).astype(int)), np.where(x <= 1, near, far))
-    return out

@@ -141,11 +141,6 @@ def setting_of(
     return Setting(name, scalar, str(device), precision == "autocast", still, products or "")
 
 
-def without_gradient_of(name: str, setting: Setting) -> Setting:
-    """One more input that needs no gradient."""
-    return setting if name in setting.frozen else replace(setting, frozen=(*setting.frozen, name))
-
-
 def dtype_name(dtype: object, argument: str) -> str:
     """Of a name, or of NumPy's, Torch's or JAX's own type: torch.bfloat16, jnp.float32, np.dtype("float64")."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)

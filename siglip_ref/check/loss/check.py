@@ -30,7 +30,6 @@ from siglip_ref.check.loss.arguments import (
     require_one_of,
     require_parameters,
     setting_of,
-    without_gradient_of,
 )
 from siglip_ref.check.loss.subject import Loss, LossSubject, Progress
 from siglip_ref.process.isolated import as_it_was
@@ -133,7 +132,7 @@ def check_loss(
         extras = [_extra(name, objective) for name in objective.extras]
         called = of_four(called, objective.bias, extras, loaded.name)
     if loss == "softmax" or not objective.bias:
-        setting = without_gradient_of("bias", setting)
+        setting = setting.without("bias")
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
         return check(LossSubject(called, loaded, setting, declared, dims, progress, size, explain))
 

@@ -102,8 +102,8 @@ def repeated_softmax(images: Array, texts: Array, log_scale: Array, bias: Array,
     similarity = images @ texts.T
     logits = scale * similarity
     # of one copy of image i each copy of text j, and the other way round
-    by_row, of_rows = _chances(logits, counts)
-    by_column, of_columns = _chances(logits.T, counts)
+    by_row, of_rows = chances(logits, counts)
+    by_column, of_columns = chances(logits.T, counts)
     both = (by_row + by_column.T) / 2
     loss = (counts * ((of_rows + of_columns) / 2 - np.where(own, logits, 0).sum(1))).sum()
     of_image, of_text = counts * both - own, counts[:, None] * both - own
@@ -112,7 +112,7 @@ def repeated_softmax(images: Array, texts: Array, log_scale: Array, bias: Array,
     return LossAndGrads(loss, d_images, d_texts, d_log_scale, 0 * d_log_scale)
 
 
-def _chances(logits: Array, counts: Array) -> tuple[Array, Array]:
+def chances(logits: Array, counts: Array) -> tuple[Array, Array]:
     """Softmax along the last axis, of one copy of each column, and the logarithm of the sum that it divides by."""
     top = logits.max(-1, keepdims=True)
     weights = np.exp(logits - top)

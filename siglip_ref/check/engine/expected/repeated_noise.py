@@ -16,7 +16,7 @@ import numpy as np
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import PLAIN, Variant, pair_block
 from siglip_ref.check.engine.expected.convention import as_given
-from siglip_ref.check.engine.expected.repeated import Repeated
+from siglip_ref.check.engine.expected.repeated import Repeated, chances
 from siglip_ref.check.engine.expected.tolerance import Given, is_quick, scalars_of, unit_rows_again
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, Noise, announce, measure
@@ -86,9 +86,13 @@ def _let_sums_run(
     images, texts = probe.rows
     logits = np.exp(probe.log_scale) * (images @ texts.T) + probe.bias
     sizes, worst = {}, 0.0
-    gate = sigmoid if given.objective.kind == "sigmoid" else partial(_chances, order=probe.order)
+    counts = np.bincount(probe.order, minlength=len(images)).astype(float)
+
+    def slope_of(logits: Array) -> Array:
+        return sigmoid(logits) if given.objective.kind == "sigmoid" else chances(logits, counts)[0]
+
     for name, slopes, others in (("d_image_embed", logits, texts), ("d_text_embed", logits.T, images)):
-        weights = np.exp(probe.log_scale) / len(probe.order) * gate(slopes)[:, probe.order].T
+        weights = np.exp(probe.log_scale) / len(probe.order) * slope_of(slopes)[:, probe.order].T
         # before what normalising takes away
         sizes[name] = np.abs(weights.T @ others[probe.order]).max(-1, keepdims=True)
         for factor in factors:
@@ -98,12 +102,6 @@ def _let_sums_run(
             worst = max(worst, (np.abs(running - total) / np.abs(total).max(-1, keepdims=True)).max())
     for name, size in sizes.items():
         found.absolute[name] = np.maximum(found.absolute[name], worst * unit * size)
-
-
-def _chances(logits: Array, order: Array) -> Array:
-    """What softmax gives each of the distinct columns, of which there are so many copies."""
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights[:, order].sum(-1, keepdims=True)
 
 
 def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> dict[str, Array]:

@@ -1,6 +1,6 @@
 """One tower alone as an Adapter: of transformers, of timm, of open_clip."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +51,7 @@ def from_huggingface_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
         loss=_objective(cfg, output),
         coarsest=huggingface.coarsest(model, cfg),
         hints=tuple(huggingface.hints(model, cfg)),
-        **_parts(model, cfg, names.table(whole), huggingface.taps(whole), {old: inner}, ("classifier.",)),
+        **_parts(model, cfg, names.table(whole), huggingface.taps(whole), old, inner, ("classifier.",)),
     )
 
 
@@ -88,9 +88,7 @@ def from_timm_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
         name=f"{'open_clip visual' if wrapped else 'timm'} {type(trunk).__name__}, {cfg.name}",
         model=model,
         loss=_objective(cfg, output),
-        **_parts(
-            model, cfg, timm_names.table(whole), open_clip.taps(whole), {f"{timm_names.TRUNK}.": inner}, ("head.",)
-        ),
+        **_parts(model, cfg, timm_names.table(whole), open_clip.taps(whole), f"{timm_names.TRUNK}.", inner, ("head.",)),
     )
 
 
@@ -119,7 +117,7 @@ def from_open_clip_text_tower(model: Any, up_to: UpTo | None = None) -> TorchMod
         name=f"open_clip {type(model).__name__}, {cfg.name}",
         model=model,
         loss=_objective(cfg, output),
-        **_parts(model, cfg, timm_names.table(whole), open_clip.taps(whole), {"text.": ""}),
+        **_parts(model, cfg, timm_names.table(whole), open_clip.taps(whole), "text.", ""),
     )
 
 
@@ -128,15 +126,15 @@ def _parts(
     cfg: OneTower,
     table: Table,
     taps: Iterable[Tap],
-    renamed: Mapping[str, str],
+    old: str,
+    new: str,
     others: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Table, taps and what is ignored of a tower: of a whole model's, under its own names.
 
-    renamed : what the whole model's names begin with, and what stands there here
+    old, new : what the whole model's names begin with, and what stands there here
     others : what names of parameters begin with that are none of SigLIP's
     """
-    ((old, new),) = renamed.items()
 
     def own(name: str) -> str:
         return new + name.removeprefix(old)

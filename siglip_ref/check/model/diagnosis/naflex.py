@@ -9,6 +9,7 @@ import numpy as np
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.one_tower import sides_of
 from siglip_ref.architecture.sizes import Config
+from siglip_ref.check.engine.resample import cubic, resample_weights, tent
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
@@ -68,14 +69,14 @@ def _ways() -> Iterator[_Wrong]:
     filters = CATALOGUE[_RESIZE]
     repair = 'interpolate(mode="bilinear", antialias=True, align_corners=False), from the stored table each time'
     for words, weights in (
-        ("bilinearly without antialias", lambda size, to: _weights(size, to, 1.0, 1.0, _tent)),
-        ("bicubically without antialias", lambda size, to: _weights(size, to, 1.0, 2.0, _cubic(-0.75))),
+        ("bilinearly without antialias", lambda size, to: resample_weights(size, to, 1.0, 1.0, tent)),
+        ("bicubically without antialias", lambda size, to: resample_weights(size, to, 1.0, 2.0, cubic(-0.75))),
         (
             "bicubically with antialias",
-            lambda size, to: _weights(size, to, max(1.0, size / to), 2.0, _cubic(-0.5), cut=True),
+            lambda size, to: resample_weights(size, to, max(1.0, size / to), 2.0, cubic(-0.5), cut=True),
         ),
         ("to the nearest neighbour", _nearest),
-        ("with aligned corners", lambda size, to: _weights(size, to, 1.0, 1.0, _tent, aligned=True)),
+        ("with aligned corners", lambda size, to: resample_weights(size, to, 1.0, 1.0, tent, aligned=True)),
     ):
         text = f"the table of positions is resized {words} ({filters.text})"
         yield _Wrong(_RESIZE, text, repair, _resized(weights))
@@ -117,41 +118,3 @@ def _transposed(ops: Ops) -> Ops:
 
 def _nearest(size: int, to: int) -> Array:
     return np.eye(size)[np.arange(to) * size // to]
-
-
-def _weights(
-    size: int,
-    to: int,
-    stretch: float,
-    reach: float,
-    kernel: Callable[[Array], Array],
-    aligned: bool = False,
-    cut: bool = False,
-) -> Array:
-    """Of each old place in each new one (to, size), rows summing to one; places beyond the edge count for
-    the edge, or are cut."""
-    step = (size - 1) / max(to - 1, 1) if aligned else size / to
-    centre = np.arange(to) * step if aligned else (np.arange(to) + 0.5) * step - 0.5
-    far = int(np.ceil(reach * stretch)) + 1
-    old = np.floor(centre)[:, None] + np.arange(-far, far + 1)
-    weight = kernel((old - centre[:, None]) / stretch)
-    if cut:  # as a filter against aliasing does
-        weight = weight * ((old >= 0) & (old < size))
-    out = np.zeros((to, size))
-    np.add.at(out, (np.arange(to)[:, None], np.clip(old, 0, size - 1).astype(int)), weight)
-    return out / out.sum(-1, keepdims=True)
-
-
-def _tent(x: Array) -> Array:
-    return np.maximum(0, 1 - np.abs(x))
-
-
-def _cubic(a: float) -> Callable[[Array], Array]:
-    """Keys' kernel."""
-
-    def kernel(x: Array) -> Array:
-        x = np.abs(x)
-        near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
-        return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-    return kernel
