@@ -9,7 +9,7 @@ import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting, describe
 from siglip_ref.check.diagnosis.blocks.derive import Blocks, derive
-from siglip_ref.check.diagnosis.blocks.faults import faults_of
+from siglip_ref.check.diagnosis.blocks.faults import Fault, faults_of
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted
@@ -86,6 +86,11 @@ class ComparedRanks(Compared):
         """What the loss computes, as blocks of ranks: no further call is needed."""
         with np.errstate(all="ignore"):
             return derive(calls_of(self.seen, self.contexts))
+
+    @cached_property
+    def faults(self) -> list[Fault]:
+        """What is not SigLIP's of it, if all that came is reproduced."""
+        return faults_of(self.blocks) if self.blocks.certain else []
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class RanksSubject(Subject[ComparedRanks]):
         report.conventions |= {f'reduce="{reduce}"': REDUCE[reduce], f'value="{value}"': VALUE[value]}
         if compared.wrong or self.says_more:
             blocks = compared.blocks
-            report.computes = in_words(blocks, faults_of(blocks) if blocks.certain else [], reduce)
+            report.computes = in_words(blocks, compared.faults, reduce)
             report.blocks = meetings_of(blocks)
         report.hops = table_of(compared.calls, compared.convention, self.setting.dtype)
         report.notes += dict.fromkeys(rank.note for call in compared.calls for rank in call.ranks if rank.note)
@@ -230,8 +235,7 @@ def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
     def predict(mistakes: Sequence[Mistake]) -> Predicted:
         return Predicted(mistakes, contexts, setting.dtype)
 
-    blocks = compared.blocks
-    faults = faults_of(blocks) if blocks.certain else []
+    faults = compared.faults
     if not faults:
         return explain(seen, suspects(ranks=True), predict, lambda wrong: patterns(wrong, contexts))
     derived = findings_of(faults, compared.way[0])
