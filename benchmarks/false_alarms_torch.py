@@ -78,9 +78,9 @@ def positives_apart(x: Tensor, y: Tensor, log_scale: Tensor, bias: Tensor) -> Te
     return -(F.logsigmoid(positives).sum() + negatives.sum()) / len(x)
 
 
-def tiles(x: Tensor, y: Tensor, log_scale: Tensor, bias: Tensor, side: int = 7) -> Tensor:
+def tiles(x: Tensor, y: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
     """Rectangular tiles, added up in float32 at least."""
-    sums = []
+    sums, side = [], max(7, len(x) // 40)
     for top in range(0, len(x), side):
         for left in range(0, len(y), side):
             logits = x[top : top + side] @ y[left : left + side].T * log_scale.exp() + bias
