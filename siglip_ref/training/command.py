@@ -29,6 +29,10 @@ def options(
     warmup: Annotated[int, typer.Option(help="steps; -1: a tenth of all")] = -1,
     clip: Annotated[float, typer.Option(help="longest gradient")] = 1.0,
     loss: Annotated[Literal["sigmoid", "softmax"], typer.Option(help="softmax: CLIP's")] = "sigmoid",
+    recipe: Annotated[
+        Literal["siglip", "siglip2"],
+        typer.Option(help="siglip2: captions too; distillation and masked prediction from 80 % of the steps on"),
+    ] = "siglip",
     labels: Annotated[bool, typer.Option("--labels", help="train the image encoder as a classifier")] = False,
     init: Annotated[str, typer.Option(help="a released checkpoint to start from")] = "",
     freeze: Annotated[Literal["", "image"], typer.Option(help="image: keep the image tower of --init")] = "",

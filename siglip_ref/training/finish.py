@@ -51,16 +51,17 @@ def write_model(settings: Settings, place: Path, run: Run) -> None:
     shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
     beside.mkdir()
     whole = beside / "model.npz" if run.task.format == "big_vision" else beside
-    save_checkpoint(whole, run.params, run.task.cfg, run.task.format)
+    params, cfg = run.task.beside.model(run.params, run.task.cfg)
+    save_checkpoint(whole, params, cfg, run.task.format)
     if "head/kernel" in run.params:
         texts: Texts = "untrained" if not settings.init else "fits" if settings.freeze else "left behind"
         write_classifier(beside, run.params, run.task.classes, run.task.scale(run.params), texts)
     if settings.init:
         copy_companions(resolve(settings.init), beside)
         if run.task.format == "huggingface" and not (beside / "modules.json").exists():
-            write_modules(beside, run.task.cfg)
+            write_modules(beside, cfg)
     else:
-        write_settings(beside, PREPROCESS["huggingface"], run.task.cfg)
+        write_settings(beside, PREPROCESS["huggingface"], cfg)
     place.mkdir(exist_ok=True)
     for file in beside.iterdir():
         file.replace(place / file.name)

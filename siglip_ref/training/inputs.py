@@ -12,7 +12,7 @@ from siglip_ref.errors import UsageError
 from siglip_ref.training.data.captioned import Captioned, Data
 from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.saved.store import digest
-from siglip_ref.training.settings import Settings
+from siglip_ref.training.settings import DEFAULTS, Settings
 from siglip_ref.use.load import from_checkpoint
 from siglip_ref.use.preprocess import PREPROCESS, Preprocess
 from siglip_ref.use.tokenizer import Tokenizer, byte_tokenizer, cut_note
@@ -41,6 +41,7 @@ class Inputs:
 def read_inputs(settings: Settings, ranks: int) -> Inputs:
     """Read them; UsageError if they do not fit together."""
     data = open_data(settings.data)
+    data = replace(data, defaults={**data.defaults, **DEFAULTS[settings.recipe]})
     cfg, params, tokenizer, how, kind = _model(settings, data)
     batch = settings.batch or int(data.defaults["batch"])
     _require(settings, data, cfg, batch, ranks)
@@ -80,6 +81,9 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
     """Settings that fit together."""
     numbers = {"--lr": settings.lr, "--decay": settings.decay or 0.0}
     odd = [f"{name} {value:g}" for name, value in numbers.items() if not 0 <= value < np.inf]
+    plain = Settings()
+    others = [name for name in ("loss", "optimiser", "init", "freeze", "learn", "micro", "without_bias")
+              if getattr(settings, name) != getattr(plain, name)]  # fmt: skip
     problems = [
         (
             bool(odd),
@@ -123,6 +127,18 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
             "data with classes for --labels: digits, or a folder of class folders",
             f"--data {settings.data}",
             "sort the images into one folder a class",
+        ),
+        (
+            settings.recipe == "siglip2" and data.train.region is None,
+            "data that say where things are, for --recipe siglip2: --data shapes",
+            f"--data {settings.data}",
+            "captions of regions need their boxes: of the data here only shapes have some",
+        ),
+        (
+            settings.recipe == "siglip2" and bool(others),
+            "--recipe siglip2 by itself",
+            ", ".join(others),
+            "leave these out: the recipe has losses and stages of its own, and begins from nothing",
         ),
         (cfg.naflex, "a model of fixed resolution", cfg.name, "take another checkpoint"),
     ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from siglip_ref.architecture.params import Params
 from siglip_ref.model.optim import State
-from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.process.blas_threads import one_pool
 from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.parallel import Parallel
@@ -20,9 +20,10 @@ from siglip_ref.training.saved.folder import one_training, require_own
 from siglip_ref.training.saved.resume import find, origin
 from siglip_ref.training.saved.store import Saved, save
 from siglip_ref.training.settings import Settings, TrainingStopped
+from siglip_ref.training.siglip2 import prepare_siglip2
 from siglip_ref.training.task import Task, prepare
 
-HISTORY = ("loss", "log_scale", "bias")  # columns of the record: one row a step
+HISTORY = ("loss", "log_scale", "bias")  # columns of the record, before those of `Task.beside`: one row a step
 
 
 class Quiet:
@@ -55,6 +56,7 @@ class Run:
     state: State
     history: list[Array] = field(default_factory=list)
     judged: list[dict[str, float]] = field(default_factory=list)
+    kept: Params = field(default_factory=dict)  # beside the parameters: a teacher, centres
     broken: int = 0  # pictures that could not be read, over all ranks
 
     @property
@@ -96,7 +98,8 @@ def train(
     parallel.keeps_in(out)
     with one_training(out, show.say) if parallel.rank == 0 else nullcontext():
         saved = find(settings, inputs, out, parallel, show.say)
-        run = begin(settings, saved, prepare(settings, inputs, parallel, out, show.say))
+        made = prepare_siglip2 if settings.recipe == "siglip2" else prepare
+        run = begin(settings, saved, made(settings, inputs, parallel, out, show.say))
         every, judge_every = every or max(1, run.task.total // 20), judge_every or max(1, run.task.total // 4)
         show.begin(run.task, run.step)
         try:
@@ -116,9 +119,9 @@ def begin(settings: Settings, saved: Saved | None, task: Task) -> Run:
     if saved is None:
         return Run(task, settings, 0, task.params, State())
     params = {name: saved.tensors.get(f"params/{name}", value) for name, value in task.params.items()}
-    slots = {name[6:]: value for name, value in saved.tensors.items() if name.startswith("slots/")}
+    slots, kept = (subtree(saved.tensors, name) for name in ("slots", "kept"))
     state, history = State(saved.step, slots), list(saved.tensors["history"])
-    return Run(task, settings, saved.step, params, state, history, list(saved.about["judged"]))
+    return Run(task, settings, saved.step, params, state, history, list(saved.about["judged"]), kept)
 
 
 def judge(run: Run, parallel: Parallel, show: Quiet) -> None:
@@ -147,12 +150,17 @@ def step_and_keep(
 
 def one_step(run: Run, parallel: Parallel) -> None:
     """Take the parameters one step further, and keep a record of it."""
-    loss, grads = summed(run, parallel)
+    beside = run.task.beside
+    run.params, run.state, run.kept = beside.enter(run.step, run.params, run.state, run.kept)
+    loss, sums = summed(run, parallel)
     parallel.at(run.step, "the optimiser")
-    row = [loss, float(run.params["log_scale"]), float(run.params["bias"])]
+    told, grads = subtree(sums, "told"), {name: sums[name] for name in run.task.learnt if name in sums}
+    loss, *apart = beside.record(run.step, loss, told)
+    row = [loss, float(run.params["log_scale"]), float(run.params["bias"]), *apart]
     learnt = {name: run.params[name] for name in grads} if len(grads) < len(run.params) else run.params
     moved, run.state = run.task.step(learnt, grads, run.state, run.step)
     run.params = moved if len(moved) == len(run.params) else {**run.params, **moved}
+    run.kept = beside.follow(run.step, run.params, run.kept, told)
     run.history.append(np.array(row))
     run.step += 1
 
@@ -165,13 +173,15 @@ def count_broken(run: Run, parallel: Parallel) -> int:
 
 
 def summed(run: Run, parallel: Parallel) -> tuple[float, Params]:
-    """Loss and gradients of this step, the same on every rank."""
+    """Loss and gradients of this step, and what else is told, the same on every rank."""
     task, batches = run.task, run.settings.accumulate
     parallel.at(run.step, "reading its batch")
     loss, flat = 0.0, np.zeros(0)
+    given = {**run.params, **run.kept}
     for part in range(batches):
-        found, grads = task.gradient(run.params, run.step * batches + part)
-        own = [_own(name, grads[name], task, parallel).reshape(-1) for name in task.learnt]
+        found, grads = task.gradient(given, run.step * batches + part)
+        names = [name for name in task.learnt if name in grads] + [name for name in grads if name.startswith("told/")]
+        own = [_own(name, grads[name], task, parallel).reshape(-1) for name in names]
         loss += found / batches
         flat = np.concatenate(own) if part == 0 else flat + np.concatenate(own)
     finite = np.zeros(parallel.size, flat.dtype)
@@ -185,12 +195,12 @@ def summed(run: Run, parallel: Parallel) -> tuple[float, Params]:
             f"the loss or a gradient of rank {ranks} is not a finite number (loss {loss:.6g})",
             "lower --lr, lengthen --warmup or clip harder; the checkpoints are from before",
         )
-    grads, start = {}, 0
-    for name in task.learnt:
-        shape = run.params[name].shape
+    sums, start = {}, 0
+    for name in names:
+        shape = np.shape(grads[name])
         stop = start + math.prod(shape)
-        grads[name], start = total[start:stop].reshape(shape), stop
-    return loss, grads
+        sums[name], start = total[start:stop].reshape(shape), stop
+    return loss, sums
 
 
 def _own(name: str, grad: Array, task: Task, parallel: Parallel) -> Array:
@@ -208,7 +218,7 @@ def require_same_bits(run: Run, parallel: Parallel) -> None:
     """Every rank must hold the same parameters, bit for bit."""
     parallel.at(run.step, "comparing the ranks")
     marks = np.zeros(parallel.size)
-    for value in run.params.values():
+    for value in (*run.params.values(), *run.kept.values()):
         marks[parallel.rank] = zlib.crc32(value.tobytes(), int(marks[parallel.rank]))
     marks = parallel.sum(marks)
     if (marks != marks[0]).any():
@@ -224,6 +234,6 @@ def keep(run: Run, out: Path, about: dict[str, Any]) -> None:
     """Write a checkpoint; of a training with a locked tower, what it learns: the rest is that of --init."""
     names = run.task.learnt if run.settings.freeze else run.params
     tensors = {f"params/{name}": run.params[name] for name in names}
-    tensors |= {f"slots/{name}": run.state.slots[name] for name in run.state.slots}
+    tensors |= prefixed("slots", run.state.slots) | prefixed("kept", run.kept)
     tensors["history"] = np.array(run.history)
     save(out / "checkpoints", run.step, tensors, about)

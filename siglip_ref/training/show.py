@@ -36,7 +36,7 @@ class Terminal(Quiet):
         self.console.print(text, soft_wrap=True, markup=False)
 
     def begin(self, task: Task, step: int) -> None:
-        self.total, self.images = task.total, task.batches.size
+        self.total, self.images, self.losses = task.total, task.batches.size, task.beside.losses
         learnt = sum(task.params[name].size for name in task.learnt)
         self.say(
             f"{task.cfg.name}: {learnt:,} numbers to learn, batches of {self.images}; "
@@ -49,6 +49,9 @@ class Terminal(Quiet):
     def step(self, step: int, row: Array) -> None:
         self.times.append(time.monotonic())
         words = f"step {step}/{self.total}  loss {row[0]:.4f}  scale {math.exp(row[1]):.2f}  bias {row[2]:.2f}"
+        words += "".join(
+            f"  {name} {value:.4f}" for name, value in zip(self.losses, row[3:], strict=True) if not math.isnan(value)
+        )
         if len(self.times) > 3:
             a_step = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
             left = a_step * (self.total - step)
@@ -74,8 +77,9 @@ def write_history(out: Path, run: Run) -> None:
     """history.csv and, where matplotlib is installed, curves.png."""
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerow(["step", *HISTORY])
-    table.writerows([step, *map(repr, map(float, row))] for step, row in enumerate(run.history, start=1))
+    table.writerow(["step", *HISTORY, *run.task.beside.losses])
+    rows = ([repr(float(value)) if not math.isnan(value) else "" for value in row] for row in run.history)
+    table.writerows([step, *row] for step, row in enumerate(rows, start=1))
     write_atomically(out / "history.csv", text.getvalue().encode())
     try:
         import matplotlib
@@ -84,11 +88,14 @@ def write_history(out: Path, run: Run) -> None:
     except ImportError:
         return
     title = f"{run.task.cfg.name} on {run.settings.data}, {run.step:,} steps"
-    draw(out / "curves.png", np.array(run.history), run.judged, title)
+    draw(out / "curves.png", np.array(run.history), run.judged, title, run.task.beside.losses)
 
 
-def draw(path: Path, history: Array, judged: list[dict[str, float]], title: str) -> None:
-    """Loss, scale, bias and evaluations over the steps; the title ends with the last evaluation."""
+def draw(path: Path, history: Array, judged: list[dict[str, float]], title: str, losses: tuple[str, ...] = ()) -> None:
+    """Loss, scale, bias and evaluations over the steps; the title ends with the last evaluation.
+
+    losses : names of the history's further columns, the parts of the loss
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
@@ -99,6 +106,10 @@ def draw(path: Path, history: Array, judged: list[dict[str, float]], title: str)
     for axis, (name, values) in zip(axes.flat, curves, strict=False):
         axis.plot(steps, values, linewidth=1)
         axis.set(title=name, xlabel="step")
+    for name, values in zip(losses, history[:, 3:].T, strict=True):
+        axes.flat[0].plot(steps, values, linewidth=1, label=name)
+    if losses:
+        axes.flat[0].legend(fontsize=8)
     axes.flat[0].set_yscale("log")
     for axis in axes.flat[:3]:
         for kind in ("major", "minor"):

@@ -1,7 +1,7 @@
 """What is learnt: pairs of images and texts, or classes; prepared from the settings into a gradient and a judgement."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +28,38 @@ from siglip_ref.use.inference import best_ops
 Stepper = Callable[[Params, Params, optim.State, int], tuple[Params, optim.State]]
 
 
+class Beside:
+    """What a recipe has beside the loss of pairs: nothing, unless it says so.
+
+    losses : names of the losses that the record shows apart
+    """
+
+    losses: tuple[str, ...] = ()
+
+    def enter(self, step: int, params: Params, state: optim.State, kept: Params) -> tuple[Params, optim.State, Params]:
+        """All that changes where a stage begins, before this step."""
+        return params, state, kept
+
+    def record(self, step: int, loss: float, told: Params) -> list[float]:
+        """The loss, and then each of `losses`."""
+        return [loss]
+
+    def follow(self, step: int, params: Params, kept: Params, told: Params) -> Params:
+        """What is kept beside the parameters, after this step of theirs."""
+        return kept
+
+    def model(self, params: Params, cfg: Config) -> tuple[Params, Config]:
+        """Parameters and sizes of the model that is trained, without what only its training needs."""
+        return params, cfg
+
+
 @dataclass(frozen=True)
 class Task:
     """A prepared training.
 
     params : at the beginning; learnt : the names of those that change
-    gradient : of these parameters and the batch of this number: the loss, and what this rank's pairs add
+    gradient : of these parameters, with what is kept beside them, and the batch of this number: the loss, and what
+        this rank's pairs add to the gradients, and to other sums ("told/...")
     judge : see `siglip_ref.training.evaluate`; format : whose layout the model is written in
     scale : that calibrates the classifier of these parameters
     shared : names whose gradients are complete on every rank, all others are to be summed up
@@ -52,6 +78,7 @@ class Task:
     scale: Callable[[Params], float]
     format: Format = "huggingface"
     shared: tuple[str, ...] = ("log_scale", "bias")
+    beside: Beside = field(default_factory=Beside)
 
 
 def prepare(settings: Settings, inputs: Inputs, parallel: Parallel, out: Path, say: Callable[[str], None]) -> Task:

@@ -41,8 +41,8 @@ STEP = {"preparing the data and the model": 0, "writing the model": 4, "comparin
 )
 
 
-def killed(folder, kills, seed):
-    command = [sys.executable, str(PROGRAMS / "killed.py"), str(folder), str(kills), str(seed)]
+def killed(folder, kills, seed, recipe="siglip"):
+    command = [sys.executable, str(PROGRAMS / "killed.py"), str(folder), str(kills), str(seed), recipe]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60 + 60 * kills)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -53,9 +53,15 @@ def test_killed_at_five_instants_it_ends_with_the_same_bits(tmp_path):
     assert found["killed"] == 5 and found["files"] >= 5 and not found["different"], found
 
 
+def test_so_it_does_with_a_teacher_centres_and_heads_as_its_state(tmp_path):
+    found = killed(tmp_path, 2, 3, "siglip2")
+    assert found["killed"] == 2 and not found["different"], found
+
+
 @pytest.mark.nightly
-def test_killed_at_fifty_instants_it_ends_with_the_same_bits(tmp_path):
-    found = killed(tmp_path, 50, 2)
+@pytest.mark.parametrize("recipe", ["siglip", "siglip2"])
+def test_killed_at_fifty_instants_it_ends_with_the_same_bits(recipe, tmp_path):
+    found = killed(tmp_path, 50, 2, recipe)
     assert found["killed"] == 50 and not found["different"], found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from siglip_ref.architecture.conventions import PRESETS
 from siglip_ref.architecture.sizes import SIZES, Config, Tower
 from siglip_ref.model.specification import SPECIFICATION
-from siglip_ref.training import task
+from siglip_ref.training import siglip2, task
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
 from siglip_ref.training.settings import Settings
@@ -19,7 +19,8 @@ MINI = Config("mini", Tower(8, 1, 12, 2), Tower(8, 1, 12, 2), (16, 16), 8, 259, 
 def mini(monkeypatch):
     """The model "mini", and plain NumPy for speed: nothing is compiled."""
     monkeypatch.setitem(SIZES, "mini", MINI)
-    monkeypatch.setattr(task, "best_ops", lambda: SPECIFICATION)
+    for room in (task, siglip2):
+        monkeypatch.setattr(room, "best_ops", lambda: SPECIFICATION)
 
 
 def settings(**changes):

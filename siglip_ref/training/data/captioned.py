@@ -51,6 +51,7 @@ class Captioned:
     names : of the pictures, for messages
     labels : the class of each picture, where there are classes
     captions : of a number: all that it may be given
+    region : of a number and its noise: words for what is there, and its box (x1, y1, x2, y2) as shares of the sides
     """
 
     count: int
@@ -59,6 +60,7 @@ class Captioned:
     names: Callable[[int], str] = str
     labels: Sequence[int] | None = None
     captions: Callable[[int], Sequence[str]] = lambda number: ()
+    region: Callable[[int, Array], tuple[str, tuple[float, ...]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,17 @@ def _part(numbers: Array) -> Captioned:
     def captions(number: int) -> list[str]:
         return [template.format(chosen[number], chosen[number][2]) for template in TEMPLATES]
 
-    return Captioned(len(chosen), picture, caption, lambda number: " ".join(chosen[number]), None, captions)
+    def region(number: int, noise: Array) -> tuple[str, tuple[float, ...]]:
+        colour, shape, size, row, column = chosen[number]
+        return f"{size} {colour} {shape}", box(shape, size, row, column, 2 * np.asarray(noise) - 1)
+
+    return Captioned(len(chosen), picture, caption, lambda number: " ".join(chosen[number]), None, captions, region)
 
 
 def draw(colour: str, shape: str, size: str, row: str, column: str, vary: Array) -> Array:
     """One picture: uint8 (SIDE, SIDE, 3); vary: numbers from -1 to 1 that move, grow, tint it."""
     wide = SIDE * FINER
-    radius = wide * SIZES[size] * (1 + 0.12 * vary[1])
-    x, y = wide * (COLUMNS[column] + 0.05 * vary[2]), wide * (ROWS[row] + 0.05 * vary[3])
+    x, y, radius = (wide * share for share in circle(size, row, column, vary))
     grey = int(70 + 40 * vary[4])
     tint = tuple(
         int(min(255, max(0, level + 20 * change))) for level, change in zip(COLOURS[colour], vary[5:8], strict=True)
@@ -72,6 +75,19 @@ def draw(colour: str, shape: str, size: str, row: str, column: str, vary: Array)
     else:
         pen.polygon([(x + radius * a, y + radius * b) for a, b in corners(shape)], fill=tint)
     return np.asarray(image.reduce(FINER))
+
+
+def circle(size: str, row: str, column: str, vary: Array) -> tuple[float, float, float]:
+    """Centre and radius of what is drawn, in widths of the picture."""
+    x, y = COLUMNS[column] + 0.05 * vary[2], ROWS[row] + 0.05 * vary[3]
+    return x, y, SIZES[size] * (1 + 0.12 * vary[1])
+
+
+def box(shape: str, size: str, row: str, column: str, vary: Array) -> tuple[float, ...]:
+    """x1, y1, x2, y2 of what is drawn, in widths of the picture."""
+    x, y, radius = circle(size, row, column, vary)
+    reach = np.array(corners(shape) if shape != "circle" else [(-1, -1), (1, 1)])
+    return tuple(float(end) for end in (*(reach.min(0) * radius + (x, y)), *(reach.max(0) * radius + (x, y))))
 
 
 def corners(shape: str) -> list[tuple[float, float]]:

@@ -1,6 +1,6 @@
 """Kill a training at random instants, let it go on, and compare the end with an uninterrupted one, bit for bit.
 
-killed.py FOLDER KILLS SEED: prints one line of JSON. The trainings are forked from a process that has loaded
+killed.py FOLDER KILLS SEED RECIPE: prints one line of JSON. The trainings are forked from a process that has loaded
 everything, so that nearly all instants lie inside the training.
 """
 
@@ -21,13 +21,15 @@ from siglip_ref.training.finish import finish
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
 
+CHANGES = {"siglip": {"batch": 16, "micro": 9}, "siglip2": {"batch": 7, "recipe": "siglip2", "data": "shapes"}}
 
-def training(out):
+
+def training(out, recipe):
     """Forked: the pid."""
     pid = os.fork()
     if pid:
         return pid
-    chosen = settings(steps=30, dtype="float32", batch=16, micro=9)
+    chosen = settings(steps=30, dtype="float32", **CHANGES[recipe])
     run = train(chosen, out, Alone(), Quiet(), every=2, judge_every=10)
     finish(chosen, out, run, Alone(), Quiet())
     os._exit(0)
@@ -39,23 +41,23 @@ def result(out):
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
-def main(folder, kills, seed):
+def main(folder, kills, seed, recipe):
     mini(MonkeyPatch())
     open_data("digits")
     rng = random.Random(seed)
     start = time.monotonic()
-    os.waitpid(training(folder / "whole"), 0)
+    os.waitpid(training(folder / "whole", recipe), 0)
     length = time.monotonic() - start
     want, killed, different = result(folder / "whole"), 0, []
     for number in range(4 * kills):
         out = folder / f"killed-{number}"
-        pid = training(out)
+        pid = training(out, recipe)
         time.sleep(rng.uniform(0, length))
         os.kill(pid, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
             continue  # it was over before: another instant
         killed += 1
-        os.waitpid(training(out), 0)
+        os.waitpid(training(out, recipe), 0)
         if result(out) != want:
             different.append(number)
         if killed == kills:
@@ -63,4 +65,4 @@ def main(folder, kills, seed):
     print(json.dumps({"killed": killed, "different": different, "files": len(want)}))
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
