@@ -180,6 +180,7 @@ def check_ranks_command(
     embeddings: Annotated[str, typer.Option(help="unit, raw or auto")] = "auto",
     limit: Annotated[float, typer.Option(help="seconds for all calls of one number of ranks")] = 120.0,
     axis_name: Annotated[str | None, typer.Option(help="jax: of the axis of ranks")] = None,
+    loss: Annotated[str, typer.Option(help="sigmoid, or softmax: CLIP's")] = "sigmoid",
     json: Json = None,
     save_case: SaveCase = None,
 ) -> None:
@@ -192,6 +193,7 @@ def check_ranks_command(
     framework = framework or framework_of(fn, "check_ranks")
     how: dict[str, Any] = dict(reduce=reduce, value=value, unequal=unequal, backend=backend)
     how |= dict(dtype=dtype, device=device, scale=scale, embeddings=embeddings, limit=limit, axis_name=axis_name)
+    how["loss"] = loss
     if framework == "numpy":
         from mpi.comm import ThreadComm
 

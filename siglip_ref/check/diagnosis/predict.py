@@ -49,7 +49,8 @@ class Predicted(dict[tuple[str, str], Array]):
         mistakes, contexts, dtype = self._how
         label, name = key
         call = contexts[label]
-        sizes = call.sizes if len(call.sizes) > 1 else None
+        # over ranks mistakes are made in SigLIP's chunked loss; another loss is computed of the whole batch
+        sizes = call.sizes if len(call.sizes) > 1 and call.convention.objective.plain else None
         values = predict_loss(mistakes, call.probe, call.convention, dtype, sizes, call.final)
         self.update({(label, tensor): value for tensor, value in values.items()})
         return self[label, name]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
-from siglip_ref.check.call.as_written import takes as takes_so_many
 from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe
 from siglip_ref.check.call.refusals import holds_its_own, own_parameters
 from siglip_ref.check.diagnosis.product_findings import DECLARED
@@ -48,15 +47,23 @@ def require_arguments(fn: Callable[..., Any], arguments: Sequence[str] = ARGUMEN
     try:
         signature.bind(*arguments, **by_name)
     except TypeError as cause:
-        softmax = tuple(arguments) == ARGUMENTS and takes_so_many(fn, 3)
+        softmax = "bias" in arguments and _binds(signature, [one for one in arguments if one != "bias"], by_name)
         short = (argument.removesuffix("_embed").removesuffix("_shard") for argument in arguments)
         raise UsageError(
             expected=f"a loss with {_COUNTS[len(arguments)]} arguments by position: {', '.join(arguments)}",
             got=f"{describe(fn)}{signature}",
             cause=f"another number of arguments ({cause})",
             repair=f"wrap it: lambda {', '.join(short)}: fn(...)"
-            + ('; CLIP\'s softmax loss has no bias: check_loss(fn, loss="softmax")' if softmax else ""),
+            + ('; CLIP\'s softmax loss has no bias: loss="softmax"' if softmax else ""),
         ) from None
+
+
+def _binds(signature: inspect.Signature, arguments: Sequence[str], by_name: Mapping[str, str]) -> bool:
+    try:
+        signature.bind(*arguments, **by_name)
+    except TypeError:
+        return False
+    return True
 
 
 def takes(fn: Callable[..., Any], name: str) -> bool:

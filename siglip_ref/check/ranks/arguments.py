@@ -1,13 +1,16 @@
 """The arguments of check_distributed_loss, refused with a reason before a process is started."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
 
 from siglip_ref.check.call.frameworks import framework_of, require_framework
 from siglip_ref.check.loss.arguments import (
+    LOSSES,
     require_arguments,
     require_instance,
     require_one_of,
@@ -26,12 +29,13 @@ _OWN = {"setup": ("torch", "jax"), "axis_name": ("jax",), "ranks": ("numpy",)}  
 
 @dataclass(frozen=True)
 class Asked:
-    """worlds: numbers of ranks to try; in_group: in the group that is running."""
+    """worlds: numbers of ranks to try; in_group: in the group that is running; bias: whether the loss is given one."""
 
     framework: str
     worlds: tuple[int, ...]
     in_group: bool
     limit: float
+    bias: bool
 
 
 def examined(
@@ -47,6 +51,7 @@ def examined(
     limit: object,
     axis_name: object,
     ranks: object,
+    loss: object,
 ) -> Asked:
     """What they come to.
 
@@ -57,7 +62,8 @@ def examined(
     require_instance(fn)
     name = framework if framework is not None else _by_parameters(fn) or framework_of(fn, CHECK)
     require_framework(name, CHECK)
-    require_arguments(fn, (*_SHARDS, *_FURTHER[name]), **(named_axis(fn, "ranks") if name == "jax" else {}))
+    require_one_of("loss", loss, LOSSES)
+    bias = _require_shards(fn, name, loss == "softmax")
     world = require_whole("world_size", world_size, 2, 8, "one rank is check_loss; more than 8 do not fit")
     require_one_of("reduce", reduce, REDUCE)
     require_one_of("value", value, VALUE)
@@ -74,7 +80,32 @@ def examined(
             cause="its ranks are devices that the host pretends to have" if name == "jax" else "NumPy has no other",
             repair=f"{CHECK}(fn, {world})",
         )
-    return Asked(name, (group,) if group else worlds, bool(group), seconds)
+    return Asked(name, (group,) if group else worlds, bool(group), seconds, bias)
+
+
+def given_a_bias(fn: Callable[..., Any], bias: bool) -> Callable[..., Any]:
+    """The loss as one that is given a bias, which is kept from it where it takes none."""
+    if bias:
+        return fn
+
+    @wraps(fn)
+    def given(image_shard: Any, text_shard: Any, log_scale: Any, bias: Any, *rest: Any, **named: Any) -> Any:
+        result = fn(image_shard, text_shard, log_scale, *rest, **named)
+        return (*result, None) if isinstance(result, tuple | list) and len(result) == 4 else result
+
+    return given
+
+
+def _require_shards(fn: Callable[..., Any], framework: str, may_lack_a_bias: bool) -> bool:
+    """A function that can be called on ranks; whether with a bias. What follows may have defaults, so a call without
+    one is tried first."""
+    further, axis = _FURTHER[framework], named_axis(fn, "ranks") if framework == "jax" else {}
+    if may_lack_a_bias:
+        with suppress(UsageError):
+            require_arguments(fn, (*_SHARDS[:3], *further), **axis)
+            return False
+    require_arguments(fn, (*_SHARDS, *further), **axis)
+    return True
 
 
 def named_axis(fn: Callable[..., Any], axis: str) -> dict[str, str]:

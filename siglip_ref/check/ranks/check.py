@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from siglip_ref.check.call.frameworks import Inputs
+from siglip_ref.check.call.frameworks import Inputs, wanted
+from siglip_ref.check.engine.expected.convention import LossKind, Objective
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
 from siglip_ref.check.engine.expected.probes import POINTS, Probe, make_probe
 from siglip_ref.check.loss.arguments import declared_conventions, setting_of
-from siglip_ref.check.ranks.arguments import examined
+from siglip_ref.check.ranks.arguments import examined, given_a_bias
 from siglip_ref.check.ranks.judge import judge_ranks
 from siglip_ref.check.ranks.numpy import Ranks, run_numpy
 from siglip_ref.check.ranks.observed import Observed, Reduce, Value
@@ -40,6 +41,7 @@ def check_ranks(
     axis_name: str | None = None,
     ranks: Ranks | None = None,
     explain: bool = False,
+    loss: LossKind = "sigmoid",
 ) -> Report:
     """Judge a loss whose pairs are spread over ranks: its value and four gradients, each at its owner.
 
@@ -64,6 +66,7 @@ def check_ranks(
     axis_name : jax: the name of the axis; None: "ranks"
     ranks : numpy: how ranks are run, `mpi.comm.ThreadComm.run`
     explain : say what the loss computes, `Report.computes` and `Report.blocks`, also where it is right
+    loss : "sigmoid", SigLIP's; "softmax", CLIP's, which may also take no bias; no gradient of it is asked
 
     Returns
     -------
@@ -77,16 +80,23 @@ def check_ranks(
         from siglip_ref.check.call.target import load_callable
 
         fn = load_callable(fn)
-    setting, candidates = setting_of(dtype, "float32", device, "pure"), declared_conventions(scale, embeddings)
-    asked = examined(fn, world_size, framework, reduce, value, unequal, backend, setup, device, limit, axis_name, ranks)
+    setting = setting_of(dtype, "float32", device, "pure")
+    asked = examined(
+        fn, world_size, framework, reduce, value, unequal, backend, setup, device, limit, axis_name, ranks, loss
+    )
+    candidates = declared_conventions(scale, embeddings, Objective(loss))
+    if loss == "softmax":
+        setting = setting.without("bias")
     observed: dict[str, list[Observed]] = {}
     stop = None
     for world in asked.worlds:
         splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}))
-        task = Task(fn, setup, setting, splits, world, backend, asked.limit, axis_name or "ranks")
+        task = Task(
+            given_a_bias(fn, asked.bias), setup, setting, splits, world, backend, asked.limit, axis_name or "ranks"
+        )
         ran = _run(asked.framework, task, asked.in_group, ranks)
         for split, (kind, probe), of_ranks in zip(splits, probes, ran.outcomes, strict=False):
-            observed.setdefault(kind, []).append(Observed(probe, split, of_ranks))
+            observed.setdefault(kind, []).append(Observed(probe, split, of_ranks, wanted(setting, "plain")))
         stop = ran.stop
         if stop:
             break

@@ -12,14 +12,15 @@ from siglip_ref.check.diagnosis.blocks.derive import Blocks, derive
 from siglip_ref.check.diagnosis.blocks.faults import Fault, faults_of
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.patterns import patterns
-from siglip_ref.check.diagnosis.predict import Context, Predicted
+from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects_of
 from siglip_ref.check.engine.check import check
+from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention, Truth, judge, tensors_of, truth
 from siglip_ref.check.engine.explain import explain
 from siglip_ref.check.engine.seen import Seen, is_wrong
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.loss.behaviour import seen_of, speaks_for
-from siglip_ref.check.loss.messages import conventions_in_words
+from siglip_ref.check.loss.messages import conventions_in_words, declared_as, not_asked
 from siglip_ref.check.loss.tails import tail_finding
 from siglip_ref.check.ranks.hops import table_of
 from siglip_ref.check.ranks.observed import REDUCE, VALUE, Observed, Reduce, Value, Way, ways_of
@@ -87,10 +88,15 @@ class ComparedRanks(Compared):
         with np.errstate(all="ignore"):
             return derive(calls_of(self.seen, self.contexts))
 
+    @property
+    def objective(self) -> Objective:
+        """What the loss was declared to compute; blocks of ranks and hops are known of SigLIP's."""
+        return self.convention.objective
+
     @cached_property
     def faults(self) -> list[Fault]:
         """What is not SigLIP's of it, if all that came is reproduced."""
-        return faults_of(self.blocks) if self.blocks.certain else []
+        return faults_of(self.blocks) if self.objective.plain and self.blocks.certain else []
 
 
 @dataclass(frozen=True)
@@ -182,11 +188,13 @@ class RanksSubject(Subject[ComparedRanks]):
         reduce, value = compared.way
         report.conventions = conventions_in_words(compared.convention, self.candidates)
         report.conventions |= {f'reduce="{reduce}"': REDUCE[reduce], f'value="{value}"': VALUE[value]}
-        if compared.wrong or self.says_more:
-            blocks = compared.blocks
-            report.computes = in_words(blocks, compared.faults, reduce)
-            report.blocks = meetings_of(blocks)
-        report.hops = table_of(compared.calls, compared.convention, self.setting.dtype)
+        report.not_checked += not_asked(self.setting, compared.objective)
+        if compared.objective.plain:
+            if compared.wrong or self.says_more:
+                blocks = compared.blocks
+                report.computes = in_words(blocks, compared.faults, reduce)
+                report.blocks = meetings_of(blocks)
+            report.hops = table_of(compared.calls, compared.convention, self.setting.dtype)
         report.notes += dict.fromkeys(rank.note for call in compared.calls for rank in call.ranks if rank.note)
         calls = sum(map(len, self.observed.values()))
         report.notes.append(
@@ -205,7 +213,7 @@ class RanksSubject(Subject[ComparedRanks]):
         arrays = {f"input/{name}": np.asarray(getattr(call.split.inputs, name)) for name in names}
         for name, (got, exact) in tensors_of(call.together(reduce, value), right).items():
             arrays |= {} if got is None else {f"got/{name}": got, f"expected/{name}": exact}
-        arguments = f'{len(call.ranks)}, reduce="{reduce}", value="{value}"'
+        arguments = f'{len(call.ranks)}, reduce="{reduce}", value="{value}"{declared_as(compared.objective)}'
         again = f"fn = ...  # the loss that was checked\nprint(sr.check_distributed_loss(fn, {arguments}))"
         return Worst(row, arrays, again)
 
@@ -228,7 +236,9 @@ def _rows(observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> li
 def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
     """What was derived and proven; under its name where it is one mistake of the catalogue, or each thing is one."""
     seen, contexts = compared.seen, compared.contexts
-    tail = tail_finding(seen, contexts)
+    plain = compared.objective.plain
+    candidates = suspects(ranks=True) if plain else suspects_of(compared.objective)
+    tail = tail_finding(seen, contexts) if plain else None
     if tail:
         return [tail]
 
@@ -237,7 +247,7 @@ def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
 
     faults = compared.faults
     if not faults:
-        return explain(seen, suspects(ranks=True), predict, lambda wrong: patterns(wrong, contexts))
+        return explain(seen, candidates, predict, lambda wrong: patterns(wrong, contexts))
     derived = findings_of(faults, compared.way[0])
     if all(fault.id for fault in faults):
         return derived

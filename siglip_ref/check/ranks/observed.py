@@ -33,11 +33,12 @@ def ways_of(reduce: Reduce, value: Value, others: Sequence[Reduce]) -> list[Way]
 
 @dataclass(frozen=True)
 class Observed:
-    """What the ranks of one call brought back, and the probe that they were given."""
+    """What the ranks of one call brought back, and the probe they were given. asked: inputs whose gradients are."""
 
     probe: Probe
     split: Split
     ranks: Sequence[RankOutcome]
+    asked: Sequence[str] = ARGUMENTS
 
     def together(self, reduce: Reduce, value: Value) -> Outcome:
         """The loss, each shard's gradient from its owner, scale and bias reduced as declared."""
@@ -47,7 +48,7 @@ class Observed:
         loss = _scalar(losses, "none" if value == "global" else "mean" if reduce == "mean" else "sum")
         factor = 1 / world if reduce == "mean" else 1.0
         gradients: dict[str, Array | None] = {}
-        for name in ARGUMENTS:
+        for name in self.asked:
             parts = [part for part in (rank.gradients[name] for rank in self.ranks) if part is not None]
             if len(parts) < world:
                 gradients[name] = None
