@@ -88,7 +88,7 @@ def loss(
     fault: Fault = "",
     force: Force = False,
 ) -> None:
-    """Compute the loss and all gradients of a batch; show what every rank held, sent and received, hop by hop."""
+    """Compute the loss and all gradients of a batch; show what every rank received, sent and computed, hop by hop."""
     from mpi.batch import Job
     from mpi.job import run
     from mpi.show import show

@@ -151,8 +151,8 @@ def predictions(machine: Machine, dim: int, dtype: str, tile: int) -> str:
     """One table: the paper's batch sizes on 4 to 4,096 ranks."""
     itemsize = np.dtype(dtype).itemsize
     lines = [
-        f"predicted for D = {dim}, {dtype}, tile {tile}; one loss and its gradients, per rank; held beside the shards",
-        f"{'pairs':>9} {'ranks':>5}  {'scheme':<16} {'seconds':>10} {'messages':>9} {'MB sent':>10} {'MB held':>10}",
+        f"predicted for D = {dim}, {dtype}, tile {tile}; one loss with gradients, per rank; memory beside its shards",
+        f"{'pairs':>9} {'ranks':>5}  {'scheme':<16} {'seconds':>10} {'messages':>9} {'MB sent':>10} {'MB peak':>10}",
     ]
     for pairs in (32_768, 131_072, 1_048_576):
         for world in (4, 64, 512, 4096):

@@ -13,11 +13,13 @@ HEAD = ("rank", "hop", "received", "sent", "bytes sent", "block", "loss of the b
 
 
 def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
-    """Per rank and hop: what came, what went, which block was computed."""
+    """Per rank and hop: what came, what went, which block was computed; before and after, the sums over all ranks."""
     rows: list[tuple[str, ...]] = [HEAD]
     world = len(sizes)
     for rank in range(world):
         mine = [event for event in events if event.rank == rank]
+        agreement, *inner, totals = [event for event in mine if event.kind == "sum"]
+        rows.append((str(rank), "", "", "sum: do the inputs agree?", f"{agreement.bytes:,}", "", ""))
         for hop in range(world + 1):
             here = [event for event in mine if event.hop == hop]
             came = ", ".join(f"{e.what} {e.chunk} from {e.peer}" for e in here if e.kind == "recv")
@@ -29,9 +31,10 @@ def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
             block = f"({rank}, {blocks[0].chunk}) {sum(e.pairs for e in blocks)} pairs" if blocks else ""
             value = f"{sum(e.loss for e in blocks):.6f}" if blocks else ""
             rows.append((str(rank), str(hop) if hop < world else "home", came, went, f"{size:,}", block, value))
-        sums = [event for event in mine if event.kind == "sum"]
-        given = f"{len(sums)} sums over all ranks"
-        rows.append((str(rank), "", "", given, f"{sum(event.bytes for event in sums):,}", "", ""))
+        if inner:  # of masked-allreduce
+            size = sum(event.bytes for event in inner)
+            rows.append((str(rank), "", "", f"{len(inner)} sums: texts, gradients", f"{size:,}", "", ""))
+        rows.append((str(rank), "", "", "sum: loss, d_log_scale, d_bias", f"{totals.bytes:,}", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     right = {0, 4, 6}
     lines = [

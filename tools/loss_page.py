@@ -48,3 +48,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python tools/loss_page.py FOLDER")
     build(Path(sys.argv[1]))
+    print(f"open {Path(sys.argv[1]) / 'loss-page.html'} in a browser")

@@ -24,7 +24,12 @@ WORLD, PAIRS, WIDTH = 4, 8, 3
 
 @dataclass(frozen=True)
 class Break:
-    """One change of the ring. `named`: what the checker must call it; `reduce`: what is done to gradients after it."""
+    """One change of the ring.
+
+    told : what is done; brief : the same for the handout, where the catalogue has no words for it
+    named : what the checker must call it; reduce : what is done to gradients after it; here : what its repair leaves
+    open, for it judges numbers and does not see this ring.
+    """
 
     name: str
     title: str
@@ -35,13 +40,15 @@ class Break:
     named: str
     scheme: str = "blocking"
     reduce: str = "none"
+    here: str = ""
+    brief: str = ""
 
 
 BREAKS = (
     Break(
         "forget",
-        "Forget the last block",
-        "The loop ends one hop early. Every rank never meets one other rank's texts.",
+        "Forget hop W - 1",
+        "Hop W - 1 computes nothing. The images of every rank never meet the texts of one other rank.",
         "mpi/ring.py",
         "        answer = visit((rank + hop) % world, held)",
         "        answer = visit((rank + hop) % world, held) if hop < world - 1 else np.zeros_like(held)",
@@ -49,8 +56,8 @@ BREAKS = (
     ),
     Break(
         "reuse",
-        "Forget the last exchange",
-        "At the last hop the texts of the hop before are still in the buffer, and are used again as if they were new.",
+        "Forget the last exchange of texts",
+        "At hop W - 1 the texts of hop W - 2 are still in the buffer, and are used again as if they were new.",
         "mpi/ring.py",
         "        held = move(CHUNK, held, chunks, hop)",
         "        held = move(CHUNK, held, chunks, hop) if hop < max(2, world - 1) else held",
@@ -67,7 +74,7 @@ BREAKS = (
     ),
     Break(
         "twice",
-        "Count the diagonal twice",
+        "Count the own block twice",
         "The block of the own texts is computed at home, and again as if they were another rank's, without matches.",
         "mpi/ring.py",
         "    at_home = visit(rank, held)",
@@ -85,11 +92,12 @@ BREAKS = (
         "    d_image_embed, d_text_embed = home.d_image_embed / comm.size, d_text_embed / comm.size\n"
         "    return LossAndGrads(loss, d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, d_bias)",
         "gather-own-slot-one-over-w",
+        here="do not divide. Each gradient that comes home is complete.",
     ),
     Break(
         "astray",
-        "Stop one move before home",
-        "The last message is not sent. Every rank adds the gradient of its neighbour's texts to its own.",
+        "Forget the move home",
+        "After hop W - 1 no gradient is sent. Every rank adds the gradient of its left neighbour's texts to its own.",
         "mpi/ring.py",
         "    return combine(at_home, move(ANSWER, travelling, answers, world))",
         "    return combine(at_home, travelling)",
@@ -107,7 +115,8 @@ BREAKS = (
     Break(
         "local",
         "Divide by b",
-        "The sums are divided by one rank's images instead of all: loss and gradients are W times too large.",
+        "The sums are divided by one rank's images instead of all: loss and gradients are W times too large. "
+        "(The catalogue's ring-local-b2 is another one: there each block is divided by b, and the sum by B as well.)",
         "mpi/loss.py",
         "    loss, d_log_scale, d_bias = (totals.reshape(-1, 3).sum(0) / sum(sizes)).astype(image_embed.dtype)\n"
         "    return LossAndGrads(loss, home.d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, "
@@ -116,6 +125,7 @@ BREAKS = (
         "    d_image_embed, d_text_embed = home.d_image_embed / len(image_embed), d_text_embed / len(image_embed)\n"
         "    return LossAndGrads(loss, d_image_embed, d_text_embed, d_log_scale, d_bias)",
         "derived",
+        brief="loss and gradients are W times too large",
     ),
     Break(
         "race",
@@ -127,6 +137,7 @@ BREAKS = (
         "        coming = buffers[0][: sizes[owner]]",
         "ring-hop-repeated",
         scheme="overlapped",
+        here="hop % 2 is the repair: one buffer is filled while the other is read.",
     ),
     Break(
         "ddp",
@@ -137,6 +148,9 @@ BREAKS = (
         "    return d_image_embed, d_text_embed, d_log_scale, d_bias",
         "convention",
         reduce="mean",
+        here="this is no harmless convention. DDP divides by W, so the gradients of the towers' parameters are W times "
+        "too small, 4 times here; those of log_scale and bias are right. Multiply the embeddings' gradients by W.",
+        brief="it divides by W, so multiply the embeddings' gradients by W",
     ),
 )
 
@@ -240,7 +254,7 @@ def judged(module: ModuleType, broken: Break) -> Report:
         )
         return result
 
-    return sr.check_distributed_loss(
+    return sr.check_ranks(
         my_ring, framework="numpy", reduce=broken.reduce, value="global", scale="log", embeddings="unit",
         dtype="float64", ranks=ThreadComm.run,
     )  # fmt: skip
@@ -280,13 +294,14 @@ def all_breaks() -> list[dict[str, Any]]:
                 "file": broken.file,
                 "old": broken.old.strip(),
                 "new": "\n".join(line.strip() for line in broken.new.splitlines()),
-                "asked": f'check_distributed_loss(ring, reduce="{broken.reduce}") says:',
+                "asked": f'check_ranks(ring, reduce="{broken.reduce}") says:',
                 "meetings": meetings,
                 "harm": harm(in_ddp(right) if broken.reduce == "mean" else right, ranks),
                 "verdict": report.verdict,
                 "diagnosis": finding.id,
                 "evidence": finding.evidence,
                 "repair": finding.repair,
+                "here": broken.here,
                 "seen": mistake.seen if mistake else "",
                 "rows": [[row.name, row.verdict, row.error, row.tolerance, row.ratio] for row in report.rows],
             }

@@ -17,12 +17,14 @@ from typing import Any
 
 import ring_picture
 import ring_time
-from ring_breaks import WORLD, all_breaks
+from ring_breaks import BREAKS, WORLD, all_breaks
 
 import siglip_ref as sr
 from mpi.cost import memory, traffic
+from siglip_ref.mistakes import CATALOGUE
 
-SOURCE = Path(__file__).parent.parent / "docs" / "ring_page"
+DOCS = Path(__file__).parent.parent / "docs"
+SOURCE = DOCS / "ring_page"
 WORLDS = (2, 3, 4, 8)
 EACH, WIDTH = 2, 3
 SCHEMES = ("allgather", "autograd-like", "blocking")
@@ -34,6 +36,9 @@ WORDS = {
     "masked-allreduce": "masked sums",
 }
 SCRIPTS = ("dom.js", "trace.js", "ring.js", "stage.js", "time.js", "memory.js", "break.js", "page.js")
+# The questions at the end of docs/ring.md, in their order: which of the twenty each of them is.
+ASKED = (16, 17, 11, 12, 13, 14)
+HANDED_OUT = ("forget", "reuse", "twice", "positives", "local", "ddp")
 REAL = {"pairs": 32_768, "world": 64, "dim": 1152, "tile": 128}
 
 
@@ -114,9 +119,27 @@ def real_size() -> str:
         cells = [count, rounds(scheme, world), f"{megabytes:,.0f}", f"{held:,.0f}"]
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{words} <code>{scheme}</code></th>{numbers}</tr>')
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("scheme", "messages", "rounds", "MB sent", "MB held"))
-    label = f"{pairs:,} pairs on {world} ranks, D = {dim}, float32: what one rank sends and holds"
+    heads = "".join(
+        f'<th scope="col">{head}</th>' for head in ("scheme", "messages", "rounds", "MB sent", "MB at the peak")
+    )
+    label = f"{pairs:,} pairs on {world} ranks, D = {dim}, float32: of one rank; memory beside its own shards"
     return f"<table><caption>{label}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def asked(text: str) -> str:
+    """The last section of docs/ring.md as a list of questions with answers."""
+    found = re.findall(r"\*\*(.+?\?)\*\* (.+?)\n(?:\n|$)", text.partition("## Also asked\n")[2], re.DOTALL)
+    if len(found) != len(ASKED):
+        raise ValueError(f"docs/ring.md answers {len(found)} questions at its end, not {len(ASKED)}")
+    rows = zip(ASKED, found, strict=True)
+    return "\n".join(f'<dt>{escape(q, False)}</dt><dd id="answer-{n}">{escape(a, False)}</dd>' for n, (q, a) in rows)
+
+
+def mistakes() -> str:
+    """For the handout: in the words of the catalogue, and where it has none, of the page."""
+    chosen = [one for one in BREAKS if one.name in HANDED_OUT]
+    words = [CATALOGUE[one.named].text if one.named in CATALOGUE else f"{one.title}: {one.brief}" for one in chosen]
+    return "\n".join(f"<li>{escape(text[0].upper() + text[1:], False)}.</li>" for text in words)
 
 
 def embedded(data: Any) -> str:
@@ -150,6 +173,7 @@ def build(folder: Path) -> None:
         "printed": escape(data["printed"][WORLD]),
         "fresh": f"{sr.expected_loss(REAL['pairs'], math.log(10), -10.0):,.4f}",
         "fresh-zero": f"{sr.expected_loss(REAL['pairs'], math.log(10), 0.0):,.1f}",
+        "asked": asked((DOCS / "ring.md").read_text(encoding="utf-8")),
         "agreement": str(agreement(data["runs"]["blocking"][WORLD])),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +181,9 @@ def build(folder: Path) -> None:
     shared = {name: parts[name] for name in ("real-size", "printed")}
     toy_run = data["runs"]["blocking"][WORLD]
     stills = {f"frame-{hop}": ring_picture.still(toy_run, hop) for hop in range(WORLD + 1)}
-    (folder / "ring-handout.html").write_text(filled(read("handout.html"), stills | shared), encoding="utf-8")
+    (folder / "ring-handout.html").write_text(
+        filled(read("handout.html"), stills | shared | {"mistakes": mistakes()}), encoding="utf-8"
+    )
     print_handout(folder)
 
 
@@ -181,3 +207,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python tools/ring_page.py FOLDER")
     build(Path(sys.argv[1]))
+    print(f"open {Path(sys.argv[1]) / 'ring-page.html'} in a browser; ring-handout.html beside it is one page to print")

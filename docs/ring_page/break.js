@@ -41,7 +41,7 @@ function makeBreaks(host, breaks) {
     const where = state.hop === RANKS ? "home, and the sum" : `hop ${state.hop}`;
     said.textContent = where;
     range.setAttribute("aria-valuetext", where);
-    const words = !broken ? "" : first < RANKS ? `Goes wrong at hop ${first}.` : "All blocks are right. It goes wrong after the last hop.";
+    const words = !broken ? "" : first < RANKS ? `Goes wrong at hop ${first}.` : `All blocks are right. It goes wrong after hop ${RANKS - 1}.`;
     rings.replaceChildren(blocksOf(null, "right"), ...(broken ? [blocksOf(broken, "broken")] : []), el("p", { class: `where ${state.hop >= first ? "bad" : "faint"}` }, words));
   }
 
@@ -92,7 +92,7 @@ function lossLine(broken) {
 }
 
 function verdictCard(broken) {
-  if (!broken) return el("div", { class: "card verdict" }, el("p", {}, "Nothing is broken yet. Choose a mistake above: each is a real ring with one change, run on the toy and given to the checker."));
+  if (!broken) return el("div", { class: "card verdict" }, el("p", {}, "Nothing is broken yet. Choose a mistake above: each is a real ring with one change. It ran on the toy, and the checker judged it."));
   const named = (name) => name.replace("image_embed", "∂ image_embed").replace("text_embed", "∂ text_embed").replace("log_scale", "∂ log_scale").replace(/^bias$/, "∂ bias");
   const row = ([name, verdict, error, , ratio]) => el("tr", { class: verdict === "FAIL" ? "bad" : "good" }, el("td", {}, named(name)), el("td", {}, error.toExponential(1)), el("td", {}, ratio.toFixed(4)), el("td", {}, verdict));
   return el("div", { class: "card verdict bad" },
@@ -102,6 +102,7 @@ function verdictCard(broken) {
     el("p", { class: "diagnosis" }, el("b", {}, `${broken.verdict}  ${broken.diagnosis}`)),
     el("p", {}, broken.evidence),
     el("p", {}, el("b", {}, "repair: "), broken.repair),
+    broken.here ? el("p", {}, el("b", {}, "in this ring: "), broken.here) : null,
     broken.seen ? el("p", { class: "faint" }, `seen: ${broken.seen}`) : null,
     el("details", {}, el("summary", {}, "its table"), el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, ...["tensor", "error", "ratio", "verdict"].map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...broken.rows.map(row))))));
 }

@@ -1,11 +1,11 @@
 "use strict";
 
-/* Memory: what a rank holds beside its own shards, by the formulas of mpi/cost.py, which were compared with measurements. */
+/* Memory: what a rank needs at its peak beside its own shards, by the formulas of mpi/cost.py, which were compared with measurements. */
 
 const HOLDERS = [["allgather", "all-gather"], ["autograd-like", "autograd ring"], ["softmax ring", "softmax ring"], ["blocking", "one trip"], ["bidirectional", "one trip, both ways"]];
 const TILE = 128;
 
-/* Numbers that a rank holds at the peak: mpi.cost.memory. */
+/* Numbers that a rank has at its peak: mpi.cost.memory. */
 function heldNumbers(scheme, pairs, world, dim, tile = TILE) {
   const b = pairs / world;
   const side = Math.min(b, tile);
@@ -48,14 +48,14 @@ function makeMemory(host) {
   const told = el("p", { class: "faint" });
   const powers = (from, to) => count(to - from + 1).map((k) => 2 ** (from + k));
   const sliders = [slider("ranks W", "world", powers(1, 10), ""), slider("pairs a rank b", "b", powers(1, 13), ""), slider("width D", "dim", [3, 64, 256, 512, 768, 1024, 1152], "")];
-  host.replaceChildren(el("div", { class: "sliders" }, ...sliders.map((one) => one.row)), told, bars, el("h3", {}, "Step by step"), el("p", { class: "faint" }, "Texts, gradients and logits of other ranks that are held after each step. One scale for all."), steps);
+  host.replaceChildren(el("div", { class: "sliders" }, ...sliders.map((one) => one.row)), told, bars, el("h3", {}, "Step by step"), el("p", { class: "faint" }, "What is held after each step: texts, gradients and logits of other ranks, without buffers and temporaries. One scale for all."), steps);
   for (const one of sliders) one.set();
 
   function draw() {
     const { world, b, dim } = state;
     const peaks = HOLDERS.map(([scheme]) => 4 * heldNumbers(scheme, b * world, world, dim));
     const most = Math.max(...peaks);
-    told.textContent = `A batch of ${grouped(b * world)} pairs, float32, tiles of ${TILE}. One rank, beside its own images and texts.`;
+    told.textContent = `Peak memory of one rank, beside its own images and texts. A batch of ${grouped(b * world)} pairs, float32, tiles of ${TILE}.`;
     bars.replaceChildren(...HOLDERS.map(([scheme, name], k) => el("div", { class: "holder", "data-scheme": scheme, "data-bytes": peaks[k] },
       el("span", {}, name), el("i", { style: `width: ${Math.max(0.4, (100 * peaks[k]) / most)}%` }), el("b", {}, bytesIn(peaks[k])))));
     const three = ["allgather", "autograd-like", "blocking"].map((scheme) => [scheme, heldSteps(scheme, b, world, dim)]);

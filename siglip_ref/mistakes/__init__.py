@@ -37,7 +37,7 @@ __all__ = [
 # softmax: made in CLIP's loss, which no vector is of
 Kind = Literal["one vector", "several steps", "across ranks", "recipe", "softmax", "not numeric", "equivalent"]
 
-# The check that is there to see it: check_loss, check_model, check_distributed_loss (ranks), check_step ...; pixels:
+# The check that is there to see it: check_loss, check_model, check_ranks (ranks), check_step ...; pixels:
 # only the gradient of the images shows it; recipe: check_dump does; equivalent: nothing does; "": none of these.
 Home = Literal["loss", "model", "pixels", "ranks", "step", "preprocess", "tokenize", "recipe", "softmax",
                "equivalent", ""]  # fmt: skip

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.blocks.faults import Fault
 
 _REPAIRS = {
-    "missing": "every rank scores the texts of every rank once: W - 1 exchanges, W blocks",
-    "repeated": "compute every block once; send on what was received, at every hop",
+    "missing": "every rank scores the texts of every rank once: W blocks, and W - 1 exchanges of texts between them",
+    "repeated": "compute every block once, with the texts that just came; receive into a buffer that nobody reads",
     "matches": "a block of another rank's texts has no matches: all its labels are -1",
     "own again": "start the remote hops at 1: the own block is computed once, with its matches",
     "zeros": "wait for the message before the block is computed, and use what it brought",
     "due": "send on what was received: the gradient belongs to the rank whose texts were scored",
-    "stays": "gradients stay on the rank that computed them: send them home with the last hop, or sum them over ranks",
-    "shifted": "send them home with the last hop: what starts at its owner needs W moves to come home",
+    "stays": "bring every gradient to the rank that owns its texts: send it on with them, then home; or sum over ranks",
+    "shifted": "bring every gradient to the rank that owns its texts: after hop W - 1 it makes one more move, home",
     "elsewhere": "bring every gradient to the rank that owns the rows, once",
 }
 _LOST = "a gather without gradient: sum the gradients over ranks (its backward is a reduce-scatter)"

@@ -91,7 +91,7 @@ WRONG = {
         loss_of(lies=lambda i, j, w: i),
         ["derived"],
         "every block's gradient stays on the rank that computed it",
-        "send them home with the last hop",
+        "bring every gradient to the rank that owns its texts",
     ),
     "matches at the hop after the first": (
         loss_of(met=lambda i, j, w: [(j, (j - i) % w < 2)]),

@@ -181,8 +181,8 @@ WRONG_USE = {
     "axis_name": ({"axis_name": "batch"}, "axis_name=", "framework='jax'"),
     "setup": ({"setup": print}, "setup=", "framework='torch'"),
     "ranks": ({"ranks": None}, "none", "ThreadComm.run"),
-    "device": ({"device": "cuda"}, "device='cuda'", "check_distributed_loss(fn, 3)"),
-    "framework": ({"framework": "keras"}, "'keras'", "siglip_ref.check_distributed_loss"),
+    "device": ({"device": "cuda"}, "device='cuda'", "check_ranks(fn, 3)"),
+    "framework": ({"framework": "keras"}, "'keras'", "siglip_ref.check_ranks"),
     "scale": ({"scale": "square"}, "'square'", 'scale="log"'),
 }
 
@@ -203,7 +203,7 @@ def test_the_framework_is_seen_by_how_ranks_are_called():
     with pytest.raises(sr.UsageError, match=r"ThreadComm\.run"):  # taken for NumPy, of which ranks= is missing
         sr.check_distributed_loss(in_another_package)
     nowhere = eval("lambda *inputs: inputs", {"__name__": "nowhere"})
-    with pytest.raises(sr.UsageError, match=r'siglip_ref\.check_distributed_loss\(fn, framework="torch"\)'):
+    with pytest.raises(sr.UsageError, match=r'siglip_ref\.check_ranks\(fn, framework="torch"\)'):
         sr.check_distributed_loss(nowhere)
 
 

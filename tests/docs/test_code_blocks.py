@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```([^\s`]*)[^\n]*\n(?::[a-z-]+:[^\n]*\n)*(.*?)^```$", re.
 BUILT = {"python", "bash", "", "text", "diff", "toml", "json", "mermaid"}
 
 # What CI's own script runs, or what needs a network, a cluster or an hour. Everything else runs here.
-ELSEWHERE = re.compile(r"^(pip |python3 -m venv|hf download|srun |sbatch |export |pytest|cd |#|\.ci/)")
+ELSEWHERE = re.compile(r"^(pip |git clone |python3 -m venv|hf download|srun |sbatch |export |pytest|cd |#|\.ci/)")
 TRAINING = re.compile(r"(siglip-r(?:ef|ing) train [^#]*)")
 
 FILES = {

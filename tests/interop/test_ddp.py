@@ -45,6 +45,40 @@ def test_the_page_shows_what_the_program_prints(rows):
     assert shown.strip() == "\n".join(f"{name}: {row}" for name, row in rows.items())
 
 
+def stepped(kind, factor, clip=None, **how):
+    """A parameter after three steps with gradients that are `factor` times the right ones."""
+    import torch
+
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+    optimizer = getattr(torch.optim, kind)([parameter], lr=0.01, **how)
+    for step in range(3):
+        parameter.grad = factor * torch.cos(torch.arange(6, dtype=torch.float64) + step)
+        if clip:
+            torch.nn.utils.clip_grad_norm_([parameter], clip)
+        optimizer.step()
+    return parameter.detach()
+
+
+# kind, arguments, whether a constant factor of all gradients changes the steps
+OPTIMIZERS = (
+    ("Adam", {}, False),
+    ("AdamW", {"weight_decay": 0.1}, False),
+    ("Adam", {"weight_decay": 0.1}, True),
+    ("SGD", {}, True),
+    ("SGD", {"clip": 1.0}, True),
+)
+
+
+@pytest.mark.parametrize("kind, how, changes", OPTIMIZERS)
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_which_optimizers_hide_a_factor(kind, how, changes, factor):
+    """What docs/ddp.md and docs/ring.md say of towers whose gradients are W times too small, and of a division by b."""
+    if how.get("clip"):  # below the limit nothing is clipped, above it everything is
+        assert stepped(kind, factor, **how).allclose(stepped(kind, 1.0, **how)) == (factor > 1)
+        return
+    assert stepped(kind, factor, **how).allclose(stepped(kind, 1.0, **how), rtol=0, atol=1e-8) != changes
+
+
 SOLUTION = """
 import sys
 
@@ -62,7 +96,7 @@ def my_trip(image_embed, text_embed, log_scale, bias, rank, world_size):
 
 
 if __name__ == "__main__":
-    print(sr.check_distributed_loss(my_loss, world_size=4, reduce="none", value="global"))
+    print(sr.check_ranks(my_loss, world_size=4, reduce="none", value="global"))
 """
 
 
@@ -70,7 +104,7 @@ def test_the_exercise_in_torch_can_be_solved(tmp_path):
     """The program that the exercise gives, with the ring of this project filled in, passes the check that it names."""
     page = (ROOT / "docs" / "notebooks" / "exercise-ring.md").read_text(encoding="utf-8")
     given = re.search(r"```python\n(import torch\n.*?)```", page, re.DOTALL)[1]
-    assert 'check_distributed_loss(my_loss, world_size=4, reduce="none", value="global")' in given
+    assert 'check_ranks(my_loss, world_size=4, reduce="none", value="global")' in given
     program = tmp_path / "solved.py"
     program.write_text(given + SOLUTION.format(examples=str(ROOT / "examples")), encoding="utf-8")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

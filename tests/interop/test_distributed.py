@@ -110,7 +110,7 @@ def test_a_jax_loss_that_asks_for_its_devices_sees_as_many_as_there_are_ranks():
 def test_a_jax_loss_with_an_axis_of_its_own_is_told_how_to_say_so():
     with pytest.raises(sr.UsageError) as error:
         sr.check_distributed_loss(jax_gathered_others, 3, "jax")
-    assert error.value.repair == 'check_distributed_loss(fn, axis_name="batch")'
+    assert error.value.repair == 'check_ranks(fn, axis_name="batch")'
 
 
 @pytest.mark.nightly

@@ -162,7 +162,7 @@ def test_break_it_shows_the_checkers_words(page, data):
     for broken in data["breaks"]:
         click(page, f"#switch input[value='{broken['name']}']")
         words = text(page, "#broken")
-        for part in (broken["diagnosis"], broken["evidence"], broken["repair"], broken["old"]):
+        for part in (broken["diagnosis"], broken["evidence"], broken["repair"], broken["here"], broken["old"]):
             assert part in words
         assert page.run("document.querySelector('#broken').dataset.diagnosis") == broken["diagnosis"]
         assert page.run("document.querySelectorAll('#broken .owners .bad').length") > 0
@@ -180,7 +180,8 @@ def test_break_it_shows_the_checkers_words(page, data):
         "race": "ring-hop-repeated",
         "ddp": "convention",
     }
-    assert "W times the right one" in next(b for b in data["breaks"] if b["name"] == "local")["evidence"]
+    local = next(b for b in data["breaks"] if b["name"] == "local")
+    assert "W times the right one" in local["evidence"] and "multiply by 1/W" in local["repair"]
 
 
 # what stands in the wrong blocks, the first hop at which one is wrong, and whether the loss is right

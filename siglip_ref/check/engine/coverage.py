@@ -19,7 +19,7 @@ REASONS: dict[Home, str] = {
     "loss": "in the loss (check_loss)",
     "model": "in towers (check_model)",
     "pixels": "in the gradient of the pixels (check_dump)",
-    "ranks": "between ranks (check_distributed_loss)",
+    "ranks": "between ranks (check_ranks)",
     "step": "in training steps (check_step)",
     "preprocess": "in preprocessing (check_preprocess)",
     "tokenize": "in tokenising (check_tokenize)",

@@ -1,4 +1,4 @@
-"""The arguments of check_distributed_loss, refused with a reason before a process is started."""
+"""The arguments of check_ranks, refused with a reason before a process is started."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +21,7 @@ from siglip_ref.check.loss.arguments import (
 from siglip_ref.check.ranks.observed import REDUCE, VALUE
 from siglip_ref.errors import UsageError
 
-CHECK = "check_distributed_loss"
+CHECK = "check_ranks"
 _SHARDS = ("image_shard", "text_shard", "log_scale", "bias")
 _FURTHER: dict[str, tuple[str, ...]] = {"torch": ("rank", "world_size"), "jax": (), "numpy": ("comm",)}
 _OWN = {"setup": ("torch", "jax"), "axis_name": ("jax",), "ranks": ("numpy",)}  # whose arguments these are

@@ -132,7 +132,7 @@ def _work(one: Child) -> None:
             expected=f'a loss whose axis is called "{task.axis}", as axis_name= says',
             got=in_a_line(cause),
             cause=f'the function has a name of its own for its axis, "{other[1]}"',
-            repair=f'check_distributed_loss(fn, axis_name="{other[1]}")',
+            repair=f'check_ranks(fn, axis_name="{other[1]}")',
         ) from cause
     for number, call in enumerate(outcomes):
         for rank, outcome in enumerate(call):

@@ -214,7 +214,7 @@ class RanksSubject(Subject[ComparedRanks]):
         for name, (got, exact) in tensors_of(call.together(reduce, value), right).items():
             arrays |= {} if got is None else {f"got/{name}": got, f"expected/{name}": exact}
         arguments = f'{len(call.ranks)}, reduce="{reduce}", value="{value}"{declared_as(compared.objective)}'
-        again = f"fn = ...  # the loss that was checked\nprint(sr.check_distributed_loss(fn, {arguments}))"
+        again = f"fn = ...  # the loss that was checked\nprint(sr.check_ranks(fn, {arguments}))"
         return Worst(row, arrays, again)
 
 
@@ -222,7 +222,8 @@ def _convention(declared: Way, used: Way) -> Finding:
     """Right, but not as gradients and values were said to come."""
     said, fits = (f'reduce="{way[0]}", value="{way[1]}"' for way in (declared, used))
     evidence = f"declared was {said}, but everything is right under {fits}"
-    return Finding("convention", "", "", evidence, f"if that is meant, declare it: check_distributed_loss(fn, {fits})")
+    repair = f"declare it if your program does that: check_ranks(fn, {fits}); if it does what was declared, fn is wrong"
+    return Finding("convention", "", "", evidence, repair)
 
 
 def _rows(observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> list[Row]:

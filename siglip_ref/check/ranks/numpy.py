@@ -62,7 +62,7 @@ def _on_rank(task: Task, split: Split) -> Callable[[Any], RankOutcome]:
         values = shard.image_embed.astype(rows), shard.text_embed.astype(rows)
         with np.errstate(all="ignore"):
             result = task.fn(*values, scalars.type(shard.scale), scalars.type(shard.bias), comm)
-        require_five(result, "check_distributed_loss")
+        require_five(result, "check_ranks")
         loss, hops, note = parts_of(result[0])
         value = np.asarray(loss)
         if value.size != 1 or value.dtype.kind in "OSU":
