@@ -24,7 +24,9 @@ class Target(NamedTuple):
 
 
 def caption_inputs(labels: Array, parallel: Array, start: int, mask_id: int) -> Array:
-    """What the decoder is given to predict labels (B, T): the labels before, or nothing but masks.
+    """inputs_t = label_(t-1), the start for t = 0; in parallel examples the mask for all t.
+
+    Labels are never shifted: from inputs_0 to inputs_t the decoder is to predict label_t, in both modes.
 
     Parameters
     ----------
@@ -32,6 +34,10 @@ def caption_inputs(labels: Array, parallel: Array, start: int, mask_id: int) -> 
     parallel : array of bool, shape (B,)
     start : the id that stands before the first label
     mask_id : the id of the mask, the last row of the token table
+
+    Returns
+    -------
+    inputs : int array, shape (B, T)
 
     Source: big_vision models/proj/cappa/cappa.py, shift_right and the masked prediction with ratio 1.
 
@@ -45,7 +51,7 @@ def caption_inputs(labels: Array, parallel: Array, start: int, mask_id: int) -> 
 
 
 def places_seen(labels: Array, parallel: Array, choices: Captioning) -> Array:
-    """Which places each place sees, bool (B, 1, T, T): its own and those before it; in parallel examples all.
+    """seen[t, s] = s <= t, and everything in parallel examples: which places s each place t sees, bool (B, 1, T, T).
 
     Places of padding are seen like any other, unless `choices.pad_keys` is "hidden"; the first place always is.
     """

@@ -14,7 +14,10 @@ First = Literal["uniform", "diagonal"]
 
 
 def pair_losses(image_embed: Array, text_embed: Array, log_scale: Array, bias: Array, *, ops: Ops) -> Array:
-    """The sigmoid loss of each image with each text, (B, B): the whole loss is its sum over B."""
+    """out_ij = softplus(-+(exp(log_scale) x_i . y_j + bias)), minus where i = j: the sigmoid loss of each pair, (G, G).
+
+    Its sum divided by G is the loss of the batch.
+    """
     logits = np.exp(log_scale) * (image_embed @ text_embed.T) + bias
     return ops.softplus(np.where(np.eye(len(logits), dtype=bool), -logits, logits))
 
@@ -34,7 +37,10 @@ def learnability(learner: Sequence[Array], teacher: Sequence[Array], *, ops: Rec
 
 
 def choose(scores: Array, count: int, noise: Array, first: First, divided: bool) -> Array:
-    """A batch, chunk by chunk, without replacement: indices in the order in which they were drawn.
+    """Round by round the largest of gain + noise, gain_i = S_ii + sum over k that are chosen of S_ki + S_ik.
+
+    Without replacement. The gain is what the chosen batch's sum of scores grows by with i; examples of one chunk do not
+    see each other.
 
     Parameters
     ----------
@@ -48,7 +54,7 @@ def choose(scores: Array, count: int, noise: Array, first: First, divided: bool)
 
     Returns
     -------
-    chosen : int array, shape (count,)
+    chosen : int array, shape (count,), in the order in which they were drawn
 
     Source: Evans et al. 2024 (JEST), algorithm 1.
 

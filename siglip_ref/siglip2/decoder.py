@@ -74,7 +74,7 @@ def decoder_forward(
     inputs: Array, context: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float,
     mask: Array | None, seen: Array | None, *, ops: Recipe,
 ) -> tuple[Array, DecoderCache]:  # fmt: skip
-    """Words and places become vectors, then all blocks and the final norm; the output layer belongs to the loss.
+    """states = norm(blocks(token[inputs] + position, context)); the output layer belongs to the loss.
 
     Parameters
     ----------
@@ -113,8 +113,9 @@ def decoder_backward(d_states: Array, cache: DecoderCache, *, ops: Recipe) -> tu
         d_x, d_read, d_block = ops.decoder_block.backward(d_x, blocks[layer])
         d_context = d_context + d_read
         d |= prefixed(f"block{layer:02d}", d_block)
-    # x = embedded + position, embedded = token[inputs]
+    # x = embedded + position
     d_embedded, d["position"] = ops.position.backward(d_x, position_cache)
+    # embedded = token[inputs]
     d["token"] = ops.token_embed.backward(d_embedded, token_cache)
     return d_context, d
 

@@ -26,7 +26,9 @@ def centred(scores: Array, centre: Array, temperature: float, *, ops: Ops) -> Ar
 
 
 def sinkhorn(scores: Array, temperature: float, rounds: int) -> Array:
-    """The other normaliser: prototypes are used alike, by turns with rows that sum to one.
+    """share = exp(scores / temperature), by turns columns divided by K times their sum, rows by B times theirs.
+
+    The other normaliser: prototypes are used alike, and in the end B share has rows that sum to one.
 
     Parameters
     ----------

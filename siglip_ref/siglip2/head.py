@@ -84,6 +84,7 @@ def head_backward(d_out: Array, cache: HeadCache, *, ops: Recipe) -> tuple[Array
     d_x = ops.normalize.backward(d_z, cache.normalize)
     for i, layer in reversed(list(enumerate(LAYERS))):
         if layer != LAYERS[-1]:
+            # x = gelu(y)
             d_x = ops.gelu.backward(d_x, cache.gelus[i])
         # y = x @ kernel + bias
         d_x, d[f"{layer}/kernel"], d[f"{layer}/bias"] = ops.linear.backward(d_x, cache.linears[i])

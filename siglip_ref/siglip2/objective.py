@@ -166,9 +166,10 @@ def _sigmoid(
     image_embed, image_norm = ops.normalize.forward(pooled, kind, eps)
     text_embed, text_norm = ops.normalize.forward(text, kind, eps)
     pairs = ops.sigmoid_loss(image_embed, text_embed, params["log_scale"], params["bias"])
-    # pairs = loss(normalize(pooled), normalize(text))
+    # pairs = loss(image_embed, text_embed), of unit length
     d_pooled = ops.normalize.backward(weight * pairs.d_image_embed, image_norm)
     d_text, _ = ops.text_tower.backward(ops.normalize.backward(weight * pairs.d_text_embed, text_norm), text_cache)
+    # pooled = map_head(tokens)
     d_tokens, d_pool = ops.map_head.backward(d_pooled, pool_cache)
     d = prefixed("image/pool", d_pool) | prefixed("text", d_text)
     return pairs.loss, d_tokens, d | {"log_scale": weight * pairs.d_log_scale, "bias": weight * pairs.d_bias}
@@ -193,7 +194,7 @@ def _local(
     params: Mapping[str, Array], crops: Any, seen: Array, teacher: Teacher, cfg: Config, own: Distillation,
     weight: float, ops: Recipe,
 ) -> _Term:  # fmt: skip
-    """Each local crop is to say what the teacher says of the whole view."""
+    """loss = mean over images and crops of cross_entropy(head(pool(view(crop))), the teacher's of the whole)."""
     count, views = crops.shape[:2]
     said, _ = ops.head.forward(seen, subtree(teacher.params, "local"), own.gelu, own.eps)  # (B, K)
     target = _distribution(said, teacher.centres["local"], own, ops)
@@ -206,8 +207,11 @@ def _local(
     entropies, entropy_cache = ops.cross_entropy.forward(scores, target[:, None], own.student_temperature)
     loss, average_cache = ops.average.forward(entropies, np.ones((count, views), bool), "example")
 
+    # loss = average of cross_entropy(scores, target)
     d_scores = ops.cross_entropy.backward(ops.average.backward(weight * number(1, loss), average_cache), entropy_cache)
+    # scores = head(pooled)
     d_pooled, d_head = ops.head.backward(d_scores.reshape(count * views, -1), head_cache)
+    # pooled = map_head(tokens), tokens = view(crops)
     d_tokens, d_pool = ops.map_head.backward(d_pooled, pool_cache)
     d_crops, d_view, _ = ops.view.backward(d_tokens, view_cache)
     d = prefixed("image", d_view | prefixed("pool", d_pool)) | prefixed("local", d_head)
@@ -218,7 +222,8 @@ def _mask(
     params: Mapping[str, Array], batch: Batch, seen: Array, teacher: Teacher, cfg: Config, choices: Choices,
     weight: float, ops: Recipe,
 ) -> _Term:  # fmt: skip
-    """Each hidden patch is to say what the teacher, who sees it, says there."""
+    """loss = mean over images, in each over its hidden patches, of cross_entropy(head(view(hidden)), what the teacher,
+    who sees them, says there)."""
     own, name, masked = choices.mask, "local" if choices.shared_head else "mask", np.asarray(batch.masked)
     said, _ = ops.head.forward(seen, subtree(teacher.params, name), own.gelu, own.eps)  # (B, N, K)
     judged = np.ones_like(masked) if choices.patch_centre == "all" else masked
@@ -232,7 +237,9 @@ def _mask(
     entropies, entropy_cache = ops.cross_entropy.forward(scores, target, own.student_temperature)
     loss, average_cache = ops.average.forward(entropies, masked, "example")
 
+    # loss = average of cross_entropy(scores, target) over the hidden patches
     d_scores = ops.cross_entropy.backward(ops.average.backward(weight * number(1, loss), average_cache), entropy_cache)
+    # scores = head(tokens), tokens = view(hidden)
     d_tokens, d_head = ops.head.backward(d_scores, head_cache)
     d_whole, d_view, d_token = ops.view.backward(d_tokens, view_cache)
     d = prefixed("image", d_view) | prefixed(name, d_head) | {"mask/token": d_token, "student_whole": d_whole}

@@ -79,7 +79,7 @@ def several_steps(
     params: Mapping[str, Array], steps: Sequence[Sequence[Batch]], teacher: Teacher, cfg: Config, choices: Choices,
     weights: Weights, rate: float, momentum: Momentum, *, ops: Recipe,
 ) -> Trained:  # fmt: skip
-    """Steps in a row, each of the batches of all ranks: objective, plain gradient descent, then the teacher.
+    """params = params - rate * grads, then teacher = after_step(teacher, params): steps in a row of all ranks.
 
     Parameters
     ----------

@@ -110,7 +110,7 @@ def after_step(
     teacher: Teacher, student: Mapping[str, Array], said: Mapping[str, tuple[Array, int]], momentum: Array,
     centre_momentum: Mapping[str, float], *, ops: Recipe,
 ) -> Teacher:  # fmt: skip
-    """The teacher after the optimiser's step.
+    """params = ema_step(params, student, momentum); centres = centre_step(centres, said): after the optimiser's step.
 
     Parameters
     ----------

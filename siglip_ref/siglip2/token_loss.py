@@ -17,8 +17,8 @@ def token_loss_forward(
 
     Parameters
     ----------
-    states : array, shape (B, T, C)
-    kernel : array, shape (C, V)
+    states : array, shape (B, T, E)
+    kernel : array, shape (E, V)
     bias : array, shape (V,)
     labels : int array, shape (B, T)
     smoothing : eps; s is 1 - eps at the label and eps / (V - 1) elsewhere
@@ -48,7 +48,7 @@ def token_loss_forward(
 
 
 def token_loss_backward(d_out: Array, cache: TokenLossCache) -> tuple[Array, Array, Array]:
-    """Gradients of `token_loss_forward`: d_states (B, T, C), d_kernel (C, V), d_bias (V,); each chunk is made anew."""
+    """Gradients of `token_loss_forward`: d_states (B, T, E), d_kernel (E, V), d_bias (V,); each chunk is made anew."""
     states, kernel, bias, labels, smoothing, rows, columns, log_total = cache
     width, words = kernel.shape
     flat, wanted, d_flat = states.reshape(-1, width), labels.reshape(-1), d_out.reshape(-1)

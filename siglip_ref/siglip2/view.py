@@ -39,7 +39,9 @@ def view_forward(
     images: Array, weights: Mapping[str, Array], cfg: Config, conventions: Conventions,
     token: Array | None = None, masked: Array | None = None, *, ops: Recipe,
 ) -> tuple[Array, ViewCache]:  # fmt: skip
-    """Pixels to un-pooled tokens: what the decoder reads, what the pooling reads, what masked patches are judged by.
+    """out = encoder(mask_tokens(patch_embed(images)) + position).
+
+    Un-pooled tokens: what the decoder reads, what the pooling reads, what masked patches are judged by.
 
     Parameters
     ----------
@@ -79,6 +81,7 @@ def view_backward(d_out: Array, cache: ViewCache, *, ops: Recipe) -> tuple[Array
     if cache.mask is not None:
         # patches = token where masked
         d_patches, d_token = ops.mask_tokens.backward(d_patches, cache.mask)
+    # patches = patch_embed(images)
     d_images, d_kernel, d_bias = ops.patch_embed.backward(d_patches, cache.patch)
     return d_images, d | {"position": d_table, "patch/kernel": d_kernel, "patch/bias": d_bias}, d_token
 
