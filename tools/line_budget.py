@@ -11,9 +11,9 @@ WHEEL = 18_000  # lines of code that all of siglip_ref shall have in the end; wh
 # Of each room: its paths, and the lines of code it may have (no blank lines, comments, docstrings). A change that needs
 # more says in its commit what went for it.
 BUDGETS = (
-    ("operations", ("ops",), 620),
-    ("model", ("model", "architecture"), 920),
-    ("SigLIP 2", ("siglip2",), 850),
+    ("operations", ("ops",), 635),
+    ("model", ("model", "architecture"), 935),
+    ("SigLIP 2", ("siglip2",), 835),
     ("arithmetic, noise", ("arithmetic", "noise"), 1_030),
     ("engine", ("check/engine",), 1_200),
     ("call", ("check/call",), 970),
@@ -24,9 +24,9 @@ BUDGETS = (
     ("check step", ("check/step",), 890),
     ("check files", ("check/files",), 1_310),
     ("report, mistakes", ("report", "mistakes"), 1_390),
-    ("vectors", ("vectors",), 1_480),
+    ("vectors", ("vectors",), 1_485),
     ("fast", ("fast",), 2_580),
-    ("checkpoint", ("checkpoint",), 2_180),
+    ("checkpoint", ("checkpoint",), 2_195),
     ("use", ("use",), 2_610),
     ("training", ("training",), 2_070),
     ("process, commands", ("process", "cli"), 1_960),

@@ -99,7 +99,9 @@ def table(cfg: Config) -> Iterator[Entry]:
     yield from _attention("image/pool/attn", image.width)
     yield from _norm("image/pool/norm", image.width)
     yield from _mlp("image/pool/mlp", image.width, image.mlp)
-    yield "text/token", (cfg.vocabulary, text.width), _normal_of_width
+    yield "text/token", (cfg.vocabulary, cfg.bottleneck or text.width), _normal_of_width
+    if cfg.bottleneck:  # nobody published its start: the product's rows are as long as those of a whole table
+        yield "text/widen/kernel", (cfg.bottleneck, text.width), _normal_of_width
     yield "text/position", (cfg.text_length, text.width), _normal_of_width
     yield from _encoder("text", text)
     if cfg.text_head:

@@ -29,6 +29,7 @@ class Config:
     text_length: int
     text_head: bool = True  # a linear layer from the text tower's width to D
     naflex: bool = False  # SigLIP 2's variable resolution: image_size is that of the stored position table
+    bottleneck: int = 0  # columns of a token table that a matrix widens (mSigLIP: 96 of B's 768); 0: the tower's width
     conventions: Conventions = PRESETS["big_vision"]
 
     @property

@@ -57,6 +57,8 @@ HIGHER_TWINS = {
 
 # Operations without a twin, and why one would gain nothing.
 WITHOUT_TWIN = {
+    "bottleneck_backward": "made of two operations that have twins",
+    "bottleneck_forward": "made of two operations that have twins",
     "erf": "a function of NumPy's kind; kernels have their own",
     "number": "a function of NumPy's kind; kernels have their own",
     "pi": "a constant",

@@ -14,7 +14,6 @@ from siglip_ref.architecture import params
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.fast.attention import HEAD, root_of, seen_by_head
-from siglip_ref.fast.embedding import token_embed_backward
 from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.kernels.towers import (
     all_images,
@@ -34,7 +33,6 @@ from siglip_ref.fast.patches import PatchCache, patch_embed_backward, patch_embe
 from siglip_ref.model import image as plain_image
 from siglip_ref.model import text as plain_text
 from siglip_ref.ops.elementary import Array
-from siglip_ref.ops.embedding import TokenCache
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.pooling import pool_forward
 from siglip_ref.ops.record import Ops, Pair
@@ -61,7 +59,7 @@ class TowerCache(NamedTuple):
     cfg: Config
     inputs: Array  # images, or tokens
     flat: Array
-    table: Array | None  # of the tokens
+    token: Any  # cache of the tokens' vectors
     speaker: Array | None  # of each text
     settings: Settings
     kept: tuple[Any, ...]
@@ -83,11 +81,11 @@ def _without_pixels(ops: Ops) -> Ops:
 
 @cache
 def _layout(cfg: Config, tower: str) -> Layout:
-    """Where each weight of a tower lies among all of them, but for the token table."""
+    """Where each weight of a tower lies among all of them, but for the token table and what widens it."""
     shapes = {
         name.removeprefix(tower): shape
         for name, shape in params.shapes(cfg).items()
-        if name.startswith(tower) and name != "text/token"
+        if name.startswith(tower) and name not in ("text/token", "text/widen/kernel")
     }
     return layout(shapes)
 
@@ -208,14 +206,16 @@ def text_tower_forward(
     ops: Ops,
 ) -> tuple[Array, Any, dict[str, Array]]:
     """Twin of `siglip_ref.model.text.text_tower_forward`."""
-    tower, (batch, length), table, pooling = cfg.text, tokens.shape, weights["token"], conventions.text_pooling
+    tower, (batch, length), pooling = cfg.text, tokens.shape, conventions.text_pooling
+    tables = [weights[name] for name in ("token", "widen/kernel") if name in weights]
     few, laid = _at_a_time(batch, length, tower.mlp), _layout(cfg, "text/")
     arrays = [weights[name] for name in laid.places] if few and cfg.text_head else []
     fits = arrays and tower.width % tower.heads == 0 and pooling != "mean" and length <= cfg.text_length
-    same = same_precision(table, *arrays) and table.shape[1:] == (tower.width,)
+    same = same_precision(*tables, *arrays) and tables[-1].shape[1:] == (tower.width,)
     if not fits or not same or [array.shape for array in arrays] != laid.shapes:
         return plain_text.text_tower_forward(tokens, weights, cfg, conventions, mask, ops=ops)
-    flat, stem = np.concatenate(arrays, axis=None), np.ascontiguousarray(table[tokens])
+    stem, token_cache = plain_text.token_vectors(tokens, weights, cfg, ops)
+    flat, stem = np.concatenate(arrays, axis=None), np.ascontiguousarray(stem)
     out, taken, head = empty(stem.shape, flat), empty((batch, tower.width), flat), empty((batch, cfg.embed), flat)
     seen = plain_text.seen_tokens(tokens, mask, conventions)
     settings = _settings(seen, stem, tower, conventions.text_gelu, conventions.text_norm_eps)
@@ -227,14 +227,14 @@ def text_tower_forward(
         kept, few, head,
     )  # fmt: skip
     activations = {"stem": stem} | _by_half(encoder[3], batch) | {"norm": out, "pool": taken, "head": head}
-    return head, TowerCache(cfg, tokens, flat, table, chosen, settings, kept, few, work), activations
+    return head, TowerCache(cfg, tokens, flat, token_cache, chosen, settings, kept, few, work), activations
 
 
 def text_tower_backward(d_pooled: Array, cache: Any, *, ops: Ops) -> tuple[Gradients, Gradients]:
     """Twin of `siglip_ref.model.text.text_tower_backward`."""
     if not isinstance(cache, TowerCache):
         return plain_text.text_tower_backward(d_pooled, cache, ops=ops)
-    cfg, tokens, flat, table, chosen, settings, kept, few, work = cache
+    cfg, _, flat, token_cache, chosen, settings, kept, few, work = cache
     stem, taken, stream = kept[0], kept[2], kept[6]
     d_pooled = gradient_of(d_pooled, (len(stem), cfg.embed), flat)
     likes = (flat, taken, stem, stream, stem)
@@ -243,7 +243,7 @@ def text_tower_backward(d_pooled: Array, cache: Any, *, ops: Ops) -> tuple[Gradi
         d_some_texts, d_all_texts, 2 * work, len(stem), gemm_address(flat.dtype), rows_in_memory(d_pooled),
         cfg.text_length, flat, chosen, tuple(settings), kept, few, d_flat, d_taken, d_out, d_stream, d_stem,
     )  # fmt: skip
-    d_table = token_embed_backward(d_stem, TokenCache(tokens, table))
+    d_tokens = plain_text.d_token_vectors(d_stem, token_cache, cfg.bottleneck > 0, ops)
     d_activations = {"stem": d_stem} | _by_half(d_stream, len(stem))
     d_activations |= {"norm": d_out, "pool": d_taken, "head": d_pooled}
-    return pieces(d_flat, _layout(cfg, "text/")) | {"token": d_table}, d_activations
+    return pieces(d_flat, _layout(cfg, "text/")) | d_tokens, d_activations

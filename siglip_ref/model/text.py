@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
 
-TextCache = namedtuple("TextCache", "token position encoder pool head")
+TextCache = namedtuple("TextCache", "widened token position encoder pool head")
 
 
 def text_tower_forward(
@@ -22,7 +23,7 @@ def text_tower_forward(
     Parameters
     ----------
     tokens : int array, shape (B, N)
-    weights : token, position, blockII/..., norm/..., head/... (no head: So400m i18n)
+    weights : token, position, blockII/..., norm/..., head/... (no head: So400m i18n), widen/kernel (with a bottleneck)
     mask : array of bool, shape (B, N), or None: which tokens may be seen. SigLIP was trained without any mask: it sees
         its padding
 
@@ -34,7 +35,7 @@ def text_tower_forward(
     Source: big_vision models/proj/image_text/text_transformer.py.
     """
     seen = seen_tokens(tokens, mask, conventions)
-    embedded, token_cache = ops.token_embed.forward(tokens, weights["token"])
+    embedded, token_cache = token_vectors(tokens, weights, cfg, ops)
     stem, position_cache = ops.position.forward(embedded, weights["position"])
     gelu, eps = conventions.text_gelu, conventions.text_norm_eps
     states, encoder_cache, activations = ops.encoder.forward(stem, weights, cfg.text, gelu, eps, seen)
@@ -44,7 +45,23 @@ def text_tower_forward(
     if cfg.text_head:
         pooled, head_cache = ops.linear.forward(pooled, weights["head/kernel"], weights["head/bias"])
         activations["head"] = pooled
-    return pooled, TextCache(token_cache, position_cache, encoder_cache, pool_cache, head_cache), activations
+    caches = token_cache, position_cache, encoder_cache, pool_cache, head_cache
+    return pooled, TextCache(cfg.bottleneck > 0, *caches), activations
+
+
+def token_vectors(tokens: Array, weights: Mapping[str, Array], cfg: Config, ops: Ops) -> tuple[Array, Any]:
+    """A row of the table for each token, (B, N, C), widened where the table has a bottleneck; and the cache."""
+    pair, names = (ops.bottleneck, ("token", "widen/kernel")) if cfg.bottleneck else (ops.token_embed, ("token",))
+    out, cache = pair.forward(tokens, *(weights[name] for name in names))
+    return out, cache
+
+
+def d_token_vectors(d_out: Array, cache: Any, widened: bool, ops: Ops) -> dict[str, Array]:
+    """Gradients of `token_vectors`, by name."""
+    if widened:
+        d_table, d_widen = ops.bottleneck.backward(d_out, cache)
+        return {"token": d_table, "widen/kernel": d_widen}
+    return {"token": ops.token_embed.backward(d_out, cache)}
 
 
 def seen_tokens(tokens: Array, mask: Array | None, conventions: Conventions) -> Array | None:
@@ -59,7 +76,7 @@ def seen_tokens(tokens: Array, mask: Array | None, conventions: Conventions) -> 
 
 def text_tower_backward(d_pooled: Array, cache: TextCache, *, ops: Ops) -> tuple[dict[str, Array], dict[str, Array]]:
     """Gradients of `text_tower_forward`: a dict with the keys of `weights`, one with those of `activations`."""
-    token_cache, position_cache, encoder_cache, pool_cache, head_cache = cache
+    widened, token_cache, position_cache, encoder_cache, pool_cache, head_cache = cache
     d_head, d_late = {}, {}
     if head_cache is not None:
         # head = pooled @ head/kernel + head/bias
@@ -71,5 +88,5 @@ def text_tower_backward(d_pooled: Array, cache: TextCache, *, ops: Ops) -> tuple
     d_stem, d, d_activations = ops.encoder.backward(d_states, encoder_cache)
     # stem = embedded + position
     d_embedded, d["position"] = ops.position.backward(d_stem, position_cache)
-    d["token"] = ops.token_embed.backward(d_embedded, token_cache)
+    d |= d_token_vectors(d_embedded, token_cache, widened, ops)
     return d | d_head, {"stem": d_stem} | d_activations | {"pool": d_pooled} | d_late

@@ -2,7 +2,8 @@
 
 Legend, used in every comment of this package:
     B batch, H heads, N tokens (M keys), C width, D embedding, V vocabulary, W ranks, b pairs a rank,
-    h = C / H head size, P = patch * patch * 3 numbers in a patch, Bi images and Bt texts of a block.
+    h = C / H head size, K columns of a bottleneck, P = patch * patch * 3 numbers in a patch, Bi images and Bt texts of
+    a block.
 
 No function names a dtype: it computes in the arithmetic of the arrays it is given (float64, float32, complex
 step, balls, rounded numbers) and returns that same arithmetic. Nothing is written in place, nothing is conjugated.
@@ -13,7 +14,7 @@ A function of several parts asks its last parameter, the record `ops`, for them;
 from collections.abc import Callable
 from typing import TypeVar
 
-from siglip_ref.ops import attention, embedding, gelu, map_head, mlp
+from siglip_ref.ops import attention, bottleneck, embedding, gelu, map_head, mlp
 from siglip_ref.ops import pair_block as _pair_block
 from siglip_ref.ops import softmax_loss as _softmax_loss
 from siglip_ref.ops.elementary import erf, number, pi, sigmoid, softplus
@@ -43,6 +44,7 @@ OPERATIONS = Ops(
     attention=Pair(attention.attention_forward, attention.attention_backward),
     mlp=Pair(mlp.mlp_forward, mlp.mlp_backward),
     token_embed=Pair(token_embed_forward, token_embed_backward),
+    bottleneck=Pair(bottleneck.bottleneck_forward, bottleneck.bottleneck_backward),
     position=Pair(position_forward, position_backward),
     position_resize=Pair(position_resize_forward, position_resize_backward),
     patch_embed=Pair(embedding.patch_embed_forward, embedding.patch_embed_backward),
@@ -59,6 +61,7 @@ def _alone(function: Callable[..., T]) -> Callable[..., T]:
 
 
 attention_forward, attention_backward = _alone(attention.attention_forward), _alone(attention.attention_backward)
+bottleneck_forward, bottleneck_backward = _alone(bottleneck.bottleneck_forward), _alone(bottleneck.bottleneck_backward)
 gelu_forward, gelu_backward = _alone(gelu.gelu_forward), _alone(gelu.gelu_backward)
 map_head_forward, map_head_backward = _alone(map_head.map_head_forward), _alone(map_head.map_head_backward)
 mlp_forward, mlp_backward = _alone(mlp.mlp_forward), _alone(mlp.mlp_backward)
@@ -67,7 +70,8 @@ patch_embed_backward = _alone(embedding.patch_embed_backward)
 pair_block, softmax_loss = _alone(_pair_block.pair_block), _alone(_softmax_loss.softmax_loss)
 
 __all__ = [
-    "attention_backward", "attention_forward", "erf", "gelu_backward", "gelu_forward", "layer_norm_backward",
+    "attention_backward", "attention_forward", "bottleneck_backward", "bottleneck_forward", "erf",
+    "gelu_backward", "gelu_forward", "layer_norm_backward",
     "layer_norm_forward", "linear_backward", "linear_forward", "map_head_backward", "map_head_forward",
     "mlp_backward", "mlp_forward", "normalize_backward", "normalize_forward", "number", "pair_block",
     "patch_embed_backward", "patch_embed_forward", "pi", "pool_backward", "pool_forward", "position_backward",

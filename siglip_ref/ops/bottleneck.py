@@ -27,9 +27,9 @@ def bottleneck_forward(tokens: Array, table: Array, widen: Array, *, ops: Ops) -
 
     Examples
     --------
-    >>> from siglip_ref.siglip2 import RECIPE
+    >>> from siglip_ref import ops
     >>> table, widen = np.array([[1.0], [2.0]]), np.array([[3.0, 4.0]])
-    >>> RECIPE.bottleneck.forward(np.array([[1]]), table, widen)[0]
+    >>> ops.bottleneck_forward(np.array([[1]]), table, widen)[0]
     array([[[6., 8.]]])
     """
     rows, token_cache = ops.token_embed.forward(tokens, table)

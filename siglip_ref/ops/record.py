@@ -53,6 +53,7 @@ class Ops:
     attention: Pair
     mlp: Pair
     token_embed: Pair
+    bottleneck: Pair
     position: Pair
     position_resize: Pair
     patch_embed: Pair

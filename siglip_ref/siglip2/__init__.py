@@ -1,12 +1,12 @@
 """SigLIP 2's training recipe beside the sigmoid loss: captions, two distillations, curation; forward and backward.
 
 Legend, besides that of `siglip_ref.ops`:
-    T places of a caption, E width of the decoder, N patches, C width of the encoder, K prototypes (or the rank of a
-    bottleneck), R local crops of an image, G examples to choose from.
+    T places of a caption, E width of the decoder, N patches, C width of the encoder, K prototypes of D numbers each,
+    R local crops of an image, G examples to choose from.
 
-An order of reading: average, token_loss, decoder, captions; distill, head, teacher; view; curation, bottleneck;
-objective. What the paper does not publish has no default: `choices`, whose TABLE says what is published, what may be
-chosen, and whose code chooses so. No training code of the authors is public.
+An order of reading: average, token_loss, decoder, captions; distill, head, teacher; view; curation; objective.
+What the paper does not publish has no default: `choices`, whose TABLE says what is published, what may be chosen, and
+whose code chooses so. No training code of the authors is public.
 
 Source: Tschannen et al. 2025 (SigLIP 2), arXiv 2502.14786; Wan et al. 2024 (LocCa); Tschannen et al. 2023 (CapPa);
 Naeem et al. 2024 (SILC); Caron et al. 2021 (DINO); Zhou et al. 2022 (iBOT); Evans et al. 2024 (JEST).
@@ -18,7 +18,6 @@ from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.record import Ops, Pair
 from siglip_ref.siglip2 import (
     average,
-    bottleneck,
     captions,
     curation,
     decoder,
@@ -47,7 +46,6 @@ def on(ops: Ops) -> Recipe:
     """
     return Recipe(
         **{field.name: getattr(ops, field.name) for field in fields(Ops)},
-        bottleneck=Pair(bottleneck.bottleneck_forward, bottleneck.bottleneck_backward),
         decoder_block=Pair(decoder.decoder_block_forward, decoder.decoder_block_backward),
         decoder=Pair(decoder.decoder_forward, decoder.decoder_backward),
         token_loss=Pair(token_loss.token_loss_forward, token_loss.token_loss_backward),

@@ -146,5 +146,6 @@ TABLE = (
     Source("first chunk of curation", NOT, "uniform, or by the diagonal", "two ports of JEST"),
     Source("division of scores", NOT, "none, or by 2 |chosen| + 1", "one port of JEST"),
     Source("bottleneck's bias and norm", NOT, "none", "nobody's"),
+    Source("bottleneck's start", NOT, "normal: its product's rows are as long as a whole table's", "nobody's"),
     Source("count of Adam for new parameters", NOT, "the optimiser's state is an argument", "optax: one count for all"),
 )

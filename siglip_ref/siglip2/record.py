@@ -18,7 +18,6 @@ class Recipe(Ops):
     False
     """
 
-    bottleneck: Pair = ABSENT
     decoder_block: Pair = ABSENT
     decoder: Pair = ABSENT
     token_loss: Pair = ABSENT

@@ -21,6 +21,7 @@ def options(
     ] = "shapes",
     out: Annotated[Path | None, typer.Option(help="folder of the training; default: runs/DATA")] = None,
     model: Annotated[str, typer.Option(help='a size, as "mu/16"; default: one that suits the data')] = "",
+    bottleneck: Annotated[int, typer.Option(min=0, help="columns of the token table, as mSigLIP; 0: all")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="0: what suits the data")] = 0,
     batch: Annotated[int, typer.Option(min=0, help="pairs of all ranks together; 0: what suits the data")] = 0,
     lr: Annotated[float, typer.Option(min=0, help="0: what suits the data")] = 0.0,

@@ -70,7 +70,8 @@ def _model(settings: Settings, data: Data) -> tuple[Config, Params, Tokenizer, P
             cause="a model trained from nothing reads texts as bytes, and this size is one for tests",
             repair="leave --model out to take one that suits the data, or --model mu/16",
         )
-    cfg = replace(cfg, vocabulary=tokenizer.vocabulary)  # of a released size, whose tokeniser is not here
+    # of a released size, whose tokeniser is not here
+    cfg = replace(cfg, vocabulary=tokenizer.vocabulary, bottleneck=settings.bottleneck)
     params = init(cfg, settings.seed, dtype)
     changed: dict[str, Any] = {"log_scale": settings.log_scale, "bias": 0.0 if settings.without_bias else settings.bias}
     params |= {name: np.asarray(value, dtype) for name, value in changed.items() if value is not None}
@@ -115,6 +116,12 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
             "--learn or --labels",
             "both",
             "classes are learnt from images alone: with --labels, --freeze image says that its tower stays",
+        ),
+        (
+            bool(settings.init and settings.bottleneck),
+            "--bottleneck of a model trained from nothing",
+            f"--bottleneck {settings.bottleneck} with --init",
+            "leave it out: a checkpoint says itself whether its token table has a bottleneck",
         ),
         (
             settings.learn == "head" and not cfg.text_head,

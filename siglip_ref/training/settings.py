@@ -12,7 +12,7 @@ class Settings:
     """Every choice that the numbers of a training depend on.
 
     data : "shapes", "digits", a folder or a captions.csv; model : a size; "" takes the data's own, "small" the
-        same with towers of mu
+        same with towers of mu; bottleneck : columns of its token table, which a matrix widens, 0: as wide as the tower
     steps, batch, lr : 0 takes the data's own; batch is of all ranks together
     decay : of AdamW, multiplied by lr; of big_vision, not
     warmup : steps; -1: a tenth of all
@@ -28,6 +28,7 @@ class Settings:
 
     data: str = "shapes"
     model: str = ""
+    bottleneck: int = 0
     steps: int = 0
     batch: int = 0
     lr: float = 0.0

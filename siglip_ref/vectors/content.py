@@ -6,7 +6,7 @@ Loss vectors stand at probe points, not only at the initialisation: there the ne
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -258,7 +258,7 @@ def _blocks() -> Iterator[Draft]:
 
 
 def _settings(cfg: Config, conventions: str = "big_vision") -> dict[str, Any]:
-    record = asdict(replace(cfg, conventions=PRESETS[conventions]))
+    record = content_siglip2.record_of(replace(cfg, conventions=PRESETS[conventions]))
     return {"conventions": record.pop("conventions"), "config": record}
 
 
@@ -278,13 +278,15 @@ def _towers() -> Iterator[Draft]:
         ("odd-model", ODD, "big_vision", False, ()),
         ("erf", TINY, "open_clip", False, ("other convention",)),
         ("tiny-activations", TINY, "big_vision", True, ("tiny activations",)),
+        ("bottleneck", replace(TINY, bottleneck=5), "big_vision", False, ()),  # of texts alone
     ):
         weights = parameters(cfg, f"towers {name}")
         weights = _shrunk(weights) if shrink else weights
         d_out = {"d_out": numbers(f"towers {name}", (3, cfg.embed))}
         settings = _settings(cfg, preset)
         image = {"images": _images(name, cfg, 3)} | d_out | prefixed("image", subtree(weights, "image"))
-        yield Draft(f"image/{name}", "image_tower", "Pixels to a vector.", image, flags, settings)
+        if not cfg.bottleneck:
+            yield Draft(f"image/{name}", "image_tower", "Pixels to a vector.", image, flags, settings)
         tokens = _captions(name, cfg, (cfg.text_length, 3, 5))
         text = {"tokens": tokens} | d_out | prefixed("text", subtree(weights, "text"))
         yield Draft(f"text/{name}", "text_tower", "Tokens to a vector.", text, (*flags, "padding"), settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.architecture.sizes import Tower, config
+from siglip_ref.architecture.sizes import Config, Tower, config
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.siglip2 import Choices, Target, Weights, captioning, distillation, masks, teacher_of
 from siglip_ref.siglip2.params import shapes
@@ -38,6 +38,11 @@ def fields() -> Iterator[Fields]:
     yield from _objectives()
     yield from _steps()
     yield from _curations()
+
+
+def record_of(cfg: Config) -> dict[str, Any]:
+    """A model's fields; one that came later only where it says something: older vectors stay as they were."""
+    return {name: value for name, value in asdict(cfg).items() if value or name != "bottleneck"}
 
 
 def recipe_parameters(key: str) -> dict[str, Array]:
@@ -144,7 +149,7 @@ def _teacher(params: Mapping[str, Array], key: str) -> dict[str, Array]:
 
 
 def _settings(weights: Weights, **changes: Any) -> dict[str, Any]:
-    record = asdict(CFG)
+    record = record_of(CFG)
     conventions = {"model": record.pop("conventions"), "recipe": asdict(CHOICES) | changes}
     return {"config": record, "conventions": conventions, "weights": weights._asdict()}
 

@@ -147,7 +147,7 @@ def test_every_demo_shows_its_mistake(mistake) -> None:  # type: ignore[no-untyp
 def test_commands(tmp_path: Path) -> None:
     listed = CLI.invoke(app, ["vectors", "list"])
     assert listed.exit_code == 0
-    assert "96 vectors" in listed.output
+    assert "97 vectors" in listed.output
     assert CLI.invoke(app, ["vectors", "export", str(tmp_path), "--only", "loss/one-pair"]).exit_code == 0
     np.savez(tmp_path / "right.npz", **answer("loss/one-pair"))
     np.savez(tmp_path / "wrong.npz", **answer("loss/one-pair", "bias-subtracted"))

@@ -179,6 +179,13 @@ def test_a_text_tower_without_head() -> None:
     assert_text_tower(Draw(6, np.float32, False), cfg, 3, masked=False)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [12, 600])
+def test_a_text_tower_with_a_bottleneck(width: int, kind: type) -> None:
+    cfg = replace(text_model(Tower(width, 1, 17, 2)), bottleneck=5)
+    assert_text_tower(Draw(6, kind, False), cfg, 3, masked=False)
+
+
 def test_an_unknown_token_is_refused() -> None:
     cfg, draw = config("tiny"), Draw(6, np.float32, False)
     with pytest.raises(IndexError):

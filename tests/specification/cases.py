@@ -39,10 +39,10 @@ def draw(**wanted: tuple[int, ...]) -> Arrays:
     return {name: rng.standard_normal(shape) for name, shape in wanted.items()}
 
 
-def weights(prefix: str) -> Arrays:
+def weights(prefix: str, cfg: Config = CFG) -> Arrays:
     """The tiny model's parameters under `prefix`, none of them zero, so that every term shows."""
     rng = np.random.default_rng(11)
-    drawn = {name: 0.4 * rng.standard_normal(shape) + name.endswith("gamma") for name, shape in shapes(CFG).items()}
+    drawn = {name: 0.4 * rng.standard_normal(shape) + name.endswith("gamma") for name, shape in shapes(cfg).items()}
     return subtree(drawn, prefix)
 
 
@@ -145,16 +145,16 @@ def _image_tower() -> Case:
     return _weighted("image tower", (2, 12, 28, 3), "image", forward, backward)
 
 
-def _text_tower(name: str, mask: Any) -> Case:
+def _text_tower(name: str, mask: Any, cfg: Config = CFG) -> Case:
     tower = SPECIFICATION.text_tower
 
     def forward(a: Arrays) -> Any:
-        return tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[0]
+        return tower.forward(TOKENS, a, cfg, cfg.conventions, mask)[0]
 
     def backward(a: Arrays, d_out: Any) -> Arrays:
-        return tower.backward(d_out, tower.forward(TOKENS, a, CFG, CFG.conventions, mask)[1])[0]
+        return tower.backward(d_out, tower.forward(TOKENS, a, cfg, cfg.conventions, mask)[1])[0]
 
-    return Case(name, weights("text"), forward, backward)
+    return Case(name, weights("text", cfg), forward, backward)
 
 
 def _loss(name: str, forward: Any, arrays: Arrays) -> Case:
@@ -166,24 +166,26 @@ def _loss(name: str, forward: Any, arrays: Arrays) -> Case:
     return Case(name, arrays, lambda a: forward(**a)[0], backward)
 
 
-def _model(name: str, **changes: Any) -> Case:
-    conventions = replace(CFG.conventions, **changes)
-    params = {"image": weights("image"), "text": weights("text")}
+def _model(name: str, cfg: Config = CFG, only: tuple[str, ...] = (), **changes: Any) -> Case:
+    """All gradients of a model, or those of some inputs only."""
+    conventions = replace(cfg.conventions, **changes)
+    params = {"image": weights("image", cfg), "text": weights("text", cfg)}
     arrays = prefixed("image", params["image"]) | prefixed("text", params["text"])
     arrays |= {"log_scale": np.array(1.3), "bias": np.array(-0.9), "images": draw(x=(3, 12, 28, 3))["x"]}
 
     def split(a: Arrays) -> tuple[Any, ...]:
-        return {k: v for k, v in a.items() if k != "images"}, a["images"], TOKENS, CFG, conventions
+        whole = arrays | a
+        return {k: v for k, v in whole.items() if k != "images"}, whole["images"], TOKENS, cfg, conventions
 
     def model_loss(a: Arrays) -> Any:
         out = forward(*split(a))
-        return sigmoid_loss(out.image_embed, out.text_embed, a["log_scale"], a["bias"]).loss
+        return sigmoid_loss(out.image_embed, out.text_embed, (arrays | a)["log_scale"], (arrays | a)["bias"]).loss
 
     def backward(a: Arrays, d_out: Any) -> Arrays:
         gradients = loss_and_grads(*split(a), wrt=("params", "images"))[1]
         return {key: d_out * gradients[key] for key in a}
 
-    return Case(name, arrays, model_loss, backward)
+    return Case(name, {key: arrays[key] for key in only or arrays}, model_loss, backward)
 
 
 BLOCK = draw(image_embed=(4, 6), text_embed=(7, 6)) | {"log_scale": np.array(0.7), "bias": np.array(-1.1)}
@@ -218,6 +220,13 @@ OP_CASES = [
         lambda a: ops.token_embed_forward(TOKENS, a["table"])[0],
         lambda a, d_out: {"table": ops.token_embed_backward(d_out, (TOKENS, a["table"]))},
     ),
+    pair(
+        "bottleneck",
+        lambda *a: ops.bottleneck_forward(TOKENS, *a),
+        ops.bottleneck_backward,
+        draw(table=(CFG.vocabulary, 3), widen=(3, 4)),
+        "table widen",
+    ),
     pair("position", ops.position_forward, ops.position_backward, draw(x=(2, 5, 4), table=(7, 4)), "x table"),
     pair("position resize", *SPECIFICATION.position_resize, draw(table=(5, 4, 3)), "table", 3, 7),
     *(_pooling(kind) for kind in ("last", "first", "mean", "argmax")),
@@ -237,10 +246,12 @@ TOWER_CASES = [
     _naflex_tower(),
     _text_tower("text tower", None),
     _text_tower("text tower padding", PADDING),
+    _text_tower("text tower with a bottleneck", None, replace(CFG, bottleneck=5)),
 ]
 
 MODEL_CASES = [
     _model("model big_vision"),
     _model("model open_clip", image_gelu="erf", text_gelu="erf", embed_norm="clamp", embed_norm_eps=1e-12),
     _model("model huggingface", embed_norm="none"),
+    _model("model with a bottleneck", replace(CFG, bottleneck=5), ("text/token", "text/widen/kernel")),
 ]

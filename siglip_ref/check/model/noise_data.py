@@ -62,7 +62,8 @@ def regenerate(file: Path = FILE, everything: bool = False, progress: Progress =
     """Measure what is not there, and everything where the arithmetic changed it; the number that was measured."""
     mark, asked = stamp_of_models(), list(wanted())
     old, known = _known(file)
-    some = Random(mark).sample([entry for entry in asked if entry.key in known], min(SAMPLE, len(known)))
+    there = [entry for entry in asked if entry.key in known]
+    some = Random(mark).sample(there, min(SAMPLE, len(there)))
     believed = old == mark or all(_ratio(known[entry.key], entry.measure()) <= 1 + DIGITS for entry in some)
     if everything or not believed:
         known = {}

@@ -26,6 +26,7 @@ from siglip_ref.noise.measure import FLOAT64
 FILE = Path(__file__).with_name("noise_law.json")
 SIZES = ("width", "depth", "tokens", "batch")
 FAMILIES = ("values", "gradients", "gradients at the probe")
+LIKE = {"text/widen/kernel": "image/patch/kernel"}  # not measured: one tower's first product is like the other's
 _PROBE = re.compile(r"image/pool/(probe|attn/[qk]/\w+)")
 _VALUE = re.compile(r"(image|text)/(stem|block\d+/\+\w+|norm|pool|head|embed)|logits|loss")
 
@@ -64,7 +65,7 @@ def role(name: str) -> str:
     >>> role("text/block03/mlp/in/kernel")
     'text/block/mlp/in/kernel'
     """
-    return re.sub(r"block\d+", "block", name)
+    return LIKE.get(name) or re.sub(r"block\d+", "block", name)
 
 
 def sizes_of(name: str, cfg: Config, batch: int) -> tuple[float, ...]:

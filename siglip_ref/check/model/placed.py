@@ -17,7 +17,8 @@ from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.ops.record import Ops, Pair
 
 LOSS = "loss"  # the stage from the embeddings to the loss
-_STAGE_OF = {"patch_embed": "stem", "token_embed": "stem", "map_head": "pool", "pool": "pool", "linear": "head"}
+_STAGE_OF = dict.fromkeys(("patch_embed", "token_embed", "bottleneck"), "stem")
+_STAGE_OF |= {"map_head": "pool", "pool": "pool", "linear": "head"}
 
 
 @dataclass(frozen=True)

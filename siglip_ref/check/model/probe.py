@@ -152,6 +152,7 @@ def _scale(name: str, shape: tuple[int, ...], cfg: Config, stream: float) -> tup
         "patch/bias": stream / 4,
         "image/position": stream / 2,
         "text/token": stream,
+        "widen/kernel": 1 / math.sqrt(fan_in),
         "text/position": stream / 2,
         "pool/probe": 1.0,
         "q/kernel": 1.5 / math.sqrt(fan_in),

@@ -13,6 +13,7 @@ from siglip_ref.errors import UsageError
 
 ENCODERS = {"image": "img/Transformer", "text": "txt/Encoder_0"}
 EXTRA = ("txt/Encoder_0/pos_embedding",)  # early text towers had a second table of positions, added to the first
+WIDEN = "txt/widen/kernel"  # ours: mSigLIP's code is not public
 ATTENTION, MLP = "MultiHeadDotProductAttention_0", "MlpBlock_0"
 Part = tuple[int, int]
 
@@ -64,7 +65,7 @@ def _image(found: Mapping[str, Shape], image_size: tuple[int, int] | None) -> di
 
 
 def _text(found: Mapping[str, Shape]) -> dict[str, Any]:
-    vocabulary, _ = found["txt/Embed_0/embedding"]
+    vocabulary, columns = found["txt/Embed_0/embedding"]
     head = found.get("txt/head/kernel")
     return {
         "text": _tower(found, ENCODERS["text"]),
@@ -72,6 +73,7 @@ def _text(found: Mapping[str, Shape]) -> dict[str, Any]:
         "text_length": found["txt/pos_embedding"][1],
         "text_head": head is not None,
         "embed": head[-1] if head else None,
+        "bottleneck": columns if WIDEN in found else 0,
     }
 
 
@@ -119,6 +121,8 @@ def _entries(cfg: Config, found: Mapping[str, Shape]) -> Iterator[Entry]:
     yield Entry("image/patch/bias", "img/embedding/bias")
     yield Entry("image/position", "img/pos_embedding")
     yield Entry("text/token", "txt/Embed_0/embedding")
+    if cfg.bottleneck:
+        yield Entry("text/widen/kernel", WIDEN)
     yield Entry("text/position", "txt/pos_embedding")
     for tower, depth in (("image", cfg.image.depth), ("text", cfg.text.depth)):
         encoder = ENCODERS[tower]

@@ -34,7 +34,9 @@ _TOWER = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "vision_config": _TOWER
     | {"image_size": 224, "patch_size": 16, "num_channels": 3, "vision_use_head": True, "num_patches": 256},
-    "text_config": _TOWER | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": None},
+    "text_config": _TOWER
+    | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": None}
+    | {"embedding_size": None},  # ELECTRA's word for what transformers' SigLIP does not have: a bottleneck
 }
 
 
@@ -74,6 +76,7 @@ def text_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "vocabulary": settings["vocab_size"],
         "text_length": settings["max_position_embeddings"],
         "embed": settings["projection_size"],
+        "bottleneck": settings["embedding_size"] or 0,
     }
 
 
@@ -116,11 +119,12 @@ def write_config(cfg: Config) -> dict[str, Any]:
     image = tower(cfg.image, "vision", conventions.image_gelu, conventions.image_norm_eps)
     text = tower(cfg.text, "text", conventions.text_gelu, conventions.text_norm_eps)
     length = {"vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length, "projection_size": cfg.embed}
+    narrow = {"embedding_size": cfg.bottleneck} if cfg.bottleneck else {}
     return {
         "model_type": kind,
         "architectures": ["Siglip2Model" if cfg.naflex else "SiglipModel"],
         "vision_config": image | grid | {"patch_size": cfg.patch},
-        "text_config": text | length,
+        "text_config": text | length | narrow,
     }
 
 
@@ -134,6 +138,7 @@ def table(cfg: Config) -> Table:
 
 
 HEAD = ("text_model.head.weight", "text_model.head.bias")
+WIDEN = "text_model.embeddings.token_projection.weight"  # ours: no library has a SigLIP with a bottleneck
 
 
 def _entries(cfg: Config) -> Iterator[Entry]:
@@ -142,6 +147,8 @@ def _entries(cfg: Config) -> Iterator[Entry]:
     )
     yield Entry("image/patch/bias", "vision_model.embeddings.patch_embedding.bias")
     yield Entry("text/token", "text_model.embeddings.token_embedding.weight")
+    if cfg.bottleneck:
+        yield Entry("text/widen/kernel", WIDEN, "turned")
     for tower, depth in (("image", cfg.image.depth), ("text", cfg.text.depth)):
         model = TOWERS[tower]
         yield Entry(f"{tower}/position", f"{model}.embeddings.position_embedding.weight")

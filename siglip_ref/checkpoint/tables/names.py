@@ -131,6 +131,8 @@ def plausible(cfg: Config) -> Config:
         if tower.width % tower.heads:
             got = f"{tower.heads} heads of the tower of {side}, which is {tower.width} wide"
             raise _implausible("heads that divide the width", got)
+    if type(cfg.bottleneck) is not int or not 0 <= cfg.bottleneck <= 10**7:
+        raise _implausible("a token table of some columns", f"{cfg.bottleneck} columns"[:200])
     if min(cfg.grid) < 1:
         raise _implausible("images of at least one patch", f"{cfg.image_size} pixels, patches of {cfg.patch}")
     how = cfg.conventions

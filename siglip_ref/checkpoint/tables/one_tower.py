@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.checkpoint.tables.huggingface import DEFAULTS, TOWERS, conventions_of, image_fields, text_fields
+from siglip_ref.checkpoint.tables.huggingface import DEFAULTS, TOWERS, WIDEN, conventions_of, image_fields, text_fields
 from siglip_ref.checkpoint.tables.names import Shape, made, plausible
 from siglip_ref.checkpoint.tables.open_clip import heads_of
 from siglip_ref.errors import UsageError
@@ -65,7 +65,8 @@ def _from_shapes(found: Mapping[str, Shape], model: str) -> dict[str, Any]:
         "num_attention_heads": heads_of(position[1]),
     }
     if model == TOWERS["text"]:
-        vocabulary = found[f"{model}.embeddings.token_embedding.weight"][0]
+        vocabulary, columns = found[f"{model}.embeddings.token_embedding.weight"]
+        told["embedding_size"] = columns if WIDEN in found else None
         head = found.get(f"{model}.head.weight", position[1:])
         return told | {"max_position_embeddings": position[0], "vocab_size": vocabulary, "projection_size": head[0]}
     kernel = found[f"{model}.embeddings.patch_embedding.weight"]

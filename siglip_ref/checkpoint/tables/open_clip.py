@@ -10,6 +10,7 @@ from siglip_ref.checkpoint.tables.names import Entry, Shape, Table, dense, fused
 from siglip_ref.errors import UsageError
 
 TRUNK = "visual.trunk"
+WIDEN = "text.token_projection.weight"  # ours: open_clip has no bottleneck
 # Released timm image towers that compute the exact GELU, whatever weights they are given; all others the tanh form.
 # Source: timm 1.0.31, vision_transformer.py.
 ERF = (
@@ -71,7 +72,7 @@ def _image(found: Mapping[str, Shape], vision: Mapping[str, Any]) -> dict[str, A
 
 def _text(found: Mapping[str, Shape], text: Mapping[str, Any]) -> dict[str, Any]:
     length, width = found["text.positional_embedding"]
-    vocabulary, _ = found["text.token_embedding.weight"]
+    vocabulary, columns = found["text.token_embedding.weight"]
     hidden = found["text.transformer.resblocks.0.mlp.c_fc.weight"][0]
     head = found.get("text.text_projection.weight")
     depth = _depth(found, "text.transformer.resblocks.")
@@ -81,6 +82,7 @@ def _text(found: Mapping[str, Shape], text: Mapping[str, Any]) -> dict[str, Any]
         "text_length": length,
         "text_head": head is not None,
         "embed": head[0] if head else None,
+        "bottleneck": columns if WIDEN in found else 0,
     }
 
 
@@ -119,6 +121,8 @@ def _entries(cfg: Config) -> Iterator[Entry]:
     yield from dense("image/pool/mlp/in", f"{TRUNK}.attn_pool.mlp.fc1")
     yield from dense("image/pool/mlp/out", f"{TRUNK}.attn_pool.mlp.fc2")
     yield Entry("text/token", "text.token_embedding.weight")
+    if cfg.bottleneck:
+        yield Entry("text/widen/kernel", WIDEN, "turned")
     yield Entry("text/position", "text.positional_embedding")
     for i in range(cfg.text.depth):
         ours, theirs = f"text/block{i:02d}", f"text.transformer.resblocks.{i}"

@@ -30,11 +30,14 @@ MARKS: dict[Format, dict[str, tuple[str, ...]]] = {
     },
     "open_clip": {
         "image": ("patch_embed.", "pos_embed", "blocks.", "norm.", "attn_pool."),
-        "text": ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection."),
+        "text": (
+            *("transformer.", "token_embedding.", "token_projection."),
+            *("positional_embedding", "ln_final.", "text_projection."),
+        ),
     },
     "big_vision": {
         "image": ("embedding/", "pos_embedding", "Transformer/", "MAPHead_0/"),
-        "text": ("Embed_0/", "pos_embedding", "Encoder_0/", "head/"),
+        "text": ("Embed_0/", "widen/", "pos_embedding", "Encoder_0/", "head/"),
     },
 }
 # A tower saved by itself has not even the beginning of its names; one name of each tells what it is.
