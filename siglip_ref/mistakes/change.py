@@ -72,7 +72,11 @@ def _reference(edits: tuple[Edit, ...]) -> Reference:
     by_module: dict[str, list[Edit]] = {}
     for edit in edits:
         by_module.setdefault(_module_of(edit.file), []).append(edit)
-    changed = {module: _names(module, tuple(of_module)) for module, of_module in by_module.items()}
+    return reference_of({module: _names(module, tuple(of_module)) for module, of_module in by_module.items()})
+
+
+def reference_of(changed: Mapping[str, Mapping[str, Any]]) -> Reference:
+    """The reference with the functions of changed modules: by module, its names."""
     base = _recipe() if any(module.startswith(_RECIPE) for module in changed) else SPECIFICATION
     functions = _functions(base)
     known = {function.__module__ for of_field in functions.values() for function in of_field} | set(AROUND.values())
@@ -90,6 +94,7 @@ def _recipe() -> Ops:
     return RECIPE
 
 
+@lru_cache(maxsize=2)
 def _functions(ops: Ops) -> dict[str, list[Function]]:
     """Of each field of a record its functions, as they were written."""
     found = {field.name: getattr(ops, field.name) for field in fields(ops)}

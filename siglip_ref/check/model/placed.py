@@ -1,6 +1,6 @@
 """The whole model, forward and backward, with mistakes made in places: a tower, one block, half a block, the loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -24,11 +24,12 @@ _STAGE_OF |= {"map_head": "pool", "pool": "pool", "linear": "head"}
 @dataclass(frozen=True)
 class Placed:
     """A mistake, and the stages (names of the activations that they lead to) in which it is made; spoils: those of them
-    that are wrong by themselves through it, where that is known."""
+    that are wrong by themselves through it, where that is known. spec : edits of the grammar, in place of a mistake."""
 
-    mistake: Mistake
+    mistake: Mistake | None
     stages: frozenset[str]
     spoils: frozenset[str] = frozenset()
+    spec: Reference | None = None
 
 
 def stages_of(cfg: Config, tower: str) -> tuple[str, ...]:
@@ -49,18 +50,24 @@ def with_mistakes(
     ------
     ValueError : two mistakes at one place change the same line
     """
+    loss, activations, back = forward_with(made, probe, cfg, conventions)
+    return loss, activations, back()
+
+
+def forward_with(
+    made: Sequence[Placed], probe: Probe, cfg: Config, conventions: Conventions
+) -> tuple[Array, dict[str, Array], Callable[[], dict[str, Array]]]:
+    """Loss and activations, and what gives the gradients of all parameters."""
     params, embedded, ways_back, activations = probe.params, [], [], dict[str, Array]()
     for tower, inputs in (("image", probe.given), ("text", probe.tokens)):
         if tower not in sides_of(cfg):
             continue
         specs = {name.partition("/")[2]: _spec(made, name) for name in stages_of(cfg, tower)}
-        whole = reference(
-            tuple(edit for p in made if any(s.startswith(tower) for s in p.stages) for edit in p.mistake.edits)
-        )
+        whole = _spec(made, *stages_of(cfg, tower))
         way = tower_of(_dispatching(specs, whole.ops), cfg, tower)
         if isinstance(cfg, OneTower):
-            activations, objective, of_tower = through(way, params, inputs, cfg, conventions)
-            return objective, activations, of_tower
+            activations, objective, back = through(way, params, inputs, cfg, conventions)
+            return objective, activations, back
         pooled, cache, named = way.forward(inputs, subtree(params, tower), cfg, conventions)
         norm = specs["embed"].ops.normalize
         embed, norm_cache = norm.forward(pooled, conventions.embed_norm, conventions.embed_norm_eps)
@@ -69,16 +76,22 @@ def with_mistakes(
         ways_back.append((tower, norm.backward, norm_cache, way.backward, cache))
     activations["logits"] = np.exp(params["log_scale"]) * (embedded[0] @ embedded[1].T) + params["bias"]
     result = _spec(made, LOSS).loss.sigmoid_loss(*embedded, params["log_scale"], params["bias"])
-    grads: dict[str, Array] = {"log_scale": result.d_log_scale, "bias": result.d_bias}
-    d_embeds = (result.d_image_embed, result.d_text_embed)
-    for d_embed, (tower, normalize_backward, norm_cache, back, cache) in zip(d_embeds, ways_back, strict=True):
-        of_tower, _ = back(normalize_backward(d_embed, norm_cache), cache)
-        grads |= prefixed(tower, of_tower)
-    return result.loss, activations, {name: grads[name] for name in params}
+
+    def back_from_loss() -> dict[str, Array]:
+        grads: dict[str, Array] = {"log_scale": result.d_log_scale, "bias": result.d_bias}
+        d_embeds = (result.d_image_embed, result.d_text_embed)
+        for d_embed, (tower, normalize_backward, norm_cache, way_back, cache) in zip(d_embeds, ways_back, strict=True):
+            of_tower, _ = way_back(normalize_backward(d_embed, norm_cache), cache)
+            grads |= prefixed(tower, of_tower)
+        return {name: grads[name] for name in params}
+
+    return result.loss, activations, back_from_loss
 
 
 def _spec(made: Sequence[Placed], *stages: str) -> Reference:
-    return reference(tuple(edit for p in made if p.stages.intersection(stages) for edit in p.mistake.edits))
+    here = [p for p in made if p.stages.intersection(stages)]
+    edited = next((p.spec for p in here if p.spec), None)
+    return edited or reference(tuple(edit for p in here if p.mistake for edit in p.mistake.edits))
 
 
 def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:

@@ -41,7 +41,8 @@ def stage_values(
     tower : "image" or "text"
     shown : the model's own activations; where one is not among them, its stage continues from the one before
     probe, cfg, conventions : as in the check
-    wanted : stages of blocks that are computed; None: all. The others are passed by, where the model shows them
+    wanted : stages of blocks, and after them, that are computed; None: all. The others are passed by, where the model
+        shows them
     """
     own = subtree(shown, tower)
     weights, values = subtree(probe.params, tower), dict[str, Array]()
@@ -64,16 +65,18 @@ def stage_values(
         values[mlp] = out
         return own.get(mlp, out), own.get(attn, after), None
 
-    def fed(name: str, source: str) -> Pair:
+    def fed(name: str, source: str, to: str) -> Pair:
         function, back = getattr(spec.ops, name)
+        if wanted is not None and to in own and f"{tower}/{to}" not in wanted:
+            return Pair(lambda x, *rest: (own[to], None), back)
         return Pair(lambda x, *rest: function(own.get(source, x), *rest), back)
 
     block = Pair(block_forward, spec.ops.block.backward)
     if tower == "image":
-        ops = replace(spec.ops, block=block, map_head=fed("map_head", "norm"))
+        ops = replace(spec.ops, block=block, map_head=fed("map_head", "norm", "pool"))
         pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.given, weights, cfg, conventions)
     else:  # its only linear layer outside of blocks is the head
-        ops = replace(spec.ops, block=block, pool=fed("pool", "norm"), linear=fed("linear", "pool"))
+        ops = replace(spec.ops, block=block, pool=fed("pool", "norm", "pool"), linear=fed("linear", "pool", "head"))
         pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.tokens, weights, cfg, conventions)
     last = own.get("head" if tower == "text" and cfg.text_head else "pool", pooled)
     activations["embed"] = spec.ops.normalize.forward(last, conventions.embed_norm, conventions.embed_norm_eps)[0]

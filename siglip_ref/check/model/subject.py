@@ -4,7 +4,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from siglip_ref.check.call.answers import answered
 from siglip_ref.check.engine.coverage import in_the_catalogue
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
+from siglip_ref.check.model.diagnosis.derive import Derived, derive
 from siglip_ref.check.model.diagnosis.diagnosis import (
     Other,
     blind,
@@ -26,6 +27,7 @@ from siglip_ref.check.model.diagnosis.diagnosis import (
     unsteady,
     unusual,
 )
+from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.diagnosis.naflex import of_naflex
 from siglip_ref.check.model.judge import make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
@@ -37,6 +39,7 @@ from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.process.isolated import random_states
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report, Sight
+from siglip_ref.report.edits import in_words
 from siglip_ref.report.verdict import Judgement, Verdict, judgement
 
 
@@ -51,6 +54,7 @@ class ComparedModel(Compared):
     broken: list[Finding]
     unread: list[Finding]
     explanation: tuple[Verdict, list[Finding]] | None = None
+    derived: Derived | str = ""
 
     @property
     def run(self) -> Run:
@@ -133,7 +137,19 @@ class ModelSubject(Subject[ComparedModel]):
             found = of_naflex(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             if unread:
                 found, unread = explain_unread(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
+            if compared.explanation != ("FAIL", []) and not any(one.id in _RANDOM for one in found):
+                compared.derived = self._derived(compared)
         return Answer(broken + unread + found)
+
+    def _derived(self, compared: ComparedModel) -> Derived | str:
+        self.say("what it computes")
+        found_at = compared.found_at
+
+        def again(probe: Probe) -> Run:
+            return self._runs(_in_dtype(probe, compared.probe), found_at.scales[:1])[0]
+
+        found = compared.run, found_at.judge, compared.probe, self.cfg, self.conventions
+        return derive(*found, again)
 
     def title(self, compared: ComparedModel) -> str:
         """Names the model, its numbers and weights."""
@@ -164,6 +180,7 @@ class ModelSubject(Subject[ComparedModel]):
         """Conventions, what the model's settings give away, what could not be read or seen, and at which scales."""
         unseen = report.sight.blind if report.sight else ()
         report.findings = hints(self.adapter) + report.findings
+        report.computes = _computes(compared.derived)
         report.conventions = _stated(self.conventions, self.adapter, self.dtype)
         report.not_checked = compared.run.not_checked + _rims(report.rows)
         report.blind = blind(compared.others, self.conventions) + _unseen(unseen)
@@ -191,6 +208,31 @@ class ModelSubject(Subject[ComparedModel]):
             f"# the probe weights are the same on every machine\nmodel = ...\nprint(sr.check_model(model, {arguments}))"
         )
         return Worst(row, arrays, again)
+
+
+def _computes(derived: Derived | str) -> list[str]:
+    if isinstance(derived, str):
+        return [_NOT_DERIVED[derived]] if derived in _NOT_DERIVED else []
+    stages = f"{', '.join(derived.stages[:3])}{and_more(len(derived.stages) - 3)}"
+    lines = in_words(derived.fitted, stages, _PROOF)
+    if derived.unproven:
+        measured = lines[0] if lines[0].startswith("measured") else f"measured: {lines[0]}"
+        return [measured, f"not certain: with it, {derived.unproven} of a further run is not the model's"]
+    return lines
+
+
+_RANDOM = ("dropout-in-eval", "cached-rng-mismatch")
+_NOT_DERIVED = {"size": "not derived: size"}
+_PROOF = (
+    "reproduced in a further run on other weights, images and captions: every activation, the loss, and a derivative "
+    "along a random direction of every parameter"
+)
+
+
+def _in_dtype(probe: Probe, like: Probe) -> Probe:
+    """As the model was given its weights before."""
+    params = {name: np.asarray(value, like.params[name].dtype) for name, value in probe.params.items()}
+    return replace(probe, params=params, images=np.asarray(probe.images, like.images.dtype))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A tower alone has no loss. Its gradients are those of a sum of all numbers that 
 own: no gradient of a parameter is then left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,16 +52,23 @@ def values_and_grads(
         out, loss, grads = two_towers.values_and_grads(params, images, tokens, cfg, conventions, ops)
         return out.activations, loss, grads
     way = tower_of(ops or SPECIFICATION, cfg, cfg.side)
-    return through(way, params, images if cfg.side == "image" else tokens, cfg, conventions)
+    activations, objective, back = through(way, params, images if cfg.side == "image" else tokens, cfg, conventions)
+    return activations, objective, back()
 
 
-def through(way: Pair, params: Mapping[str, Array], inputs: Any, cfg: OneTower, conventions: Conventions) -> Values:
-    """Forward through one tower, and back from its objective."""
+def through(
+    way: Pair, params: Mapping[str, Array], inputs: Any, cfg: OneTower, conventions: Conventions
+) -> tuple[dict[str, Array], Array, Callable[[], dict[str, Array]]]:
+    """Forward through one tower, and what goes back from its objective."""
     out, cache, named = way.forward(inputs, subtree(params, cfg.side), cfg, conventions)
     d_out = _like(out, probe_objective(out.shape, inputs.seen if isinstance(inputs, Patches) else None))
-    of_tower, _ = way.backward(d_out, cache)
-    grads = prefixed(cfg.side, of_tower)
-    return shown(prefixed(cfg.side, named), cfg), (out * d_out).sum(), {name: grads[name] for name in params}
+
+    def back() -> dict[str, Array]:
+        of_tower, _ = way.backward(d_out, cache)
+        grads = prefixed(cfg.side, of_tower)
+        return {name: grads[name] for name in params}
+
+    return shown(prefixed(cfg.side, named), cfg), (out * d_out).sum(), back
 
 
 def shown(activations: Mapping[str, Array], cfg: Config) -> dict[str, Array]:

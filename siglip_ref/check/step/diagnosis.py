@@ -8,24 +8,37 @@ import numpy as np
 
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.coverage import sorted_out
+from siglip_ref.check.engine.edits import Fitted
 from siglip_ref.check.engine.explain import explain, share_explained
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.arrived import LOST
+from siglip_ref.check.step.derive import derive
 from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.model.optim import AdamW, kernels, matrices
 from siglip_ref.report.data import Finding, Sight
+from siglip_ref.report.edits import finding_of
 from siglip_ref.report.verdict import Verdict
 
 SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
 FITTED = ("max_norm", "lr", "decay")  # settings whose value is sought
 
 
-def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding]]:
-    """Another setting under which every step is right, else what explains the steps."""
+def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
+    """Another setting under which every step is right, else what explains the steps, and what they compute."""
+    verdict, found = _explained(taken, plan, judged)
+    if verdict != "FAIL":
+        return verdict, found, None
+    derived = derive(taken, plan, judged)
+    if derived is not None and derived.certain and all(one.id == "unknown" for one in found):
+        found = [finding_of(derived, judged.first_wrong)]
+    return verdict, found, derived
+
+
+def _explained(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding]]:
     measured: dict[float, list[str]] = {}
     declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
     if declared is None:

@@ -11,7 +11,7 @@ from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.model.reference import KEY_BIAS
 from siglip_ref.check.step.run import STEPS, Taken
-from siglip_ref.mistakes import Mistake, reference
+from siglip_ref.mistakes import Mistake, Reference, reference
 from siglip_ref.model.optim import AdamW, BigVision, nothing
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Row, compare, not_checked, out_of_range
@@ -57,6 +57,11 @@ class Judged:
     def right(self) -> bool:
         return all(row.right for row in self.rows)
 
+    @property
+    def first_wrong(self) -> str:
+        """The first parameter that deviates."""
+        return next(row.name for row in self.rows if not row.right)
+
 
 def reach(plan: Plan) -> list[float]:
     """How far each step moves a number, about: decay and small gradients aside."""
@@ -65,9 +70,15 @@ def reach(plan: Plan) -> list[float]:
     return [rule.lr * abs(float(plan.schedule(k))) * start for k, start in enumerate(starts)]
 
 
-def predict(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], mistakes: Sequence[Mistake] = ()) -> Moves:
-    """What each step adds to each parameter, with these mistakes made in the optimiser."""
-    spec = reference(tuple(edit for m in mistakes if m.id not in ACCUMULATION for edit in m.edits))
+def predict(
+    taken: Sequence[Taken],
+    plan: Plan,
+    grads: Sequence[Params],
+    mistakes: Sequence[Mistake] = (),
+    spec: Reference | None = None,
+) -> Moves:
+    """What each step adds to each parameter, with these mistakes made in the optimiser, or by another reference."""
+    spec = spec or reference(tuple(edit for m in mistakes if m.id not in ACCUMULATION for edit in m.edits))
     step = spec.optim.adamw_step if isinstance(plan.rule, AdamW) else spec.optim.big_vision_step
     history: list[Params] = []
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.call.frameworks import describe
+from siglip_ref.check.engine.edits import Fitted
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.arrived import LOST, Lost, finding_of, lost, rows_of
@@ -15,6 +16,7 @@ from siglip_ref.check.step.judge import Judged, Plan, judge
 from siglip_ref.check.step.run import Taken
 from siglip_ref.report.compare import Row, compare
 from siglip_ref.report.data import Finding, Report, Sight
+from siglip_ref.report.edits import in_words
 from siglip_ref.report.verdict import Judgement, Verdict, judgement
 
 
@@ -42,8 +44,8 @@ class ComparedStep(Compared):
     reloaded: list[Row]
 
     @cached_property
-    def diagnosis(self) -> tuple[Verdict, list[Finding]]:
-        """Another setting under which all is right, or what explains the steps."""
+    def diagnosis(self) -> tuple[Verdict, list[Finding], Fitted | None]:
+        """Another setting under which all is right, or what explains the steps, and what they compute."""
         return diagnose(self.done.taken, self.plan, self.judged)
 
 
@@ -78,7 +80,7 @@ class StepSubject(Subject[ComparedStep]):
         if compared.wrong:
             self.say("what explains it")
         if compared.wrong and not compared.unarrived and not compared.reloaded:
-            verdict, found = compared.diagnosis
+            verdict, found, _ = compared.diagnosis
             if verdict == "OTHER CONVENTION":
                 yield Answer(found, verdict)
 
@@ -106,7 +108,9 @@ class StepSubject(Subject[ComparedStep]):
         return step_sight(done.taken, compared.plan, compared.judged, done.dtype, restarted=self.restarted)
 
     def tell(self, compared: ComparedStep, report: Report) -> None:
-        """The rule's settings."""
+        """The rule's settings, and what the steps compute where that is something else."""
+        if "diagnosis" in vars(compared) and compared.diagnosis[2]:
+            report.computes = in_words(compared.diagnosis[2], "your step", _PROOF)
         rule = self.plan.rule
         report.conventions = {f.name: _word(getattr(rule, f.name)) for f in fields(rule)}
         report.conventions["accumulate"] = str(self.plan.parts)
@@ -123,6 +127,9 @@ class StepSubject(Subject[ComparedStep]):
         arrays |= {"input/parameter": taken[0].before[row.name], "got/moved": one.got, "expected/moved": one.exact}
         again = f"step_fn, rule = ...  # {self.plan.rule}\nprint(sr.check_step(step_fn, rule))"
         return Worst(row, arrays, again)
+
+
+_PROOF = "found on a few parameters at the first two steps, and reproduced on all others and at the last step"
 
 
 def _word(value: object) -> str:

@@ -1,0 +1,239 @@
+"""What the first stage that deviates computes: the edit of its own formulas that gives the program's numbers.
+
+Tried on the program's own input to the stage. Named only where a further run, on other weights, other images and other
+captions, is that of the specification with the edit in it: every activation, the loss, and the derivative of the loss
+along random directions of every parameter, as the program's gradients give it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.one_tower import sides_of
+from siglip_ref.architecture.sizes import Config
+from siglip_ref.check.engine.edits import Edits, Fitted, search
+from siglip_ref.check.model.adapters import Run
+from siglip_ref.check.model.judge import Judge
+from siglip_ref.check.model.noise import multiplications
+from siglip_ref.check.model.placed import Placed, forward_with, stages_of
+from siglip_ref.check.model.probe import Probe
+from siglip_ref.check.model.stages import readable, stage_of, stage_values
+from siglip_ref.mistakes import Reference
+from siglip_ref.mistakes.grammar import edited, made, named, singles
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.ops import attention as of_attention
+from siglip_ref.ops.elementary import Array
+
+_ROWS = 2  # images or texts on which edits are tried: the first, whose caption is full, and the last, the shortest
+_SIZE = 2e7  # multiplications of a forward pass, from which on nothing is derived
+_STEP = 1e-3  # of a parameter, along a direction
+_SURE = 2.0  # times what is allowed: both sides round
+_FINEST = 1e-7  # of a derivative by differences
+
+_OPS = SPECIFICATION
+_ATTENTION = (_OPS.attention.forward, of_attention._split, of_attention._join, _OPS.softmax.forward)
+_MLP = (_OPS.mlp.forward, _OPS.gelu.forward)
+_EVERY = (_OPS.layer_norm.forward, _OPS.linear.forward)
+_OF_STAGE = {
+    "+attn": (_OPS.block.forward, *_ATTENTION, *_EVERY),
+    "+mlp": (_OPS.block.forward, *_MLP, *_EVERY),
+    "norm": (_OPS.layer_norm.forward,),
+    "image/stem": (_OPS.patch_embed.forward, _OPS.position.forward, _OPS.linear.forward),
+    "text/stem": (_OPS.token_embed.forward, _OPS.position.forward),
+    "image/pool": (_OPS.map_head.forward, *_ATTENTION, *_MLP, *_EVERY),
+    "text/pool": (_OPS.pool.forward,),
+    "head": (_OPS.linear.forward,),
+    "embed": (_OPS.normalize.forward,),
+}
+_BACK = {  # what goes back through a stage
+    "+attn": ("block", "attention", "softmax", "layer_norm", "linear"),
+    "+mlp": ("block", "mlp", "gelu", "layer_norm", "linear"),
+    "norm": ("layer_norm",),
+    "stem": ("patch_embed", "position", "token_embed", "linear"),
+    "pool": ("map_head", "attention", "mlp", "layer_norm", "linear", "pool"),
+    "head": ("linear",),
+}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What explains a stage, and the others that it explains as well; unproven : what it does not give in the further
+    run, "" where it gives everything."""
+
+    fitted: Fitted
+    stages: tuple[str, ...]
+    unproven: str
+
+    @property
+    def certain(self) -> bool:
+        return self.fitted.certain and not self.unproven
+
+
+def derive(
+    run: Run, judge: Judge, probe: Probe, cfg: Config, conventions: Conventions, again: Callable[[Probe], Run]
+) -> Derived | str:
+    """Of the first wrong stage; a word where nothing was derived.
+
+    Parameters
+    ----------
+    again : runs the model on another probe
+    """
+    if multiplications(cfg, len(probe.images)) > _SIZE:
+        return "size"
+    ground = _double(probe)
+    shown = readable(run.activations, judge.exact.activations, np.float64)
+    spec = edited(())
+    off = {
+        name: _off(shown[name], value, judge.of_value[name])
+        for tower in sides_of(cfg)
+        for name, value in stage_values(spec, tower, shown, ground, cfg, conventions).items()
+        if name in shown
+    }
+    wrong = [name for name, by in off.items() if not by <= 1]
+    if not wrong:
+        return _of_gradients(run, judge, ground, cfg, conventions, again)
+    stage, tower = wrong[0], wrong[0].split("/")[0]
+    functions = tuple(map(named, _functions(stage)))
+    spec, few, room = edited(functions), _rows(ground, shown), judge.of_value[stage]
+    given = {name: value[_chosen(value)] for name, value in shown.items() if name.startswith(tower)}
+    known = given[stage]
+
+    def value(inputs: Mapping[str, Array], at: Probe) -> Array:
+        return stage_values(spec, tower, inputs, at, cfg, conventions, {stage})[stage]
+
+    fitted = search(
+        singles(functions),
+        lambda: [_off(known, value(given, few), room)],
+        lambda: [_off(shown[stage], value(shown, ground), room)],
+        lambda: value(shown, ground),
+        lambda: np.asarray(known - value(given, few)),
+    )
+    if fitted is None:
+        return "stage"
+    stages = _explained(fitted.edits, spec, wrong, shown, ground, judge, cfg, conventions)
+    placed = [Placed(None, frozenset(stages), spec=spec)]
+    with made(fitted.edits):
+        unproven = _unproven(placed, ground, judge, cfg, conventions, again)
+    return Derived(fitted, stages, unproven)
+
+
+def _of_gradients(
+    run: Run, judge: Judge, ground: Probe, cfg: Config, conventions: Conventions, again: Callable[[Probe], Run]
+) -> Derived | str:
+    """Where every value is right: the edit of the first way back that is wrong."""
+    wrong = [name for name, grad in judge.exact.grads.items() if not _by(name, run.grads[name], grad, judge) <= 1]
+    if not wrong or "/" not in wrong[-1] or not all(np.isfinite(grad).all() for grad in run.grads.values()):
+        return "stage"
+    stage = stage_of(wrong[-1])  # what stands last in the network comes first on the way back
+    stage = f"{stage.split('/')[0]}/stem" if stage.split("/")[1] in ("stem", "token") else stage
+    functions = tuple(named(getattr(SPECIFICATION, name).backward) for name in _BACK.get(stage.split("/")[-1], ()))
+    spec, tower = edited(functions), stage.split("/")[0]
+    alike = frozenset(one for one in stages_of(cfg, tower) if one.split("/")[-1] == stage.split("/")[-1])
+    for stages in dict.fromkeys((frozenset({stage}), alike)):
+        placed = [Placed(None, stages, spec=spec)]
+        back = forward_with(placed, ground, cfg, conventions)[2]
+
+        def off(run: Run = run, back: Callable[[], dict[str, Array]] = back) -> list[float]:
+            return [_by(name, run.grads[name], grad, judge) for name, grad in back().items()]
+
+        def numbers(back: Callable[[], dict[str, Array]] = back) -> Array:
+            return np.concatenate([np.ravel(grad) / (np.max(np.abs(grad)) or 1.0) for grad in back().values()])
+
+        offers = [one for one in singles(functions) if one.plain]
+        fitted = search(offers, off, lambda: [], numbers, lambda: np.zeros(0), pairs=False)
+        if fitted is None:
+            continue
+        held = _another(ground)
+        with made(fitted.edits):
+            grads, got = forward_with(placed, held, cfg, conventions)[2](), again(held).grads
+        unproven = next((f"d {n}" for n in grads if not _by(n, got[n], grads[n], judge) <= _SURE), "")
+        return Derived(fitted, tuple(one for one in stages_of(cfg, tower) if one in stages), unproven)
+    return "stage"
+
+
+def _by(name: str, got: Array, expected: Array, judge: Judge) -> float:
+    """How far off a gradient is, in what is allowed; a key bias in units of its terms."""
+    top = max(float(np.max(np.abs(expected))), judge.exact.key_terms.get(name, 0.0))
+    by = float(np.max(np.abs(np.asarray(got, np.float64) - expected)))
+    return by / (judge.of_grad[name] * top) if top else np.inf * (by > 0)
+
+
+def _functions(stage: str) -> tuple[Callable[..., object], ...]:
+    return _OF_STAGE.get(stage) or _OF_STAGE.get(stage.split("/")[-1], ())
+
+
+def _explained(
+    edits: Edits, spec: Reference, wrong: list[str], shown: Mapping[str, Array], ground: Probe, judge: Judge,
+    cfg: Config, conventions: Conventions,
+) -> tuple[str, ...]:  # fmt: skip
+    """All wrong stages of one kind that are right with the edits made."""
+    alike = [name for name in wrong if _functions(name) == _functions(wrong[0])]
+    found = dict[str, Array]()
+    with made(edits):
+        for tower in {name.split("/")[0] for name in alike}:
+            found |= stage_values(spec, tower, shown, ground, cfg, conventions, alike)
+    return tuple(name for name in alike if _off(shown[name], found[name], judge.of_value[name]) <= 1)
+
+
+def _unproven(
+    placed: list[Placed], ground: Probe, judge: Judge, cfg: Config, conventions: Conventions,
+    again: Callable[[Probe], Run],
+) -> str:  # fmt: skip
+    """What a further run shows that the edits do not give."""
+    held = _another(ground)
+    run = again(held)
+    loss, activations, _ = forward_with(placed, held, cfg, conventions)
+    for name, expected in (activations | {"loss": loss}).items():
+        got = run.activations.get(name) if name != "loss" else np.reshape(run.loss, ())
+        limit = judge.of_value.get(name)
+        if got is not None and limit is not None and not _off(got, expected, limit) <= _SURE:
+            return name
+    rng = np.random.default_rng(7)
+    for name, grad in run.grads.items():
+        along = rng.standard_normal(np.shape(grad)) * (np.sqrt(np.mean(np.square(held.params[name]))) + 1e-3)
+
+        def at(step: float, name: str = name, along: Array = along) -> float:
+            moved = replace(held, params=dict(held.params) | {name: held.params[name] + step * along})
+            return float(forward_with(placed, moved, cfg, conventions)[0])
+
+        slope = (8 * (at(_STEP) - at(-_STEP)) - (at(2 * _STEP) - at(-2 * _STEP))) / (12 * _STEP)
+        got = float(np.sum(grad * along))
+        # what the edit makes zero by structure is judged by what it would be without
+        usual = judge.exact.key_terms.get(name, float(np.max(np.abs(judge.exact.grads[name]))))
+        top = max(float(np.max(np.abs(grad))), usual)
+        room = _SURE * judge.of_grad[name] * top * float(np.sqrt(np.sum(np.square(along))))
+        if not abs(got - slope) <= room + _FINEST * (abs(slope) + abs(float(loss)) * _STEP):
+            return f"d {name}"
+    return ""
+
+
+def _another(probe: Probe) -> Probe:
+    """Other numbers of the same sizes: parameters and images in another order, captions of other pairs."""
+    params = {name: np.flip(value) for name, value in probe.params.items()}
+    return replace(probe, params=params, images=-probe.images, tokens=probe.tokens[::-1].copy())
+
+
+def _double(probe: Probe) -> Probe:
+    params = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
+    return replace(probe, params=params, images=np.asarray(probe.images, np.float64))
+
+
+def _chosen(x: Array) -> list[int]:
+    return [0, len(x) - 1][:_ROWS]
+
+
+def _rows(probe: Probe, shown: Mapping[str, Array]) -> Probe:
+    rows = _chosen(probe.images)
+    grids = None if probe.grids is None else probe.grids[rows]
+    return replace(probe, images=probe.images[rows], tokens=probe.tokens[rows], grids=grids)
+
+
+def _off(got: Array, expected: Array, allowed: float) -> float:
+    """The largest deviation in what is allowed."""
+    if np.shape(got) != np.shape(expected):
+        return np.inf
+    top = float(np.max(np.abs(expected), initial=0.0))
+    by = float(np.max(np.abs(np.asarray(got, np.float64) - expected), initial=0.0))
+    return by / (allowed * top) if top else np.inf

@@ -1,0 +1,76 @@
+"""What a step computes: the edit of the optimiser's own formulas that gives the program's numbers.
+
+Found on a few tensors at the first two steps; named only where it gives the other tensors and the last step, too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from siglip_ref.architecture.params import Params
+from siglip_ref.check.engine.edits import Fitted, search
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
+from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, predict
+from siglip_ref.check.step.run import Taken
+from siglip_ref.mistakes.grammar import edited, named, singles
+from siglip_ref.model import optim
+from siglip_ref.model.procedures import several_steps
+from siglip_ref.ops.elementary import Array
+
+_ADAMW = tuple(map(named, (optim.adamw_step, optim.clip, optim.norm, several_steps)))
+_BIG_VISION = tuple(map(named, (optim.big_vision_step, optim._factored, optim.clip, optim.norm, several_steps)))
+_EACH = 2  # tensors of each kind on which edits are tried
+_REST = "rest"  # stands for all other tensors in the length of the gradient
+_SEARCHED = 2  # steps
+
+
+def derive(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Fitted | None:
+    """What explains all steps."""
+    functions = _ADAMW if isinstance(plan.rule, optim.AdamW) else _BIG_VISION
+    spec = edited(functions)
+    chosen = _chosen(judged, plan)
+    few = [_few(one, chosen, plan) for one in taken[:_SEARCHED]]
+    first = [one for one in judged.seen if one.name in chosen and one.probe in LABELS[:_SEARCHED]]
+
+    def moves(steps: Sequence[Taken]) -> Moves:
+        return predict(steps, plan, [one.grads for one in steps], spec=spec)
+
+    def off(steps: Sequence[Taken], seen: Sequence[Seen]) -> list[float]:
+        found = moves(steps)
+        return [distance(one, found[one.probe, one.name]) for one in seen]
+
+    def numbers() -> Array:
+        found = moves(taken)
+        return np.concatenate([np.ravel(found[one.probe, one.name]) / _top(one.got) for one in judged.seen])
+
+    def rest() -> Array:
+        found = moves(few)
+        return np.concatenate([np.ravel(one.got - found[one.probe, one.name]) / _top(one.got) for one in first])
+
+    return search(singles(functions), lambda: off(few, first), lambda: off(taken, judged.seen), numbers, rest)
+
+
+def _chosen(judged: Judged, plan: Plan) -> list[str]:
+    """The smallest tensors of each kind: wrong or right, decayed or not."""
+    wrong = {one.name for one in judged.seen if is_wrong(one)}
+    sizes = {one.name: np.size(one.got) for one in judged.seen}
+    kinds: dict[tuple[bool, bool, bool], list[str]] = {}
+    for name in sorted(sizes, key=lambda name: sizes[name]):
+        kinds.setdefault((name in wrong, plan.rule.decays(name), plan.rule.frozen(name)), []).append(name)
+    return [name for kind in kinds.values() for name in kind[:_EACH]]
+
+
+def _few(one: Taken, chosen: Sequence[str], plan: Plan) -> Taken:
+    """A step of a few tensors, and one number that stands for all others."""
+    rest = {name: g for name, g in one.grads.items() if name not in chosen and not plan.rule.frozen(name)}
+    length = np.asarray([float(optim.norm(rest))]) if rest else np.zeros(1)
+
+    def of(params: Params, last: Array) -> Params:
+        return {name: params[name] for name in chosen} | {_REST: last}
+
+    return replace(one, before=of(one.before, np.ones(1)), grads=of(one.grads, length))
+
+
+def _top(x: Array) -> float:
+    return float(np.max(np.abs(x), initial=0.0)) or 1.0
