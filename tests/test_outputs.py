@@ -104,7 +104,7 @@ def test_force_replaces_the_files_of_these_names_and_no_others(place, tmp_path, 
 
 
 def test_an_interrupted_study_of_other_settings_is_not_lost(tmp_path, capsys):
-    from siglip_ref.training import studies
+    from siglip_ref.training.study import run as studies
 
     begun = studies.Result({**studies.TOY, "seeds": 5}, {"sigmoid: 16": [0.5]})
     (tmp_path / "batch.json").write_text(studies.json.dumps(studies.asdict(begun)))

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from siglip_ref.training.studies import STUDIES, page
+from siglip_ref.training.study.run import Result, page
+from siglip_ref.training.study.table import STUDIES
 
 DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- studies -->", "<!-- end -->"
@@ -18,7 +19,7 @@ def main() -> None:
         path = DOCS / "studies" / f"{name}.json"
         if path.is_file():
             made = json.loads(path.read_text(encoding="utf-8"))
-            pages.append(page(study, made["found"], made["settings"]["seeds"], "studies/"))
+            pages.append(page(study, Result(**made), made["settings"]["seeds"], "studies/"))
     after = rest.partition(END)[2]
     document.write_text(f"{before}{BEGIN}\n\n" + "\n".join(pages) + f"\n{END}{after}", encoding="utf-8")
 

@@ -34,6 +34,7 @@ def options(
         Literal["siglip", "siglip2"],
         typer.Option(help="siglip2: captions too; distillation and masked prediction from 80 % of the steps on"),
     ] = "siglip",
+    resolution: Annotated[int, typer.Option(min=0, help="pixels in siglip2's last 5 %; 0: as before")] = 0,
     labels: Annotated[bool, typer.Option("--labels", help="train the image encoder as a classifier")] = False,
     init: Annotated[str, typer.Option(help="a released checkpoint to start from")] = "",
     freeze: Annotated[Literal["", "image"], typer.Option(help="image: keep the image tower of --init")] = "",
@@ -115,16 +116,18 @@ def alone(chosen: dict[str, Any]) -> None:
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="initialisation, batch or noise")],
+    name: Annotated[str, typer.Argument(help="initialisation, batch, noise, beta2, negatives or bottleneck")],
     seeds: Annotated[int, typer.Option(min=2, help="trainings of each variant")] = 5,
     out: Annotated[Path, typer.Option(help="folder for NAME.json and NAME.svg")] = Path("studies"),
+    quick: Annotated[bool, typer.Option("--quick", help="a fiftieth of the steps: does it work? No figures")] = False,
     force: Force = False,
 ) -> None:
     """Repeat one of the paper's studies at toy scale, with spread, beside the paper's own table."""
     from siglip_ref.errors import UsageError
-    from siglip_ref.training.studies import STUDIES, run
+    from siglip_ref.training.study.run import run
+    from siglip_ref.training.study.table import STUDIES
 
     if name not in STUDIES:
         raise UsageError(", ".join(STUDIES), repr(name), "there is no study by this name", "siglip-ref study batch")
-    typer.echo(run(STUDIES[name], seeds, out, typer.echo, force))
+    typer.echo(run(STUDIES[name], seeds, out, typer.echo, force, quick))
     typer.echo(f"{out / name}.svg")

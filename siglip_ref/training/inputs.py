@@ -98,6 +98,12 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
             f"--clip {settings.clip:g}",
             "leave it out for 1, or --clip inf for none",
         ),
+        (
+            settings.negatives > 0 and ranks > 1,
+            "one process for a loss of fewer negatives",
+            f"{ranks} ranks",
+            "these studies are made on one process: the hard ones are those of all pairs together",
+        ),
         (batch < ranks, f"--batch of at least {ranks}, a pair for each rank", f"--batch {batch}", "enlarge the batch"),
         (
             bool(settings.freeze) and not settings.init,
@@ -146,6 +152,12 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
             "--recipe siglip2 by itself",
             ", ".join(others),
             "leave these out: the recipe has losses and stages of its own, and begins from nothing",
+        ),
+        (
+            settings.resolution > 0 and (settings.recipe != "siglip2" or settings.resolution % cfg.patch > 0),
+            f"--resolution with --recipe siglip2, in whole patches of {cfg.patch} pixels",
+            f"--resolution {settings.resolution}, --recipe {settings.recipe}",
+            "the last stage of siglip2 has a resolution of its own; leave it out to keep the one before",
         ),
         (cfg.naflex, "a model of fixed resolution", cfg.name, "take another checkpoint"),
     ]

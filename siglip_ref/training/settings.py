@@ -20,7 +20,11 @@ class Settings:
     init, freeze : a released checkpoint to start from; "image" keeps its image tower as it is
     learn : with a frozen image tower: "text", its text tower at a tenth of the rate; "head", its text head alone
     log_scale, bias : initial values, of a model trained from nothing; without_bias keeps the bias at 0
-    recipe : "siglip", or "siglip2": captions from the start; distillation, masked prediction, another size at the end
+    recipe : "siglip", or "siglip2": captions from the start, distillation and masked prediction
+    resolution : pixels of the images in the last twentieth of siglip2 (0: as before)
+    beta2 : of AdamW
+    negatives, kept : so many negatives for each positive (0: all), "random", "hard" or "easy" ones; for studies
+    bottleneck : rank of the token embedding (0: a full table), as mSigLIP's; for studies
     accumulate : batches whose gradients are averaged for one step, each with its own negatives only
     micro : pairs a rank computes at once (0: all); changes memory, not the gradient
     shuffled : this share of the pairs has the caption of another pair; for studies of noise
@@ -33,6 +37,7 @@ class Settings:
     batch: int = 0
     lr: float = 0.0
     optimiser: str = "adamw"
+    beta2: float = 0.95
     decay: float | None = None
     warmup: int = -1
     clip: float = 1.0
@@ -44,9 +49,13 @@ class Settings:
     bias: float | None = None
     without_bias: bool = False
     recipe: str = "siglip"
+    resolution: int = 0
     accumulate: int = 1
     micro: int = 0
     shuffled: float = 0.0
+    negatives: float = 0.0
+    kept: str = "random"
+    bottleneck: int = 0
     dtype: str = "float32"
     seed: int = 0
 

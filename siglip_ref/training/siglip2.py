@@ -1,5 +1,4 @@
-"""The recipe of SigLIP 2 as a training: captions from the start; at 80 % of the steps a teacher is born, at 95 % the
-images grow.
+"""SigLIP 2's recipe as a training: captions from the start, a teacher from 80 %, another size from 95 % of the steps.
 
 What the paper does not publish is chosen in one place, `choices_for`; see `siglip_ref.siglip2.TABLE`.
 """
@@ -66,24 +65,19 @@ def stage_at(step: int, total: int) -> Stage:
     return "resolutions" if 20 * step >= 19 * total else "distilled" if 10 * step >= 8 * total else "start"
 
 
-def grown(cfg: Config) -> Config:
-    """The size at the end: half as many patches again in each direction, as from 256 to 384 pixels."""
-    rows, columns = ((3 * side + 1) // 2 * cfg.patch for side in cfg.grid)
-    return replace(cfg, image_size=(rows, columns))
-
-
 class Stages(Beside):
     """What changes where stages begin, and what follows each step: teacher and centres."""
 
     losses = Weights._fields
 
-    def __init__(self, cfg: Config, total: int, ops: Recipe) -> None:
+    def __init__(self, cfg: Config, resolution: int, total: int, ops: Recipe) -> None:
         self.cfg, self.total, self.ops, self.choices = cfg, total, ops, choices_for(cfg)
+        self.last = replace(cfg, image_size=(resolution, resolution)) if resolution else cfg
         self.momentum = Momentum(TEACHER, "fixed")
 
     def size_of(self, params: Params) -> Config:
         """The sizes of a model with these positions."""
-        return self.cfg if len(params["image/position"]) == self.cfg.patches else grown(self.cfg)
+        return self.cfg if len(params["image/position"]) == self.cfg.patches else self.last
 
     def enter(self, step: int, params: Params, state: State, kept: Params) -> tuple[Params, State, Params]:
         """At 80 % the teacher is the student as it is; at 95 % both resize their positions, whose means start anew."""
@@ -91,7 +85,7 @@ class Stages(Beside):
         if stage != "start" and not kept:
             born = recipe.born(params, self.choices)
             kept = prefixed("teacher", born.params) | prefixed("centre", born.centres)
-        if stage == "resolutions" and self.size_of(params) == self.cfg:
+        if stage == "resolutions" and self.size_of(params) != self.last:
             params, kept = ({name: self._resized(name, value) for name, value in own.items()} for own in (params, kept))
             slots = {name: value for name, value in state.slots.items() if not name.endswith("/image/position")}
             state = state._replace(slots=slots)
@@ -101,7 +95,7 @@ class Stages(Beside):
         if not name.endswith("image/position"):
             return value
         table = value.reshape(*self.cfg.grid, -1)
-        return np.asarray(self.ops.position_resize.forward(table, *grown(self.cfg).grid)[0])
+        return np.asarray(self.ops.position_resize.forward(table, *self.last.grid)[0])
 
     def record(self, step: int, loss: float, told: Params) -> list[float]:
         weights = weights_of(SIZE, stage_at(step, self.total))
@@ -133,7 +127,7 @@ def prepare_siglip2(
     """Data, model, losses and optimiser; see `siglip_ref.training.task.prepare`."""
     data, cfg, ops = inputs.data, inputs.cfg, best_ops()
     total = settings.steps or int(data.defaults["steps"])
-    stages = Stages(cfg, total, on(ops))
+    stages = Stages(cfg, settings.resolution, total, on(ops))
     fresh = recipe.init(cfg, stages.choices, settings.seed, np.dtype(settings.dtype))
     batches = Batches(data.train, pixels_of(data.train, cfg.image_size, inputs.how), inputs.tokenizer, inputs.batch,
                       settings.seed, settings.shuffled)  # fmt: skip

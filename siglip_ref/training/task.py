@@ -23,6 +23,7 @@ from siglip_ref.training.inputs import Inputs
 from siglip_ref.training.locked import locked, locked_texts
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.settings import Settings
+from siglip_ref.training.study.masking import masked_loss
 from siglip_ref.use.inference import best_ops
 
 Stepper = Callable[[Params, Params, optim.State, int], tuple[Params, optim.State]]
@@ -139,9 +140,11 @@ def pairs_gradient(
     shares = [share(batches.size, rank, parallel.size) for rank in range(parallel.size)]
     sizes = [part.stop - part.start for part in shares]
 
-    def loss(params: Params, x: Array, y: Array) -> LossAndGrads:
+    def loss(params: Params, number: int, x: Array, y: Array) -> LossAndGrads:
         parallel.at(-1, "the loss")
-        if settings.loss == "softmax":
+        if settings.negatives:
+            found = masked_loss(x, y, params, settings, number, ops)
+        elif settings.loss == "softmax":
             found = parallel.softmax(x, y, params["log_scale"], sizes, ops)
         else:
             found = parallel.sigmoid(x, y, params["log_scale"], params["bias"], ops)
@@ -154,7 +157,7 @@ def pairs_gradient(
         parallel.at(-1, "the towers")
         images = images.astype(params["bias"].dtype, copy=False)
         found, grads = gradient(
-            params, images, tokens, partial(loss, params), cfg, ops, settings.micro, side, text_side
+            params, images, tokens, partial(loss, params, number), cfg, ops, settings.micro, side, text_side
         )
         return float(found.loss), grads | {"log_scale": found.d_log_scale, "bias": found.d_bias}
 
@@ -190,6 +193,6 @@ def stepper(settings: Settings, data: Data, cfg: Config, ops: Ops, total: int) -
         layout = optim.big_vision_shapes(cfg)
         return lambda p, g, state, k: optim.big_vision_step(p, g, state, rule, optim.cosine(k, total, warmup), layout)
     adamw = optim.AdamW(
-        lr=lr, beta2=0.95, decay=0.1 if settings.decay is None else settings.decay, max_norm=settings.clip
+        lr=lr, beta2=settings.beta2, decay=0.1 if settings.decay is None else settings.decay, max_norm=settings.clip
     )
     return lambda p, g, state, k: ops.adamw_step(p, g, state, adamw, optim.cosine(k, total, warmup))

@@ -21,7 +21,10 @@ from siglip_ref.training.finish import finish
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone
 
-CHANGES = {"siglip": {"batch": 16, "micro": 9}, "siglip2": {"batch": 7, "recipe": "siglip2", "data": "shapes"}}
+CHANGES = {
+    "siglip": {"batch": 16, "micro": 9},
+    "siglip2": {"batch": 7, "recipe": "siglip2", "data": "shapes", "resolution": 24},
+}
 
 
 def training(out, recipe):

@@ -1,0 +1,1 @@
+"""The paper's studies at toy scale, and what only they vary."""
