@@ -1,4 +1,4 @@
-"""What each scheme sends and holds, counted and measured at the communicator: writes docs/generated/ring.md.
+"""What each scheme sends, and its peak memory, counted and measured at the communicator: writes docs/generated/ring.md.
 
 python benchmarks/ring_table.py
 """
@@ -75,13 +75,18 @@ def main() -> None:
     lines = [
         "<!-- Written by benchmarks/ring_table.py; do not edit. -->",
         "",
-        "# What each scheme sends and holds",
+        "# What each scheme sends, and its peak memory",
         "",
         f"Counted at the communicator and measured with tracemalloc on real MPI ranks: b = {B} pairs a rank,",
         f"D = {DIM}, float64, tile {TILE}. All ranks send the same, and what the formula says; of memory the largest",
         "is shown. It is the peak beside the rank's own shards. Every scheme also makes two small sums: the agreement",
         f"before the first hop ({len(FIELDS)} W whole numbers) and the total (3 numbers); the softmax ring only the",
         "total.",
+        "",
+        f"Of `blocking` the peak is eight arrays of b D numbers, {8 * 8 * B * DIM / 1e6:.2f} MB, and the temporaries",
+        f"of one tile, {40 * (TILE * TILE + TILE * DIM) / 1e6:.2f} MB: [what they are](../ring.md).",
+        "`allgather` has W chunks and W gradients; `autograd-like` keeps chunks and W blocks of b b logits, which are",
+        "much here, as b is larger than D.",
         "",
         "| scheme | W | messages sent | formula | bytes sent | formula, times 8 | MB at the peak | model |",
         "|---|---:|---:|---|---:|---|---:|---:|",

@@ -13,7 +13,7 @@ try:
     from mpi4py import MPI
 except ImportError as problem:
     raise SystemExit(
-        f'{problem}: pip install "siglip-ref[mpi]" brings mpi4py and an MPI; or see ring_threads.py'
+        f'{problem}: pip install ".[mpi]" in a clone brings mpi4py and an MPI; or see ring_threads.py'
     ) from None
 
 from mpi.loss import ring_sigmoid_loss

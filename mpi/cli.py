@@ -214,7 +214,7 @@ def world(spin: bool) -> Any:
             "mpi4py and an MPI library",
             f"{type(error).__name__}: {error}",
             "they are not installed in this environment",
-            'pip install "siglip-ref[mpi]" brings both; or add --threads 4 to run without MPI',
+            'the extra "mpi" brings both: pip install ".[mpi]" in a clone; or add --threads 4 to run without MPI',
         ) from None
     from mpi.wrappers import Patient
 

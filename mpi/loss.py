@@ -2,7 +2,7 @@
 
 Images stay at home, texts travel. The sigmoid loss has no global normaliser, so a block of pairs knows its
 gradients as soon as it is computed: the texts' share of them travels behind the texts and comes home with
-them. Nothing global remains but three sums.
+them. Nothing global remains but one sum of three numbers.
 """
 
 from collections.abc import Iterator

@@ -5,8 +5,8 @@ Chunks move to the left: at hop s, rank r holds chunk (r + s) mod W. With four r
               hop 0   hop 1   hop 2   hop 3
     rank 0      0       1       2       3       A chunk leaves home alone. Its first answer is born
     rank 1      1       2       3       0       at hop 1 and travels behind it from then on;
-    rank 2      2       3       0       1       after the last hop the answers make one more move,
-    rank 3      3       0       1       2       and are home. The answer of hop 0 never leaves.
+    rank 2      2       3       0       1       after hop 3 the answers make one more move, the
+    rank 3      3       0       1       2       move home. The answer of hop 0 never leaves.
 
 So each rank sends W-1 chunks and W-1 answers, in W rounds.
 """

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import siglip_ref as sr
+from siglip_ref.mistakes import CATALOGUE
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_table_of_expected_losses() -> None:
@@ -16,3 +18,27 @@ def test_table_of_expected_losses() -> None:
         for printed, bias in ((at_minus_ten, -10.0), (at_zero, 0.0)):
             digits = len(printed.partition(".")[2])
             assert printed == f"{sr.expected_loss(int(pairs.replace(',', '')), math.log(10), bias):.{digits}f}"
+
+
+def test_the_number_of_known_mistakes() -> None:
+    assert f"It recognises {len(CATALOGUE)} known mistakes" in README
+    check = re.search(r"would have seen (\d+) of (\d+) mistakes", README)
+    assert check and f"looks for {check[2]} of the known mistakes" in README
+    assert f"Each of the {check[2]} was made in the reference, and {check[1]} changed a number" in README
+
+
+def test_until_it_is_published_nobody_is_told_to_install_it_by_name() -> None:
+    """`pip install siglip-ref` fails: a page names it only where it says so."""
+    for place in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.html")]:
+        for line in place.read_text(encoding="utf-8").splitlines():
+            assert not re.search(r"pip install \"?siglip-ref", line) or "fails" in line, (place.name, line)
+
+
+def test_links_lead_to_files_that_are_there() -> None:
+    """On GitHub nothing is built: what a page links to must be in the repository."""
+    for place in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = re.sub(r"^```.*?^```$", "", place.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for link in re.findall(r"\]\(([^)#\s]+)[^)\s]*\)|href=\"([^\"#]+)\"", text):
+            target = link[0] or link[1]
+            if not target.startswith(("http:", "https:", "mailto:")):
+                assert (place.parent / target).exists(), (place.name, target)

@@ -4,12 +4,15 @@
 pages to it: every word, and numbers but for what differs between processors.
 """
 
+import ast
 import contextlib
 import io
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import ring_breaks
 from ring_page import command, toy
 
 import siglip_ref as sr
+from siglip_ref.architecture.conventions import PRESETS, Conventions
 from siglip_ref.report.data import Report
 from siglip_ref.report.text import to_text
 
@@ -25,7 +29,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 END = "<!-- end -->"
 WIDTH = 110  # columns of a report
 PYTHON = re.compile(r"^```(?:python|\{code-cell\} python)\n(?::[^\n]*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL)
-OUTPUT = "output"  # of the Python block before it
+OUTPUT = "<!-- output -->"  # of the Python block before it
+GENERATED = re.compile(r"<!-- (output|code [^>]*) -->")
+MARKED = re.compile(r"<!-- ([a-z][^>]*?) -->(?:.*?)<!-- end -->", re.DOTALL)
 # Sections of a report that its samples leave out, with dots in their place.
 LEFT_OUT = ("smallest", "what deviates", "conventions", "not checked", "this run could not have seen", "notes")
 
@@ -74,6 +80,16 @@ def scores() -> str:
     return "\n".join(rows)
 
 
+def presets() -> str:
+    """Of conventions: a row a field."""
+    names = list(PRESETS)
+    rows = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for field in fields(Conventions)[1:]:
+        values = (str(getattr(PRESETS[name], field.name)) for name in names)
+        rows.append(f"| `{field.name}` | " + " | ".join(values) + " |")
+    return "\n".join(rows)
+
+
 # page -> marker -> what stands there; tables are the page's own text, everything else is a block
 SAMPLES: dict[str, dict[str, Callable[[], str]]] = {
     "ring.md": {"ring-output": ring_output},
@@ -82,22 +98,24 @@ SAMPLES: dict[str, dict[str, Callable[[], str]]] = {
         "computes": lambda: section("astray", "what it computes"),
     },
     "is-my-loss-normal.md": {"losses": losses, "scores": scores},
-    "quick-start.md": {},
+    "conventions.md": {"presets": presets},
 }
-PROGRAMS = (
-    "quick-start.md",
-    "how-the-report-knows.md",
-)  # pages whose Python blocks are run, and what they print shown behind them
+# Pages with something generated: also what their Python blocks print, and code of this repository.
+PAGES = sorted(
+    str(page.relative_to(DOCS))
+    for page in DOCS.rglob("*.md")
+    if str(page.relative_to(DOCS)) in SAMPLES or GENERATED.search(page.read_text(encoding="utf-8"))
+)
 
 
 def printed(page: str) -> list[str]:
     """What the page's Python blocks print, one after the other in one program, where an output follows them."""
     text, place, found = (DOCS / page).read_text(encoding="utf-8"), {"__name__": "__main__"}, []
-    for block in PYTHON.finditer(text):
+    for block in PYTHON.finditer(text) if OUTPUT in text else ():
         stream = io.StringIO()
         with contextlib.redirect_stdout(stream):
             exec(compile(block[1], page, "exec"), place)
-        if text[block.end() :].lstrip().startswith(f"<!-- {OUTPUT} -->"):
+        if text[block.end() :].lstrip().startswith(OUTPUT):
             found.append(shortened(stream.getvalue().rstrip()))
     return found
 
@@ -113,27 +131,38 @@ def shortened(report: str) -> str:
     return "\n\n".join(kept)
 
 
-def made(page: str) -> list[tuple[str, str]]:
-    """Marker and content of everything generated on a page, in no order between markers."""
-    named = [(name, make()) for name, make in SAMPLES[page].items()]
-    return named + [(OUTPUT, text) for text in (printed(page) if page in PROGRAMS else [])]
-
-
-def framed(text: str) -> str:
-    """Between the markers."""
-    return f"\n\n{text}\n\n" if text.startswith("|") else f"\n```text\n{text}\n```\n"
+def code(page: str, words: list[str]) -> str:
+    """A file of this repository: a path from the page, then a function or class of it, then its first and last line."""
+    path = ((DOCS / page).parent / words[0]).resolve()
+    source = path.read_text(encoding="utf-8")
+    if words[1:]:
+        nodes = ast.parse(source).body
+        node = next(n for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == words[1])
+        source = "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
+    if words[2:]:
+        lines = source.splitlines()
+        first, last = (next(k for k, line in enumerate(lines) if f"{word} = " in line) for word in words[2:])
+        source = textwrap.dedent("\n".join(lines[first : last + 1]))
+    return f"\n```{'py' if path.suffix == '.py' else 'sh'}\n{source.rstrip()}\n```\n"
 
 
 def renewed(page: str) -> str:
     """The page with everything generated written anew."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    begun: dict[str, int] = {}
-    for name, content in made(page):
-        start = text.index(f"<!-- {name} -->", begun.get(name, 0)) + len(f"<!-- {name} -->")
-        end = text.index(END, start)
-        text = text[:start] + framed(content) + text[end:]
-        begun[name] = start
-    return text
+    outputs = iter(printed(page))
+    named = SAMPLES.get(page, {})
+
+    def content(found: re.Match[str]) -> str:
+        kind, *words = found[1].split()
+        if kind == "code":
+            made = code(page, words)
+        elif kind == "output" or kind in named:
+            text = next(outputs) if kind == "output" else named[kind]()
+            made = f"\n\n{text}\n\n" if text.startswith("|") else f"\n```text\n{text}\n```\n"
+        else:  # written by another tool
+            return found[0]
+        return f"<!-- {found[1]} -->{made}{END}"
+
+    return MARKED.sub(content, (DOCS / page).read_text(encoding="utf-8"))
 
 
 def differences(old: str, new: str) -> list[str]:
@@ -162,7 +191,7 @@ def _near(old: str, new: str) -> bool:
 
 def main() -> int:
     """Write the pages anew."""
-    for page in SAMPLES:
+    for page in PAGES:
         (DOCS / page).write_text(renewed(page), encoding="utf-8")
     return 0
 

@@ -23,7 +23,7 @@ from siglip_ref.checkpoint.save import save_checkpoint
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```([^\s`]*)[^\n]*\n(?::[a-z-]+:[^\n]*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL)
-BUILT = {"python", "bash", "", "text", "diff", "toml", "json", "mermaid"}
+BUILT = {"python", "bash", "", "text", "diff", "toml", "json", "mermaid", "py", "sh"}
 
 # What CI's own script runs, or what needs a network, a cluster or an hour. Everything else runs here.
 ELSEWHERE = re.compile(r"^(pip |git clone |python3 -m venv|hf download|srun |sbatch |export |pytest|cd |#|\.ci/)")

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", page_samples.SAMPLES)
+@pytest.mark.parametrize("page", page_samples.PAGES)
 def test_what_a_page_shows_is_what_is_printed(page):
-    if page in page_samples.PROGRAMS:
-        pytest.importorskip("torch")
     before = (page_samples.DOCS / page).read_text(encoding="utf-8")
+    if "import torch\n" in before:
+        pytest.importorskip("torch")
     assert page_samples.differences(before, page_samples.renewed(page)) == [], "python tools/page_samples.py"
 
 
