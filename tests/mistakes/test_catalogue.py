@@ -80,3 +80,25 @@ def test_unknown_ids_are_named() -> None:
 
 def test_bfloat16_rounds_as_bfloat16() -> None:
     np.testing.assert_array_equal(bfloat16(np.array([1 + 2**-8, 1 + 3 * 2**-8, 3.0])), [1, 1 + 2**-6, 3.0])
+
+
+@pytest.mark.parametrize("pairs", [64, 512])
+def test_what_mistakes_of_scale_and_bias_show_at_the_initialisation(pairs: int) -> None:
+    """Random unit rows, at a fresh model's scale and bias; the figures are those of the catalogue, for any batch."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2, pairs, 64))
+    x, y = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+    given = x, y, np.array(np.log(10.0)), np.array(-10.0), np.eye(pairs, dtype=bool)
+    right = sr.ops.pair_block(*given).d_image_embed
+
+    def wrong(name: str, *images: np.ndarray) -> sr.LossAndGrads:
+        return reference(find(name).edits).ops.pair_block(*(images or given[:1]), *given[1:])
+
+    raw = wrong("logit-scale-not-exp").d_image_embed
+    assert f"times {(raw * right).sum() / (right * right).sum():.2f} with cosine 1" in find("logit-scale-not-exp").shows
+    other = wrong("logit-scale-init").d_image_embed
+    share = np.linalg.norm(other - right) / np.linalg.norm(right)
+    assert f"off by {100 * share:.0f} %" in find("logit-scale-init").shows
+    without = wrong("logit-bias-dropped", np.zeros_like(x))
+    assert abs(without.loss / pairs - pairs * np.log(2)) <= 1e-10 * pairs
+    assert "B log 2" in find("logit-bias-dropped").shows
