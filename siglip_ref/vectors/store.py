@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 SCHEMA = "siglip-ref golden vectors 1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vector:
     """One golden vector. zero: for tensors that are zero by structure, the size of the terms that cancel there."""
 

@@ -18,8 +18,14 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimiser": "big_vision"}, {"loss": "softmax", "micro": 5}, {"loss": "labels", "batch": 23}],
-    ids=["adamw", "big_vision", "softmax in micro-batches", "labels, unequal shares"],
+    [
+        {},
+        {"optimiser": "big_vision"},
+        {"loss": "softmax", "micro": 5},
+        {"loss": "labels", "batch": 23},
+        {"bottleneck": 3, "batch": 23},
+    ],
+    ids=["adamw", "big_vision", "softmax in micro-batches", "labels, unequal shares", "a bottleneck, unequal shares"],
 )
 def test_parameters_after_50_steps_do_not_depend_on_the_number_of_ranks(changes, tmp_path):
     one = alone(tmp_path / "1", **changes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.files.probe import check_probe
 from siglip_ref.errors import UsageError
-from siglip_ref.mistakes import CATALOGUE, Mistake, reference
+from siglip_ref.mistakes import CATALOGUE, Edit, Mistake, reference
 from siglip_ref.noise.measure import TIMES
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Kind, Row, compare, not_checked, out_of_range
 from siglip_ref.report.data import Finding, Report, Sight
 from siglip_ref.report.verdict import Judgement, judgement
 from siglip_ref.vectors.files import read_tensors
-from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, mistaken, run
+from siglip_ref.vectors.power import FORMATS, SEEN, errors, measured, run
 from siglip_ref.vectors.store import Vector, packaged
 
 COMBINED = 6  # mistakes that are tried together
@@ -180,7 +181,7 @@ class DumpSubject(Subject[ComparedDump]):
 
 def _power(vector: Vector, mistake: Mistake, dtype: str, judged: Collection[str]) -> float:
     """The largest error that a mistake makes in these tensors, in units of their noise."""
-    found = errors(vector, mistaken(vector, mistake, "float64" if dtype == "float64" else "float32"))
+    found = errors(vector, _made(vector, tuple(mistake.edits), dtype))
     noise = measured().noise_of(vector, dtype)
     return max((found[n] / level for n, level in noise.items() if level and kind_of(n)[1] in judged), default=0.0)
 
@@ -257,13 +258,20 @@ def _is_gradient(name: str) -> bool:
 
 
 def _predicted(vector: Vector, mistakes: Sequence[Mistake], dtype: str) -> dict[tuple[str, str], Array]:
-    changed = reference([edit for mistake in mistakes for edit in mistake.edits])
-    try:
-        values = run(vector, changed, "float64" if dtype == "float64" else "float32")
-    except (ValueError, LookupError):  # matrices that do not fit: it cannot have been this
-        values = {}
+    edits = tuple(edit for mistake in mistakes for edit in mistake.edits)
+    reference(edits)  # ValueError: two of them change the same line
+    values = _made(vector, edits, dtype)
     absent = {name: np.full(expected.shape, np.nan) for name, expected in vector.expected.items()}  # a block never met
-    return {(vector.id, name): np.asarray(value) for name, value in (absent | values).items()}
+    return {(vector.id, name): np.asarray(value) for name, value in {**absent, **values}.items()}
+
+
+@lru_cache(maxsize=128)  # a report asks for each mistake twice, and the next report on the same vector again
+def _made(vector: Vector, edits: tuple[Edit, ...], dtype: str) -> Mapping[str, Array]:
+    """What a vector's task gives with mistakes; nothing where matrices do not fit: it cannot have been these."""
+    try:
+        return run(vector, reference(edits), "float64" if dtype == "float64" else "float32")
+    except (ValueError, LookupError):
+        return {}
 
 
 def _require(vector: Vector, got: Mapping[str, Array], dtype: str) -> None:
