@@ -15,6 +15,7 @@ from siglip_ref.training.finish import finish
 from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.loop import HISTORY, Quiet, train
 from siglip_ref.training.parallel import Alone
+from siglip_ref.training.show import Terminal
 from siglip_ref.use.inference import best_ops
 from siglip_ref.use.load import load
 
@@ -84,8 +85,12 @@ def test_gradients_of_accumulated_batches_are_means_and_centres_are_means_over_a
     assert 0.3 < lengths[0] / lengths[1] < 3, lengths
 
 
-def test_the_model_and_the_record_are_written_as_any_other(tmp_path):
-    run = alone(tmp_path, **SHORT)
+def test_the_model_and_the_record_are_written_as_any_other_and_losses_are_shown_apart(tmp_path, capsys):
+    run = alone(tmp_path, Terminal(), **SHORT)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert "local" not in lines[0] and all(
+        f"  {name} " in lines[-1] for name in ("sigmoid", "captions", "local", "mask")
+    )
     finish(run.settings, tmp_path, run, Alone(), Quiet())
     model = load(tmp_path / "model")
     assert model.config.image_size == (24, 24)

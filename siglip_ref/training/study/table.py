@@ -178,9 +178,10 @@ STUDIES = {
             "of ImageNet zero-shot against the full table of 250 thousand tokens, whose memory it cuts to an eighth.",
             "an eighth of the width costs about half a point",
             "Captions here are spelt in bytes, of which 25 occur, and say ten things; the paper's vocabulary has 250 "
-            "thousand words of a hundred languages. So the toy shows from which rank on letters can no longer be told "
-            "apart, not what a rank costs a language; and there is no memory to be saved. First values and decay of "
-            "the two factors are not published: here their product has the deviation of the full table.",
+            "thousand words of a hundred languages. So the toy shows that few numbers a letter are enough for ten "
+            "words, not what a rank costs a language; there is no memory to be saved; and seeds differ by ten points "
+            "and more, so half a point could not be seen. First values and decay of the two factors are not published: "
+            "here their product has the deviation of the full table.",
         ),
     )
 }
