@@ -28,7 +28,7 @@ BUDGETS = (
     ("fast", ("fast",), 2_580),
     ("checkpoint", ("checkpoint",), 2_195),
     ("use", ("use",), 2_610),
-    ("training", ("training",), 2_250),
+    ("training", ("training",), 2_260),
     ("process, commands", ("process", "cli"), 1_960),
     ("ring", ("../mpi", "../siglip_ring.py"), 2_110),
     ("ring.py", ("../mpi/ring.py",), 80),

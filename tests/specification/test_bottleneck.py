@@ -13,7 +13,10 @@ import torch
 import siglip_ref as sr
 from siglip_ref import fast
 from siglip_ref.architecture.params import count, shapes
+from siglip_ref.architecture.sizes import Tower
+from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.adapters.torch_model import TorchModel
+from siglip_ref.check.model.noise import MEASURED_UP_TO, multiplications
 from siglip_ref.checkpoint.save import save_checkpoint
 from siglip_ref.checkpoint.tables.names import Entry
 from siglip_ref.fast.towers import TowerCache
@@ -118,6 +121,28 @@ def test_a_model_in_torch_is_judged(dtype: Any) -> None:
     report = sr.check_model(torch_model(), dtype)
     assert report.verdict == "PASS", report
     assert "text/widen/kernel" in [row.name for row in report.rows]
+
+
+def test_a_model_too_large_to_be_measured_is_judged_by_the_law() -> None:
+    """The law was fitted without a bottleneck: its matrix is taken for the first product of the other tower."""
+    cfg = replace(sr.config("mu/16"), text=Tower(640, 1, 1300, 4), bottleneck=24)
+    assert multiplications(cfg, 4) > MEASURED_UP_TO
+    small = {name: np.asarray(value, np.float32) for name, value in sr.init(cfg).items()}
+
+    class Reference:
+        name, config = "the reference", cfg
+
+        def parameters(self, dtype: Any) -> Any:
+            return small
+
+        def run(self, params: Any, images: Any, tokens: Any, dtype: Any) -> Run:
+            params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+            values = sr.forward(params, np.float32(images), tokens, cfg, activations=True).activations
+            loss, grads = sr.loss_and_grads(params, np.float32(images), tokens, cfg)
+            return Run(loss, values, grads)
+
+    report = sr.check_model(Reference(), "float32")
+    assert report.verdict == "PASS" and "text/widen/kernel" in [row.name for row in report.rows], report
 
 
 def test_a_mistake_in_torch_is_named() -> None:
