@@ -21,7 +21,6 @@ from siglip_ref.training.saved.resume import find, origin
 from siglip_ref.training.saved.store import Saved, save
 from siglip_ref.training.settings import Settings, TrainingStopped
 from siglip_ref.training.siglip2 import prepare_siglip2
-from siglip_ref.training.study.narrowed import narrowed
 from siglip_ref.training.task import Task, prepare
 
 HISTORY = ("loss", "log_scale", "bias")  # columns of the record, before those of `Task.beside`: one row a step
@@ -100,8 +99,7 @@ def train(
     with one_training(out, show.say) if parallel.rank == 0 else nullcontext():
         saved = find(settings, inputs, out, parallel, show.say)
         made = prepare_siglip2 if settings.recipe == "siglip2" else prepare
-        task = made(settings, inputs, parallel, out, show.say)
-        run = begin(settings, saved, narrowed(task, settings) if settings.bottleneck else task)
+        run = begin(settings, saved, made(settings, inputs, parallel, out, show.say))
         every, judge_every = every or max(1, run.task.total // 20), judge_every or max(1, run.task.total // 4)
         show.begin(run.task, run.step)
         try:

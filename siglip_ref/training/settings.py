@@ -24,7 +24,6 @@ class Settings:
     resolution : pixels of the images in the last twentieth of siglip2 (0: as before)
     beta2 : of AdamW
     negatives, kept : so many negatives for each positive (0: all), "random", "hard" or "easy" ones; for studies
-    bottleneck : rank of the token embedding (0: a full table), as mSigLIP's; for studies
     accumulate : batches whose gradients are averaged for one step, each with its own negatives only
     micro : pairs a rank computes at once (0: all); changes memory, not the gradient
     shuffled : this share of the pairs has the caption of another pair; for studies of noise
@@ -55,7 +54,6 @@ class Settings:
     shuffled: float = 0.0
     negatives: float = 0.0
     kept: str = "random"
-    bottleneck: int = 0
     dtype: str = "float32"
     seed: int = 0
 

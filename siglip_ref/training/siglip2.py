@@ -138,21 +138,11 @@ def prepare_siglip2(
         return evaluate(params, data, see, inputs.tokenizer, now, ops, "image")
 
     say(f"note: {NOTE}")
+    gradient = gradient_of(settings, parallel, batches, stages, inputs.tokenizer, inputs.how)
     return Task(
-        cfg,
-        fresh | inputs.params,
-        list(fresh),
-        batches,
-        gradient_of(settings, parallel, batches, stages, inputs.tokenizer, inputs.how),
-        judge,
-        stepper(settings, data, cfg, ops, total),
-        ops,
-        total,
-        (),
-        lambda params: 1.0,
-        shared=("log_scale", "bias", "told/sigmoid"),
-        beside=stages,
-    )
+        cfg, fresh | inputs.params, list(fresh), batches, gradient, judge, stepper(settings, data, cfg, ops, total),
+        ops, total, (), lambda params: 1.0, shared=("log_scale", "bias", "told/sigmoid"), beside=stages,
+    )  # fmt: skip
 
 
 def gradient_of(

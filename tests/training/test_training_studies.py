@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from training_cases import alone, mini, on_ranks
+from training_cases import mini, on_ranks
 
 from mpi.comm import RankFailed
 from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.training.settings import Settings
-from siglip_ref.training.study import masking, narrowed, table
+from siglip_ref.training.study import masking, table
 from siglip_ref.training.study import run as studies
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -130,22 +130,6 @@ def test_a_loss_of_all_negatives_is_the_sigmoid_loss_and_fewer_add_up():
                   for kind in ("hard", "easy"))  # fmt: skip
     logits = np.exp(1.0) * (x * y).sum(1) - 2.0
     assert np.isclose(hard.loss + easy.loss, whole.loss + np.logaddexp(0, -logits).mean(), rtol=1e-13)
-
-
-def test_a_narrow_table_keeps_its_rank_and_both_factors_learn(monkeypatch, tmp_path):
-    mini(monkeypatch)
-    run = alone(tmp_path, bottleneck=3, steps=8)
-    model, _ = run.task.beside.model(run.params, run.task.cfg)
-    assert np.linalg.matrix_rank(model["text/token"]) == 3 and "text/token" not in run.params
-    given, names = dict(run.params), (narrowed.TABLE, narrowed.WIDEN)
-    grads = run.task.gradient(given, 0)[1]
-    rng = np.random.default_rng(0)
-    for name in names:  # a directional derivative of each factor
-        way, step = rng.normal(size=given[name].shape), 1e-5
-        up, down = (run.task.gradient({**given, name: given[name] + s * way}, 0)[0] for s in (step, -step))
-        assert np.isclose((up - down) / (2 * step), (grads[name] * way).sum(), rtol=1e-6, atol=1e-9)
-    table_, widen = (given[name] for name in names)
-    assert np.isclose((grads[names[0]] * table_).sum(), (grads[names[1]] * widen).sum(), rtol=1e-12)
 
 
 def test_studies_of_negatives_are_of_one_process(monkeypatch, tmp_path):
