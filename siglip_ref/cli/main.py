@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 import siglip_ref
 from siglip_ref.cli import bench as bench_cli
 from siglip_ref.cli import classify as classify_cli
+from siglip_ref.cli import coverage as coverage_cli
 from siglip_ref.cli import noise as noise_cli
 from siglip_ref.cli import probe as probe_cli
 from siglip_ref.cli import search as search_cli
@@ -46,6 +47,7 @@ ORDER = (
     "bench",
     "study",
     "noise",
+    "coverage",
 )
 
 
@@ -74,6 +76,7 @@ search_cli.register(app)
 classify_cli.register(app)
 vectors_cli.register(app, check)
 noise_cli.register(app)
+coverage_cli.register(app)
 probe_cli.register(app)
 bench_cli.register(app)
 training.register(app)

@@ -33,11 +33,12 @@ _RECIPE = "siglip_ref.siglip2."
 
 @dataclass(frozen=True)
 class Edit:
-    """In `file` (below siglip_ref), which must hold `old` exactly once, write `new` instead."""
+    """In `file` (below siglip_ref), which must hold `old` exactly once, or at the offset `at`, write `new` instead."""
 
     file: str
     old: str
     new: str
+    at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def reference(edits: Sequence[Edit] = ()) -> Reference:
 def _reference(edits: tuple[Edit, ...]) -> Reference:
     by_module: dict[str, list[Edit]] = {}
     for edit in edits:
-        by_module.setdefault(_module_of(edit.file), []).append(edit)
+        by_module.setdefault(module_of(edit.file), []).append(edit)
     return reference_of({module: _names(module, tuple(of_module)) for module, of_module in by_module.items()})
 
 
@@ -139,6 +140,9 @@ def _compiled(module: str, edits: tuple[Edit, ...]) -> CodeType:
     """The functions and constants of the edited text; classes and imports are the original's."""
     text = getsource(import_module(module))
     for edit in edits:
+        if edit.at is not None and text.startswith(edit.old, edit.at):
+            text = text[: edit.at] + edit.new + text[edit.at + len(edit.old) :]
+            continue
         if text.count(edit.old) != 1:
             raise ValueError(f"{edit.file} holds {edit.old!r} {text.count(edit.old)} times, not once")
         text = text.replace(edit.old, edit.new)
@@ -147,7 +151,8 @@ def _compiled(module: str, edits: tuple[Edit, ...]) -> CodeType:
     return compile(tree, f"{module} (changed)", "exec")
 
 
-def _module_of(file: str) -> str:
+def module_of(file: str) -> str:
+    """What a file below siglip_ref is imported as."""
     return "siglip_ref." + file.removesuffix(".py").replace("/", ".")
 
 

@@ -90,6 +90,21 @@ class Sight:
 
 
 @dataclass(frozen=True)
+class Edits:
+    """Of all single edits of the specification those that change a number: how many, and which a check does not see.
+
+    survivors : the edit in words, and how many times what is allowed it is off, at most, at inputs that are no probe
+    """
+
+    changing: int
+    survivors: Mapping[str, float]
+
+    def __str__(self) -> str:
+        most = f"all but {len(self.survivors):,}" if self.survivors else "all"
+        return f"of {self.changing:,} single edits that change a number, {most} would have been seen"
+
+
+@dataclass(frozen=True)
 class Hop:
     """The loss that a rank told of one hop, or (hop -1) a block that it never met; text: what the number is."""
 
@@ -131,7 +146,7 @@ class Report:
     rows : one per tensor, in network order, each at its worst probe; details : every tensor at every probe
     conventions : what the implementation was judged by; blind : mistakes this run could not have seen
     hops : what the ranks of a ring told hop by hop; blocks : the matrices over ranks, cell by cell
-    sight : how much of the catalogue it would have seen
+    sight : how much of the catalogue it would have seen; edits : of single edits, None where nobody measured it
     unjudged : why the verdict is NOT JUDGED; None for every other verdict
     computes : what a loss computes, worked out by experiments; empty where nobody asked
     """
@@ -148,6 +163,7 @@ class Report:
     case: Case | None = None
     hops: list[Hop] = field(default_factory=list)
     sight: Sight | None = None
+    edits: Edits | None = None
     unjudged: Unjudged | None = None
     computes: list[str] = field(default_factory=list)
     blocks: list[Meeting] = field(default_factory=list)
@@ -163,6 +179,13 @@ class Report:
         if self.passed and self.sight and self.sight.poor:
             return f"{self.verdict}, blind to {len(self.sight.blind)} of {self.sight.of} mistakes"
         return self.verdict
+
+    @property
+    def worth(self) -> list[str]:
+        """What a PASS is worth, in two lines; nothing of another verdict, or of a check that does not count."""
+        if not self.passed or not self.sight:
+            return []
+        return [str(self.sight), str(self.edits or "of single edits that change a number: not measured for this run")]
 
     @property
     def first_divergent(self) -> Row | None:
@@ -267,9 +290,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Report):
         names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
         return {
-            name: _plain(getattr(value, name)) for name in (*names, "unjudged", "sight", "hops", "computes", "blocks")
+            name: _plain(getattr(value, name))
+            for name in (*names, "unjudged", "sight", "edits", "hops", "computes", "blocks")
         }
-    if isinstance(value, Row | Finding | Sight | Hop | Meeting | Unjudged):
+    if isinstance(value, Row | Finding | Sight | Edits | Hop | Meeting | Unjudged):
         return _plain(asdict(value))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

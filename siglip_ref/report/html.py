@@ -68,7 +68,7 @@ def to_html(report: "Report") -> str:
     verdict = f'<span class="badge {_class(report.verdict)}">{escape(report.headline)}</span>'
     first = report.first_divergent
     begins = f"<p>begins at <b>{escape(name_of(first))}</b></p>" if first else ""
-    worth = f"<p>{escape(str(report.sight))}</p>" if report.passed and report.sight else ""
+    worth = "".join(f"<p>{escape(line)}</p>" for line in report.worth)
     missing = report.unjudged
     why = f"<p>{escape(missing.evidence)}</p><p><b>repair:</b> {escape(missing.repair)}</p>" if missing else ""
     parts = [

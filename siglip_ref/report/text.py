@@ -26,8 +26,7 @@ _MOST_LINES = 12  # of what deviates; the table has them all
 def renderable(report: "Report") -> RenderableType:
     """The report for a rich console."""
     parts: list[RenderableType] = [_headline(report)]
-    if report.passed and report.sight:
-        parts.append(Text(f"PASS: {report.sight}"))
+    parts += [Text(f"PASS: {line}") for line in report.worth]
     if report.unjudged:
         parts += [Text(f"NOT JUDGED: {report.unjudged.evidence}"), Text(f"repair: {report.unjudged.repair}")]
     if report.rows:

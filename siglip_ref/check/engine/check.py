@@ -27,6 +27,7 @@ def check(subject: Subject[C]) -> Report:
         answer.findings,
         details=shown.details,
         sight=sight,
+        edits=subject.edits(shown) if answer.verdict == "PASS" else None,
         blind=in_the_catalogue(sight.blind) if sight else [],
         unjudged=unjudged,
     )

@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Row
-from siglip_ref.report.data import Finding, Report, Sight, worst_rows
+from siglip_ref.report.data import Edits, Finding, Report, Sight, worst_rows
 from siglip_ref.report.verdict import Judgement, Verdict, judgement
 
 
@@ -68,6 +68,10 @@ class Subject(Protocol[C]):
 
     def count(self, compared: C) -> Sight | None:
         """Which mistakes of the catalogue would have been seen."""
+
+    def edits(self, compared: C) -> Edits | None:
+        """Which single edits of the specification would have been seen; None where that is not known of such a run."""
+        return None
 
     def rows(self, compared: C) -> list[Row]:
         """One row for each tensor."""

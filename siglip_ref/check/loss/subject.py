@@ -11,6 +11,8 @@ from siglip_ref.check.call.contract_clauses import CLAUSES, Clause
 from siglip_ref.check.call.frameworks import ALONE, Framework, Inputs, Outcome, Setting, Way, describe
 from siglip_ref.check.call.refusals import refuses_everything
 from siglip_ref.check.call.resources import Cost, measured
+from siglip_ref.check.coverage.loss import key_of, plain_setting
+from siglip_ref.check.coverage.shipped import shipped
 from siglip_ref.check.diagnosis.predict import loss_sight
 from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention, Truth, conventions_of, judge, truth
@@ -33,7 +35,7 @@ from siglip_ref.check.loss.messages import (
 from siglip_ref.check.loss.zero_rows import excuse
 from siglip_ref.errors import UsageError
 from siglip_ref.report.compare import Row
-from siglip_ref.report.data import Report, Sight
+from siglip_ref.report.data import Edits, Report, Sight
 
 Loss = Callable[..., Any]
 Progress = Callable[[str], None]
@@ -262,6 +264,12 @@ class LossSubject(Subject[ComparedLoss]):
         return loss_sight(
             plain, compared.details, compared.convention, compared.setting.dtype, tried | looked_for, reasons
         )
+
+    def edits(self, compared: ComparedLoss) -> Edits | None:
+        """As measured for this convention and dtype: where every standard probe was called as it is."""
+        measured = compared.setting == plain_setting(compared.setting.dtype) and self.dims is None
+        measured &= not compared.refused and not compared.left_out
+        return shipped(key_of(compared.convention, compared.setting.dtype)) if measured else None
 
     def tell(self, compared: ComparedLoss, report: Report) -> None:
         """What was judged by, what was not, and what to do next."""

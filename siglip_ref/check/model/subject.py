@@ -12,6 +12,7 @@ from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.one_tower import OneTower
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.answers import answered
+from siglip_ref.check.coverage.shipped import PAIRS, key_of_model, shipped
 from siglip_ref.check.engine.coverage import in_the_catalogue
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
@@ -38,7 +39,7 @@ from siglip_ref.check.model.unread import explain_unread, not_read
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.process.isolated import random_states
 from siglip_ref.report.compare import Row
-from siglip_ref.report.data import Finding, Report, Sight
+from siglip_ref.report.data import Edits, Finding, Report, Sight
 from siglip_ref.report.edits import in_words
 from siglip_ref.report.verdict import Judgement, Verdict, judgement
 
@@ -175,6 +176,12 @@ class ModelSubject(Subject[ComparedModel]):
         coarsest = coarsest_of(self.adapter, self.dtype)
         found_at, probe = compared.found_at, compared.probe
         return model_sight(in_range, found_at, probe, self.cfg, self.conventions, coarsest, self.own)
+
+    def edits(self, compared: ComparedModel) -> Edits | None:
+        """As measured on probe weights for these sizes and conventions, where the model shows every activation."""
+        plain = not self.own and self.batch == PAIRS and not compared.run.not_checked
+        plain = plain and coarsest_of(self.adapter, self.dtype) == self.dtype
+        return shipped(key_of_model(self.cfg, self.conventions, self.dtype)) if plain else None
 
     def tell(self, compared: ComparedModel, report: Report) -> None:
         """Conventions, what the model's settings give away, what could not be read or seen, and at which scales."""

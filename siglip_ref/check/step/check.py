@@ -10,8 +10,9 @@ from siglip_ref.architecture.params import Params
 from siglip_ref.architecture.sizes import config
 from siglip_ref.check.call.frameworks import Setting, framework_of, load_framework
 from siglip_ref.check.engine.check import check
+from siglip_ref.check.engine.expected.probes import WIDE_FORMATS
 from siglip_ref.check.model.adapters.find import adapter_for
-from siglip_ref.check.model.probe import SHORT, probe_params
+from siglip_ref.check.model.probe import SHORT, odd_integers, probe_params
 from siglip_ref.check.step.arguments import require_arguments
 from siglip_ref.check.step.arrived import showing
 from siglip_ref.check.step.gradients import PAIRS, OfModel, drawn
@@ -19,6 +20,7 @@ from siglip_ref.check.step.judge import Plan, Rule, Schedule, reach
 from siglip_ref.check.step.run import Model, Update, borrowed, take_steps
 from siglip_ref.check.step.subject import Done, StepSubject
 from siglip_ref.errors import UsageError
+from siglip_ref.model.optim import BigVision
 from siglip_ref.process.isolated import as_it_was
 from siglip_ref.report.data import Report
 
@@ -86,16 +88,19 @@ def check_step(
     def take() -> Done:
         with as_it_was():
             if model is None:
-                return _of_update(step_fn, plan, restart, dtype or "float32", framework, say)
+                return steps_of_update(step_fn, plan, restart, dtype or "float32", framework, say)
             return _of_model(step_fn, plan, model, restart, weights, dtype, say)
 
     return check(StepSubject(step_fn, plan, take, restart is not None, say))
 
 
 _MORE_OF_THE_SAME = ("block01", "/k/", "/v/", "norm2")
+# Adafactor keeps means over both axes where they are long, of one long axis not
+_FACTORED = {"wide/kernel": (33, 37), "long/kernel": (7, 41)}
+_FAR = {"far/kernel": (5, 6)}  # numbers up to 64: a clamp of weights shows
 
 
-def _of_update(
+def steps_of_update(
     step_fn: Callable[..., Any],
     plan: Plan,
     restart: Callable[..., Any] | None,
@@ -108,6 +113,10 @@ def _of_update(
     loaded = load_framework(name)
     probe = showing(probe_params(config("tiny"), PAIRS, "float32", SHORT), reach(plan), dtype, np.inf)
     start = {n: np.asarray(p, np.float64) for n, p in probe.items() if not any(part in n for part in _MORE_OF_THE_SAME)}
+    if isinstance(rule, BigVision):
+        start |= {n: odd_integers(shape, 0.25, [9, *shape]).astype(np.float64) for n, shape in _FACTORED.items()}
+    if dtype in WIDE_FORMATS:
+        start |= {n: odd_integers(shape, 64.0, [9, *shape]).astype(np.float64) for n, shape in _FAR.items()}
     with loaded.environment(step_fn, Setting(dtype, dtype, "cpu", False)):
         trainer = Update(step_fn, restart, name, dtype, start)
         taken, reloaded = take_steps(trainer, drawn(start, rule.max_norm, rule.frozen), restart is not None, say)
