@@ -28,6 +28,7 @@ _WRAPPED = (  # what may happen to any tensor
     "-(X)", "2 * X", "X / 2", "0 * X", "X[..., ::-1]", "X[:, ::-1]", "X.swapaxes(-1, -2)", "np.roll(X, 1, -2)",
     "np.roll(X, -1, -2)", "np.roll(X, 1, -1)", "np.roll(X, -1, -1)", "X / np.sqrt(X.shape[-1])",
     "X * np.sqrt(X.shape[-1])", "X / X.shape[-1]", "X * X", "np.sqrt(X)", "np.abs(X)", "np.maximum(X, 0)",
+    "np.sign(X)", "np.tanh(X)",
 )  # fmt: skip
 _EPS = ("1e-05", "1e-06", "1e-08", "1e-12", "0.001", "0.0")
 _METHODS = {"mean": ("sum", "max"), "sum": ("mean", "max"), "max": ("mean", "min"), "argmax": ("argmin",)}
@@ -229,7 +230,7 @@ def _hold(holder: Any, field: str, number: int | None, new: ast.expr) -> None:
 
 
 class _Scope:
-    """What stands beside an expression in its function: other tensors, weights of other names, layer norms."""
+    """What stands beside an expression in its function: other tensors, weights of other names, functions."""
 
     def __init__(self, tree: ast.FunctionDef, module: str) -> None:
         nodes = list(ast.walk(tree))
@@ -248,8 +249,8 @@ class _Scope:
         settings = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "rule"}
         self.settings = sorted(settings)
         self.terms = sorted({ast.unparse(n) for n in nodes if isinstance(n, ast.IfExp)})
-        calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "ops.layer_norm.forward"]
-        self.norms = list(dict.fromkeys(", ".join(map(ast.unparse, call.args[1:])) for call in calls))
+        calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(".forward")]
+        self.again = sorted({", ".join([ast.unparse(n.func) + "(X", *map(ast.unparse, n.args[1:])]) for n in calls})
 
     def variants(self, node: ast.expr, statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
         """What may stand in the place of one expression."""
@@ -276,7 +277,7 @@ class _Scope:
             body, test, orelse = map(ast.unparse, (node.body, node.test, node.orelse))
             yield from (body, orelse, f"{body} if not {test} else {orelse}")
         if isinstance(node, ast.Attribute):  # a setting
-            yield from ("None", "0.0", f"{text} / 2", f"2 * {text}", *(f"{text} * {one}" for one in self.settings))
+            yield from ("None", "0.0", f"{text} * {FREE}", *(f"{text} * {one}" for one in self.settings))
             return
         if isinstance(node, ast.Name):
             yield from self._of_name(node, statement)
@@ -292,8 +293,8 @@ class _Scope:
             yield from (f"{text} + ({term}) * {other}" for term in self.terms for other in others)
         if self._is_tensor(node):
             yield from (form.replace("X", f"({text})") for form in (*_WRAPPED, f"X * {FREE}"))
-            if isinstance(node, ast.Name | ast.BinOp):
-                yield from (f"ops.layer_norm.forward({text}, {rest})[0]" for rest in self.norms)
+            if isinstance(node, ast.Name | ast.BinOp):  # a function of this one, once more
+                yield from (f"{call.replace('(X', f'({text}')})[0]" for call in self.again)
 
     def _of_name(self, node: ast.Name, statement: ast.stmt) -> Iterator[str]:
         if self.forms.get(node.id):
@@ -336,15 +337,18 @@ def _of_operation(node: ast.BinOp) -> Iterator[str]:
         if isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult | ast.Div):  # a / c + b, (a + b) / c
             sign = "*" if isinstance(node.left.op, ast.Mult) else "/"
             over, under = _bare(node.left.left), _bare(node.left.right)
-            yield f"(({ast.unparse(over)}) + {right}) {sign} ({ast.unparse(under)})"
+            plus = "+" if isinstance(node.op, ast.Add) else "-"
+            yield f"(({ast.unparse(over)}) {plus} {right}) {sign} ({ast.unparse(under)})"
             if _is_alike(over, under):  # f(a) / f(c) + b, and f(a / c + b)
                 inner = f"({ast.unparse(over.args[0])}) {sign} ({ast.unparse(under.args[0])})"
-                yield f"{ast.unparse(over.func)}({inner} + {right})"
+                yield f"{ast.unparse(over.func)}({inner} {plus} {right})"
         if isinstance(node.left, ast.Call) and len(node.left.args) == 1:  # f(a) + b, and f(a + b)
             yield f"{ast.unparse(node.left.func)}({ast.unparse(node.left.args[0])} + {right})"
     elif isinstance(node.op, ast.MatMult):
         yield from (f"({right}) @ ({left})", f"({left}) @ ({right}).swapaxes(-1, -2)", f"({left}) * ({right})")
     else:
+        if left == right:
+            yield f"np.abs({left})"
         other = "/" if isinstance(node.op, ast.Mult) else "*"
         yield from (right, f"({left}) {other} ({right})", f"({right}) / ({left})", f"({left}) + ({right})")
         yield from (f"({left}) * np.sqrt({right})", f"({left}) / np.sqrt({right})", f"({left}) / ({right}) ** 2")

@@ -150,5 +150,7 @@ def _same(one: Array, other: Array) -> bool:
 
 
 def _length(edits: Edits) -> tuple[int, int, int]:
-    """The plainest first: fewer edits, something left out, short."""
-    return len(edits), sum(not one.drops for one in edits), sum(len(one.new) + len(one.old) for one in edits)
+    """The plainest first: fewer edits, something left out, then something else in its place, then something done to
+    it; short."""
+    kinds = sum(0 if one.drops else 1 if f"({one.old})" not in one.new else 2 for one in edits)
+    return len(edits), kinds, sum(len(one.new) + len(one.old) for one in edits)

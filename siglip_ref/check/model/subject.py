@@ -16,7 +16,7 @@ from siglip_ref.check.coverage.shipped import PAIRS, key_of_model, shipped
 from siglip_ref.check.engine.coverage import in_the_catalogue
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
-from siglip_ref.check.model.diagnosis.derive import Derived, derive
+from siglip_ref.check.model.diagnosis.derive import Derived, derive, repaired
 from siglip_ref.check.model.diagnosis.diagnosis import (
     Other,
     blind,
@@ -188,6 +188,8 @@ class ModelSubject(Subject[ComparedModel]):
         unseen = report.sight.blind if report.sight else ()
         report.findings = hints(self.adapter) + report.findings
         report.computes = _computes(compared.derived)
+        if isinstance(compared.derived, Derived) and compared.derived.certain:
+            report.findings = [repaired(one, compared.derived) for one in report.findings]
         report.conventions = _stated(self.conventions, self.adapter, self.dtype)
         report.not_checked = compared.run.not_checked + _rims(report.rows)
         report.blind = blind(compared.others, self.conventions) + _unseen(unseen)

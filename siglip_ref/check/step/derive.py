@@ -13,7 +13,7 @@ from siglip_ref.check.engine.edits import Fitted, search
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, predict
 from siglip_ref.check.step.run import Taken
-from siglip_ref.mistakes.grammar import edited, named, singles
+from siglip_ref.mistakes.grammar import FREE, edited, named, singles
 from siglip_ref.model import optim
 from siglip_ref.model.procedures import several_steps
 from siglip_ref.ops.elementary import Array
@@ -25,8 +25,8 @@ _REST = "rest"  # stands for all other tensors in the length of the gradient
 _SEARCHED = 2  # steps
 
 
-def derive(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Fitted | None:
-    """What explains all steps."""
+def derive(taken: Sequence[Taken], plan: Plan, judged: Judged, settings: bool = False) -> Fitted | None:
+    """What explains all steps; settings : only another value of a setting is tried."""
     functions = _ADAMW if isinstance(plan.rule, optim.AdamW) else _BIG_VISION
     spec = edited(functions)
     chosen = _chosen(judged, plan)
@@ -48,7 +48,10 @@ def derive(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Fitted | None:
         found = moves(few)
         return np.concatenate([np.ravel(one.got - found[one.probe, one.name]) / _top(one.got) for one in first])
 
-    return search(singles(functions), lambda: off(few, first), lambda: off(taken, judged.seen), numbers, rest)
+    offers = singles(functions)
+    if settings:
+        offers = [one for one in offers if FREE in one.new and one.old.startswith("rule.")]
+    return search(offers, lambda: off(few, first), lambda: off(taken, judged.seen), numbers, rest, not settings)
 
 
 def _chosen(judged: Judged, plan: Plan) -> list[str]:

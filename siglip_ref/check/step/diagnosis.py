@@ -24,42 +24,26 @@ from siglip_ref.report.edits import finding_of
 from siglip_ref.report.verdict import Verdict
 
 SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
-FITTED = ("max_norm", "lr", "decay")  # settings whose value is sought
 
 
 def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
     """Another setting under which every step is right, else what explains the steps, and what they compute."""
-    verdict, found = _explained(taken, plan, judged)
-    if verdict != "FAIL":
-        return verdict, found, None
-    derived = derive(taken, plan, judged)
-    if derived is not None and derived.certain and all(one.id == "unknown" for one in found):
-        found = [finding_of(derived, judged.first_wrong)]
-    return verdict, found, derived
-
-
-def _explained(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding]]:
     measured: dict[float, list[str]] = {}
     declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
     if declared is None:
-        split = _split(taken, plan, judged)
-        predicted = {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
-        mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
-        if max((share_explained(judged.seen, predicted[m.id]) for m in mistakes), default=0.0) < FINDING:
-            measured = factors(judged.seen)
-            if is_whole(measured, judged.seen):
-                return "FAIL", findings(measured)
-            for field in FITTED:
-                value, share = fit(taken, plan, judged, field)
-                if share >= FINDING:
-                    found = _of_fit(taken, plan, field, value)
-                    if isinstance(found, Finding):
-                        return "FAIL", [found]
-                    declared = found
-                    break
+        declared = _setting(derive(taken, plan, judged, settings=True), taken, plan)
     if declared:
         evidence = f"{declared}: every step is right then"
-        return "OTHER CONVENTION", [Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")]
+        finding = Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")
+        return "OTHER CONVENTION", [finding], None
+    derived, split = derive(taken, plan, judged), _split(taken, plan, judged)
+    certain = derived is not None and derived.certain
+    predicted = {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
+    mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
+    if max((share_explained(judged.seen, predicted[m.id]) for m in mistakes), default=0.0) < FINDING:
+        measured = factors(judged.seen)
+        if is_whole(measured, judged.seen) and not certain:
+            return "FAIL", findings(measured), derived
 
     def of(made: Sequence[Mistake]) -> Moves:
         return predicted[made[0].id] if len(made) == 1 else _made(taken, plan, split, made)
@@ -67,7 +51,21 @@ def _explained(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verd
     told = explain(judged.seen, mistakes, of, is_gradient=lambda name: False)
     explained = [_in_words(finding, split) for finding in told]
     still = {factor: names for factor, names in measured.items() if factor == 0.0}
-    return "FAIL", findings(still) * all(one.id == "unknown" for one in explained) + explained
+    found = findings(still) * all(one.id == "unknown" for one in explained) + explained
+    if derived is not None and certain and all(one.id == "unknown" for one in found):
+        found = [finding_of(derived, judged.first_wrong)]
+    return "FAIL", found, derived
+
+
+def _setting(derived: Fitted | None, taken: Sequence[Taken], plan: Plan) -> str | None:
+    """A setting of another, round value, where that is all there is."""
+    for [one, *more] in (derived.edits, *derived.alike) if derived else ():
+        field = one.old.removeprefix("rule.")
+        if not more and one.factor != 1 and one.old == f"rule.{field}":
+            value = float(f"{getattr(plan.rule, field) * one.factor:.2g}")
+            if judge(taken, replace(plan, rule=_with(plan.rule, field, value))).right:
+                return f"{field}={value:g}"
+    return None
 
 
 def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
@@ -123,49 +121,6 @@ def _split(taken: Sequence[Taken], plan: Plan, judged: Judged) -> int:
 def _with(rule: Rule, field: str, value: Any) -> Rule:
     changed: dict[str, Any] = {field: value}
     return replace(rule, **changed)
-
-
-def fit(taken: Sequence[Taken], plan: Plan, judged: Judged, field: str) -> tuple[float, float]:
-    """The value of a setting that fits the steps best, within a factor of 100 of the declared one, and the share of the
-    deviation that it explains."""
-    declared = getattr(plan.rule, field)
-    if not declared:
-        return 0.0, 0.0
-    grads = [one.grads for one in taken]
-    clear = [one for one in judged.seen if np.max(one.allowed) < 0.1 * np.max(np.abs(one.got))]  # not noise alone
-
-    def moves(factor: float) -> Moves:
-        return predict(taken, replace(plan, rule=_with(plan.rule, field, declared * factor)), grads)
-
-    def off(factor: float) -> float:
-        predicted, total = moves(factor), 0.0
-        for one in clear:
-            total += float(np.mean(((one.got - predicted[one.probe, one.name]) / np.max(np.abs(one.got))) ** 2))
-        return total
-
-    grid = np.exp(np.linspace(-np.log(100), np.log(100), 25))
-    best = int(np.argmin([off(factor) for factor in grid]))
-    low, high = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, 24)])
-    golden = (np.sqrt(5) - 1) / 2
-    for _ in range(34):
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, b) if off(float(np.exp(a))) < off(float(np.exp(b))) else (a, high)
-    factor = float(np.exp((low + high) / 2))
-    return declared * factor, share_explained(judged.seen, moves(factor))
-
-
-def _of_fit(taken: Sequence[Taken], plan: Plan, field: str, value: float) -> Finding | str:
-    """A round number is a setting; a clip at some odd length has the wrong norm; an odd factor is no setting."""
-    round_value = float(f"{value:.2g}")
-    if judge(taken, replace(plan, rule=_with(plan.rule, field, round_value))).right:
-        return f"{field}={round_value:g}"
-    declared = getattr(plan.rule, field)
-    evidence = f"every step is as with {field}={value:.6g}, where {declared:g} was declared"
-    if field == "max_norm" and value > declared:
-        mistake = CATALOGUE["grad-clip-local-norm"]
-        evidence = f"{mistake.text}, or another part: their length seems {declared / value:.4g} times what it is"
-        return Finding(mistake.id, "", "", evidence, mistake.repair)
-    return Finding("unknown", "", "", evidence, f"look for a factor of {value / declared:.6g} on {field}")
 
 
 def _in_words(finding: Finding, split: int) -> Finding:
