@@ -15,7 +15,7 @@ BUDGETS = (
     ("model", ("model", "architecture"), 935),
     ("SigLIP 2", ("siglip2",), 835),
     ("arithmetic, noise", ("arithmetic", "noise"), 1_030),
-    ("engine", ("check/engine",), 1_330),
+    ("engine", ("check/engine",), 1_305),
     ("call", ("check/call",), 970),
     ("diagnosis", ("check/diagnosis",), 3_650),
     ("check loss", ("check/loss",), 1_370),

@@ -336,7 +336,8 @@ def _of_operation(node: ast.BinOp) -> Iterator[str]:
         yield f"({left}) * ({right})"
         if isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult | ast.Div):  # a / c + b, (a + b) / c
             sign = "*" if isinstance(node.left.op, ast.Mult) else "/"
-            over, under = _bare(node.left.left), _bare(node.left.right)
+            over: Any = _bare(node.left.left)
+            under: Any = _bare(node.left.right)
             plus = "+" if isinstance(node.op, ast.Add) else "-"
             yield f"(({ast.unparse(over)}) {plus} {right}) {sign} ({ast.unparse(under)})"
             if _is_alike(over, under):  # f(a) / f(c) + b, and f(a / c + b)
@@ -393,7 +394,7 @@ def _of_call(node: ast.Call) -> Iterator[str]:
         sign = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}.get(type(inner.op))
         if sign:
             yield from (f"{name}({left}) {sign} ({right})", f"({left}) {sign} {name}({right})")
-    if (len(given) > 1 and not name.endswith(".forward")) or len(given) > 1:
+    if len(given) > 1:
         yield f"{name}({', '.join([given[1], given[0], *rest[2:]])})"
 
 
@@ -407,8 +408,8 @@ def _words(text: str) -> str:
         alone = len(named) == 1 and isinstance(new.value, ast.Call)
         left = ", ".join(map(ast.unparse, named))
         whole = isinstance(new.value, ast.Tuple) and len(named) == 1
-        value = new.value.elts[0] if whole and isinstance(new.value, ast.Tuple) else new.value
-        return f"{left} = {ast.unparse(value)}" if alone or whole or len(named) > 1 else ast.unparse(new)
+        value: ast.expr | None = new.value.elts[0] if whole and isinstance(new.value, ast.Tuple) else new.value
+        return f"{left} = {ast.unparse(value or new)}" if alone or whole or len(named) > 1 else ast.unparse(new)
     if isinstance(new, ast.Return):
         value = new.value.elts[0] if isinstance(new.value, ast.Tuple) else new.value
         return f"out = {ast.unparse(value) if value else ''}"

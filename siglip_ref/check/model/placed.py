@@ -24,12 +24,19 @@ _STAGE_OF |= {"map_head": "pool", "pool": "pool", "linear": "head"}
 @dataclass(frozen=True)
 class Placed:
     """A mistake, and the stages (names of the activations that they lead to) in which it is made; spoils: those of them
-    that are wrong by themselves through it, where that is known. spec : edits of the grammar, in place of a mistake."""
+    that are wrong by themselves through it, where that is known."""
 
-    mistake: Mistake | None
+    mistake: Mistake
     stages: frozenset[str]
     spoils: frozenset[str] = frozenset()
-    spec: Reference | None = None
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Stages that are computed by a reference with edits of the grammar in it."""
+
+    spec: Reference
+    stages: frozenset[str]
 
 
 def stages_of(cfg: Config, tower: str) -> tuple[str, ...]:
@@ -55,7 +62,7 @@ def with_mistakes(
 
 
 def forward_with(
-    made: Sequence[Placed], probe: Probe, cfg: Config, conventions: Conventions
+    made: Sequence[Placed | Edited], probe: Probe, cfg: Config, conventions: Conventions
 ) -> tuple[Array, dict[str, Array], Callable[[], dict[str, Array]]]:
     """Loss and activations, and what gives the gradients of all parameters."""
     params, embedded, ways_back, activations = probe.params, [], [], dict[str, Array]()
@@ -88,10 +95,10 @@ def forward_with(
     return result.loss, activations, back_from_loss
 
 
-def _spec(made: Sequence[Placed], *stages: str) -> Reference:
+def _spec(made: Sequence[Placed | Edited], *stages: str) -> Reference:
     here = [p for p in made if p.stages.intersection(stages)]
-    edited = next((p.spec for p in here if p.spec), None)
-    return edited or reference(tuple(edit for p in here if p.mistake for edit in p.mistake.edits))
+    edited = next((p.spec for p in here if isinstance(p, Edited)), None)
+    return edited or reference(tuple(edit for p in here if isinstance(p, Placed) for edit in p.mistake.edits))
 
 
 def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:

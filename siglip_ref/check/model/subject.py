@@ -233,8 +233,8 @@ def _computes(derived: Derived | str) -> list[str]:
 _RANDOM = ("dropout-in-eval", "cached-rng-mismatch")
 _NOT_DERIVED = {"size": "not derived: size"}
 _PROOF = (
-    "reproduced in a further run on other weights, images and captions: every activation, the loss, and a derivative "
-    "along a random direction of every parameter"
+    "reproduced in a further run on other weights, images and captions: every activation, the loss, and the gradient "
+    "of every parameter along a random direction"
 )
 
 

@@ -18,8 +18,10 @@ from siglip_ref.model import optim
 from siglip_ref.model.procedures import several_steps
 from siglip_ref.ops.elementary import Array
 
-_ADAMW = tuple(map(named, (optim.adamw_step, optim.clip, optim.norm, several_steps)))
-_BIG_VISION = tuple(map(named, (optim.big_vision_step, optim._factored, optim.clip, optim.norm, several_steps)))
+_ADAMW = tuple(named(one) for one in (optim.adamw_step, optim.clip, optim.norm, several_steps))
+_BIG_VISION = tuple(
+    named(one) for one in (optim.big_vision_step, optim._factored, optim.clip, optim.norm, several_steps)
+)
 _EACH = 2  # tensors of each kind on which edits are tried
 _REST = "rest"  # stands for all other tensors in the length of the gradient
 _SEARCHED = 2  # steps

@@ -17,7 +17,7 @@ from siglip_ref.check.engine.edits import Edits, Fitted, search
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.noise import multiplications
-from siglip_ref.check.model.placed import Placed, forward_with, stages_of
+from siglip_ref.check.model.placed import Edited, forward_with, stages_of
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import readable, stage_of, stage_values
 from siglip_ref.mistakes import Reference
@@ -132,7 +132,7 @@ def _proven(
     conventions: Conventions,
 ) -> Derived:  # fmt: skip
     """The first of the edits that are alike which a further run shows, and those that are alike there, too."""
-    placed = [Placed(None, frozenset(stages), spec=spec)]
+    placed = [Edited(spec, frozenset(stages))]
     named, alike, unproven, of_named = fitted.edits, list[Edits](), "", np.nan
     for edits in (fitted.edits, *fitted.alike)[:_TRIED]:
         try:
@@ -162,7 +162,7 @@ def _of_gradients(
     spec, tower = edited(functions), stage.split("/")[0]
     alike = frozenset(one for one in stages_of(cfg, tower) if one.split("/")[-1] == stage.split("/")[-1])
     for stages in dict.fromkeys((frozenset({stage}), alike)):
-        placed = [Placed(None, stages, spec=spec)]
+        placed = [Edited(spec, stages)]
         back = forward_with(placed, ground, cfg, conventions)[2]
 
         def off(run: Run = run, back: Callable[[], dict[str, Array]] = back) -> list[float]:
@@ -177,8 +177,11 @@ def _of_gradients(
             continue
         held = _another(ground)
         with made(fitted.edits):
-            grads, got = forward_with(placed, held, cfg, conventions)[2](), again(held).grads
-        unproven = next((f"d {n}" for n in grads if not _by(n, got[n], grads[n], judge) <= _SURE), "")
+            loss, activations, way_back = forward_with(placed, held, cfg, conventions)
+            grads, got = way_back(), again(held)
+        unproven = _wrong_value(got, activations | {"loss": loss}, judge) or next(
+            (f"d {n}" for n in grads if not _by(n, got.grads[n], grads[n], judge) <= _SURE), ""
+        )
         return Derived(fitted, tuple(one for one in stages_of(cfg, tower) if one in stages), unproven)
     return "stage"
 
@@ -210,14 +213,11 @@ def _explained(
     return tuple(name for name in alike if _off(shown[name], found[name], judge.of_value[name]) <= 1)
 
 
-def _unproven(placed: list[Placed], held: Probe, run: Run, judge: Judge, cfg: Config, conventions: Conventions) -> str:
+def _unproven(placed: list[Edited], held: Probe, run: Run, judge: Judge, cfg: Config, conventions: Conventions) -> str:
     """What a further run shows that the edits do not give."""
     loss, activations, _ = forward_with(placed, held, cfg, conventions)
-    for name, expected in (activations | {"loss": loss}).items():
-        got = run.activations.get(name) if name != "loss" else np.reshape(run.loss, ())
-        limit = judge.of_value.get(name)
-        if got is not None and limit is not None and not _off(got, expected, limit) <= _SURE:
-            return name
+    if wrong := _wrong_value(run, activations | {"loss": loss}, judge):
+        return wrong
     rng = np.random.default_rng(7)
     for name, grad in run.grads.items():
         along = rng.standard_normal(np.shape(grad)) * (np.sqrt(np.mean(np.square(held.params[name]))) + 1e-3)
@@ -233,6 +233,13 @@ def _unproven(placed: list[Placed], held: Probe, run: Run, judge: Judge, cfg: Co
         if not abs(got - slope) <= room + _FINEST * abs(slope) + _LEAST * abs(float(loss)):
             return f"d {name}"
     return ""
+
+
+def _wrong_value(run: Run, expected: Mapping[str, Array], judge: Judge) -> str:
+    """The first activation, or the loss, that is not what is expected."""
+    got = run.activations | {"loss": np.reshape(run.loss, ())}
+    shown = [name for name in expected if name in got and name in judge.of_value]
+    return next((n for n in shown if not _off(got[n], expected[n], judge.of_value[n]) <= _SURE), "")
 
 
 def _another(probe: Probe) -> Probe:
