@@ -204,13 +204,17 @@ def _explained(
     edits: Edits, spec: Reference, wrong: list[str], shown: Mapping[str, Array], ground: Probe, judge: Judge,
     cfg: Config, conventions: Conventions,
 ) -> tuple[str, ...]:  # fmt: skip
-    """All wrong stages of one kind that are right with the edits made."""
-    alike = [name for name in wrong if _functions(name) == _functions(wrong[0])]
-    found = dict[str, Array]()
-    with made(edits):
-        for tower in {name.split("/")[0] for name in alike}:
-            found |= stage_values(spec, tower, shown, ground, cfg, conventions, alike)
-    return tuple(name for name in alike if _off(shown[name], found[name], judge.of_value[name]) <= 1)
+    """All wrong stages that the edited functions are in, and that are right with the edits made."""
+    changed, right = {one.function for one in edits}, list[str]()
+    for name in wrong:
+        if changed <= set(map(named, _functions(name))):
+            with made(edits), np.errstate(all="ignore"):
+                try:
+                    value = stage_values(spec, name.split("/")[0], shown, ground, cfg, conventions, {name})[name]
+                except (ValueError, IndexError):  # no program in this stage
+                    continue
+            right += [name] * (_off(shown[name], value, judge.of_value[name]) <= 1)
+    return tuple(right)
 
 
 def _unproven(placed: list[Edited], held: Probe, run: Run, judge: Judge, cfg: Config, conventions: Conventions) -> str:
