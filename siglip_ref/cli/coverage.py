@@ -16,7 +16,8 @@ def coverage(
     processes: Annotated[int, typer.Option(help="that try edits at the same time")] = 1,
 ) -> None:
     """Which single edits of the specification do the checks see? Tried anew where probes or operations changed."""
-    from siglip_ref.check.coverage import remake, shipped
+    from siglip_ref.check.coverage import remake
+    from siglip_ref.check.engine import shipped
     from siglip_ref.report.data import Edits
 
     if verify:

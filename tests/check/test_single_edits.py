@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.coverage import remake, shipped
+from siglip_ref.check.coverage import remake
 from siglip_ref.check.coverage.loss import OfLoss
+from siglip_ref.check.engine import shipped
 from siglip_ref.check.engine.expected.expected import CONVENTIONS
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.mistakes.mutations import single_edits

@@ -13,7 +13,7 @@ from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Tower, config
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.coverage.measure import HeldBack, Tensors, distance
-from siglip_ref.check.coverage.shipped import PAIRS, key_of_model
+from siglip_ref.check.engine.shipped import PAIRS, key_of_model
 from siglip_ref.check.model.adapters import Dtype, Run
 from siglip_ref.check.model.judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model.placed import Placed, stages_of, with_mistakes
@@ -93,7 +93,7 @@ class OfModel:
         named = f"{cfg.side} loss" if isinstance(cfg, OneTower) else "loss"
         return values | {named: loss} | {f"d {name}": grad for name, grad in grads.items()}
 
-    def sees(self, edit: Edit, dtype: Dtype, few: int | None = None) -> bool:
+    def sees(self, edit: Edit, dtype: Any, few: int | None = None) -> bool:
         """By the rows of a run at the model's own scale; few : pairs of the batch."""
         probe, judge = _right(self.conventions, dtype, few or PAIRS)
         kind = np.float64 if dtype == "float64" else np.float32

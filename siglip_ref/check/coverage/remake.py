@@ -11,9 +11,9 @@ from siglip_ref.architecture.conventions import PRESETS
 from siglip_ref.check.coverage.loss import OfLoss
 from siglip_ref.check.coverage.measure import Ground, Tried, measured
 from siglip_ref.check.coverage.model import OfModel
-from siglip_ref.check.coverage.shipped import FILE, read, stamp_of, write
 from siglip_ref.check.coverage.step import OfStep
 from siglip_ref.check.engine.expected.expected import CONVENTIONS
+from siglip_ref.check.engine.shipped import FILE, read, stamp_of, write
 from siglip_ref.mistakes import Edit
 from siglip_ref.mistakes.change import module_of
 from siglip_ref.model.optim import AdamW

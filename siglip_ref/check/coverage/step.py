@@ -10,8 +10,8 @@ import numpy as np
 from siglip_ref.architecture.params import Params
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.coverage.measure import PATIENCE, HeldBack, Tensors, at_most
-from siglip_ref.check.coverage.shipped import key_of_step
 from siglip_ref.check.engine.seen import distance
+from siglip_ref.check.engine.shipped import key_of_step
 from siglip_ref.check.step.check import steps_of_update
 from siglip_ref.check.step.judge import LABELS, Judged, Plan, Rule, judge
 from siglip_ref.check.step.run import STEPS

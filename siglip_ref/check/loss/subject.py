@@ -12,12 +12,12 @@ from siglip_ref.check.call.frameworks import ALONE, Framework, Inputs, Outcome, 
 from siglip_ref.check.call.refusals import refuses_everything
 from siglip_ref.check.call.resources import Cost, measured
 from siglip_ref.check.coverage.loss import key_of, plain_setting
-from siglip_ref.check.coverage.shipped import shipped
 from siglip_ref.check.diagnosis.predict import loss_sight
 from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention, Truth, conventions_of, judge, truth
 from siglip_ref.check.engine.expected.probes import POINTS, Dims, Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import Size, repeated_probe
+from siglip_ref.check.engine.shipped import shipped
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.loss.behaviour import speaks_for
 from siglip_ref.check.loss.case import worst_of

@@ -7,8 +7,8 @@ from typing import Any
 
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.call.frameworks import describe
-from siglip_ref.check.coverage.shipped import key_of_step, shipped
 from siglip_ref.check.engine.edits import Fitted
+from siglip_ref.check.engine.shipped import key_of_step, shipped
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.arrived import LOST, Lost, finding_of, lost, rows_of

@@ -18,7 +18,7 @@ from siglip_ref.noise.table import PACKAGE, digest, stamp
 from siglip_ref.report.data import Edits
 
 PAIRS = 4  # of a check of a model
-FILE = Path(__file__).with_name("edits.json")
+FILE = PACKAGE / "check/coverage/edits.json"
 # Folders and files whose text decides a figure, by the first word of its key.
 _ALL = ("arithmetic", "check/coverage/measure.py", "mistakes/mutations.py", "mistakes/change.py", "ops")
 SOURCES = {
