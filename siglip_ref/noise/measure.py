@@ -39,6 +39,7 @@ LOSS_FORMS: tuple[LossForm, ...] = (
     ("apart", False, True),
     ("apart", True, False),
 )
+RUNNING = LOSS_FORMS[1], LOSS_FORMS[4]  # of these sums one term after the other are looked at
 
 Compute = Callable[[dict[str, Array], Variant], Mapping[str, Array]]
 
@@ -99,6 +100,9 @@ def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple
             yield regime.rounding, form
         for _ in range(1 if few else STOCHASTIC_RUNS // 2):
             yield replace(regime.rounding, random=random), form
+    if not (few or narrow):  # equal terms, each divided by B, err alike in a running sum that has no more bits
+        for form_of_loss in RUNNING:
+            yield replace(regime.rounding, order="sequential"), in_the_form(form_of_loss, unfused)
     for _ in range(1 if few else STOCHASTIC_RUNS):
         for ops in (unfused, kernels)[: 1 + narrow]:
             yield replace(regime.rounding, fma=False, random=random), ops

@@ -20,6 +20,7 @@ from siglip_ref.noise.measure import (
     LOSS_FORMS,
     ORDERS,
     REGIMES,
+    RUNNING,
     Compute,
     Noise,
     in_float64,
@@ -61,6 +62,9 @@ def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterato
     emulated += [replace(plain, order=order, fma=fma) for order, fma in ORDERS[:2]]
     for rounding in emulated:
         yield compute({name: rounded(value, rounding) for name, value in arrays.items()}, PLAIN)
+    running = {name: rounded(value, replace(plain, order="sequential")) for name, value in arrays.items()}
+    for form in RUNNING * batch:
+        yield compute(running, _in_the_form(form, 1))
     stochastic = {name: rounded(value, replace(plain, random=random)) for name, value in arrays.items()}
     for form, tiles in STOCHASTIC * batch:
         yield compute(stochastic, _in_the_form(form, tiles))

@@ -204,8 +204,8 @@ def _names(name: str, linear: bool) -> str:
 
 
 def number(value: float) -> str:
-    """As few digits as say it: 0.2, 14.2857, 1e-08."""
-    return f"{value:.6g}"
+    """As few digits as say it: 0.2, 14.2857, 1e-08; what is hardly off 1 is not called 1."""
+    return f"{value:.6g}" if f"{value:.6g}" != "1" else f"{value:.9g}"
 
 
 def form_in_words(form: "OfPairs") -> str:

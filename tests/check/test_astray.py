@@ -57,15 +57,21 @@ KIND = {
         "            travelling = move(ANSWER, travelling, answers, hop)\n" + ADDED,
         ADDED + "\n            travelling = move(ANSWER, travelling, answers, hop)",
         "derived",
-        "hop 2, the last hop: what belongs to rank r lies with rank r - 1, modulo W (W=4) / the last hop: what",
+        "the texts of rank r + 2, the texts of rank r - 1: what belongs to rank r lies with rank r - 1, modulo W (W=4)"
+        " / the texts of rank r - 1: what",
     ),
     "own share lost": (HOME, HOME.replace("combine(at_home, ", "(")[:-1] + ")", "derived", "the own block missing"),
-    "overwritten": (ADDED, "            travelling = answer", "derived", "hop 1, hop 2 missing (W=4)"),
+    "overwritten": (
+        ADDED,
+        "            travelling = answer",
+        "derived",
+        "the texts of rank r + 1, the texts of rank r + 2 missing (W=4)",
+    ),
     "zeros at hop 2": (
         BLOCK,
         BLOCK.replace("held)", "held if hop != 2 else np.zeros_like(held))"),
         "ring-received-buffer-zero",
-        "hop 2 missing (W=4) / the last hop missing (W=3), scored against zeros instead",
+        "the texts of rank r + 2 missing (W=4) / the texts of rank r - 1 missing (W=3), scored against zeros instead",
     ),
 }
 
@@ -115,7 +121,9 @@ def test_rows_are_taken_apart_in_float32_and_where_the_loss_normalises(conventio
         "all remote blocks: what belongs to rank r lies with rank r + 2, modulo W": lambda i, o: (
             o if i == o else (o + 2) % 4
         ),
-        "the last hop: what belongs to rank r lies with rank r - 1, modulo W": lambda i, o: o - ((o - i) % 4 == 3),
+        "the texts of rank r - 1: what belongs to rank r lies with rank r - 1, modulo W": lambda i, o: (
+            o - ((o - i) % 4 == 3)
+        ),
         "rank 3 holds 1 times what the block of rank 0's images and rank 1's texts gives to rank 1": lambda i, o: (
             3 if (i, o) == (0, 1) else o
         ),

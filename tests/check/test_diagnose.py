@@ -12,7 +12,7 @@ from siglip_ref.check.engine.expected.expected import CONVENTIONS, truth
 from siglip_ref.check.engine.expected.probes import POINTS, make_probe
 from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.check.engine.explain import explain, share_explained
-from siglip_ref.check.engine.seen import Seen
+from siglip_ref.check.engine.seen import Seen, distance
 from siglip_ref.mistakes import CATALOGUE, Mistake, entries, executable, in_the_loss
 
 PROBES = [make_probe(point, (13, 9)) for point in POINTS if point.name in ("balanced", "init", "trained")]
@@ -167,6 +167,20 @@ def test_what_is_in_no_catalogue_is_unknown():
     findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None), look)
     assert [f.id for f in findings] == ["unknown"]
     assert "text_embed: 1.37 times the right one" in findings[0].evidence
+
+
+def test_what_is_hardly_off_is_given_no_name():
+    """Within the room in which explanations lie every mistake that changes nothing there would explain it."""
+    factors = {"more": 1 + 5e-6, "hardly": 1 + 2e-6}
+    for kind, factor in factors.items():
+        got = {key: value * (factor if key[1] == "bias" else 1) for key, value in tensors([], "float64", None).items()}
+        seen = seen_from(got)
+        most = max(distance(one, one.exact) for one in seen)
+        assert (1 < most <= 2) == (kind == "hardly") and most > 1, (kind, most)
+        findings = explain(seen, LOSS, lambda made: tensors(made, "float64", None), look)
+        assert [f.id for f in findings] == ["unknown"], findings
+        assert ("too little to tell" in findings[0].evidence) == (kind == "hardly")
+        assert "bias: 1 times the right one" not in findings[0].evidence
 
 
 def test_nan_is_no_agreement():

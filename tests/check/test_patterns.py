@@ -113,8 +113,8 @@ def test_terms_that_are_missing_or_counted_twice():
         return (key[1] - key[0]) % len(context.sizes)
 
     rules = {
-        "hop 1 missing": lambda k, c: hop(k, c) != 1,
-        "the last hop counted 2 times": lambda k, c: 1 + (hop(k, c) == len(c.sizes) - 1),
+        "the texts of rank r + 1 missing": lambda k, c: hop(k, c) != 1,
+        "the texts of rank r - 1 counted 2 times": lambda k, c: 1 + (hop(k, c) == len(c.sizes) - 1),
         "positives of all blocks counted 3 times": lambda k, c: 3 if k[2] else 1,
         "negatives of the own block missing": lambda k, c: not (k[0] == k[1] and not k[2]),
         "all remote blocks counted 0.5 (1/2) times": lambda k, c: 1 if k[0] == k[1] else 0.5,
@@ -128,10 +128,10 @@ def test_terms_that_are_missing_or_counted_twice():
         if "0.37" not in words:  # a factor of its own, seen before
             assert of["image_embed"].text == words
             assert of["loss"].text == words
-    _, missing = found(RANKS, weighted(rules["hop 1 missing"]))
+    _, missing = found(RANKS, weighted(rules["the texts of rank r + 1 missing"]))
     assert {p.id for p in missing.values()} == {"ring-hop-missing"}
-    _, only_text = found(RANKS, weighted(rules["hop 1 missing"]), ["text_embed"])
-    assert only_text["text_embed"].id == "unknown" and only_text["text_embed"].text == "hop 1 missing"
+    _, only_text = found(RANKS, weighted(rules["the texts of rank r + 1 missing"]), ["text_embed"])
+    assert only_text["text_embed"].id == "unknown" and only_text["text_embed"].text == "the texts of rank r + 1 missing"
     _, alone = found(ONE, weighted(lambda k, c: 1 if k[2] else 0.25))
     assert alone["loss"].text == "negatives counted 0.25 (1/4) times"
 
@@ -167,7 +167,10 @@ def test_nothing_is_made_up_of_noise():
 def test_words_for_weights():
     ones = {(i, j, sign): 1.0 for i in range(3) for j in range(3) for sign in (True, False) if i == j or not sign}
     assert describe(ones, 3) == ""
-    assert describe(ones | {(0, 1, False): 0.0, (1, 2, False): 0.0, (2, 0, False): 0.0}, 3) == "hop 1 missing"
+    assert (
+        describe(ones | {(0, 1, False): 0.0, (1, 2, False): 0.0, (2, 0, False): 0.0}, 3)
+        == "the texts of rank r + 1 missing"
+    )
     odd = ones | {(2, 0, False): 0.0, (0, 0, True): -1.0}
     assert "rank 2's images and rank 0's texts missing" in describe(odd, 3)
 

@@ -282,3 +282,61 @@ def test_a_dropped_mask_is_named(place):
     assert len(report.findings) == 1 and place in report.findings[0].evidence, report
     stage = "image/block00/+attn" if place == "blocks" else "image/pool"
     assert report.findings[0].tensor == stage == next(row.name for row in report.rows if row.verdict == "FAIL")
+
+
+class Pool(timm.layers.AttentionPoolLatent):
+    """A subclass, as people write them, that lost the residual around its MLP."""
+
+    def forward(self, x, attn_mask=None):
+        batch, width = len(x), x.shape[2]
+        heads = (batch, -1, self.num_heads, self.head_dim)
+        query = self.q(self.latent.expand(batch, -1, -1)).reshape(heads).transpose(1, 2)
+        key, value = (part.reshape(heads).transpose(1, 2) for part in self.kv(x).chunk(2, -1))
+        read = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        return self.mlp(self.norm(self.proj(read.reshape(batch, -1, width))))[:, 0]
+
+
+def test_a_pooling_head_of_a_class_of_its_own_is_judged():
+    tower = timm_tower()
+    tower.attn_pool.__class__ = Pool
+    report = sr.check_model(tower)
+    assert (report.verdict, report.findings[0].id) == ("FAIL", "map-head-no-residual"), report
+
+
+class NormAfterPool(transformers.SiglipVisionModel):
+    """CLIP's order: what stands for the last hidden state has another shape."""
+
+    def forward(self, pixel_values, interpolate_pos_encoding=False, **rest):
+        hidden = self.encoder(inputs_embeds=self.embeddings(pixel_values)).last_hidden_state
+        pooled = self.post_layernorm(self.head(hidden))
+        return transformers.modeling_outputs.BaseModelOutputWithPooling(hidden, pooled)
+
+
+def test_an_activation_of_another_shape_is_wrong_and_no_reason_to_raise():
+    tower = image_tower()
+    tower.__class__ = NormAfterPool
+    report = sr.check_model(tower)
+    assert (report.verdict, report.findings[0].tensor) == ("FAIL", "image/norm"), report
+
+
+class OneByOne(transformers.Siglip2VisionModel):
+    """Each image alone, with its own patches, which needs no mask."""
+
+    def forward(self, pixel_values, pixel_attention_mask, spatial_shapes, **rest):
+        states, pooled = [], []
+        for x, mask in zip(self.embeddings(pixel_values, spatial_shapes), pixel_attention_mask, strict=True):
+            own = x[None, : int(mask.sum())]
+            for layer in self.encoder.layers:
+                own = layer(own, None)
+            own = self.post_layernorm(own)
+            pooled.append(self.head(own)[0])
+            states.append(nn.functional.pad(own[0], (0, 0, 0, len(x) - own.shape[1])))
+        return transformers.modeling_outputs.BaseModelOutputWithPooling(torch.stack(states), torch.stack(pooled))
+
+
+def test_modules_that_one_pass_calls_image_by_image_are_not_judged_and_the_end_is():
+    tower = naflex_tower()
+    tower.__class__ = OneByOne
+    report = sr.check_model(tower)
+    assert report.verdict == "PASS", report
+    assert any("image/block00/+mlp: one pass calls 'encoder.layers.0' again" in said for said in report.not_checked)

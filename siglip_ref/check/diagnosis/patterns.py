@@ -78,7 +78,7 @@ def _named(found: list[Pattern], wrong: Sequence[str]) -> list[Pattern]:
 def _name_of(form: Hashable, wrong: set[str]) -> str:
     """The id of the mistake that a form is, if it has one; a factor of zero is none: nothing arrives."""
     every = len(wrong) == _ALL
-    if isinstance(form, Factor) and form.name.isdecimal() and int(form.name) > 0:
+    if isinstance(form, Factor) and form.name.isdecimal() and int(form.name) > 1:
         if every:
             return "accum-loss-not-divided"
         return "accum-cached-not-divided" if wrong <= {"log_scale", "scale", "bias"} else ""
@@ -106,7 +106,9 @@ def _factor(seen: Sequence[Seen], contexts: Contexts) -> Pattern | None:
     ratio = _ratio(seen)
     if ratio is None or not _fits(seen, [ratio] * len(seen)):
         return None
-    return _times(seen[0].name, f"{ratio:.0f}" if abs(ratio - round(ratio)) < 1e-6 * abs(ratio) else f"{ratio:.6g}")
+    whole = abs(ratio - round(ratio)) < 1e-6 * abs(ratio) and round(ratio) != 1
+    number = f"{ratio:.0f}" if whole else f"{ratio:.6g}"
+    return _times(seen[0].name, f"{ratio:.9g}" if number == "1" else number)  # not "1 times the right one"
 
 
 def _times(tensor: str, number: str) -> Pattern:

@@ -166,7 +166,8 @@ def _groups(weights: Weights, world: int) -> Iterator[tuple[Group, list[Key]]]:
             )
         yield Group(f"{of}the own block", place="" if kind else "own"), [key for key in keys if key[0] == key[1]]
         for hop in range(1, world):
-            name = "the last hop" if hop == world - 1 else f"hop {hop}"
+            # not "hop 1": in which order a ring meets texts is its own choice
+            name = f"the texts of rank r {'- 1' if 2 < world == hop + 1 else f'+ {hop}'}"
             members = [key for key in keys if (key[1] - key[0]) % world == hop and kind != "positives"]
             yield Group(f"{of}{name}", 0 if kind else hop), members
         for rank in range(world):

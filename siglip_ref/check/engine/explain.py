@@ -19,6 +19,7 @@ from siglip_ref.check.engine.findings import (
     FINDING,
     Explanation,
     Pattern,
+    barely,
     detached,
     findings_of,
     of_patterns,
@@ -33,6 +34,7 @@ ALL = 0.999  # of it, demanded of mistakes made together
 SUSPICION = 0.8  # named as a suspicion; less is "unknown"
 WHOLLY = 0.3  # of the wrong tensors, which a suspicion explains to within rounding
 TOGETHER = 3  # mistakes at once, at most
+BARELY = 2.0  # times what is allowed: no more than the room in which an explanation may lie
 KEPT = 4  # the best combinations of n mistakes from which those of n + 1 are built, and which are tried everywhere
 LISTED = 3
 
@@ -68,6 +70,8 @@ def explain(
     if not wrong:
         return []
     absent = [name for name in _names(wrong) if is_gradient(name) and _is_zero(name, seen)]
+    if not absent and all(distance(one, one.exact) <= BARELY for one in wrong):
+        return [barely(wrong)]
     alone, whole = _wholly(seen, mistakes, predict, at_once)
     whole = [entry for entry in whole if _made_zero(entry, absent, seen, predict) == absent]
     everything, first = seen, list[Finding]()

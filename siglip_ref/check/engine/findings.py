@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from siglip_ref.check.engine.seen import Seen, distance
 from siglip_ref.mistakes import CATALOGUE, Mistake
 from siglip_ref.report.data import Finding, FindingKind
 
@@ -64,6 +65,18 @@ def detached(absent: Sequence[str]) -> Finding:
     names = tuple(f"d {name}" for name in absent)
     repair = CATALOGUE[DETACHED].repair
     return Finding(DETACHED, names[0], "", f"{', '.join(names)}: no gradient arrives", repair, tensors=names)
+
+
+def barely(wrong: Sequence[Seen]) -> Finding:
+    """All that is wrong is hardly so: whatever changes next to nothing would explain it."""
+    names = tuple(dict.fromkeys(one.name for one in wrong))
+    most = max(wrong, key=lambda one: distance(one, one.exact))
+    evidence = (
+        f"{', '.join(names)}: {distance(most, most.exact):.2f} times what is allowed, at {most.probe}; "
+        "too little to tell a mistake from rounding"
+    )
+    repair = 'dtype="float64" tells them apart: a mistake stays as large as it is, and rounding goes'
+    return Finding("unknown", names[0], "", evidence, repair, tensors=names)
 
 
 def of_patterns(found: Sequence[Pattern]) -> Finding:

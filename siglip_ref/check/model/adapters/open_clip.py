@@ -36,7 +36,7 @@ def read_config(model: Any) -> Config:
     """Sizes and conventions as the modules show them: open_clip keeps no configuration in the model."""
     trunk: Any = getattr(model.visual, "trunk", None)
     text = model.text
-    pooled = type(getattr(trunk, "attn_pool", None)).__name__ == "AttentionPoolLatent"
+    pooled = getattr(trunk, "attn_pool", None) is not None
     open_text = hasattr(text, "transformer") and hasattr(text, "positional_embedding")
     if not pooled or not open_text or getattr(model, "logit_bias", None) is None:
         raise UsageError(

@@ -83,12 +83,12 @@ class TorchModel:
         """One forward and backward pass at the given weights."""
         kind = getattr(torch, dtype)
         taken: dict[str, Tensor] = {}
-        absent = []
+        absent, differing = [], set[str]()
         with undisturbed(self.model), ExitStack() as hooks:
             stand_ins = self._stand_ins(params, kind)
             for tap in self.taps:
                 try:
-                    hooks.enter_context(_tapped(self.model, tap, taken))
+                    hooks.enter_context(_tapped(self.model, tap, taken, differing))
                 except AttributeError:
                     absent.append(tap)
             given_to = self.inputs(images, tokens, dtype)
@@ -98,15 +98,18 @@ class TorchModel:
                 elsewhere = [originals[id(leaf)] for leaf in leaves_under(loss) if id(leaf) in originals]
             # where the graph leads to the user's own parameters, nothing of theirs may run
             torch.autograd.backward(loss, inputs=_ours(stand_ins) if elsewhere else None)
-            shown = dict(taken)  # further passes go through the same hooks
+            # further passes go through the same hooks
+            shown = {name: value for name, value in taken.items() if name not in differing}
+            several = [tap for tap in self.taps if tap.ours in differing]
             silent = [name for name, _ in self._used() if stand_ins["model." + name].grad is None]
             unread = not_read(whole, stand_ins, given_to, silent, (loss, given))
         activations = shown | {name: to_numpy(value) for name, value in given.items()}
-        unreached = [tap for tap in self.taps if tap.ours not in shown and tap not in absent]
+        unreached = [tap for tap in self.taps if tap.ours not in shown and tap not in (*absent, *several)]
         notes = [f"no gradient reached {name}: it counts as zero" for name in silent]
         grads = {name: _gradient(stand_ins["model." + name]) for name, _ in self._used()}
         not_checked = [f"{tap.ours}: the model has no module {tap.module!r}" for tap in absent]
         not_checked += [f"{tap.ours}: the pass never called {tap.module!r}" for tap in unreached]
+        not_checked += [f"{tap.ours}: one pass calls {tap.module!r} again, with other numbers" for tap in several]
         names = {tap.ours: f"{tap.side} of {tap.module}" for tap in self.taps} | {e.ours: e.theirs for e in self.table}
         unread = [*dict.fromkeys([*elsewhere, *unread])]
         return Run(to_numpy(loss), activations, self._collect(grads), names, not_checked, notes, unread, elsewhere)
@@ -213,14 +216,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _tapped(model: nn.Module, tap: Tap, taken: dict[str, Tensor]) -> Iterator[None]:
-    """A hook that copies one activation into `taken`, removed at the end."""
+def _tapped(model: nn.Module, tap: Tap, taken: dict[str, Tensor], differing: set[str]) -> Iterator[None]:
+    """A hook that copies one activation into `taken`, removed at the end. Of a module that is called again with other
+    numbers, image by image, no call shows the whole activation: it goes to `differing`. Recomputing gives the same."""
     module = model.get_submodule(tap.module)
 
     def keep(value: Any) -> None:
         while isinstance(value, tuple | list):
             value = value[0]
-        taken[tap.ours] = to_numpy(value)
+        now = to_numpy(value)
+        if not np.array_equal(taken.setdefault(tap.ours, now), now, equal_nan=True):
+            differing.add(tap.ours)
 
     if tap.side == "output":
         handle = module.register_forward_hook(lambda _, __, out: keep(out))

@@ -23,12 +23,12 @@ Output = Callable[[nn.Module, Any], torch.Tensor]  # model, its inputs -> what i
 
 def from_huggingface_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
     """An image or text tower of transformers; of a SiglipForImageClassification its image tower."""
-    side: Side = "text" if "Text" in type(model).__name__ else "image"
+    side: Side = "text" if _is_kind_of("Text", model) else "image"
     classifier = hasattr(model, "classifier")
     inner = next((f"{name}." for name in names.TOWERS.values() if hasattr(model, name)), "")
     tower = model.get_submodule(inner[:-1]) if inner else model
     settings = names.DEFAULTS["vision_config" if side == "image" else "text_config"] | tower.config.to_dict()
-    naflex = side == "image" and "Siglip2" in type(tower).__name__
+    naflex = side == "image" and _is_kind_of("Siglip2", tower)
     image = names.image_fields(settings, naflex) if side == "image" else {}
     text = names.text_fields(settings) if side == "text" else {}
     whole = made(image, text, names.conventions_of(settings, settings))
@@ -55,6 +55,12 @@ def from_huggingface_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
     )
 
 
+def _is_kind_of(word: str, model: Any) -> bool:
+    """Whether a class of transformers has this word in its name, also where the model's own class comes of it."""
+    homes = ((kind.__name__, kind.__module__.split(".")[0]) for kind in type(model).__mro__)
+    return any(home == "transformers" and word in name for name, home in homes)
+
+
 def from_timm_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
     """An image tower of timm, or open_clip's `model.visual` around one."""
     wrapped = hasattr(model, "trunk")
@@ -62,7 +68,7 @@ def from_timm_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
     blocks: Any = getattr(trunk, "blocks", ())
     if not len(blocks) or not hasattr(trunk, "patch_embed"):
         raise UsageError("a vision transformer of timm", type(trunk).__name__, "", "timm's vit_*_siglip_*")
-    headed = type(getattr(trunk, "attn_pool", None)).__name__ == "AttentionPoolLatent"
+    headed = getattr(trunk, "attn_pool", None) is not None  # of whatever class: what is no pool of SigLIP's is wrong
     height, width = trunk.patch_embed.img_size
     image = {
         "image": Tower(trunk.embed_dim, len(blocks), blocks[0].mlp.fc1.out_features, blocks[0].attn.num_heads),

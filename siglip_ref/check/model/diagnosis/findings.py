@@ -30,7 +30,7 @@ def findings_of(found: Found, rows: list[Row], run: Run) -> list[Finding]:
     for placed in found.made:
         stages[placed.mistake.id] = stages.get(placed.mistake.id, frozenset()) | placed.stages
     together = "it" if len(mistakes) == 1 else f"all {len(mistakes)} of them"
-    explained = f"with {together} made in the reference, every value and every gradient is the model's"
+    explained = f"with {together} made in the reference, {_compared(rows)} is the model's"
     if not found.whole:
         explained = f"{found.share:.0%} of all that deviates is explained: repair it, and check again"
     findings: list[Finding] = []
@@ -48,6 +48,13 @@ def findings_of(found: Found, rows: list[Row], run: Run) -> list[Finding]:
         evidence = f"{more} input to it, and no mistake of the catalogue explains it"
         findings.append(Finding("unknown", found.unexplained[0], "", evidence, "look at what is computed there"))
     return findings
+
+
+def _compared(rows: Sequence[Row]) -> str:
+    """What could be compared, in words: an engine without gradients shows none, and perhaps not every value."""
+    left_out = {row.kind for row in rows if row.verdict == "not checked"}
+    graded = any(row.kind == "gradient" and row.verdict != "not checked" for row in rows)
+    return f"every value{' that it shows' * ('activation' in left_out)}{' and every gradient' * graded}"
 
 
 def of_roundings(found: Sequence[Sequence[Rounding]], run: Run, rows: Sequence[Row]) -> list[Finding]:

@@ -71,7 +71,7 @@ def _of_tower(
     room = max(1, affordable(search, _ROUNDINGS / len(stages_of(search.cfg, tower))))
     for stage in wrong[:room]:
         dtype = search.judge.dtype
-        if alike := find_roundings(stage, search.run.activations, search.probe, search.cfg, search.conventions, dtype):
+        if alike := find_roundings(stage, search.shown, search.probe, search.cfg, search.conventions, dtype):
             rounded[stage] = alike
     wrong = [name for name in wrong if name not in rounded]
     if not wrong:
