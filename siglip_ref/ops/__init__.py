@@ -14,7 +14,7 @@ A function of several parts asks its last parameter, the record `ops`, for them;
 from collections.abc import Callable
 from typing import TypeVar
 
-from siglip_ref.ops import attention, bottleneck, embedding, gelu, map_head, mlp
+from siglip_ref.ops import attention, embedding, gelu, map_head, mlp
 from siglip_ref.ops import pair_block as _pair_block
 from siglip_ref.ops import softmax_loss as _softmax_loss
 from siglip_ref.ops.elementary import erf, number, pi, sigmoid, softplus
@@ -44,7 +44,7 @@ OPERATIONS = Ops(
     attention=Pair(attention.attention_forward, attention.attention_backward),
     mlp=Pair(mlp.mlp_forward, mlp.mlp_backward),
     token_embed=Pair(token_embed_forward, token_embed_backward),
-    bottleneck=Pair(bottleneck.bottleneck_forward, bottleneck.bottleneck_backward),
+    bottleneck=Pair(embedding.bottleneck_forward, embedding.bottleneck_backward),
     position=Pair(position_forward, position_backward),
     position_resize=Pair(position_resize_forward, position_resize_backward),
     patch_embed=Pair(embedding.patch_embed_forward, embedding.patch_embed_backward),
@@ -61,7 +61,7 @@ def _alone(function: Callable[..., T]) -> Callable[..., T]:
 
 
 attention_forward, attention_backward = _alone(attention.attention_forward), _alone(attention.attention_backward)
-bottleneck_forward, bottleneck_backward = _alone(bottleneck.bottleneck_forward), _alone(bottleneck.bottleneck_backward)
+bottleneck_forward, bottleneck_backward = _alone(embedding.bottleneck_forward), _alone(embedding.bottleneck_backward)
 gelu_forward, gelu_backward = _alone(gelu.gelu_forward), _alone(gelu.gelu_backward)
 map_head_forward, map_head_backward = _alone(map_head.map_head_forward), _alone(map_head.map_head_backward)
 mlp_forward, mlp_backward = _alone(mlp.mlp_forward), _alone(mlp.mlp_backward)
