@@ -52,6 +52,11 @@ class Single:
     factor: float = 1.0
 
     @property
+    def place(self) -> tuple[str, str]:
+        """Where it is made: two edits of one place do not go together."""
+        return self.function, self.text
+
+    @property
     def drops(self) -> bool:
         """Whether it only leaves something out."""
         return self.new.strip("()").removesuffix(", None") in self.old

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import siglip_ref as sr
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.product_findings import INPUTS, OUTPUTS
 from siglip_ref.check.loss.check import check_loss
@@ -61,3 +62,20 @@ def test_one_rounded_product_shows_and_is_named(dtype: str, form: str, which: st
     found = next(finding for finding in report.findings if finding.id != "convention")
     assert found.id == ("products-in-float32" if form == "float32" else INPUTS if place == "inputs" else OUTPUTS)
     assert form in found.evidence and place in found.evidence
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("float32", "float64"), ("float16", "float64"), ("float16", "float32")])
+def test_lengths_in_fewer_bits_fail(form: str, dtype: str) -> None:
+    """Of a loss that normalises: rows whose lengths are powers of two would not show it."""
+
+    def loss(x, y, log_scale, bias):
+        lengths = [np.sqrt((rows * rows).sum(-1, keepdims=True)).astype(form).astype(dtype) for rows in (x, y)]
+        units = [rows / length for rows, length in zip((x, y), lengths, strict=True)]
+        found = sr.sigmoid_loss(*units, log_scale, bias)
+        d_x, d_y = (
+            (d_unit - unit * (d_unit * unit).sum(-1, keepdims=True)) / length
+            for d_unit, unit, length in zip(found[1:3], units, lengths, strict=True)
+        )
+        return found._replace(d_image_embed=d_x, d_text_embed=d_y)
+
+    assert sr.check_loss(loss, framework="numpy", dtype=dtype, embeddings="raw").verdict == "FAIL"

@@ -120,7 +120,7 @@ def _pairs(
     tried: set[frozenset[int]] = set()
     for one, other in product(firsts, seconds):
         key = frozenset((one[0].number, other[0].number))
-        if one[0].text == other[0].text or key in tried:
+        if one[0].place == other[0].place or key in tried:
             continue
         tried.add(key)
         scores = _scores((*one, *other), screen)

@@ -178,10 +178,14 @@ def make_probe(point: Point, shape: Shape, dtype: str = "bfloat16", scalar_dtype
     rng = np.random.Generator(np.random.PCG64([pairs, width, 2303]))
     lengths = 2.0 ** np.resize(np.array(point.lengths, float), pairs)[:, None]
     image, text = rows_of(point.texts, pairs, width, full, rng)
-    arrays = image * lengths, text * lengths[::-1]
-    for array in arrays:
+    if full and len(point.lengths) > 1:  # by powers of two alone a length would have no mantissa, and no rounding
+        lengths = lengths * (1 + (13 * np.arange(pairs)[:, None] % 31) / 37)
+    image, text = image * lengths, text * lengths[::-1]
+    if full:
+        image, text = round_to(image, FORMATS[full]), round_to(text, FORMATS[full])
+    for array in (image, text):
         array.flags.writeable = False
-    return Probe(point.name, *arrays, *make_scalars(point, pairs, full, scalar_dtype), steep=point.steep)
+    return Probe(point.name, image, text, *make_scalars(point, pairs, full, scalar_dtype), steep=point.steep)
 
 
 def make_scalars(point: Point, pairs: int, full: str | None, scalar_dtype: str) -> tuple[float, float, float]:
