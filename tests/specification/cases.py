@@ -174,12 +174,14 @@ def _model(name: str, cfg: Config = CFG, only: tuple[str, ...] = (), **changes: 
     arrays |= {"log_scale": np.array(1.3), "bias": np.array(-0.9), "images": draw(x=(3, 12, 28, 3))["x"]}
 
     def split(a: Arrays) -> tuple[Any, ...]:
-        whole = arrays | a
+        short = getattr(next(iter(a.values())), "dtype", None) == np.float32
+        whole = {key: np.asarray(value, np.float32) if short else value for key, value in arrays.items()} | a
         return {k: v for k, v in whole.items() if k != "images"}, whole["images"], TOKENS, cfg, conventions
 
     def model_loss(a: Arrays) -> Any:
-        out = forward(*split(a))
-        return sigmoid_loss(out.image_embed, out.text_embed, (arrays | a)["log_scale"], (arrays | a)["bias"]).loss
+        params, *rest = split(a)
+        out = forward(params, *rest)
+        return sigmoid_loss(out.image_embed, out.text_embed, params["log_scale"], params["bias"]).loss
 
     def backward(a: Arrays, d_out: Any) -> Arrays:
         gradients = loss_and_grads(*split(a), wrt=("params", "images"))[1]
