@@ -209,7 +209,7 @@ def number(value: float) -> str:
 
 
 def form_in_words(form: "OfPairs") -> str:
-    """1/B, 2(B - 1)/B^2."""
+    """1/B, 2(B - 1)/B^2, 1/(B (B - 1))."""
     above: list[str] = []
     below: list[str] = []
     for base, power in (("B", form.power), ("(B - 1)", form.less)):
@@ -217,7 +217,8 @@ def form_in_words(form: "OfPairs") -> str:
             side = above if power > 0 else below
             side.append(base if abs(power) == 1 else f"{base}^{abs(power):g}")
     top = " ".join(above) if form.factor == 1 and above else " ".join([number(form.factor), *above])
-    return f"{top}/{' '.join(below)}" if below else top
+    under = " ".join(below) if len(below) == 1 else f"({' '.join(below)})"
+    return f"{top}/{under}" if below else top
 
 
 def _before(form: "OfPairs") -> str:

@@ -4,6 +4,7 @@ import derived_losses as new
 import pytest
 import torch
 import torch_losses as known
+from torch.nn import functional
 
 import siglip_ref as sr
 from siglip_ref.check.diagnosis.derive.derive import derive
@@ -44,6 +45,19 @@ def test_what_is_in_no_catalogue_is_told_exactly(name):
     derived, right, lines = told(name)
     assert right == (new.NEW[name][1] is not None), lines
     assert derived.certain == right, lines
+
+
+def diagonal_as_negative_too(x, y, t, b):
+    z = new.logits(x, y, t, b)
+    return -(functional.logsigmoid(z.diagonal()).sum() + functional.logsigmoid(-z).sum()) / len(z)
+
+
+def test_pairs_that_count_as_both_are_told_as_both():
+    """softplus(u) + softplus(-u) is 2 (softplus(u) - u / 2), too, in which no pair would be a positive."""
+    derived = derive(subject(diagonal_as_negative_too), siglip())
+    said = " ".join(in_words(derived))
+    assert derived.certain and "sum over i = j of softplus(-(exp(log_scale) sim_ij + bias))" in said, said
+    assert "none are summed" not in said and "0.5" not in said
 
 
 @pytest.mark.nightly

@@ -1,13 +1,15 @@
 """A loss as data: what is summed over which pairs, of which logit and rows; what its backward does otherwise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
+from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule, joined
 from siglip_ref.check.diagnosis.derive.shapes import Number, Shape
 
 IDENTITY = Shape("identity")
 SOFTPLUS = Shape("softplus")
 ONE = Number((("1", 1.0),))
+BOTH = Shape("softplus + linear", (0.5,))
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,23 @@ def siglip(linear: bool = False, rows: Rows = Rows()) -> Formula:
     each = OfPairs(1.0, -1.0)
     terms = (Term(((DIAGONAL, each),), SOFTPLUS, -1, logit), Term(((OTHERS, each),), SOFTPLUS, 1, logit))
     return Formula(terms, image_rows=rows, text_rows=rows, linear=linear)
+
+
+def told_apart(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """2 (softplus(u) - u / 2) is softplus(u) + softplus(-u): pairs that count as both are told as both.
+
+    >>> own = Term(((DIAGONAL, OfPairs(2.0, -1.0)),), Shape("softplus + linear", (0.5,)), 1, siglip().terms[0].logit)
+    >>> [(term.sign, term.weights[0][0].names) for term in told_apart([own, siglip().terms[1]])]
+    [(-1, ('diagonal',)), (1, ('everywhere',))]
+    """
+    found: dict[tuple[int, Shape, Logit], tuple[Rule, ...]] = {}
+    for term in terms:
+        both = term.function == BOTH
+        rules = tuple((where, replace(form, factor=form.factor / (1 + both))) for where, form in term.weights)
+        for sign in (-1, 1) if both else (term.sign,):
+            key = sign, SOFTPLUS if both else term.function, term.logit
+            found[key] = joined((*found.get(key, ()), *rules))
+    return tuple(Term(rules, function, sign, logit) for (sign, function, logit), rules in found.items())
 
 
 def without_backward(formula: Formula) -> Formula:

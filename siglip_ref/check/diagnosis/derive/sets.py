@@ -259,13 +259,13 @@ def _rules(matrices: Mapping[int, Array], parts: Sequence[Where], near: float) -
             return None
         if form.factor != 0:
             rules.append((part, form))
-    return _joined(rules)
+    return joined(rules)
 
 
-def _joined(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+def joined(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """Two parts with one value are one where together they are a set that has a name."""
     if len(rules) == 2 and rules[0][1] == rules[1][1]:
         one, other = rules[0][0].names, rules[1][0].names
-        if len(one) == len(other) == 1:
+        if len(one) == len(other) == 1 and (one[0] == f"not {other[0]}" or other[0] == f"not {one[0]}"):
             return ((Where(), rules[0][1]),)
     return tuple(rules)

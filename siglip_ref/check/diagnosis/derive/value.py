@@ -8,7 +8,7 @@ import numpy as np
 from siglip_ref.check.diagnosis.derive.coupled import coupled
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.evaluate import ORDERS, of_unit_rows
-from siglip_ref.check.diagnosis.derive.formula import Formula, Rows, Term
+from siglip_ref.check.diagnosis.derive.formula import Formula, Rows, Term, told_apart
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
 from siglip_ref.check.diagnosis.derive.numbers import EXTRAS, Entry, expression
 from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple, telling_sizes
@@ -77,7 +77,7 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
         terms, rows = _with_rows(subject, kinds, matrices)
     else:
         raise StopDerivingError("weights")
-    formula = Formula(_ordered(terms), image_rows=rows[0], text_rows=rows[1], linear=subject.linear)
+    formula = Formula(_ordered(told_apart(terms)), image_rows=rows[0], text_rows=rows[1], linear=subject.linear)
     return replace(formula, extra=_extra(subject, formula))
 
 
