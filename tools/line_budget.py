@@ -17,7 +17,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_035),
     ("engine", ("check/engine",), 1_370),
     ("call", ("check/call",), 970),
-    ("diagnosis", ("check/diagnosis",), 3_650),
+    ("diagnosis", ("check/diagnosis",), 3_665),
     ("check loss", ("check/loss",), 1_370),
     ("check ranks", ("check/ranks",), 1_230),
     ("check model", ("check/model",), 3_490),
