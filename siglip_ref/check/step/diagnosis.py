@@ -30,20 +30,25 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     """Another setting under which every step is right, else what explains the steps, and what they compute."""
     measured: dict[float, list[str]] = {}
     declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
-    if declared is None:
+    split = _split(taken, plan, judged)
+    predicted = {} if declared else {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
+    mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
+    listed = max((share_explained(judged.seen, predicted[m.id]) for m in mistakes), default=0.0) >= FINDING
+    if not (declared or listed):
         declared = _setting(derive(taken, plan, judged, settings=True), taken, plan)
     if declared:
         evidence = f"{declared}: every step is right then"
         finding = Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")
         return "OTHER CONVENTION", [finding], None
-    derived, split = derive(taken, plan, judged), _split(taken, plan, judged)
+    derived = derive(taken, plan, judged)
+    if derived is not None and any(_is_odd(one.factor) for one in derived.edits):
+        return "FAIL", [_of_an_odd_factor(derived)], None
     certain = derived is not None and derived.certain
-    predicted = {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
-    mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
-    if max((share_explained(judged.seen, predicted[m.id]) for m in mistakes), default=0.0) < FINDING:
+    if not listed:
         measured = factors(judged.seen)
-        if is_whole(measured, judged.seen) and not certain:
-            return "FAIL", findings(measured), derived
+        found = findings(measured) if is_whole(measured, judged.seen) else []
+        if found and not (certain and all(one.id == "unknown" for one in found)):
+            return "FAIL", found, derived
 
     def of(made: Sequence[Mistake]) -> Moves:
         return predicted[made[0].id] if len(made) == 1 else _made(taken, plan, split, made)
@@ -63,9 +68,27 @@ def _setting(derived: Fitted | None, taken: Sequence[Taken], plan: Plan) -> str 
         field = one.old.removeprefix("rule.")
         if not more and one.factor != 1 and one.old == f"rule.{field}":
             value = float(f"{getattr(plan.rule, field) * one.factor:.2g}")
-            if judge(taken, replace(plan, rule=_with(plan.rule, field, value))).right:
+            # a limit that nothing reaches would fit, whatever it is
+            fits = [judge(taken, replace(plan, rule=_with(plan.rule, field, v))).right for v in (value, 1.1 * value)]
+            if fits == [True, False]:
                 return f"{field}={value:g}"
     return None
+
+
+def _is_odd(factor: float) -> bool:
+    """A number of many digits, which may be that of the gradients at hand."""
+    return abs(float(f"{factor:.3g}") - factor) > 1e-6 * abs(factor)
+
+
+def _of_an_odd_factor(derived: Fitted) -> Finding:
+    """A clip at some odd length has the wrong norm; an odd factor elsewhere is measured, and no more."""
+    one = derived.edits[0]
+    evidence = f"these steps are as with {one.now}, where the specification has {one.was}"
+    places = {edits[0].function.split(":")[-1] for edits in (derived.edits, *derived.alike)}
+    if places & {"norm", "clip"}:
+        mistake = CATALOGUE["grad-clip-local-norm"]
+        return Finding(mistake.id, "", "", f"{mistake.text}, or another part: {evidence}", mistake.repair)
+    return Finding("unknown", "", "", evidence, f"look for a factor of {one.factor:.6g} there")
 
 
 def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:

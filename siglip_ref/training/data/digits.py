@@ -32,7 +32,7 @@ def digits() -> Data:
             expected="scikit-learn, which brings the digits",
             got="no such package",
             cause="it is an optional dependency",
-            repair='pip install scikit-learn',
+            repair="pip install scikit-learn",
         ) from None
     found = load_digits()
     pictures = np.rint(found.images * (255 / 16)).astype(np.uint8)  # values are 0 to 16
