@@ -82,8 +82,11 @@ class Noise:
     overflows: frozenset[str]
 
 
-def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple[Rounding, Variant]]:
-    """How correct programs compute: a rounding, and the operations; `few`: one run of each kind instead of several."""
+def variants(
+    regime: Regime, seed: int = 0, few: bool = False, running: bool = False
+) -> Iterator[tuple[Rounding, Variant]]:
+    """How correct programs compute: a rounding, and the operations; `few`: one run of each kind instead of several;
+    `running`: sums over pairs that run on, too."""
     narrow = regime.rounding.format.bits < 24
     unfused = fused(regime.kernels)
     kernels = fused() if narrow else unfused
@@ -100,7 +103,9 @@ def variants(regime: Regime, seed: int = 0, few: bool = False) -> Iterator[tuple
             yield regime.rounding, form
         for _ in range(1 if few else STOCHASTIC_RUNS // 2):
             yield replace(regime.rounding, random=random), form
-    if not (few or narrow):  # equal terms, each divided by B, err alike in a running sum that has no more bits
+    if running and not (
+        few or narrow
+    ):  # equal terms, each divided by B, err alike in a running sum that has no more bits
         for form_of_loss in RUNNING:
             yield replace(regime.rounding, order="sequential"), in_the_form(form_of_loss, unfused)
     for _ in range(1 if few else STOCHASTIC_RUNS):
@@ -153,7 +158,7 @@ def measure(
         )
 
     def runs() -> Iterator[Mapping[str, Array]]:
-        for rounding, ops in variants(REGIMES[regime], seed, few):
+        for rounding, ops in variants(REGIMES[regime], seed, few, running=by_row):
             of_scalars = replace(rounding, format=FORMATS[scalars]) if scalars else rounding
             yield compute({n: rounded(v, rounding if v.ndim else of_scalars) for n, v in arrays.items()}, ops)
 
