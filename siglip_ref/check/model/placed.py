@@ -112,11 +112,15 @@ def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:
     def block_forward(x: Array, weights: Any, heads: int, gelu: Any, eps: float, mask: Any) -> Any:
         number = next(numbers)
         first, second = (specs[f"block{number:02d}/{half}"] for half in ("+attn", "+mlp"))
-        norms = iter((first, second))
+
+        def normed(*given: Any) -> Any:  # an edit may norm once more: whose a norm is, its weights say
+            own = first if given[1] is weights["norm1/gamma"] else second
+            return _tagged(own.ops.layer_norm).forward(*given)
+
         changed = first if second is plain else second  # only its own edits change how a block is put together
         ops = replace(
             changed.ops,
-            layer_norm=Pair(lambda *given: _tagged(next(norms).ops.layer_norm).forward(*given), _by_owner),
+            layer_norm=Pair(normed, _by_owner),
             attention=_tagged(first.ops.attention),
             mlp=_tagged(second.ops.mlp),
         )

@@ -144,7 +144,7 @@ def _proven(
                     unproven = unproven or missing
                 else:
                     named, of_named = edits, loss
-        except (ValueError, IndexError, FloatingPointError):  # no program in a whole model
+        except Exception:  # whatever an edit raises: no program in a whole model
             unproven = unproven or "a whole model"
     return Derived(Fitted(named, tuple(alike), fitted.rivals), stages, unproven if np.isnan(of_named) else "")
 
