@@ -20,7 +20,7 @@ BUDGETS = (
     ("diagnosis", ("check/diagnosis",), 3_665),
     ("check loss", ("check/loss",), 1_370),
     ("check ranks", ("check/ranks",), 1_230),
-    ("check model", ("check/model",), 3_490),
+    ("check model", ("check/model",), 3_495),
     ("check step", ("check/step",), 985),
     ("coverage", ("check/coverage",), 550),
     ("check files", ("check/files",), 1_310),
