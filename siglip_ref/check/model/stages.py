@@ -67,15 +67,20 @@ def stage_values(
 
     def fed(name: str, source: str, to: str) -> Pair:
         function, back = getattr(spec.ops, name)
-        if wanted is not None and to in own and f"{tower}/{to}" not in wanted:
-            return Pair(lambda x, *rest: (own[to], None), back)
-        return Pair(lambda x, *rest: function(own.get(source, x), *rest), back)
+        passed_by = wanted is not None and to in own and f"{tower}/{to}" not in wanted
+
+        def forward(x: Array, *rest: Any) -> Any:
+            if name == "linear" and x.ndim > 2:  # of every token: a bottleneck's, not the head's
+                return function(x, *rest)
+            return (own[to], None) if passed_by else function(own.get(source, x), *rest)
+
+        return Pair(forward, back)
 
     block = Pair(block_forward, spec.ops.block.backward)
     if tower == "image":
         ops = replace(spec.ops, block=block, map_head=fed("map_head", "norm", "pool"))
         pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.given, weights, cfg, conventions)
-    else:  # its only linear layer outside of blocks is the head
+    else:
         ops = replace(spec.ops, block=block, pool=fed("pool", "norm", "pool"), linear=fed("linear", "pool", "head"))
         pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.tokens, weights, cfg, conventions)
     last = own.get("head" if tower == "text" and cfg.text_head else "pool", pooled)

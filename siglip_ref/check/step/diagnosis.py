@@ -24,6 +24,7 @@ from siglip_ref.report.edits import finding_of
 from siglip_ref.report.verdict import Verdict
 
 SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
+USUAL = ("max_norm", "lr", "decay")  # settings that are changed most
 
 
 def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
@@ -63,15 +64,16 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
 
 
 def _setting(derived: Fitted | None, taken: Sequence[Taken], plan: Plan) -> str | None:
-    """A setting of another, round value, where that is all there is."""
-    for [one, *more] in (derived.edits, *derived.alike) if derived else ():
-        field = one.old.removeprefix("rule.")
-        if not more and one.factor != 1 and one.old == f"rule.{field}":
-            value = float(f"{getattr(plan.rule, field) * one.factor:.2g}")
-            # a limit that nothing reaches would fit, whatever it is
-            fits = [judge(taken, replace(plan, rule=_with(plan.rule, field, v))).right for v in (value, 1.1 * value)]
-            if fits == [True, False]:
-                return f"{field}={value:g}"
+    """A setting of another, round value, where that is all there is; of two that give the same (a gradient of half the
+    length, an eps of twice the size) the one that people set."""
+    single = [one for [one, *more] in (derived.edits, *derived.alike) if not more] if derived else []
+    found = {one.old.removeprefix("rule."): one.factor for one in single if one.old.startswith("rule.")}
+    for field in sorted(found, key=lambda field: (*USUAL, field).index(field)):
+        value = float(f"{getattr(plan.rule, field) * found[field]:.2g}")
+        # a limit that nothing reaches would fit, whatever it is
+        fits = [judge(taken, replace(plan, rule=_with(plan.rule, field, v))).right for v in (value, 1.1 * value)]
+        if found[field] != 1 and fits == [True, False]:
+            return f"{field}={value:g}"
     return None
 
 
