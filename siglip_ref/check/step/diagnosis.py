@@ -43,7 +43,9 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
         return "OTHER CONVENTION", [finding], None
     derived = derive(taken, plan, judged)
     if derived is not None and any(_is_odd(one.factor) for one in derived.edits):
-        return "FAIL", [_of_an_odd_factor(derived)], None
+        if not listed:
+            return "FAIL", [_of_an_odd_factor(derived)], None
+        derived = None
     certain = derived is not None and derived.certain
     if not listed:
         measured = factors(judged.seen)
