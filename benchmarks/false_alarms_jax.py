@@ -59,22 +59,13 @@ def unit_by_root(x: Any, y: Any, log_scale: Any, bias: Any) -> Any:
     return softplus(x, y, log_scale, bias)
 
 
-def positives_by_rows(x: Any, y: Any, log_scale: Any, bias: Any) -> Any:
-    """Own pairs by their rows, all others out of the product: a stranger's, which was flagged in float32 once."""
-    scale, others = jnp.exp(log_scale), 1 - jnp.eye(len(x), dtype=x.dtype)
-    own = scale * (x * y).sum(-1) + bias
-    return ((others * jax.nn.softplus(scale * x @ y.T + bias)).sum() + jax.nn.softplus(-own).sum()) / len(x)
-
-
 def negatives_by_logarithm(x: Any, y: Any, log_scale: Any, bias: Any) -> Any:
-    """The same with log sigmoid."""
+    """Own pairs by their rows, all others out of the product, with log sigmoid: a stranger's."""
     scale, others = jnp.exp(log_scale), 1 - jnp.eye(len(x), dtype=x.dtype)
     own = scale * (x * y).sum(-1) + bias
     apart = (others * jax.nn.log_sigmoid(-(scale * x @ y.T + bias))).sum()
     return -(apart + jax.nn.log_sigmoid(own).sum()) / len(x)
 
 
-PLAIN = (
-    softplus, cross_entropy, wide_logits, scanned, mapped, recomputed, positives_by_rows, negatives_by_logarithm,
-)  # fmt: skip
+PLAIN = (softplus, cross_entropy, wide_logits, scanned, mapped, recomputed, negatives_by_logarithm)
 RAW = (unit_by_root,)

@@ -90,6 +90,7 @@ def jax_forms() -> list[Form]:
     import test_loss_jax as old
 
     known = [(old.plain, PLAIN), (old.big_vision, RAW_WITH_EPS), (old.by_rows, PLAIN), (old.by_hand, PLAIN)]
+    known += [(old.positives_by_rows, PLAIN)]
     found = [(fn, convention) for kind, convention in ((new.PLAIN, PLAIN), (new.RAW, RAW)) for fn in kind]
     return [Form(_name(fn), fn, convention, True) for fn, convention in known] + [
         Form(f"{_name(fn)} (new)", fn, convention, False) for fn, convention in found

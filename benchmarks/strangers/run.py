@@ -23,8 +23,8 @@ def programs(folder: Path) -> dict[str, dict[str, Any]]:
     """Of every Python file of a set, what its PROGRAMS say; or its `check`, whose truth stands in truth.json."""
     found: dict[str, dict[str, Any]] = {}
     sys.path.insert(0, str(folder))  # some share a module
-    file = folder / "truth.json"
-    truths = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    written = folder / "truth.json"
+    truths = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
     for file in sorted(folder.glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"stranger_{file.stem}", file)
         assert spec is not None and spec.loader is not None  # the name ends in .py

@@ -311,7 +311,8 @@ class _Scope:
             yield from (name for name, line in self.since.items() if line < statement.lineno and name not in self.forms)
 
     def _of_weight(self, node: ast.Subscript) -> Iterator[str]:
-        base, key = ast.unparse(node.value), str(node.slice.value)  # type: ignore[attr-defined]
+        assert isinstance(node.slice, ast.Constant)
+        base, key = ast.unparse(node.value), str(node.slice.value)
         last = key.split("/")[-1]
         yield from (f"{base}[{other!r}]" for other in self.keys if str(other).split("/")[-1] == last)
         yield from (f"0 * {base}[{key!r}]", f"{base}[{key!r}].T", f"{base}[{key!r}] * 0 + 1")
@@ -425,7 +426,7 @@ class _Plain(ast.NodeTransformer):
     """As one would write it: without what only chooses an arithmetic, or says where a number is kept."""
 
     def visit_Call(self, node: ast.Call) -> Any:
-        node = self.generic_visit(node)  # type: ignore[assignment]
+        self.generic_visit(node)
         name = ast.unparse(node.func)
         if name in _SILENT and node.args:
             return node.args[-1] if name == "subtree" else node.args[0]
@@ -438,11 +439,11 @@ class _Plain(ast.NodeTransformer):
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> Any:
-        node = self.generic_visit(node)  # type: ignore[assignment]
+        self.generic_visit(node)
         return ast.Name(node.attr, node.ctx) if ast.unparse(node.value) in ("rule", "np") else node
 
     def visit_Subscript(self, node: ast.Subscript) -> Any:
-        node = self.generic_visit(node)  # type: ignore[assignment]
+        self.generic_visit(node)
         base = ast.unparse(node.value)
         if base == "weights" and isinstance(node.slice, ast.Constant):
             return ast.Name(str(node.slice.value), node.ctx)

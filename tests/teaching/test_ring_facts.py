@@ -22,7 +22,7 @@ from siglip_ref.ops import pair_block
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-from ring_breaks import BREAKS, PAIRS, WIDTH, WORLD, broken_modules, run_toy  # noqa: E402
+from ring_breaks import BREAKS, PAIRS, WIDTH, WORLD, broken_modules, run_toy  # noqa: E402  # found by the line above
 
 LESSON, PAGE, EXERCISES, HANDOUT = (
     (ROOT / "docs" / name).read_text(encoding="utf-8")

@@ -39,10 +39,14 @@ def of_four(fn: Callable[..., Any], bias: bool, extras: Sequence[Extra], framewo
     def called(image_embed: Any, text_embed: Any, log_scale: Any, given_bias: Any) -> Any:
         more = [_like(extra(len(image_embed)), image_embed, framework) for extra in extras]
         result = fn(image_embed, text_embed, log_scale, *((given_bias,) if bias else ()), *more)
-        short = not bias and isinstance(result, tuple | list) and len(result) == 4
-        return (*result, None) if short else result
+        return result if bias else of_no_bias(result)
 
     return _named_as(fn, called)
+
+
+def of_no_bias(result: Any) -> Any:
+    """Of a loss without a bias: a loss and three gradients, as a NumPy function returns them, are followed by none."""
+    return (*result, None) if isinstance(result, tuple | list) and len(result) == 4 else result
 
 
 def of_module(fn: Any, parameters: Mapping[str, str]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.check.call.as_written import of_no_bias
 from siglip_ref.check.call.frameworks import framework_of, require_framework
 from siglip_ref.check.loss.arguments import (
     LOSSES,
@@ -90,8 +91,7 @@ def given_a_bias(fn: Callable[..., Any], bias: bool) -> Callable[..., Any]:
 
     @wraps(fn)
     def given(image_shard: Any, text_shard: Any, log_scale: Any, bias: Any, *rest: Any, **named: Any) -> Any:
-        result = fn(image_shard, text_shard, log_scale, *rest, **named)
-        return (*result, None) if isinstance(result, tuple | list) and len(result) == 4 else result
+        return of_no_bias(fn(image_shard, text_shard, log_scale, *rest, **named))
 
     return given
 

@@ -40,6 +40,11 @@ class Hint:
     repair: str
 
 
+def kinds_of(model: object) -> list[tuple[str, str]]:
+    """Name and package of the model's class, and of all that it comes of: a subclass is of its kind, too."""
+    return [(kind.__name__, kind.__module__.split(".")[0]) for kind in type(model).__mro__]
+
+
 @runtime_checkable
 class Adapter(Protocol):
     """A model that `siglip_ref.check_model` can judge. Write one for a model of your own: docs, examples/."""

@@ -10,7 +10,7 @@ from typing import Any
 from siglip_ref.architecture.one_tower import UpTo
 from siglip_ref.architecture.sizes import SIZES, config
 from siglip_ref.check.call.target import load_callable
-from siglip_ref.check.model.adapters import Adapter
+from siglip_ref.check.model.adapters import Adapter, kinds_of
 from siglip_ref.check.model.adapters.refused import refused
 from siglip_ref.errors import UsageError, near
 
@@ -60,8 +60,7 @@ def _require_none(up_to: str | None, what: str, repair: str) -> None:
 
 def _maker(model: object) -> tuple[str, str] | None:
     """Module and function that make the Adapter of a model of a known kind."""
-    homes = ((kind.__name__, kind.__module__.split(".")[0]) for kind in type(model).__mro__)
-    return next((KNOWN[home] for home in homes if home in KNOWN), None)
+    return next((KNOWN[kind] for kind in kinds_of(model) if kind in KNOWN), None)
 
 
 def load_target(target: str) -> object:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from siglip_ref.check.model.adapters import kinds_of
 from siglip_ref.errors import UsageError
 
 EXPECTED = "a SigLIP model of transformers or open_clip, one tower of theirs or of timm, or a siglip_ref Adapter"
@@ -23,8 +24,7 @@ def _why(model: Any, is_known: Callable[[Any], bool]) -> tuple[str, str]:
         return "the class, where a model of it is wanted", f"sr.check_model({model.__name__}(...))"
     if isinstance(model, str | dict):
         return f"a {type(model).__name__}, where the model itself is wanted", "load it first, then give the model"
-    home = {(base.__name__, base.__module__.split(".")[0]) for base in type(model).__mro__}
-    if any(root == "peft" for _, root in home):
+    if any(package == "peft" for _, package in kinds_of(model)):
         return "adapters (LoRA) around a model", "model = model.merge_and_unload(), then check what it returns"
     inside = next((path for path, part in _inside(model) if is_known(part)), None)
     if inside:

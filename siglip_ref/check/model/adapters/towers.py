@@ -10,7 +10,7 @@ from torch import nn
 from siglip_ref.architecture.conventions import preset
 from siglip_ref.architecture.one_tower import OneTower, Side, UpTo, has, one_tower
 from siglip_ref.architecture.sizes import Config, Tower
-from siglip_ref.check.model.adapters import huggingface, open_clip
+from siglip_ref.check.model.adapters import huggingface, kinds_of, open_clip
 from siglip_ref.check.model.adapters.torch_model import Patched, Tap, TorchModel
 from siglip_ref.check.model.tower import probe_objective
 from siglip_ref.checkpoint.tables import huggingface as names
@@ -57,8 +57,7 @@ def from_huggingface_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
 
 def _is_kind_of(word: str, model: Any) -> bool:
     """Whether a class of transformers has this word in its name, also where the model's own class comes of it."""
-    homes = ((kind.__name__, kind.__module__.split(".")[0]) for kind in type(model).__mro__)
-    return any(home == "transformers" and word in name for name, home in homes)
+    return any(package == "transformers" and word in name for name, package in kinds_of(model))
 
 
 def from_timm_tower(model: Any, up_to: UpTo | None = None) -> TorchModel:
