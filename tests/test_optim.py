@@ -87,6 +87,23 @@ def test_frozen_parameters_stay_and_do_not_count(kind: str) -> None:
     assert not any("a/kernel" in name for name in state.slots)
 
 
+@pytest.mark.parametrize("kind", RULES)
+def test_a_rate_by_name_is_a_learning_rate_of_its_own(kind: str) -> None:
+    """AdamW's decay follows it, as in a parameter group of Torch; big_vision's does not, as with its lr_mults."""
+
+    def rates(name: str) -> float:
+        return {"a/kernel": 0.25, "log_scale": 0.0}.get(name, 1.0)
+
+    got, _ = run(kind, rates=rates)
+    alone, _ = run(kind, lr=0.25 * 0.1)
+    plain, _ = run(kind)
+    np.testing.assert_allclose(got["a/kernel"], alone["a/kernel"], rtol=1e-14)
+    np.testing.assert_array_equal(got["a/bias"], plain["a/bias"])
+    np.testing.assert_array_equal(got["log_scale"], PARAMS["log_scale"])
+    proven = certify(lambda: run(kind, balls, rates=rates)[0])["a/kernel"].value
+    assert np.abs(got["a/kernel"] - proven).max() <= 1e-15 * np.abs(proven).max()
+
+
 def test_only_kernels_decay() -> None:
     still = [{name: 0 * g for name, g in GRADS[0].items()}]
     for kind, factor in (("adamw", 1 - 0.1 * 0.3), ("big_vision", 1 - 0.03)):

@@ -12,7 +12,7 @@ WHEEL = 18_000  # lines of code that all of siglip_ref shall have in the end; wh
 # more says in its commit what went for it.
 BUDGETS = (
     ("operations", ("ops",), 635),
-    ("model", ("model", "architecture"), 935),
+    ("model", ("model", "architecture"), 945),
     ("SigLIP 2", ("siglip2",), 835),
     ("arithmetic, noise", ("arithmetic", "noise"), 1_040),
     ("engine", ("check/engine",), 1_370),
@@ -21,7 +21,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_370),
     ("check ranks", ("check/ranks",), 1_230),
     ("check model", ("check/model",), 3_495),
-    ("check step", ("check/step",), 985),
+    ("check step", ("check/step",), 1_000),
     ("coverage", ("check/coverage",), 550),
     ("check files", ("check/files",), 1_310),
     ("report, mistakes", ("report", "mistakes"), 1_965),

@@ -95,7 +95,8 @@ def adamw_step(
 ) -> tuple[Any, State]:
     """Twin of `siglip_ref.model.optim.adamw_step`.
 
-    All parameters are stepped together, so all must have gradients and none be frozen; else the specification steps.
+    All parameters are stepped together, so all must have gradients and one lr, none be frozen; else the specification
+    steps.
     The results lie in three long arrays; given back in the next step, nothing is copied but the gradients.
     """
     names = list(params)
@@ -103,8 +104,9 @@ def adamw_step(
     packed = params if _untouched(params) else None
     originals = [packed.whole] if packed else list(map(np.asarray, params.values()))
     shapes = packed.laid.shapes if packed else [p.shape for p in originals]
-    frozen = rule.frozen is not specification.nothing and any(map(rule.frozen, names))
-    if frozen or [g.shape for g in arrays] != shapes or not same_precision(*arrays, *originals):
+    apart = rule.frozen is not specification.nothing and any(map(rule.frozen, names))
+    apart |= rule.rates is not specification.alike
+    if apart or [g.shape for g in arrays] != shapes or not same_precision(*arrays, *originals):
         return specification.adamw_step(params, grads, state, rule, schedule)
     laid = packed.laid if packed else layout(dict(zip(names, shapes, strict=True)))
     p, g = packed.whole if packed else np.concatenate(originals, axis=None), np.concatenate(arrays, axis=None)

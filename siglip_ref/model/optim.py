@@ -16,6 +16,7 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array, number, pi
 
 Chosen = Callable[[str], bool]  # a choice of parameters by name
+Rates = Callable[[str], float]  # factors by name
 
 
 def kernels(name: str) -> bool:
@@ -32,9 +33,18 @@ def nothing(name: str) -> bool:
     return False
 
 
+def alike(name: str) -> float:
+    """One learning rate for all."""
+    return 1.0
+
+
 @dataclass(frozen=True)
 class AdamW:
-    """Settings of `adamw_step`, named and preset as Torch's; max_norm: clip the gradient's length to this."""
+    """Settings of `adamw_step`, named and preset as Torch's.
+
+    max_norm: clip the gradient's length to this. rates: a factor on lr, and so on the decay, by a parameter's name; 0
+    for what the optimiser was not given, though its gradient counts in the clip.
+    """
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -45,6 +55,7 @@ class AdamW:
     clip_eps: float = 1e-6  # Torch's clip_grad_norm_ adds it to the length
     decays: Chosen = field(default=kernels)
     frozen: Chosen = field(default=nothing)
+    rates: Rates = field(default=alike)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class BigVision:
     """Settings of `big_vision_step`. SigLIP: beta2_cap 0.95; big_vision's default 0.999.
 
     decay is not multiplied by lr: AdamW's decay would be decay / lr. smallest: both axes must have this size to be
-    factored.
+    factored. rates: a factor on lr by a parameter's name, big_vision's lr_mults: not on the decay.
     """
 
     lr: float = 1e-3
@@ -65,6 +76,7 @@ class BigVision:
     smallest: int = 32
     decays: Chosen = field(default=kernels)
     frozen: Chosen = field(default=nothing)
+    rates: Rates = field(default=alike)
 
 
 class State(NamedTuple):
@@ -104,7 +116,8 @@ def adamw_step(
     moved, slots = dict(params), dict(state.slots)
     for name in grads:
         p, g = params[name], grads[name]
-        beta1, beta2, lr = _wide(rule.beta1, p), _wide(rule.beta2, p), _wide(rule.lr, p) * schedule
+        rate = rule.rates(name) * schedule
+        beta1, beta2, lr = _wide(rule.beta1, p), _wide(rule.beta2, p), _wide(rule.lr, p) * rate
         decay = _wide(rule.decay if rule.decays(name) else 0.0, p)
         first = _narrow(beta1, p) * slots.get(f"first/{name}", 0 * p) + _narrow(1 - beta1, p) * g
         second = _narrow(beta2, p) * slots.get(f"second/{name}", 0 * p) + _narrow(1 - beta2, p) * (g * g)
@@ -147,7 +160,8 @@ def big_vision_step(
         momentum = _wide(rule.momentum, p)
         first = _narrow(momentum, p) * slots.get(f"first/{name}", 0 * p)
         first = first + _narrow(1 - momentum, p) * update.reshape(p.shape)
-        step = _narrow(_wide(rule.lr, p), p) * first
+        rate = rule.rates(name)
+        step = _narrow(_wide(rule.lr, p) * rate, p) * first
         if rule.decays(name):
             step = step + _narrow(_wide(rule.decay, p), p) * p
         moved[name] = p - _narrow(_wide(1, p) * schedule, p) * step

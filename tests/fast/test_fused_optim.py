@@ -43,6 +43,14 @@ def test_frozen_parameters_go_to_the_specification() -> None:
     assert (moved["a/kernel"] != params["a/kernel"]).all()
 
 
+def test_rates_by_name_go_to_the_specification() -> None:
+    rule = replace(AdamW(), rates=lambda name: 0.5 if name == "a/bias" else 1.0)
+    params, grads = draw(0, np.float64), draw(1, np.float64)
+    ours, theirs = (step(params, grads, State(), rule)[0] for step in (fast.adamw_step, optim.adamw_step))
+    for name in params:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
 def test_a_replaced_parameter_counts() -> None:
     params, state = fast.adamw_step(draw(0, np.float64), draw(1, np.float64), State(), AdamW())
     params["a/bias"] = np.full(5, 9.0)

@@ -1,10 +1,12 @@
 """What check_step is given, and what is said of anything else."""
 
 import inspect
+from collections.abc import Iterable
 
 from siglip_ref.check.call.frameworks import describe
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.gradients import PAIRS
+from siglip_ref.check.step.judge import Rule
 from siglip_ref.errors import UsageError
 from siglip_ref.model.optim import AdamW, BigVision
 
@@ -55,3 +57,20 @@ def require_arguments(
             cause="",
             repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.model.optim",
         )
+
+
+def require_rates(rule: Rule, names: Iterable[str]) -> None:
+    """A factor on lr for every parameter, 0 for those that the optimiser was not given."""
+    for name in names:
+        try:
+            rate: object = rule.rates(name)
+            right = not isinstance(rate, bool) and 0 <= float(rate) < float("inf")  # type: ignore[arg-type]
+        except Exception as cause:  # whatever a user's function raises is its answer
+            rate, right = f"{type(cause).__name__}: {cause}", False
+        if not right:
+            raise UsageError(
+                expected="rates: a factor on lr, 0 or more, for each parameter by our name",
+                got=f"{rate} for {name!r}",
+                cause="",
+                repair='rates=lambda name: 0.1 if name.startswith("image/") else 1.0',
+            )

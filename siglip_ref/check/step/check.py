@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.architecture.params import Params
+from siglip_ref.architecture.params import Params, shapes
 from siglip_ref.architecture.sizes import config
 from siglip_ref.check.call.frameworks import Setting, framework_of, load_framework
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.probes import WIDE_FORMATS
 from siglip_ref.check.model.adapters.find import adapter_for
 from siglip_ref.check.model.probe import SHORT, odd_integers, probe_params
-from siglip_ref.check.step.arguments import require_arguments
+from siglip_ref.check.step.arguments import require_arguments, require_rates
 from siglip_ref.check.step.arrived import showing
 from siglip_ref.check.step.gradients import PAIRS, OfModel, drawn
 from siglip_ref.check.step.judge import Plan, Rule, Schedule, reach
@@ -46,7 +46,8 @@ def check_step(
     step_fn : with a model: step_fn(images, tokens) trains it in place, from zeroing gradients to the optimiser's step;
         it is given 8 pairs. Without: step_fn(params, grads, state) -> params, state, the optimiser alone: dicts of
         arrays by name, state None before the first step
-    rule : `AdamW(lr=..., decay=..., max_norm=...)` or `BigVision(...)`: what the step is meant to do
+    rule : `AdamW(lr=..., decay=..., max_norm=...)` or `BigVision(...)`: what the step is meant to do, with learning
+        rates by group or layer: `rates=lambda name: 0.1 if name.startswith("image/") else 1.0`
     model : a transformers SiglipModel, an open_clip SigLIP model, or a `TorchModel` adapter; the smaller, the quicker
     schedule : the factor on lr of step 0, 1, ...; see `siglip_ref.model.optim.cosine`
     accumulate : micro-batches of a step, each with its own negatives only; 1: all pairs see each other, also where
@@ -117,6 +118,7 @@ def steps_of_update(
         start |= {n: odd_integers(shape, 0.25, [9, *shape]).astype(np.float64) for n, shape in _FACTORED.items()}
     if dtype in WIDE_FORMATS:
         start |= {n: odd_integers(shape, 64.0, [9, *shape]).astype(np.float64) for n, shape in _FAR.items()}
+    require_rates(rule, start)
     with loaded.environment(step_fn, Setting(dtype, dtype, "cpu", False)):
         trainer = Update(step_fn, restart, name, dtype, start)
         taken, reloaded = take_steps(trainer, drawn(start, rule.max_norm, rule.frozen), restart is not None, say)
@@ -142,6 +144,7 @@ def _of_model(
             repair="give the update alone: check_step(lambda params, grads, state: ..., rule)",
         )
     kind, rule = dtype or adapter.dtype, plan.rule
+    require_rates(rule, shapes(adapter.config))
     source = OfModel(adapter.config, adapter.config.conventions, plan.parts, rule.max_norm, rule.frozen, kind)
     with borrowed(adapter.model):
         if weights == "probe":

@@ -18,7 +18,7 @@ from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
-from siglip_ref.model.optim import AdamW, kernels, matrices
+from siglip_ref.model.optim import AdamW, alike, kernels, matrices
 from siglip_ref.report.data import Finding, Sight
 from siglip_ref.report.edits import finding_of
 from siglip_ref.report.verdict import Verdict
@@ -49,7 +49,7 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     certain = derived is not None and derived.certain
     if not listed:
         measured = factors(judged.seen)
-        found = findings(measured) if is_whole(measured, judged.seen) else []
+        found = findings(measured, judged.seen) if is_whole(measured, judged.seen) else []
         if found and not (certain and all(one.id == "unknown" for one in found)):
             return "FAIL", found, derived
 
@@ -59,7 +59,7 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     told = explain(judged.seen, mistakes, of, is_gradient=lambda name: False)
     explained = [_in_words(finding, split) for finding in told]
     still = {factor: names for factor, names in measured.items() if factor == 0.0}
-    found = findings(still) * all(one.id == "unknown" for one in explained) + explained
+    found = findings(still, judged.seen) * all(one.id == "unknown" for one in explained) + explained
     if derived is not None and certain and all(one.id == "unknown" for one in found):
         found = [finding_of(derived, judged.first_wrong)]
     return "FAIL", found, derived
@@ -109,8 +109,9 @@ def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
             )
     else:
         fields |= {"beta2_cap": (0.95, 0.999)}
-    if rule.decays is not kernels:
-        fields["decays"] = (kernels,)
+    for name, usual in (("decays", kernels), ("rates", alike)):
+        if getattr(rule, name) is not usual:
+            fields[name] = (usual,)
     for name, values in fields.items():
         for value in values:
             if getattr(rule, name) != value:

@@ -1,7 +1,7 @@
 """Tensors that move some number of times as far as they should, in all steps alike: not in the optimiser, or in a group
 of their own. What is measured says it, without a list of mistakes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,9 +35,28 @@ def is_whole(found: dict[float, list[str]], seen: Sequence[Seen]) -> bool:
     return len(found) > 1 or shared == 0.0 or any(distance(one, shared * one.exact) > 2 for one in seen)
 
 
-def findings(found: dict[float, list[str]]) -> list[Finding]:
+def findings(found: dict[float, list[str]], seen: Sequence[Seen]) -> list[Finding]:
     """A sentence for each factor."""
-    return [_finding(factor, names) for factor, names in sorted(found.items(), key=lambda entry: -len(entry[1]))]
+    told = []
+    for factor, names in sorted(found.items(), key=lambda entry: -len(entry[1])):
+        others = {one.name for one in seen if distance(one, factor * one.exact) > 2} - {*names}
+        told.append(_finding(factor, names, parts(names, others)))
+    return told
+
+
+def parts(names: Sequence[str], others: Iterable[str]) -> list[str]:
+    """Where these lie: the largest parts of the model that hold none of the others.
+
+    >>> parts(["text/block00/q/kernel", "text/block00/q/bias", "bias"], ["text/token"])
+    ['text/block00/*', 'bias']
+    """
+    found, others = dict[str, None](), list(others)
+    for name in names:
+        paths = ["/".join(name.split("/")[:k]) + "/" for k in range(1, name.count("/") + 1)]
+        whole = [path for path in paths if not any(other.startswith(path) for other in others)]
+        shared = [path for path in whole if sum(name.startswith(path) for name in names) > 1]
+        found[f"{shared[0]}*" if shared else name] = None
+    return list(found)
 
 
 def _factor(steps: Sequence[Seen]) -> float | None:
@@ -50,12 +69,14 @@ def _factor(steps: Sequence[Seen]) -> float | None:
     return factor if fits else None
 
 
-def _finding(factor: float, names: Sequence[str]) -> Finding:
-    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+def _finding(factor: float, names: Sequence[str], places: Sequence[str]) -> Finding:
+    listed = ", ".join(places[:_NAMED]) + (f" and {len(places) - _NAMED} more" if len(places) > _NAMED else "")
     many = len(names) > 1
+    beginnings = ", ".join(repr(place.rstrip("*")) for place in places)
+    declared = f"if it is meant, declare rates=lambda name: {factor:.3g} if name.startswith(({beginnings},)) else 1.0"
     if factor == 0:
         evidence = f"{listed} never move{'' if many else 's'}: not given to the optimiser, or without a gradient?"
         return Finding(ABSENT, names[0], "", evidence, CATALOGUE[ABSENT].repair)
     which = f"these {len(names)} tensors move" if many else "this tensor moves"
     evidence = f"{which} {factor:.3g} times as far: another learning rate in their group? {listed}"
-    return Finding(GROUP, names[0], "", evidence, CATALOGUE[GROUP].repair)
+    return Finding(GROUP, names[0], "", evidence, f"{CATALOGUE[GROUP].repair}; {declared}")

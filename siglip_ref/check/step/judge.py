@@ -12,7 +12,7 @@ from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.model.reference import KEY_BIAS
 from siglip_ref.check.step.run import STEPS, Taken
 from siglip_ref.mistakes import Mistake, Reference, reference
-from siglip_ref.model.optim import AdamW, BigVision, nothing
+from siglip_ref.model.optim import AdamW, BigVision, alike, nothing
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Row, compare, not_checked, out_of_range
 
@@ -101,8 +101,8 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
     allowed = _allowed(taken, plan, grads, exact)
     # for diagnosis: a mistake that moves what should have stayed, or moves it far, rounds and has noise, too
     loose = allowed
-    if any(map(plan.rule.frozen, taken[0].before)):
-        thawed = replace(plan, rule=replace(plan.rule, frozen=nothing))
+    if any(plan.rule.frozen(name) or not plan.rule.rates(name) for name in taken[0].before):
+        thawed = replace(plan, rule=replace(plan.rule, frozen=nothing, rates=alike))
         loose = _allowed(taken, thawed, grads, predict(taken, thawed, grads))
     rows, seen = [], []
     for (step, name), right in exact.items():
@@ -110,7 +110,7 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
         got = one.moved[name]
         unit = float(np.max(np.abs(right), initial=0.0))
         noisy = only_noise(one, name) and allowed[step, name].any()
-        scale = plan.rule.lr if noisy else unit
+        scale = plan.rule.lr * plan.rule.rates(name) if noisy else unit
         tolerance = allowed[step, name] / scale if scale else 0.0
         note = "" if unit or noisy else "must not move in this step"
         zero_scale = scale if noisy else None
@@ -119,7 +119,7 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
         else:
             row = out_of_range(name, "value", "its gradient overflows in the reference, too", step)
         rows.append(row)
-        rounding = _rounding(plan, step, one.before[name], got)
+        rounding = _rounding(plan, (step, name), one.before[name], got)
         seen.append(Seen(step, name, got, right, np.maximum((allowed if unit else loose)[step, name], rounding)))
     for k in range(len(taken), STEPS):
         rows += [not_checked(name, "value", "parameters are no numbers", LABELS[k]) for name in taken[0].before]
@@ -138,9 +138,9 @@ def _allowed(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], exact:
             spread[key] = np.maximum(spread[key], BEYOND_CORNERS * np.abs(value - exact[key]))
     for (step, name), value in spread.items():
         move = exact[step, name]
-        rounding = _rounding(plan, step, taken[_number(step)].before[name], move)
+        rounding = _rounding(plan, (step, name), taken[_number(step)].before[name], move)
         spread[step, name] = value + np.where(move == 0, 0.0, rounding)  # what stays is not rounded either
-        whole = plan.rule.lr * abs(float(plan.schedule(_number(step))))
+        whole = plan.rule.lr * plan.rule.rates(name) * abs(float(plan.schedule(_number(step))))
         if only_noise(taken[_number(step)], name) and np.max(value) > SATURATED * whole:
             # the optimiser makes steps of full length of any noise, and which ones depends on how it changes
             spread[step, name] = np.maximum(spread[step, name], 2 * whole)
@@ -152,9 +152,10 @@ def only_noise(one: Taken, name: str) -> bool:
     return name.endswith(KEY_BIAS) and name in one.noise
 
 
-def _rounding(plan: Plan, step: str, before: Array, move: Array) -> Array:
+def _rounding(plan: Plan, at: tuple[str, str], before: Array, move: Array) -> Array:
     """Of one parameter and of what is added to it: the optimiser's step and decay, which may cancel each other."""
-    decay = plan.rule.decay * (plan.rule.lr if isinstance(plan.rule, AdamW) else 1.0)
+    step, name = at
+    decay = plan.rule.decay * (plan.rule.lr * plan.rule.rates(name) if isinstance(plan.rule, AdamW) else 1.0)
     in_step = ROUNDINGS + IN_STEP + _of_corrections(plan.rule, _number(step) + 1)
     return plan.unit * (ROUNDINGS * np.abs(before) + in_step * (np.abs(move) + decay * np.abs(before)))
 
