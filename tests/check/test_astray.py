@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loss_terms import loss_terms
 
 from mpi import loss
 from siglip_ref.check.call.frameworks import Setting
@@ -13,7 +14,6 @@ from siglip_ref.check.diagnosis.blocks.derive import derive
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.blocks.told import patterns_of
 from siglip_ref.check.diagnosis.predict import Context
-from siglip_ref.check.diagnosis.terms import loss_terms
 from siglip_ref.check.engine.expected.expected import CONVENTIONS, truth
 from siglip_ref.check.engine.expected.probes import POINTS, make_probe
 from siglip_ref.check.engine.expected.tolerance import SAFETY

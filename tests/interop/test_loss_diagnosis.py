@@ -147,11 +147,15 @@ NAMED = {
     ),
     "everything detached": (lambda x, y, t, b: block(x, y, t.exp(), b).detach(), {DETACHED}, "d text_embed, d log"),
     "pos_weight B - 1, mean": (weighted(lambda pairs: pairs - 1), {MEAN, WEIGHTED}, ""),
-    "pos_weight 5, mean": (weighted(lambda pairs: 5), {WEIGHTED}, "positives counted 5/B times, negatives counted 1/B"),
+    "pos_weight 5, mean": (
+        weighted(lambda pairs: 5),
+        {WEIGHTED},
+        "i = j with weight 5/B^2; negatives: i != j with weight 1/B^2",
+    ),
     "mean of positives, mean of negatives": (
         lambda x, y, t, b: len(x) * weighted(lambda pairs: max(pairs - 1, 1))(x, y, t, b) / max(len(x) - 1, 1),
         {WEIGHTED},
-        "negatives counted 1/(B - 1) times",
+        "negatives: i != j with weight 1/(B (B - 1))",
     ),
     "log(sigmoid + 1e-8)": (log_of(lambda p: p + 1e-8), {"log-of-sigmoid"}, "log(sigmoid(x) + 1e-8)"),
     "log(sigmoid + 1e-6)": (log_of(lambda p: p + 1e-6), {"log-of-sigmoid"}, "log(sigmoid(x) + 1e-6)"),

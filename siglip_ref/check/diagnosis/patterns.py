@@ -1,10 +1,10 @@
 """What a wrong gradient or loss is made of, where no mistake of the catalogue has that name: simple, general patterns.
 
-A tensor may be the right one times a factor, with its rows in other places, or with its positives or negatives counted
-otherwise than once; over ranks, a sum of other blocks (`siglip_ref.check.diagnosis.blocks`).
+A tensor may be the right one times a factor, or with its rows in other places; over ranks, a sum of other blocks
+(`siglip_ref.check.diagnosis.blocks`). What one process computes otherwise is worked out: `diagnosis.derive`.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,17 +14,7 @@ from siglip_ref.check.diagnosis.blocks.faults import of_hops
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.blocks.told import ZERO_BUFFER, patterns_of
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
-from siglip_ref.check.diagnosis.terms import (
-    Counted,
-    Term,
-    Weights,
-    counted,
-    describe,
-    loss_terms,
-    odd_groups,
-    weights_of,
-)
-from siglip_ref.check.diagnosis.weights import WEIGHTED, weighted
+from siglip_ref.check.diagnosis.terms import Counted
 from siglip_ref.check.engine.findings import Factor, Pattern
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.ops.elementary import Array
@@ -56,11 +46,9 @@ def patterns(seen: Sequence[Seen], contexts: Contexts) -> list[Pattern]:
     if not all(context.convention.objective.plain for context in contexts.values()):
         return list(found.values())  # of other losses the terms are others
     over_ranks = any(len(context.sizes) > 1 for context in contexts.values())
-    for pattern in patterns_of(derive(calls_of(seen, contexts))) if over_ranks else _counted(seen, contexts):
+    for pattern in patterns_of(derive(calls_of(seen, contexts))) if over_ranks else ():
         if pattern.tensor in wrong:
             found.setdefault(pattern.tensor, pattern)
-    for pattern in weighted(seen, contexts) if len(found) < len(wrong) else ():
-        found.setdefault(pattern.tensor, pattern)
     return _named(list(found.values()), wrong)
 
 
@@ -82,13 +70,7 @@ def _name_of(form: Hashable, wrong: set[str]) -> str:
         if every:
             return "accum-loss-not-divided"
         return "accum-cached-not-divided" if wrong <= {"log_scale", "scale", "bias"} else ""
-    if not isinstance(form, Counted) or not every:
-        return ""
-    odds = [odd for _, odd in form.by_world]
-    if len(odds) == 1 and form.by_world[0][0] == 1:
-        (weight, groups), *others = odds[0] or ((0.0, ()),)
-        return WEIGHTED if weight > 0 and len(groups) == 1 and not others else ""
-    return of_hops(form)
+    return of_hops(form) if isinstance(form, Counted) and every else ""
 
 
 # --- a factor
@@ -172,37 +154,3 @@ _ORDERS: dict[str, Callable[[Array], Array]] = {
     "the right rows, up by one": lambda rows: np.roll(rows, -1, 0),
     "the right rows, down by one": lambda rows: np.roll(rows, 1, 0),
 }
-
-
-# --- terms that are missing, or count more than once
-
-
-def _counted(seen: Sequence[Seen], contexts: Contexts) -> Iterator[Pattern]:
-    """Every tensor of one process, as its positives and negatives with other weights."""
-    by_name = {(one.probe, one.name): one for one in seen}
-    terms = {label: loss_terms(c.probe, c.convention, c.sizes) for label, c in contexts.items()}
-    fitted = {name: weights for name in EMBEDS if (weights := _weights(name, by_name, terms)) is not None}
-    for name in dict.fromkeys(one.name for one in seen if is_wrong(one)):
-        for source in dict.fromkeys([name, *EMBEDS]):
-            weights = fitted.get(source)
-            if weights is not None and all(
-                distance(one, _summed(name, terms[one.probe], weights)) <= 2 for one in seen if one.name == name
-            ):
-                yield Pattern(name, "unknown", describe(weights, 1), counted({(1,): odd_groups(weights, 1)}))
-                break
-
-
-def _weights(name: str, by_name: Mapping[tuple[str, str], Seen], terms: Mapping[str, list[Term]]) -> Weights | None:
-    """How often each term counts in an embedding's gradient; at the probe that shows its weakest term best."""
-    shown = [label for label in terms if (label, name) in by_name]
-
-    def visible(label: str) -> float:
-        allowed = by_name[label, name].allowed
-        return float(min(np.max(np.abs(term.tensors[name]) / allowed) for term in terms[label]))
-
-    best = max(shown, key=visible, default=None)
-    return None if best is None else weights_of(by_name[best, name], terms[best])
-
-
-def _summed(name: str, terms: Sequence[Term], weights: Weights) -> Array:
-    return np.asarray(sum(weights[term.key] * term.tensors[name] for term in terms))

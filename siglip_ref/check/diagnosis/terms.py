@@ -1,90 +1,12 @@
-"""The loss as a sum of terms that can be missing, or counted twice: blocks of ranks, positives and negatives apart."""
+"""Terms of a loss over ranks that are missing, or counted twice, in words: blocks, positives and negatives apart."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
-
-import numpy as np
-
-from siglip_ref.check.engine.expected.convention import Convention
-from siglip_ref.check.engine.expected.probes import Probe
-from siglip_ref.check.engine.seen import Seen, distance
-from siglip_ref.ops.elementary import Array, sigmoid, softplus
 
 Key = tuple[int, int, bool]  # rank of the images, rank of the texts, positives or negatives
 Weights = Mapping[Key, float]
 
-_VISIBLE = 50.0  # a term that is not so many times what is allowed cannot be weighed
 _NEAR = 1e-3  # a weight is called by a simple number that is so near
-
-
-@dataclass(frozen=True)
-class Term:
-    """One block's positives or negatives. tensors: its part of each tensor, in that tensor's shape, divided by B;
-    against_zeros: the same where the texts are zeros, as in a receive buffer that was never filled."""
-
-    key: Key
-    tensors: dict[str, Array]
-    against_zeros: dict[str, Array]
-
-
-def loss_terms(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[Term]:
-    """All terms; they sum up to the loss and its gradients.
-
-    Parameters
-    ----------
-    sizes : pairs of each rank; for one process any one number
-    """
-    scale = probe.scale if convention.linear else np.exp(probe.log_scale)
-    (x, back_x), (y, back_y) = convention.unit(probe.image_embed), convention.unit(probe.text_embed)
-    pairs = len(x)
-    similarity = x @ y.T
-    logits = scale * similarity + probe.bias
-    match = np.eye(pairs, dtype=bool)
-    losses = softplus(np.where(match, -logits, logits)) / pairs
-    slopes = np.where(match, -sigmoid(-logits), sigmoid(logits)) / pairs
-    rank_of = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else np.zeros(pairs, int)
-    of_scale = 1.0 if convention.linear else scale
-    terms = []
-    for images in range(len(sizes)):
-        for texts in range(len(sizes)):
-            block = (rank_of[:, None] == images) & (rank_of == texts)
-            for positive in (True, False) if images == texts else (False,):
-                mask = block & (match == positive)
-                slope = np.where(mask, slopes, 0)
-                tensors = {
-                    "loss": np.where(mask, losses, 0).sum(),
-                    "image_embed": back_x(scale * (slope @ y)),
-                    "text_embed": back_y(scale * (slope.T @ x)),
-                    convention.scale_name: of_scale * (slope * similarity).sum(),
-                    "bias": slope.sum(),
-                }
-                met = mask / pairs * sigmoid(np.array(probe.bias))  # slopes, where texts are zeros
-                zeros = {
-                    "loss": mask.sum() / pairs * softplus(np.array(probe.bias)),
-                    "text_embed": back_y(scale * (met.T @ x)),
-                    "bias": met.sum(),
-                }
-                terms.append(Term((images, texts, positive), tensors, zeros))
-    return terms
-
-
-def weights_of(one: Seen, terms: Sequence[Term]) -> Weights | None:
-    """How often each term counts in one embedding's gradient: least squares; None where that does not explain it."""
-    got = np.asarray(one.got, np.float64)
-    allowed = np.broadcast_to(one.allowed, got.shape)
-    columns = [(term.tensors[one.name] / allowed).ravel() for term in terms]
-    if got.shape != terms[0].tensors[one.name].shape or not np.isfinite(got).all():
-        return None
-    if min(np.abs(column).max() for column in columns) < _VISIBLE:
-        return None
-    matrix = np.stack(columns, -1)
-    solution, _, rank, _ = np.linalg.lstsq(matrix, (got / allowed).ravel(), rcond=1e-9)
-    if rank < len(terms):
-        return None
-    weights = {term.key: simple(float(w)) for term, w in zip(terms, solution, strict=True)}
-    total = sum(weights[term.key] * term.tensors[one.name] for term in terms)
-    return weights if distance(one, np.asarray(total)) <= 2 else None
 
 
 def simple(weight: float) -> float:
@@ -134,8 +56,8 @@ def counted(by_sizes: Mapping[tuple[int, ...], Odd]) -> Counted:
 def describe(weights: Weights, world: int) -> str:
     """The same in words.
 
-    >>> describe({(0, 0, True): 1, (0, 0, False): 0}, 1)
-    'negatives missing'
+    >>> describe({(0, 0, True): 1, (0, 1, False): 0, (1, 0, False): 0, (1, 1, True): 1}, 2)
+    'all remote blocks missing'
     """
     return "; ".join(f"{listed(groups)} {_times(weight)}" for weight, groups in odd_groups(weights, world))
 
@@ -151,10 +73,6 @@ def at_each_number_of_ranks(by_sizes: Mapping[tuple[int, ...], str]) -> str:
 def _groups(weights: Weights, world: int) -> Iterator[tuple[Group, list[Key]]]:
     """Sets of terms that have a name, the largest first; the last are single blocks."""
     kinds = {"": (True, False), "positives": (True,), "negatives": (False,)}
-    if world == 1:
-        yield Group("positives"), [k for k in weights if k[2]]
-        yield Group("negatives"), [k for k in weights if not k[2]]
-        return
     for kind, signs in kinds.items():
         of = f"{kind} of " if kind else ""
         keys = [key for key in weights if key[2] in signs]

@@ -54,16 +54,20 @@ def _open(findings: Sequence[Finding]) -> bool:
 
 
 def _findings(derived: Derived) -> list[Finding]:
-    """One for each difference: an entry of the catalogue where it is one, with its story."""
+    """One for each difference, or for several that are one entry of the catalogue, with its story."""
     from siglip_ref.mistakes import CATALOGUE
 
-    found = []
-    for one in derived.differences:
-        words = difference_in_words(one, derived.formula is not None and derived.formula.linear)
+    linear = derived.formula is not None and derived.formula.linear
+    found: dict[str, Finding] = {}
+    for number, one in enumerate(derived.differences):
+        words = difference_in_words(one, linear)
         for id in one.ids or (DERIVED,):
             told = words if id == DERIVED else f"{CATALOGUE[id].text}; worked out: {words}"
-            found.append(Finding(id, one.of if one.place == "backward" else "loss", "", told, repair_of(one)))
-    return found
+            finding = Finding(id, one.of if one.place == "backward" else "loss", "", told, repair_of(one))
+            key = f"{id} {number}" if id == DERIVED else id
+            known = found.get(key)
+            found[key] = replace(known, evidence=f"{known.evidence}; {words}") if known else finding
+    return list(found.values())
 
 
 def _derived(loss: "LossSubject", compared: "ComparedLoss", wrong: bool) -> Derived:
