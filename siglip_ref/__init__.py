@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from siglip_ref.architecture.params import init as init
     from siglip_ref.architecture.sizes import Config as Config
     from siglip_ref.architecture.sizes import config as config
+    from siglip_ref.check.files.checkpoint import check_checkpoint as check_checkpoint
     from siglip_ref.check.files.dump import check_dump as check_dump
     from siglip_ref.check.files.preprocess import check_preprocess as check_preprocess
     from siglip_ref.check.files.recipe import check_recipe as check_recipe
@@ -52,6 +53,7 @@ _HOMES = {
     "OneTower": "siglip_ref.architecture.one_tower",
     "Output": "siglip_ref.model.two_towers",
     "UsageError": "siglip_ref.errors",
+    "check_checkpoint": "siglip_ref.check.files.checkpoint",
     "check_distributed_loss": "siglip_ref.check.ranks.check",
     "check_loss": "siglip_ref.check.loss.check",
     "check_model": "siglip_ref.check.model.check",

@@ -1,4 +1,4 @@
-"""The commands `siglip-ref zeroshot`, `siglip-ref embed` and `siglip-ref check checkpoint`."""
+"""The commands `siglip-ref zeroshot` and `siglip-ref embed`."""
 
 import sys
 import warnings
@@ -30,11 +30,10 @@ Batch = Annotated[int, typer.Option(min=1, help="images computed together")]
 Threads = Annotated[int, typer.Option("-t", "--threads", min=1, help="threads that decode images")]
 
 
-def register(app: typer.Typer, check: typer.Typer) -> None:
+def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("zeroshot")(zeroshot)
     app.command("embed")(embed)
-    check.command("checkpoint")(checkpoint)
 
 
 def zeroshot(
@@ -123,23 +122,6 @@ def embed(
         rows, width = vectors.shape
         typer.echo(f"{out}: {rows} vectors of {width} numbers, {vectors.dtype}; computed with {loaded.computes_with}")
     end(skipped, len(names))
-
-
-def checkpoint(
-    model: Annotated[str, typer.Argument(help="a directory, a file of weights, or a hub name")],
-    images: Annotated[
-        list[Path] | None, typer.Option(help="apple-ipod.jpg, then apple-blank.jpg: compares with recorded logits")
-    ] = None,
-    tokenizer: Tokens = None,
-    preprocess: Annotated[str, typer.Option(help="the recorded logits were made with big_vision's")] = "big_vision",
-    prefix: Prefix = None,
-) -> None:
-    """Do a checkpoint's tensors fit its size, which file says what, and do its logits agree with those on record?"""
-    from siglip_ref.check.files.checkpoint import check_checkpoint
-
-    report = check_checkpoint(model, images, tokenizer=tokenizer, preprocess=preprocess, prefix=prefix)
-    typer.echo(str(report))
-    raise typer.Exit(0 if report.passed else 1)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from siglip_ref.process.options import Force, no_overwriting
+from siglip_ref.process.options import Force
 from siglip_ref.process.outputs import require_free
 
 vectors = typer.Typer(no_args_is_help=True, help="Golden vectors: inputs and certified answers for any language.")
@@ -13,10 +13,9 @@ vectors = typer.Typer(no_args_is_help=True, help="Golden vectors: inputs and cer
 Only = Annotated[str | None, typer.Option("--only", help="ids that begin so: a group, or one vector")]
 
 
-def register(app: typer.Typer, check: typer.Typer) -> None:
+def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(vectors, name="vectors")
-    check.command("dump")(no_overwriting(files="json", inputs="file")(dump))
     app.command("demo")(demo)
     app.command("explain")(explain)
 
@@ -102,31 +101,6 @@ def power(
 
     text = pages.noise_page() if noise else pages.power_page()
     typer.echo(text if page else "\n".join(line for line in text.splitlines() if line.startswith("|")))
-
-
-def dump(
-    file: Annotated[Path, typer.Argument(help=".safetensors or .npz with the vector's tensors")],
-    vector: Annotated[str | None, typer.Option(help='its id; else the file\'s metadata "vector"')] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", "--arithmetic", help="what it was computed in; else the narrowest in the file"),
-    ] = None,
-    partial: Annotated[bool, typer.Option(help="judge what is there; else a missing tensor is a failure")] = False,
-    probe: Annotated[Path | None, typer.Option(help="instead of a vector: the folder of `probe export`")] = None,
-    forward_only: Annotated[
-        bool, typer.Option("--forward-only", help="of a probe: no gradients, as engines run")
-    ] = False,
-    quantised: Annotated[
-        bool, typer.Option("--quantised", help="of a probe: weights that are not in the file")
-    ] = False,
-    json: Annotated[str | None, typer.Option(metavar="PATH", help="write the report as JSON; - prints it")] = None,
-) -> None:
-    """Is what any program computed for a golden vector, or a probe, right? NumPy alone judges."""
-    from siglip_ref.check.files.dump import check_dump
-    from siglip_ref.cli.main import finish
-
-    report = check_dump(file, vector, dtype, partial, probe=probe, forward_only=forward_only, quantised=quantised)
-    finish(report, json, None)
 
 
 def demo(mistake: Annotated[str, typer.Argument(metavar="MISTAKE-ID")]) -> None:

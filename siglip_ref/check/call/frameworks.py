@@ -29,6 +29,7 @@ Way = Literal[
     "only bias",
 ]
 ARGUMENTS = ("image_embed", "text_embed", "log_scale", "bias")
+DTYPES = ("float64", "float32", "bfloat16", "float16")  # in which something can be judged
 ALONE: dict[Way, str] = {
     "only image_embed": "image_embed",
     "only text_embed": "text_embed",
@@ -170,6 +171,20 @@ def framework_of(fn: Callable[..., Any], check: str = "check_loss") -> str:
         repair=f'write it down: siglip_ref.{check}(fn, framework="torch"), or "jax", or "numpy"; on the command line '
         "--framework torch",
     )
+
+
+def dtype_name(dtype: object, argument: str) -> str:
+    """Of a name, or of NumPy's, Torch's or JAX's own type: torch.bfloat16, jnp.float32, np.dtype("float64")."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
+    name = name.split(".")[-1]
+    if name not in DTYPES:
+        raise UsageError(
+            expected=f"{argument} one of {', '.join(DTYPES)}",
+            got=repr(dtype),
+            cause="tolerances are known for these floating-point formats only",
+            repair=f'{argument}="float32"',
+        )
+    return name
 
 
 def describe(fn: object) -> str:

@@ -19,6 +19,7 @@ from siglip_ref.check.call.frameworks import (
     wanted,
 )
 from siglip_ref.check.call.in_numpy import as_float64
+from siglip_ref.check.call.refusals import ELSEWHERE
 from siglip_ref.check.call.results import no_scalar
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -79,7 +80,7 @@ class Jax:
                 expected=f"a device that JAX sees: {', '.join(map(str, jax.devices()))}",
                 got=repr(setting.device),
                 cause=str(cause).splitlines()[0],
-                repair='device="cpu", or install the JAX of your accelerator',
+                repair='device="cpu", or install the JAX of your accelerator; where there is none: ' + ELSEWHERE,
             ) from None
         with jax.enable_x64("float64" in (setting.dtype, setting.scalar_dtype)), jax.default_device(device):
             yield

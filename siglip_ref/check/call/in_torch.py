@@ -8,6 +8,7 @@ import torch
 
 from siglip_ref.check.call.frameworks import ALONE, ARGUMENTS, Framework, Inputs, Outcome, Setting, Way, wanted
 from siglip_ref.check.call.held_torch import gradients_kept
+from siglip_ref.check.call.refusals import ELSEWHERE
 from siglip_ref.check.call.results import no_scalar
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -33,14 +34,14 @@ class Torch:
         leaves = leaves_of(inputs, setting, way)
         asked = [name for name, leaf in zip(ARGUMENTS, leaves, strict=True) if leaf.requires_grad]
         before = [leaf.detach().clone() for leaf in leaves]
-        loss = _forward(fn, leaves, setting)
+        loss = forward_of(fn, leaves, setting)
         if way == "two graphs":
             other = Inputs(-inputs.text_embed, inputs.image_embed, inputs.scale, inputs.bias)
-            _forward(fn, leaves_of(other, setting, way), setting)
+            forward_of(fn, leaves_of(other, setting, way), setting)
         # a gradient given by hand makes Torch import all of SymPy
-        _backward(3.0 * loss if way == "upstream" else loss, leaves)
+        backward_into(3.0 * loss if way == "upstream" else loss, leaves)
         if way == "accumulate":
-            _backward(_forward(fn, leaves, setting), leaves)
+            backward_into(forward_of(fn, leaves, setting), leaves)
         changed = [
             name
             for name, leaf, old in zip(ARGUMENTS, leaves, before, strict=True)
@@ -77,7 +78,7 @@ def require_device(device: str) -> None:
             expected="a device that Torch can use here",
             got=f"{device!r}: {str(cause).splitlines()[0][:200]}",
             cause="",
-            repair='device="cpu", or install the Torch of your accelerator',
+            repair='device="cpu", or install the Torch of your accelerator; where there is none: ' + ELSEWHERE,
         ) from None
 
 
@@ -101,7 +102,8 @@ def _strided(leaf: Tensor, name: str) -> Tensor:
     return torch.stack((leaf, leaf), -1).flatten(1)[:, ::2].detach()
 
 
-def _forward(fn: Callable[..., Any], leaves: list[Tensor], setting: Setting) -> Tensor:
+def forward_of(fn: Callable[..., Any], leaves: list[Tensor], setting: Setting) -> Tensor:
+    """The loss, which must be one number."""
     kind = torch.device(setting.device).type
     with torch.autocast(kind, getattr(torch, setting.dtype) if setting.autocast else None, setting.autocast):
         loss = fn(*leaves)
@@ -110,7 +112,7 @@ def _forward(fn: Callable[..., Any], leaves: list[Tensor], setting: Setting) -> 
     return loss
 
 
-def _backward(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+def backward_into(loss: Tensor, leaves: Sequence[Tensor]) -> None:
     """Into our leaves alone; a loss of which nothing requires a gradient has none to give."""
     if loss.requires_grad:
         with gradients_kept(loss, leaves):

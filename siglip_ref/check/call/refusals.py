@@ -8,6 +8,10 @@ from siglip_ref.check.call.answers import in_a_line
 from siglip_ref.check.call.frameworks import describe
 from siglip_ref.errors import UsageError
 
+# what a machine without the device can do
+ELSEWHERE = (
+    "siglip-ref vectors export FOLDER, compute its answers where the device is, siglip-ref check dump ANSWERS here"
+)
 _SCALES = ("scale", "temp", "tau", "t_prime")  # parts of a parameter's name that speak of the scale
 
 
@@ -43,9 +47,7 @@ def refuses_everything(error: Exception | None, device: str) -> UsageError:
     cause, repair = "", f"give the shapes it needs, dims=dict(batch=16, dim=32); another dtype=; or {wrap}"
     if "cuda" in words.lower() and device == "cpu":
         cause = "it asks for a GPU, and was given tensors on the CPU"
-        repair = (
-            'device="cuda"; where there is none: siglip-ref vectors export, compute there, siglip-ref check dump here'
-        )
+        repair = f'device="cuda"; where there is none: {ELSEWHERE}'
     elif isinstance(error, TypeError) and "argument" in words:
         cause, repair = "it takes other arguments", wrap
     return UsageError(

@@ -10,6 +10,11 @@ from typing import Any
 from siglip_ref.errors import UsageError, near
 
 
+def called_by(fn: Callable[..., Any] | str) -> Callable[..., Any]:
+    """What a check was given: itself, or what its name stands for."""
+    return load_callable(fn) if isinstance(fn, str) else fn
+
+
 def load_callable(target: str) -> Callable[..., Any]:
     """The object of this name; dots reach into objects, "losses:Model.loss".
 

@@ -40,7 +40,7 @@ def key_of_step(rule: AdamW | BigVision, dtype: str) -> str:
     """What names the figure of an optimiser's steps: every setting, since eps or a decay may hide.
 
     >>> key_of_step(AdamW(lr=0.1), "float32")
-    'step, AdamW(0.1 0.9 0.999 1e-08 0.01 None 1e-06 kernels nothing), float32'
+    'step, AdamW(0.1 0.9 0.999 1e-08 0.01 None 1e-06 kernels nothing alike), float32'
     """
     settings = (getattr(rule, field.name) for field in fields(rule))
     told = " ".join(str(getattr(value, "__name__", value)) for value in settings)

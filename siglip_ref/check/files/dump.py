@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from siglip_ref.check.call.frameworks import dtype_name
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.coverage import sorted_out
 from siglip_ref.check.engine.explain import explain, share_explained
@@ -30,7 +31,7 @@ COMBINED = 6  # mistakes that are tried together
 def check_dump(
     path: str | Path,
     vector: str | None = None,
-    dtype: str | None = None,
+    dtype: object = None,
     partial: bool = False,
     *,
     probe: str | Path | None = None,
@@ -57,10 +58,10 @@ def check_dump(
     ------
     UsageError (VectorError for an unreadable file)
     """
-    path = Path(path)
+    path, form = Path(path), None if dtype is None else dtype_name(dtype, "dtype")
     if probe is not None:
         _require_forward(probe, vector, forward_only)
-        return check_probe(path, probe, dtype, quantised=quantised)
+        return check_probe(path, probe, form, quantised=quantised)
     tensors, metadata = read_tensors(path)
     name = vector or metadata.get("vector")
     if name is None:
@@ -73,7 +74,7 @@ def check_dump(
     return judge(
         packaged().find(name),
         tensors,
-        dtype or metadata.get("dtype") or _dtype_of(tensors),
+        form or metadata.get("dtype") or _dtype_of(tensors),
         f"{path.name} against {name}",
         partial,
     )

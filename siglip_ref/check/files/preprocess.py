@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from siglip_ref.check.call.target import called_by
 from siglip_ref.check.files.preprocess_naflex import check_patches, is_naflex
 from siglip_ref.check.files.preprocess_output import called, pixels_of
 from siglip_ref.check.files.preprocess_ports import ORDERS, area, bicubic_without_antialias
@@ -53,7 +54,7 @@ class Guess:
 
 @np.errstate(all="ignore")  # pixels may be anything
 def check_preprocess(
-    fn: Callable[[Image.Image], Any],
+    fn: Callable[[Image.Image], Any] | str,
     convention: str | Preprocess = "huggingface",
     size: int | tuple[int, int] | None = None,
 ) -> Report:
@@ -62,7 +63,8 @@ def check_preprocess(
     Parameters
     ----------
     fn : takes one Pillow image (RGB); gives an array or tensor (3, S, S), (S, S, 3), either in a batch of one, or a
-        dict with "pixel_values"; for a NaFlex model with "pixel_attention_mask" and "spatial_shapes", too
+        dict with "pixel_values"; for a NaFlex model with "pixel_attention_mask" and "spatial_shapes", too. A string
+        names it: "module:name", "file.py:name"
     convention : a name in `siglip_ref.use.preprocess.PREPROCESS`
     size : height and width that the model wants, or one number for both; None: whatever fn gives, if always the same
 
@@ -84,7 +86,7 @@ def check_preprocess(
             repair='sr.check_preprocess(fn, "huggingface")',
         )
     how = PREPROCESS[convention] if isinstance(convention, str) else convention
-    images = [picture(*shape) for shape in SHAPES]
+    images, fn = [picture(*shape) for shape in SHAPES], called_by(fn)
     with as_it_was():
         if is_naflex(first := called(fn, images[0])):
             outs = [first, *(called(fn, image) for image in images[1:])]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.call.frameworks import describe, framework_of
+from siglip_ref.check.call.frameworks import describe, dtype_name, framework_of
+from siglip_ref.check.call.target import called_by
 from siglip_ref.check.files.dump import judge
 from siglip_ref.errors import UsageError, near
 from siglip_ref.ops.elementary import Array
@@ -33,14 +34,15 @@ OTHER = {
 Answer = Callable[[dict[str, Any], Mapping[str, Any]], Any]
 
 
-def check_recipe(fn: Answer, part: str, *, framework: str | None = None, dtype: str = "float32") -> Report:
+def check_recipe(fn: Answer | str, part: str, *, framework: str | None = None, dtype: object = "float32") -> Report:
     """Judge one loss of SigLIP 2's recipe at inputs whose answers are proven.
 
     Parameters
     ----------
     fn : fn(inputs, settings) -> loss. inputs are the vector's arrays by name (`siglip-ref vectors export` writes them),
         settings its numbers, with "conventions". In Torch a scalar is enough: gradients are taken from it. Else, or
-        where there is no single loss: a dict of arrays by the names of the vector's answers
+        where there is no single loss: a dict of arrays by the names of the vector's answers. A string names it:
+        "module:name", "file.py:name"
     part : "captions", "local", "mask", "objective", "steps" (teacher and centres after two steps on two ranks),
         "curation", or the id of a vector
     framework : "torch" or "numpy"; None: seen from the function
@@ -62,16 +64,17 @@ def check_recipe(fn: Answer, part: str, *, framework: str | None = None, dtype: 
     'PASS'
     """
     vector = packaged().find(PARTS[part] if part in PARTS else _known(part))
+    fn, form = called_by(fn), dtype_name(dtype, "dtype")
     kind = framework or framework_of(fn, "check_recipe")
     with as_it_was():
-        answer = (_in_torch if kind == "torch" else _in_numpy)(fn, vector, dtype)
-    report = replace(judge(vector, answer, dtype, describe(fn), partial=True), conventions=_flat(vector.conventions))
+        answer = (_in_torch if kind == "torch" else _in_numpy)(fn, vector, form)
+    report = replace(judge(vector, answer, form, describe(fn), partial=True), conventions=_flat(vector.conventions))
     if report.verdict != "FAIL":
         return report
     for other, words in OTHER.get(vector.id, {}).items():
         twin = packaged().find(other)
         known = {name: value for name, value in answer.items() if name in twin.expected}
-        if known.keys() == answer.keys() and judge(twin, known, dtype, "", partial=True).verdict == "PASS":
+        if known.keys() == answer.keys() and judge(twin, known, form, "", partial=True).verdict == "PASS":
             note = f"right under another convention: {words}"
             return replace(report, verdict="OTHER CONVENTION", findings=[], notes=[*report.notes, note])
     return report

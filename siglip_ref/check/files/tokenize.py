@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.call.answers import in_a_line
+from siglip_ref.check.call.target import called_by
 from siglip_ref.errors import UsageError
 from siglip_ref.process.isolated import as_it_was
 from siglip_ref.report.compare import Row, compare
@@ -40,7 +41,7 @@ PAIRS = (
 
 
 def check_tokenize(
-    fn: Callable[[list[str]], Any],
+    fn: Callable[[list[str]], Any] | str,
     convention: str | TextConvention = "huggingface",
     *,
     length: int = 64,
@@ -50,7 +51,8 @@ def check_tokenize(
 
     Parameters
     ----------
-    fn : takes a list of texts; gives their ids as lists, an array, a tensor, or a dict with "input_ids"
+    fn : takes a list of texts; gives their ids as lists, an array, a tensor, or a dict with "input_ids". A
+        string names it: "module:name", "file.py:name"
     convention : a name in `siglip_ref.use.text_conventions.TEXT_CONVENTIONS`; "huggingface" (SigLIP), "huggingface-2"
         (SigLIP 2)
     length : of every row: 64, for So400m/14-224 of SigLIP 16
@@ -62,7 +64,7 @@ def check_tokenize(
     >>> check_tokenize(byte_tokenizer(64), byte_tokenizer(64).convention).verdict
     'PASS'
     """
-    how = named_convention(convention)
+    how, fn = named_convention(convention), called_by(fn)
     if length < 8:
         raise UsageError("length at least 8", str(length), "no SigLIP is that short", "length=64")
     found = _ids(fn, TEXTS)

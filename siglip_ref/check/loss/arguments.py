@@ -7,12 +7,11 @@ from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
-from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe
+from siglip_ref.check.call.frameworks import ARGUMENTS, Setting, describe, dtype_name
 from siglip_ref.check.call.refusals import holds_its_own, own_parameters
 from siglip_ref.check.diagnosis.product_findings import DECLARED
 from siglip_ref.check.engine.expected.convention import SIGMOID, SOFTMAX, Objective
 from siglip_ref.check.engine.expected.expected import Convention, conventions_of
-from siglip_ref.check.engine.expected.tolerance import ARITHMETIC
 from siglip_ref.errors import UsageError
 
 SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch
@@ -146,20 +145,6 @@ def setting_of(
             repair='check_loss(fn, products="tf32")',
         )
     return Setting(name, scalar, str(device), precision == "autocast", still, products or "")
-
-
-def dtype_name(dtype: object, argument: str) -> str:
-    """Of a name, or of NumPy's, Torch's or JAX's own type: torch.bfloat16, jnp.float32, np.dtype("float64")."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
-    name = name.split(".")[-1]
-    if name not in ARITHMETIC:
-        raise UsageError(
-            expected=f"{argument} one of {', '.join(ARITHMETIC)}",
-            got=repr(dtype),
-            cause="tolerances are known for these floating-point formats only",
-            repair=f'{argument}="float32"',
-        )
-    return name
 
 
 def declared_objective(

@@ -8,6 +8,7 @@ from typing import Literal
 from siglip_ref.check.call.as_written import Extra, of_four, of_module, takes
 from siglip_ref.check.call.frameworks import ARGUMENTS, framework_of, load_framework
 from siglip_ref.check.call.held import put_back
+from siglip_ref.check.call.target import called_by
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.convention import (
     LossKind,
@@ -110,10 +111,7 @@ def check_loss(
     >>> check_loss(sr.sigmoid_loss, framework="numpy", dtype="float64").verdict
     'PASS'
     """
-    if isinstance(fn, str):
-        from siglip_ref.check.call.target import load_callable
-
-        fn = load_callable(fn)
+    fn = called_by(fn)
     require_instance(fn)
     has_bias = bias is not None if loss == "sigmoid" else takes(fn, 3) is False
     objective = declared_objective(loss, reduction, has_bias, positives, weights, label_smoothing)

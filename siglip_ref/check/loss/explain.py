@@ -40,7 +40,7 @@ def explained(subject: "LossSubject", compared: "ComparedLoss") -> "Answer[Compa
     meant = right_when_exchanged(subject, first.probe) if first and subject.objective.plain else None
     if meant:
         return Answer([_exchanged()], compared=subject.compared(meant, subject.setting))
-    findings = [*of_refused_values(compared), *_of_the_contract(compared)]
+    findings = [*of_refused_values(compared), *_of_the_contract(compared), *compared.registered.findings]
     of_plain, parts = _of_plain_calls(subject, compared)
     findings += of_plain + large_findings(compared)
     argument = declaring(parts, compared.setting.dtype)

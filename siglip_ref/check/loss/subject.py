@@ -32,6 +32,7 @@ from siglip_ref.check.loss.messages import (
     not_asked,
     objective_finding,
 )
+from siglip_ref.check.loss.registered import NONE, Registered, registered
 from siglip_ref.check.loss.zero_rows import excuse
 from siglip_ref.errors import UsageError
 from siglip_ref.report.compare import Row
@@ -82,6 +83,7 @@ class ComparedLoss(Compared):
     large: dict[str, Called] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    registered: Registered = NONE
 
     @property
     def called(self) -> dict[str, Called]:
@@ -118,8 +120,7 @@ class LossSubject(Subject[ComparedLoss]):
         """What fn gives."""
         if self.progress:
             self.progress(label)
-        scale = probe.scale if convention.scale == "linear" else probe.log_scale
-        inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
+        inputs = self.inputs(probe, convention)
         try:
             with measured(*probe.shape, self.setting.device) as cost:
                 outcome = self.framework.call(self.fn, inputs, self.setting, way)
@@ -132,6 +133,11 @@ class LossSubject(Subject[ComparedLoss]):
             self.first_refusal = self.first_refusal or error
             memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
             return Refusal(probe, label, in_a_line(error), memory, CLAUSES.get(way))
+
+    def inputs(self, probe: Probe, convention: Convention) -> Inputs:
+        """What fn is given at a probe."""
+        scale = probe.scale if convention.scale == "linear" else probe.log_scale
+        return Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
 
     # --- run and compare
 
@@ -149,6 +155,8 @@ class LossSubject(Subject[ComparedLoss]):
         excuse(self, found)
         found.details += [one.as_row() for one in refused_values(found)]
         self._try_the_contract(found)
+        found.registered = registered(self, found)
+        found.details += found.registered.rows
         self._add_large(found)
         return found
 
@@ -277,6 +285,7 @@ class LossSubject(Subject[ComparedLoss]):
         judged_as_wrong = {row.probe for row in details if row.trouble == "refused"}
         report.conventions = conventions_in_words(compared.convention, self.declared)
         report.not_checked = compared.left_out + not_asked(setting, compared.convention.objective)
+        report.not_checked += compared.registered.not_checked
         report.not_checked += [str(one) for one in compared.refused if one.label not in judged_as_wrong]
         report.blind += blind_spots(details, setting)
         report.notes = compared.notes + next_steps(report, compared)

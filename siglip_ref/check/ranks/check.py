@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from siglip_ref.check.call.frameworks import Inputs, wanted
+from siglip_ref.check.call.target import called_by
 from siglip_ref.check.engine.expected.convention import LossKind, Objective
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
 from siglip_ref.check.engine.expected.probes import POINTS, Probe, make_probe
@@ -42,6 +43,7 @@ def check_ranks(
     ranks: Ranks | None = None,
     explain: bool = False,
     loss: LossKind = "sigmoid",
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Judge a loss whose pairs are spread over ranks: its value and four gradients, each at its owner.
 
@@ -67,6 +69,7 @@ def check_ranks(
     ranks : numpy: how ranks are run, `mpi.comm.ThreadComm.run`
     explain : say what the loss computes, `Report.computes` and `Report.blocks`, also where it is right
     loss : "sigmoid", SigLIP's; "softmax", CLIP's, which may also take no bias; no gradient of it is asked
+    progress : called with a line before each number of ranks is tried
 
     Returns
     -------
@@ -76,10 +79,7 @@ def check_ranks(
     ------
     UsageError : fn cannot be sent to ranks, or called on them
     """
-    if isinstance(fn, str):
-        from siglip_ref.check.call.target import load_callable
-
-        fn = load_callable(fn)
+    fn = called_by(fn)
     setting = setting_of(dtype, "float32", device, "pure")
     asked = examined(
         fn, world_size, framework, reduce, value, unequal, backend, setup, device, limit, axis_name, ranks, loss
@@ -90,6 +90,7 @@ def check_ranks(
     observed: dict[str, list[Observed]] = {}
     stop = None
     for world in asked.worlds:
+        (progress or str)(f"{world} ranks")
         splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}))
         task = Task(
             given_a_bias(fn, asked.bias), setup, setting, splits, world, backend, asked.limit, axis_name or "ranks"

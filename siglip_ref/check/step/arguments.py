@@ -2,18 +2,32 @@
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 from siglip_ref.check.call.frameworks import describe
-from siglip_ref.check.model.reference import UNIT_ROUNDOFF
+from siglip_ref.check.call.target import load_callable
 from siglip_ref.check.step.gradients import PAIRS
 from siglip_ref.check.step.judge import Rule
 from siglip_ref.errors import UsageError
 from siglip_ref.model.optim import AdamW, BigVision
 
 
+def arguments_named(target: str) -> dict[str, Any]:
+    """The arguments of check_step that the function of this name returns."""
+    arguments = load_callable(target)()
+    if not isinstance(arguments, dict):
+        raise UsageError(
+            expected=f"{target}() that returns the arguments of check_step as a dict",
+            got=f"a {type(arguments).__name__}",
+            cause="the step itself, or its model, was returned",
+            repair="return dict(step_fn=step, rule=sr.AdamW(...), model=model)",
+        )
+    return arguments
+
+
 def require_arguments(
-    step_fn: object, rule: object, model: object, schedule: object, accumulate: int, weights: str, dtype: str | None
-) -> None:
+    step_fn: object, rule: object, model: object, schedule: object, accumulate: int, weights: str
+) -> Rule:
     """Arguments of the right kinds, and a function that takes what it will be given."""
     given = "params, grads, state" if model is None else "images, tokens"
     if isinstance(step_fn, type) or not callable(step_fn):
@@ -41,12 +55,10 @@ def require_arguments(
             cause="",
             repair="check_step(step_fn, sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0))",
         )
-    right = (dtype is None or dtype in UNIT_ROUNDOFF) and weights in ("probe", "own")
-    if not right or accumulate < 1 or PAIRS % accumulate or (model is None and accumulate > 1):
+    if weights not in ("probe", "own") or accumulate < 1 or PAIRS % accumulate or (model is None and accumulate > 1):
         raise UsageError(
-            expected=f'accumulate a divisor of {PAIRS}, and 1 without a model; weights "probe" or "own"; '
-            f"dtype one of {', '.join(UNIT_ROUNDOFF)}",
-            got=f"accumulate {accumulate}, weights {weights!r}, dtype {dtype!r}, {'no' * (model is None)} model",
+            expected=f'accumulate a divisor of {PAIRS}, and 1 without a model; weights "probe" or "own"',
+            got=f"accumulate {accumulate}, weights {weights!r}, {'no' * (model is None)} model",
             cause=f"a step is given {PAIRS} pairs; an update function is given gradients, not micro-batches",
             repair="check_step(step_fn, rule, model, accumulate=2)",
         )
@@ -57,6 +69,7 @@ def require_arguments(
             cause="",
             repair="schedule=lambda k: cosine(k, total=1000, warmup=100), from siglip_ref.model.optim",
         )
+    return rule
 
 
 def require_rates(rule: Rule, names: Iterable[str]) -> None:

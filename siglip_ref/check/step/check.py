@@ -8,12 +8,12 @@ import numpy as np
 
 from siglip_ref.architecture.params import Params, shapes
 from siglip_ref.architecture.sizes import config
-from siglip_ref.check.call.frameworks import Setting, framework_of, load_framework
+from siglip_ref.check.call.frameworks import Setting, dtype_name, framework_of, load_framework
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.probes import WIDE_FORMATS
 from siglip_ref.check.model.adapters.find import adapter_for
 from siglip_ref.check.model.probe import SHORT, odd_integers, probe_params
-from siglip_ref.check.step.arguments import require_arguments, require_rates
+from siglip_ref.check.step.arguments import arguments_named, require_arguments, require_rates
 from siglip_ref.check.step.arrived import showing
 from siglip_ref.check.step.gradients import PAIRS, OfModel, drawn
 from siglip_ref.check.step.judge import Plan, Rule, Schedule, reach
@@ -27,16 +27,17 @@ from siglip_ref.report.data import Report
 
 @np.errstate(all="ignore")  # what overflows in the reference is a result
 def check_step(
-    step_fn: Callable[..., Any],
-    rule: Rule,
+    step_fn: Callable[..., Any] | str,
+    rule: Rule | None = None,
     model: object = None,
     *,
     schedule: Schedule | None = None,
     accumulate: int = 1,
     restart: Callable[..., Any] | None = None,
     weights: str = "probe",
-    dtype: str | None = None,
+    dtype: object = None,
     framework: str | None = None,
+    device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Judge a training step: three steps in a row beside the reference's, parameter by parameter.
@@ -45,7 +46,8 @@ def check_step(
     ----------
     step_fn : with a model: step_fn(images, tokens) trains it in place, from zeroing gradients to the optimiser's step;
         it is given 8 pairs. Without: step_fn(params, grads, state) -> params, state, the optimiser alone: dicts of
-        arrays by name, state None before the first step
+        arrays by name, state None before the first step. A string, "module:name" or "file.py:name", names a function
+        without arguments that returns these arguments as a dict: dict(step_fn=..., rule=..., model=...)
     rule : `AdamW(lr=..., decay=..., max_norm=...)` or `BigVision(...)`: what the step is meant to do, with learning
         rates by group or layer: `rates=lambda name: 0.1 if name.startswith("image/") else 1.0`
     model : a transformers SiglipModel, an open_clip SigLIP model, or a `TorchModel` adapter; the smaller, the quicker
@@ -57,6 +59,7 @@ def check_step(
     weights : "probe", the model is given weights on which mistakes show; "own", it keeps its own
     dtype : what gradients are computed in; None: the format of the model's parameters, without a model float32
     framework : of an update function: "torch", "jax" or "numpy"; None: seen from the function
+    device : of an update function: where its arrays are, "cpu", "cuda", ...; a model is trained where it is
     progress : called with a line before each long step
 
     Returns
@@ -82,15 +85,18 @@ def check_step(
     >>> check_step(step, rule, framework="numpy").verdict
     'PASS'
     """
-    require_arguments(step_fn, rule, model, schedule, accumulate, weights, dtype)
+    if isinstance(step_fn, str):
+        return check_step(**{"progress": progress} | arguments_named(step_fn))
+    kind = None if dtype is None else dtype_name(dtype, "dtype")
+    rule = require_arguments(step_fn, rule, model, schedule, accumulate, weights)
     plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, 0.0, None)
     say = progress or (lambda line: None)
 
     def take() -> Done:
         with as_it_was():
             if model is None:
-                return steps_of_update(step_fn, plan, restart, dtype or "float32", framework, say)
-            return _of_model(step_fn, plan, model, restart, weights, dtype, say)
+                return steps_of_update(step_fn, plan, restart, kind or "float32", framework, say, device)
+            return _of_model(step_fn, plan, model, restart, weights, kind, say)
 
     return check(StepSubject(step_fn, plan, take, restart is not None, say))
 
@@ -108,6 +114,7 @@ def steps_of_update(
     dtype: str,
     framework: str | None,
     say: Callable[[str], None],
+    device: str = "cpu",
 ) -> Done:
     """Steps with gradients of ours, on the parameters of the smallest model."""
     name, rule = framework or framework_of(step_fn), plan.rule
@@ -119,8 +126,8 @@ def steps_of_update(
     if dtype in WIDE_FORMATS:
         start |= {n: odd_integers(shape, 64.0, [9, *shape]).astype(np.float64) for n, shape in _FAR.items()}
     require_rates(rule, start)
-    with loaded.environment(step_fn, Setting(dtype, dtype, "cpu", False)):
-        trainer = Update(step_fn, restart, name, dtype, start)
+    with loaded.environment(step_fn, Setting(dtype, dtype, device, False)):
+        trainer = Update(step_fn, restart, name, dtype, start, device)
         taken, reloaded = take_steps(trainer, drawn(start, rule.max_norm, rule.frozen), restart is not None, say)
     return Done(dtype, taken, trainer.formats(), reloaded, None)
 

@@ -49,6 +49,7 @@ class Update:
     framework: str
     dtype: str
     start: Params
+    device: str = "cpu"
     held: Any = field(init=False)
     state: Any = field(init=False, default=None)
 
@@ -105,7 +106,8 @@ class Update:
             import torch
 
             kind = getattr(torch, self.dtype)
-            return {n: torch.tensor(a, dtype=torch.float64).to(kind).requires_grad_(leaves) for n, a in arrays.items()}
+            wide = {n: torch.tensor(a, dtype=torch.float64, device="cpu") for n, a in arrays.items()}
+            return {n: a.to(self.device, kind).requires_grad_(leaves) for n, a in wide.items()}
         if self.framework == "jax":
             import jax.numpy as jnp
 

@@ -57,6 +57,7 @@ class TorchModel:
     coarsest : a dtype that some step inside is forced to, whatever the model's own
     ignored : parameters that take no part
     hints : what its settings give away
+    device : where it computes, on copies; None: where it is
     """
 
     name: str
@@ -68,6 +69,7 @@ class TorchModel:
     coarsest: Dtype = "float64"
     ignored: tuple[str, ...] = ()
     hints: tuple[Hint, ...] = ()
+    device: str | None = None
 
     def __post_init__(self) -> None:
         require_numbers(self.model)
@@ -84,7 +86,7 @@ class TorchModel:
         kind = getattr(torch, dtype)
         taken: dict[str, Tensor] = {}
         absent, differing = [], set[str]()
-        with undisturbed(self.model), ExitStack() as hooks:
+        with undisturbed(self.model, self.place), ExitStack() as hooks:
             stand_ins = self._stand_ins(params, kind)
             for tap in self.taps:
                 try:
@@ -115,14 +117,19 @@ class TorchModel:
         return Run(to_numpy(loss), activations, self._collect(grads), names, not_checked, notes, unread, elsewhere)
 
     @property
+    def place(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self.device) if self.device else next(self.model.parameters()).device
+
+    @property
     def dtype(self) -> str:
         """The format of its parameters."""
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     def inputs(self, images: Any, tokens: Tensor, dtype: str | None = None) -> tuple[Any, torch.Tensor]:
         """Images (B, 3, height, width) in dtype, the parameters' own by default, or `Patched` ones; and tokens (B, N),
-        on its device."""
-        device, kind = next(self.model.parameters()).device, getattr(torch, dtype or self.dtype)
+        where it computes."""
+        device, kind = self.place, getattr(torch, dtype or self.dtype)
         if isinstance(images, Patches):
             mask, grids = (torch.from_numpy(np.asarray(x, np.int64)).to(device) for x in (images.seen, images.grids))
             values = torch.from_numpy(np.ascontiguousarray(images.values)).to(device, kind)
@@ -145,7 +152,7 @@ class TorchModel:
         tensors: dict[str, torch.Tensor] = {}
         for name, p in self.model.named_parameters():
             own = p.detach().clone() if name in self.ignored else torch.empty_like(p, dtype=kind, requires_grad=False)
-            tensors["model." + name] = own.to(kind)
+            tensors["model." + name] = own.to(self.place, kind)
         for entry in self.table:
             place = tensors["model." + entry.theirs]
             which, parts = entry.part
@@ -155,7 +162,7 @@ class TorchModel:
         for name, _ in self._used():
             tensors["model." + name].requires_grad_(True)
         for name, buffer in self.model.named_buffers():
-            copy = buffer.detach().clone()  # a model may count in a buffer
+            copy = buffer.detach().clone().to(self.place)  # a model may count in a buffer
             tensors["model." + name] = copy.to(kind) if buffer.is_floating_point() else copy
         return tensors
 
@@ -192,10 +199,10 @@ def to_numpy(tensor: torch.Tensor) -> Tensor:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, place: torch.device | None = None) -> Iterator[None]:
     """Evaluation mode, gradients on, no autocast; afterwards all is as it was: modes, random states, default dtype,
-    what the model keeps beside its parameters, and their gradients."""
-    device = next(model.parameters()).device
+    what the model keeps beside its parameters, and their gradients. place : where it computes, if not where it is"""
+    device = place or next(model.parameters()).device
     cuda = device.type == "cuda"
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with (
