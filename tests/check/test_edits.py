@@ -7,7 +7,7 @@ import pytest
 from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
-from siglip_ref.mistakes.grammar import edited, made, named, singles
+from siglip_ref.mistakes.grammar.switched import edited, made, named, singles
 from siglip_ref.model import optim
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import number

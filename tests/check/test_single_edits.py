@@ -15,7 +15,7 @@ from siglip_ref.check.coverage.loss import OfLoss
 from siglip_ref.check.engine import shipped
 from siglip_ref.check.engine.expected.expected import CONVENTIONS
 from siglip_ref.mistakes import Edit, reference
-from siglip_ref.mistakes.mutations import single_edits
+from siglip_ref.mistakes.grammar.places import single_edits
 from siglip_ref.noise.table import PACKAGE
 
 LOSS = OfLoss(CONVENTIONS[0])

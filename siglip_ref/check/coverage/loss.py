@@ -17,7 +17,7 @@ from siglip_ref.check.engine.expected.probes import Probe, loss_probes, points_o
 from siglip_ref.check.engine.expected.repeated import MIDDLE, repeated_probe
 from siglip_ref.check.engine.expected.tolerance import SAFETY
 from siglip_ref.mistakes import Edit, reference
-from siglip_ref.mistakes.mutations import single_edits
+from siglip_ref.mistakes.grammar.places import single_edits
 from siglip_ref.noise.measure import LOSS_FORMS, in_the_form
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops

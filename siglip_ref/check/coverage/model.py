@@ -20,7 +20,7 @@ from siglip_ref.check.model.placed import Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import reference
 from siglip_ref.mistakes import Edit, Mistake
-from siglip_ref.mistakes.mutations import single_edits
+from siglip_ref.mistakes.grammar.places import single_edits
 from siglip_ref.noise.measure import TIMES
 
 SMALL = replace(

@@ -104,7 +104,7 @@ def _short(number: float) -> Any:
 def words(edit: Edit) -> str:
     """The function, and the line as it is and as it becomes.
 
-    >>> from siglip_ref.mistakes.mutations import single_edits
+    >>> from siglip_ref.mistakes.grammar.places import single_edits
     >>> words(single_edits("ops/softmax.py", ("softmax_backward",))[0])
     'ops/softmax.py: out = [cache -> (np.clip(cache, -1, 1))]'
     """

@@ -17,7 +17,7 @@ from siglip_ref.check.step.judge import LABELS, Judged, Plan, Rule, judge
 from siglip_ref.check.step.run import STEPS
 from siglip_ref.check.step.subject import StepSubject
 from siglip_ref.mistakes import Edit, reference
-from siglip_ref.mistakes.mutations import single_edits
+from siglip_ref.mistakes.grammar.places import single_edits
 from siglip_ref.model.optim import AdamW, State
 
 FLOOR = 16.0  # unit roundoffs of a parameter, and of what it is moved by, that no right step is off

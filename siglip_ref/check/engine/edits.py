@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from siglip_ref.mistakes.grammar import FREE, Single, made
+from siglip_ref.mistakes.grammar.scope import FREE
+from siglip_ref.mistakes.grammar.switched import Single, made
 from siglip_ref.ops.elementary import Array
 
 T = TypeVar("T")
@@ -151,6 +152,8 @@ def _same(one: Array, other: Array) -> bool:
 
 def _length(edits: Edits) -> tuple[int, int, int]:
     """The plainest first: fewer edits, something left out, then something else in its place, then something done to
-    it; short."""
-    kinds = sum(0 if one.drops else 1 if f"({one.old})" not in one.new else 2 for one in edits)
+    it, then another way taken; short."""
+    kinds = sum(
+        3 if one.text.startswith("if ") else 0 if one.drops else 1 if one.old not in one.new else 2 for one in edits
+    )
     return len(edits), kinds, sum(len(one.new) + len(one.old) for one in edits)

@@ -20,7 +20,8 @@ from siglip_ref.report.data import Edits
 PAIRS = 4  # of a check of a model
 FILE = PACKAGE / "check/coverage/edits.json"
 # Folders and files whose text decides a figure, by the first word of its key.
-_ALL = ("arithmetic", "check/coverage/measure.py", "mistakes/mutations.py", "mistakes/change.py", "ops")
+_GRAMMAR = tuple(f"mistakes/grammar/{name}.py" for name in ("forms", "places"))
+_ALL = ("arithmetic", "check/coverage/measure.py", *_GRAMMAR, "mistakes/change.py", "ops")
 SOURCES = {
     "loss": (*_ALL, "check/coverage/loss.py", "noise", "check/engine/expected", "model/loss.py"),
     "step": (*_ALL, "check/coverage/step.py", "model/optim.py", "check/step/check.py", "check/step/judge.py"),

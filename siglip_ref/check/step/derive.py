@@ -13,7 +13,8 @@ from siglip_ref.check.engine.edits import Fitted, search
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, predict
 from siglip_ref.check.step.run import Taken
-from siglip_ref.mistakes.grammar import FREE, edited, named, singles
+from siglip_ref.mistakes.grammar.scope import FREE
+from siglip_ref.mistakes.grammar.switched import edited, named, singles
 from siglip_ref.model import optim
 from siglip_ref.model.procedures import several_steps
 from siglip_ref.ops.elementary import Array

@@ -21,7 +21,7 @@ from siglip_ref.check.model.placed import Edited, forward_with, stages_of
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import readable, stage_of, stage_values
 from siglip_ref.mistakes import Reference
-from siglip_ref.mistakes.grammar import edited, made, named, singles
+from siglip_ref.mistakes.grammar.switched import edited, made, named, singles
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops import attention as of_attention
 from siglip_ref.ops.elementary import Array

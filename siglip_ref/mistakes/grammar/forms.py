@@ -1,17 +1,7 @@
-"""Mutations of the specification: every small change of a function's own text, generated from its expression tree.
-
-Nothing is listed: each expression is negated, doubled, halved and lost; operators and operands are exchanged or
-dropped; constants are moved; axes, transposes, reductions, branches, clamps and functions are exchanged for their
-relatives; a name stands where another one was. What results need not run, and need not change a number.
-"""
+"""What may stand in the place of an expression, by its kind alone: the rules of the grammar."""
 
 import ast
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from importlib import import_module
-from inspect import getsource
-
-from siglip_ref.mistakes.change import Edit, module_of
 
 _OTHERS: dict[type[ast.AST], tuple[str, ...]] = {
     ast.Add: ("-", "*"), ast.Sub: ("+", "*"), ast.Mult: ("+", "/"), ast.Div: ("*", "-"), ast.Pow: ("*",),
@@ -29,70 +19,35 @@ _RELATIVES = {
 }  # fmt: skip
 _REDUCTIONS = ("sum", "mean", "max", "min", "var", "std")
 # around what a statement computes: clamps, a guard, a wrong order of rows or columns, too few bits
-_AROUND = (
+AROUND = (
     "np.clip({}, -1, 1)", "np.clip({}, -20, 20)", "np.maximum({}, 0)", "np.minimum({}, 100)", "np.abs({})",
     "{} + 1e-3", "{} + 1e-6", "{}.T", "{}[::-1]", "{}[..., ::-1]", "np.roll({}, 1, 0)", "np.roll({}, 1, -1)",
     "{}.swapaxes(-1, -2)", "shortened({}, 'bfloat16')", "shortened({}, 'float16')", "np.float32({})",
     "{} * ({}.shape[0] or 1)", "{} / ({}.shape[-1] or 1)", "{} - {}.mean()", "dropped({})", "{} + {}**2",
 )  # fmt: skip
-_SCALED = ("-{}", "2 * {}", "{} / 2", "0 * {}", "1.01 * {}")
+SCALED = ("-{}", "2 * {}", "{} / 2", "0 * {}", "1.01 * {}")
+
+Said = Callable[[ast.expr], str]
 
 
-@lru_cache(maxsize=64)
-def single_edits(file: str, functions: tuple[str, ...] | None = None) -> tuple[Edit, ...]:
-    """All single edits of a file's functions (None: all), in the order of their places; none twice.
+def alone(node: ast.AST) -> bool:
+    """Whether it is one word or call, which needs no brackets."""
+    return isinstance(node, ast.Name | ast.Constant | ast.Call | ast.Attribute | ast.Subscript)
 
-    >>> [edit.new for edit in single_edits("ops/softmax.py", ("softmax_backward",))][:3]
-    ['(np.clip(cache, -1, 1))', '(np.clip(cache, -20, 20))', '(np.maximum(cache, 0))']
+
+def instead(node: ast.expr, said: Said, names: Sequence[str]) -> Iterator[str]:
+    """What may stand in the place of an expression.
+
+    Parameters
+    ----------
+    said : what stands somewhere, in brackets unless it is one word or call
+    names : what may stand for one another
     """
-    text = getsource(import_module(module_of(file)))
-    places = _Places(text)
-    found: dict[Edit, None] = {}
-    for function in ast.parse(text).body:
-        if isinstance(function, ast.FunctionDef) and (functions is None or function.name in functions):
-            names = _names_of(function)
-            for statement in function.body[_documented(function) :]:
-                for node in ast.walk(statement):
-                    if isinstance(node, ast.expr) and not _is_annotation(node, statement):
-                        for new in _instead(node, text, places, names):
-                            begin, end = places.of(node)
-                            if new != text[begin:end]:
-                                found[Edit(file, text[begin:end], f"({new})", begin)] = None
-                    elif isinstance(node, ast.stmt):
-                        found |= dict.fromkeys(_of_statement(node, file, text, places))
-    return tuple(found)
-
-
-class _Places:
-    """Where a node stands in the text, as offsets."""
-
-    def __init__(self, text: str) -> None:
-        self._lines = [0]
-        for line in text.splitlines(keepends=True):
-            self._lines.append(self._lines[-1] + len(line))
-        self._text = text
-
-    def of(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
-        """Begin and end. The specification is written in ASCII, where a byte is a character."""
-        assert node.end_lineno is not None and node.end_col_offset is not None
-        return self._lines[node.lineno - 1] + node.col_offset, self._lines[node.end_lineno - 1] + node.end_col_offset
-
-    def text(self, node: ast.expr | ast.stmt) -> str:
-        """What stands there, in brackets unless it is one word or call."""
-        begin, end = self.of(node)
-        found = self._text[begin:end]
-        alone = isinstance(node, ast.Name | ast.Constant | ast.Call | ast.Attribute | ast.Subscript)
-        return found if alone else f"({found})"
-
-
-def _instead(node: ast.expr, text: str, places: _Places, names: Sequence[str]) -> Iterator[str]:
-    """What may stand in the place of an expression."""
-    said = places.text
     if not isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
         return
     numbers = ast.Call | ast.BinOp | ast.Subscript | ast.Attribute | ast.UnaryOp
     if isinstance(node, numbers) or (isinstance(node, ast.Name) and node.id in names):
-        yield from (form.format(said(node)) for form in _SCALED)
+        yield from (form.format(said(node)) for form in SCALED)
     if isinstance(node, ast.Name) and node.id in names:
         yield from (name for name in names if name != node.id)
     elif isinstance(node, ast.BinOp):
@@ -145,7 +100,7 @@ def _of_constant(value: object) -> Iterator[str]:
         yield from (f"{new!r}" for new in (10 * value, value / 10, 2 * value, 1.01 * value, -value, 0.0, 1.0))
 
 
-def _of_call(node: ast.Call, said: Callable[[ast.expr], str]) -> Iterator[str]:
+def _of_call(node: ast.Call, said: Said) -> Iterator[str]:
     """Relatives of a function, its arguments exchanged or returned as they are, its axis lost."""
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     args, given = [said(arg) for arg in node.args], [f"{k.arg}={said(k.value)}" for k in node.keywords if k.arg]
@@ -168,39 +123,6 @@ def _of_call(node: ast.Call, said: Callable[[ast.expr], str]) -> Iterator[str]:
     yield from (f"{function}({', '.join([*args, *given[:k], *given[k + 1 :]])})" for k in range(len(given)))
 
 
-def _of_statement(node: ast.stmt, file: str, text: str, places: _Places) -> Iterator[Edit]:
-    """Around what is computed; a statement that is left out."""
-    value = getattr(node, "value", None)
-    if isinstance(node, ast.Assign | ast.AugAssign | ast.Return) and isinstance(value, ast.expr):
-        parts = value.elts if isinstance(value, ast.Tuple) else [value]
-        for part in parts:
-            begin, end = places.of(part)
-            said = places.text(part)
-            if said.startswith("range("):  # places, no numbers
-                continue
-            for form in _AROUND:
-                yield Edit(file, text[begin:end], f"({form.replace('{}', said)})", begin)
-    if isinstance(node, ast.Assign | ast.AugAssign | ast.Expr):
-        begin, end = places.of(node)
-        yield Edit(file, text[begin:end], "pass", begin)
-
-
 def _exchanged(parts: Sequence[str]) -> Iterator[list[str]]:
     for k in range(len(parts) - 1):
         yield [*parts[:k], parts[k + 1], parts[k], *parts[k + 2 :]]
-
-
-def _names_of(function: ast.FunctionDef) -> list[str]:
-    """Its parameters and what it assigns, `ops` left out."""
-    spec = function.args
-    given = [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
-    made = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    return [name for name in dict.fromkeys([*given, *made]) if name != "ops"]
-
-
-def _documented(function: ast.FunctionDef) -> bool:
-    return ast.get_docstring(function) is not None
-
-
-def _is_annotation(node: ast.expr, statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.AnnAssign) and any(node is part for part in ast.walk(statement.annotation))

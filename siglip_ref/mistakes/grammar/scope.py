@@ -1,0 +1,190 @@
+"""What else may stand in an expression's place when another program is looked for: what stands beside it in its
+function (tensors, weights, settings), and forms in which programs are known to differ."""
+
+import ast
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import combinations
+from typing import Any, get_args
+
+from siglip_ref.mistakes.grammar.forms import alone, instead
+
+FREE = "_free_"  # a factor that is not known
+SILENT = ("number", "_wide", "_narrow", "subtree")  # calls that say nothing of a formula
+_WRAPPED = (  # what may happen to any tensor
+    "X[..., ::-1]", "X[:, ::-1]", "X.swapaxes(-1, -2)", "np.roll(X, 1, -2)",
+    "np.roll(X, -1, -2)", "np.roll(X, 1, -1)", "np.roll(X, -1, -1)", "X / np.sqrt(X.shape[-1])",
+    "X * np.sqrt(X.shape[-1])", "X / X.shape[-1]", "X * X", "np.sqrt(X)", "np.abs(X)", "np.maximum(X, 0)",
+    "np.sign(X)", "np.tanh(X)", f"X * {FREE}",
+)  # fmt: skip
+_EPS = ("1e-05", "1e-06", "1e-08", "1e-12", "0.001", "0.0")
+_SETTINGS = ("ops", "cfg", "conventions", "heads", "tower", "rule", "state", "weights", "params", "grads", "layout",
+             "keep", "name", "slots", "moved", "patch")  # fmt: skip
+
+
+class Scope:
+    """What stands beside an expression in its function: other tensors, weights of other names, functions."""
+
+    def __init__(self, tree: ast.FunctionDef, module: str) -> None:
+        nodes = list(ast.walk(tree))
+        given = [*tree.args.args, *tree.args.kwonlyargs]
+        names = {argument.arg: 0 for argument in given}
+        for one in nodes:
+            if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
+                names.setdefault(one.id, one.lineno)
+        self.since = {n: line for n, line in names.items() if n not in _SETTINGS and "cache" not in n}
+        kinds = {a.arg: getattr(import_module(module), ast.unparse(a.annotation), None) for a in given if a.annotation}
+        self.forms = {name: get_args(kind) for name, kind in kinds.items() if get_args(kind)}
+        self.optional = {a.arg for a in given if a.annotation and "None" in ast.unparse(a.annotation)}
+        self.keys = sorted(
+            {n.slice.value for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Constant)}
+        , key=str)  # fmt: skip
+        settings = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "rule"}
+        self.settings = sorted(settings)
+        self.terms = sorted({ast.unparse(n) for n in nodes if isinstance(n, ast.IfExp)})
+        calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(".forward")]
+        self.again = sorted({", ".join([ast.unparse(n.func) + "(X", *map(ast.unparse, n.args[1:])]) for n in calls})
+
+    def variants(self, node: ast.expr, statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
+        """What may stand in the place of one expression; none twice."""
+        known = {ast.unparse(node)}
+        for new in dict.fromkeys(self._texts(node, ast.unparse(node), statement)):
+            try:
+                parsed = ast.parse(new, mode="eval").body
+            except SyntaxError:  # a colon that is exchanged
+                continue
+            plain = ast.unparse(parsed)
+            if plain not in known:
+                known.add(plain)
+                yield plain, parsed
+
+    def _texts(self, node: ast.expr, text: str, statement: ast.stmt) -> Iterator[str]:
+        tensor = self._is_tensor(node)
+        yield from instead(node, _said, [text] if tensor else ())
+        yield from _of_kind(node, text)
+        if isinstance(node, ast.Attribute):  # a setting
+            yield from ("None", "0.0", f"{text} * {FREE}", *(f"{text} * {one}" for one in self.settings))
+        elif isinstance(node, ast.Name):
+            yield from self._of_name(node, statement)
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in self.keys:
+            yield from self._of_weight(node)
+        if isinstance(node, ast.Subscript) and isinstance(statement, ast.Assign):  # another term, of what stands beside
+            beside = statement.value.elts if isinstance(statement.value, ast.Tuple) else []
+            others = [ast.unparse(other) for other in beside if isinstance(other, ast.Subscript) and other is not node]
+            yield from (f"{text} + ({term}) * {other}" for term in self.terms for other in others)
+        if tensor:
+            yield from (form.replace("X", f"({text})") for form in _WRAPPED)
+            if isinstance(node, ast.Name | ast.BinOp):  # a function of this one, once more
+                yield from (f"{call.replace('(X', f'({text}')})[0]" for call in self.again)
+
+    def _of_name(self, node: ast.Name, statement: ast.stmt) -> Iterator[str]:
+        if self.forms.get(node.id):
+            yield from map(repr, self.forms[node.id])
+        elif node.id == "eps":
+            yield from _EPS
+        elif node.id in self.since:
+            yield from ("None",) if node.id in self.optional else ()
+            yield from (n for n, line in self.since.items() if line < statement.lineno and n not in self.forms)
+
+    def _of_weight(self, node: ast.Subscript) -> Iterator[str]:
+        assert isinstance(node.slice, ast.Constant)
+        base, key = ast.unparse(node.value), str(node.slice.value)
+        last = key.split("/")[-1]
+        yield from (f"{base}[{other!r}]" for other in self.keys if str(other).split("/")[-1] == last)
+        yield from (f"0 * {base}[{key!r}]", f"{base}[{key!r}].T", f"{base}[{key!r}] * 0 + 1")
+
+    def _is_tensor(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.Name):
+            return node.id in self.since and node.id not in self.forms and node.id not in ("eps", "mask")
+        if isinstance(node, ast.Call):
+            return not ast.unparse(node.func).endswith((".forward", ".backward", *SILENT, "range", "tuple"))
+        return isinstance(node, ast.BinOp | ast.Subscript | ast.UnaryOp)
+
+
+def _said(node: ast.expr) -> str:
+    text = ast.unparse(node)
+    return text if alone(node) else f"({text})"
+
+
+def _of_kind(node: ast.expr, text: str) -> Iterator[str]:
+    """Forms in which programs are known to differ, beside those of the rules."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, float):
+        yield repr(node.value / 2)
+    elif isinstance(node, ast.Compare | ast.BoolOp):
+        yield f"not ({text})"
+    elif isinstance(node, ast.Tuple):
+        parts = list(map(ast.unparse, node.elts))
+        for i, j in combinations(range(len(parts)), 2):
+            order = [*parts]
+            order[i], order[j] = parts[j], parts[i]
+            yield f"({', '.join(order)})"
+    elif isinstance(node, ast.IfExp):
+        body, test, orelse = map(_said, (node.body, node.test, node.orelse))
+        yield f"{body} if not {test} else {orelse}"
+    elif isinstance(node, ast.BinOp):
+        yield from _of_operation(node)
+    elif isinstance(node, ast.Call):
+        yield from _of_call(node)
+
+
+def _of_operation(node: ast.BinOp) -> Iterator[str]:
+    left, right = f"({ast.unparse(node.left)})", f"({ast.unparse(node.right)})"
+    if isinstance(node.op, ast.Add | ast.Sub):
+        yield f"-{left} + {right}"
+        yield from _over_a_sum(node, right)
+    elif isinstance(node.op, ast.Mult | ast.Div):
+        if left == right:
+            yield f"np.abs{left}"
+        yield from (f"{right} / {left}", f"{left} + {right}")
+        yield from (f"{left} * np.sqrt{right}", f"{left} / np.sqrt{right}", f"{left} / {right} ** 2")
+
+
+def _over_a_sum(node: ast.BinOp, right: str) -> Iterator[str]:
+    """A divisor, a factor or a function that is drawn over a sum."""
+    plus = "+" if isinstance(node.op, ast.Add) else "-"
+    if isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.Mult | ast.Div):  # a / c + b, (a + b) / c
+        sign = "*" if isinstance(node.left.op, ast.Mult) else "/"
+        over: Any = _bare(node.left.left)
+        under: Any = _bare(node.left.right)
+        yield f"(({ast.unparse(over)}) {plus} {right}) {sign} ({ast.unparse(under)})"
+        if _is_alike(over, under):  # f(a) / f(c) + b, and f(a / c + b)
+            inner = f"({ast.unparse(over.args[0])}) {sign} ({ast.unparse(under.args[0])})"
+            yield f"{ast.unparse(over.func)}({inner} {plus} {right})"
+    if isinstance(node.left, ast.Call) and len(node.left.args) == 1:  # f(a) + b, and f(a + b)
+        yield f"{ast.unparse(node.left.func)}({ast.unparse(node.left.args[0])} + {right})"
+
+
+def _bare(node: ast.expr) -> ast.expr:
+    """Without a call that only chooses an arithmetic."""
+    while isinstance(node, ast.Call) and ast.unparse(node.func) in SILENT[:3]:
+        node = node.args[0]
+    return node
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Two calls of one function, each of one number."""
+    calls = all(isinstance(call, ast.Call) and len(call.args) == 1 for call in (one, other))
+    return calls and ast.unparse(one.func) == ast.unparse(other.func)
+
+
+def _of_call(node: ast.Call) -> Iterator[str]:
+    name, given = ast.unparse(node.func), list(map(ast.unparse, node.args))
+    rest = ", ".join([*given, *(f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords)])
+    if name.endswith(".forward") and given:
+        yield f"({given[0]}, None)"
+        turned = ", ".join([f"({given[0]}).swapaxes(-1, -2)", *given[1:]])  # along the other axis
+        yield f"({name}({turned})[0].swapaxes(-1, -2), None)"
+    elif isinstance(node.func, ast.Attribute) and not name.startswith(("np.", "ops.")):
+        base, method = f"({ast.unparse(node.func.value)})", node.func.attr
+        if method == "argmax":
+            yield f"{base}.argmin({rest})"
+        if method == "mean" and given:  # divided by one less: the variance of a sample
+            yield f"{base}.sum({rest}) / ({base}.shape[{given[0]}] - 1)"
+        if method == "reshape" and len(given) > 2 and given[-1] == "-1":  # heads and their features exchanged
+            yield f"{base}.reshape({', '.join([*given[:-2], given[-1], given[-2]])}).swapaxes(-1, -2)"
+    if len(given) == 1 and isinstance(node.args[0], ast.BinOp):  # f(a + b), and f(a) + b
+        inner = node.args[0]
+        left, right = ast.unparse(inner.left), ast.unparse(inner.right)
+        sign = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}.get(type(inner.op))
+        if sign:
+            yield from (f"{name}({left}) {sign} ({right})", f"({left}) {sign} {name}({right})")

@@ -1,0 +1,65 @@
+"""A statement of the specification as a formula: as one would write it on paper."""
+
+import ast
+from typing import Any
+
+from siglip_ref.mistakes.grammar.scope import SILENT
+
+
+def formula(text: str) -> str:
+    """A statement's formula without what says nothing of it: caches, and calls that only choose an arithmetic."""
+    new = _Plain().visit(ast.parse(text).body[0])
+    if isinstance(new, ast.If):
+        return f"if {ast.unparse(new.test)}"
+    if isinstance(new, ast.Assign) and isinstance(new.targets[0], ast.Tuple):
+        named = [t for t in new.targets[0].elts if "cache" not in ast.unparse(t) and ast.unparse(t) != "_"]
+        alone = len(named) == 1 and isinstance(new.value, ast.Call)
+        left = ", ".join(map(ast.unparse, named))
+        whole = isinstance(new.value, ast.Tuple) and len(named) == 1
+        value: ast.expr | None = new.value.elts[0] if whole and isinstance(new.value, ast.Tuple) else new.value
+        return f"{left} = {ast.unparse(value or new)}" if alone or whole or len(named) > 1 else ast.unparse(new)
+    if isinstance(new, ast.Return):
+        value = new.value.elts[0] if isinstance(new.value, ast.Tuple) else new.value
+        return f"out = {ast.unparse(value) if value else ''}"
+    return ast.unparse(new)
+
+
+def decided(text: str, before: str) -> str:
+    """Where a question has one answer for ever: that of the specification, answered so; else "".
+
+    >>> decided("if 'erf' == 'tanh': pass", "if form == 'tanh': pass")
+    "as if not form == 'tanh'"
+    """
+    new = ast.parse(text).body[0]
+    if not isinstance(new, ast.If) or any(isinstance(node, ast.Name | ast.Call) for node in ast.walk(new.test)):
+        return ""
+    answer = bool(eval(compile(ast.Expression(new.test), "", "eval"), {}))  # constants alone
+    return f"as if {'' if answer else 'not '}{formula(before).removeprefix('if ')}"
+
+
+class _Plain(ast.NodeTransformer):
+    """As one would write it: without what only chooses an arithmetic, or says where a number is kept."""
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        self.generic_visit(node)
+        name = ast.unparse(node.func)
+        if name in SILENT and node.args:
+            return node.args[-1] if name == "subtree" else node.args[0]
+        if name == "_power":
+            return ast.BinOp(node.args[0], ast.Pow(), node.args[1])
+        if name == "slots.get":  # of a running mean
+            return ast.Name(ast.unparse(node.args[0]).split("/")[0].lstrip("f'\"") + "_before", ast.Load())
+        if name.endswith((".forward", ".backward")):
+            node.func = ast.Name(name.removeprefix("ops.").rsplit(".", 1)[0], ast.Load())
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        self.generic_visit(node)
+        return ast.Name(node.attr, node.ctx) if ast.unparse(node.value) in ("rule", "np") else node
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        self.generic_visit(node)
+        base = ast.unparse(node.value)
+        if base == "weights" and isinstance(node.slice, ast.Constant):
+            return ast.Name(str(node.slice.value), node.ctx)
+        return node.value if isinstance(node.slice, ast.Name) and node.slice.id == "name" else node
