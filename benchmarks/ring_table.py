@@ -62,7 +62,7 @@ def worker() -> None:
                 everyone = part.gather(seen)
                 if part.rank == 0:
                     largest = np.max(everyone, axis=0).tolist()
-                    rows.append([world, scheme, *largest, 8 * memory(scheme, B * world, world, DIM, TILE)])
+                    rows.append([world, scheme, *largest, 8 * memory(scheme, B * world, world, DIM, TILE, 8)])
         Patient(MPI.COMM_WORLD).Allreduce(np.zeros(1), np.zeros(1))
     if MPI.COMM_WORLD.rank == 0:
         print(json.dumps(rows))

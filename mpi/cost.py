@@ -47,13 +47,26 @@ def traffic(scheme: str, sizes: Sequence[int], rank: int, dim: int) -> Traffic:
     raise ValueError(scheme)
 
 
-def memory(scheme: str, pairs: int, world: int, dim: int, tile: int) -> int:
+class Kept(NamedTuple):
+    """Bytes that an autograd ring keeps until its backward pass: W - 1 chunks, and of W blocks logits and matches."""
+
+    texts: float
+    logits: float
+    matches: float  # a byte a pair: whether it is one
+
+
+def kept(world: int, b: float, dim: int, itemsize: int) -> Kept:
+    """For b pairs on each of W ranks."""
+    return Kept((world - 1) * b * dim * itemsize, world * b * b * itemsize, world * b * b)
+
+
+def memory(scheme: str, pairs: int, world: int, dim: int, tile: int, itemsize: int) -> int:
     """Numbers that a rank holds at the peak beside its two shards: embeddings and gradients, and blocks of pairs."""
     b = pairs / world
     side = min(b, tile)
     block = 5 * side * side + 5 * side * dim  # logits, their gradient, temporaries; the block's gradients
-    if scheme == "autograd-like":  # every chunk, every block's logits and matches
-        return math.ceil((pairs + 2 * b) * dim + pairs * b * 9 / 8 + 6 * b * b)
+    if scheme == "autograd-like":  # and temporaries of whole blocks
+        return math.ceil(sum(kept(world, b, dim, itemsize)) / itemsize + 3 * b * dim + 6 * b * b)
     if scheme == "allgather":  # every chunk and every gradient
         return math.ceil((2 * pairs + 2 * b) * dim + block)
     if scheme == "softmax ring":
@@ -160,7 +173,7 @@ def predictions(machine: Machine, dim: int, dtype: str, tile: int) -> str:
                 sent = traffic(scheme, [pairs // world] * world, 0, dim)
                 count = sent.messages or sent.sums
                 megabytes = (sent.numbers or sent.sum_numbers) * itemsize / 1e6
-                held = memory(scheme, pairs, world, dim, tile) * itemsize / 1e6
+                held = memory(scheme, pairs, world, dim, tile, itemsize) * itemsize / 1e6
                 took = seconds(machine, scheme, pairs, world, dim, itemsize)
                 lines.append(
                     f"{pairs:>9,} {world:>5}  {scheme:<16} {took:>10.3f} {count:>9,} {megabytes:>10,.1f} {held:>10,.1f}"

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def run(job: Job, comm: Communicator, progress: Progress, slot: int) -> Outcome:
     x, y, log_scale = images[mine], texts[mine], job.log_scale
     if job.fault:
         rank, hop, kind = parse_fault(job.fault, comm.size)
-        listeners.append(Faults(rank, hop, FAULTS[kind]))
+        listeners.append(Faults(rank, hop, partial(_fault, kind, progress, slot)))
         if rank == comm.rank:
             x, y, log_scale = _spoil(kind, x, y, log_scale)
     observed = Observed(comm, *listeners)
@@ -59,6 +60,12 @@ def _worst_error(
     by_name = everyone.max(0)  # a NaN wins
     column = int(by_name.argmax())
     return float(by_name[column]), whole._fields[column]
+
+
+def _fault(kind: str, progress: Progress, slot: int) -> None:
+    """Among threads a signal does not say whom it was meant for: that is noted before."""
+    progress.tell(asked=slot)
+    FAULTS[kind]()
 
 
 def _fail() -> None:

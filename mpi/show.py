@@ -9,10 +9,18 @@ from mpi.observe import Event
 if TYPE_CHECKING:
     from mpi.batch import Job, Outcome
 
-HEAD = ("rank", "hop", "received", "sent", "bytes sent", "block", "loss of the block")
+HEAD = ("rank", "hop", "received", "sent", "bytes sent", "block (images, texts)", "loss of the block")
 
 
-def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
+def stages(events: Sequence[Event], world: int, scheme: str) -> list[tuple[str, list[Event]]]:
+    """What happened between the sums, in its order: hops, the way back of an autograd ring, the move home."""
+    late = [e for e in events if scheme == "autograd-like" and e.what == "gradient" and e.hop < world]
+    hops = [(str(hop), [e for e in events if e.hop == hop and e not in late]) for hop in range(world)]
+    back = [(f"back {world - 1 - hop}", [e for e in late if e.hop == hop]) for hop in range(world - 2, 0, -1)]
+    return [*hops, *back, ("home", [e for e in events if e.hop == world])]
+
+
+def table(events: Sequence[Event], sizes: Sequence[int], scheme: str) -> str:
     """Per rank and hop: what came, what went, which block was computed; before and after, the sums over all ranks."""
     rows: list[tuple[str, ...]] = [HEAD]
     world = len(sizes)
@@ -20,8 +28,7 @@ def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
         mine = [event for event in events if event.rank == rank]
         agreement, *inner, totals = [event for event in mine if event.kind == "sum"]
         rows.append((str(rank), "", "", "sum: do the inputs agree?", f"{agreement.bytes:,}", "", ""))
-        for hop in range(world + 1):
-            here = [event for event in mine if event.hop == hop]
+        for label, here in stages(mine, world, scheme):
             came = ", ".join(f"{e.what} {e.chunk} from {e.peer}" for e in here if e.kind == "recv")
             went = ", ".join(f"{e.what} {e.chunk} to {e.peer}" for e in here if e.kind == "send")
             blocks = [e for e in here if e.kind == "block"]
@@ -30,7 +37,7 @@ def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
             size = sum(e.bytes for e in here if e.kind == "send")
             block = f"({rank}, {blocks[0].chunk}) {sum(e.pairs for e in blocks)} pairs" if blocks else ""
             value = f"{sum(e.loss for e in blocks):.6f}" if blocks else ""
-            rows.append((str(rank), str(hop) if hop < world else "home", came, went, f"{size:,}", block, value))
+            rows.append((str(rank), label, came, went, f"{size:,}", block, value))
         if inner:  # of masked-allreduce
             size = sum(event.bytes for event in inner)
             rows.append((str(rank), "", "", f"{len(inner)} sums: texts, gradients", f"{size:,}", "", ""))
@@ -44,15 +51,17 @@ def table(events: Sequence[Event], sizes: Sequence[int]) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
+    if scheme == "bidirectional":
+        lines.append("each message carries half a chunk: of two, the first goes left, the second right")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def show(outcome: "Outcome", job: "Job", svg: Path | None) -> int:
     """Print the table, the totals and the check; write the pictures; return the exit code."""
-    print(table(outcome.events, outcome.sizes))
+    print(table(outcome.events, outcome.sizes, job.scheme))
     if svg is not None:
         svg.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures(outcome.events, outcome.sizes).items():
+        for name, picture in pictures(outcome.events, outcome.sizes, job.scheme).items():
             (svg / name).write_text(picture, encoding="utf-8")
         print(f"one picture a hop in {svg}")
     text, passed = verdict(outcome, job)
@@ -86,26 +95,28 @@ INK, QUIET, PAPER = "#1b1f24", "#8b949e", "#ffffff"
 HUES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f"]
 
 
-def pictures(events: Sequence[Event], sizes: Sequence[int]) -> dict[str, str]:
+def pictures(events: Sequence[Event], sizes: Sequence[int], scheme: str) -> dict[str, str]:
     """File name -> SVG: the grid of all blocks after each hop, and the messages that lead to it."""
-    world = len(sizes)
-    hops = sorted({event.hop for event in events if event.kind in ("block", "recv")})
-    return {f"hop-{hop:03d}.svg": _picture(events, sizes, hop, hop == world) for hop in hops}
+    made: dict[str, str] = {}
+    done: dict[tuple[int, int], float] = {}
+    for number, (label, here) in enumerate(stages(events, len(sizes), scheme)):
+        for e in here:
+            if e.kind == "block":
+                done[e.rank, e.chunk] = done.get((e.rank, e.chunk), 0.0) + e.loss
+        if any(e.kind in ("block", "recv") for e in here):
+            made[f"hop-{number:03d}.svg"] = _picture(here, done, label, len(sizes))
+    return made
 
 
-def _picture(events: Sequence[Event], sizes: Sequence[int], hop: int, home: bool) -> str:
-    world = len(sizes)
+def _picture(here: Sequence[Event], done: dict[tuple[int, int], float], label: str, world: int) -> str:
     cell, left, top = min(90.0, 360 / world), 130.0, 130.0
-    done = {(e.rank, e.chunk): 0.0 for e in events if e.kind == "block" and e.hop <= hop}
-    for e in events:
-        if (e.rank, e.chunk) in done and e.kind == "block":
-            done[e.rank, e.chunk] += e.loss
-    now = {(e.rank, e.chunk) for e in events if e.kind == "block" and e.hop == hop}
+    title = {"h": "The gradients go home", "b": f"On the way {label}"}.get(label[0], f"Hop {label}")
+    now = {(e.rank, e.chunk) for e in here if e.kind == "block"}
     out = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 540" font-family="sans-serif" role="img">',
-        f"<title>The ring after hop {hop}</title>",
+        f"<title>The ring: {title}</title>",
         f'<rect width="960" height="540" fill="{PAPER}"/>',
-        _text(40, 50, "The gradients go home" if home else f"Hop {hop}", 30, INK),
+        _text(40, 50, title, 30, INK),
         _text(40, 80, f"{len(done)} of {world**2} blocks done, sum of losses {sum(done.values()):.4f}", 17, QUIET),
         _text(left, top - 12, "texts of rank", 14, QUIET),
     ]
@@ -127,12 +138,12 @@ def _picture(events: Sequence[Event], sizes: Sequence[int], hop: int, home: bool
     step = min(44.0, 360 / world)
     for rank in range(world):
         y = top + 10 + rank * step
-        came = [e for e in events if e.kind == "recv" and e.rank == rank and e.hop == hop]
+        came = [e for e in here if e.kind == "recv" and e.rank == rank]
         words = ", ".join(f"{e.what} {e.chunk} from rank {e.peer}" for e in came) or "nothing to receive"
         out.append(_text(560, y, f"rank {rank}", min(16, step), INK))
         out.append(_text(630, y, words, min(14, step), HUES[came[0].chunk % len(HUES)] if came else QUIET))
-    size = sum(e.bytes for e in events if e.kind == "send" and e.hop == hop)
-    out.append(_text(560, 515, f"{size:,} bytes on the way to this hop, all ranks together", 14, QUIET))
+    size = sum(e.bytes for e in here if e.kind == "send")
+    out.append(_text(560, 515, f"{size:,} bytes were sent for this, all ranks together", 14, QUIET))
     return "\n".join([*out, "</svg>", ""])
 
 

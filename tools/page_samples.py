@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ring_breaks
-from ring_page import command, toy
+from ring_page import command, keeps, toy
 
 import siglip_ref as sr
 from siglip_ref.architecture.conventions import PRESETS, Conventions
@@ -90,9 +90,10 @@ def presets() -> str:
     return "\n".join(rows)
 
 
-# page -> marker -> what stands there; tables are the page's own text, everything else is a block
+PROSE = ("|", "For ")  # what begins so, tables and sentences, is the page's own text; everything else is a block
+# page -> marker -> what stands there
 SAMPLES: dict[str, dict[str, Callable[[], str]]] = {
-    "ring.md": {"ring-output": ring_output},
+    "ring.md": {"ring-output": ring_output, "keeps": keeps},
     "how-the-report-knows.md": {
         "matrices": matrices,
         "computes": lambda: section("astray", "what it computes"),
@@ -157,7 +158,7 @@ def renewed(page: str) -> str:
             made = code(page, words)
         elif kind == "output" or kind in named:
             text = next(outputs) if kind == "output" else named[kind]()
-            made = f"\n\n{text}\n\n" if text.startswith("|") else f"\n```text\n{text}\n```\n"
+            made = f"\n\n{text}\n\n" if text.startswith(PROSE) else f"\n```text\n{text}\n```\n"
         else:  # written by another tool
             return found[0]
         return f"<!-- {found[1]} -->{made}{END}"

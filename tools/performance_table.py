@@ -73,14 +73,15 @@ def table(chosen: Collection[str] = tuple(WORDS)) -> str:
     product = ", ".join(f"{name} {2 * 3072**3 / entry.median / 1e9:,.0f}" for name, entry in rates.items())
     return "\n".join([
         f"| float32, {machine['threads']} threads | time | "
-        + " | ".join(f"{name}: time / ours" for name in RIVALS.values())
-        + " | share of the matrix product's rate | peak memory / Torch's |",
+        + " | ".join(f"speed-up over {name}" for name in RIVALS.values())
+        + " | share of the peak rate | memory, relative to Torch |",
         "|---|---|---|---|---|---|---|",
         *[row(found[case]) for case in chosen if case in found],
         "",
         f"Medians of at least 7 rounds in one run, every contestant in its own process, on {machine['cpu']} with"
-        f" {machine['cores']} cores; {versions}. The rate in the last column but one is that of NumPy's product of two"
-        f" 3072 x 3072 matrices, which is about the most that these cores can do. GFLOP/s of that product: {product}.",
+        f" {machine['cores']} cores; {versions}. Above 1x siglip-ref is faster. A share of 1 is the"
+        f" rate of NumPy's product of two 3072 x 3072 matrices, about the peak of these cores; memory is the peak, too."
+        f" GFLOP/s of that product: {product}. mu/16 and tiny are very small models.",
     ])  # fmt: skip
 
 

@@ -20,8 +20,10 @@ MISTAKE = "negatives-missing"
 def picture() -> str:
     """The SVG."""
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    mistake = find(MISTAKE)
     console.print(f"[bold]$ siglip-ref demo {MISTAKE}[/bold]")
-    console.print(show(find(MISTAKE)))
+    console.print(f"{mistake.id}: {mistake.text}\n", highlight=False)
+    console.print(show(mistake))
     svg = console.export_svg(title="siglip-ref", theme=MONOKAI, unique_id="check")
     svg = re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL)
     return "\n".join(line.rstrip() for line in svg.splitlines() if line.strip()) + "\n"

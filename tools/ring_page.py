@@ -20,7 +20,7 @@ import ring_time
 from ring_breaks import BREAKS, WORLD, all_breaks
 
 import siglip_ref as sr
-from mpi.cost import memory, traffic
+from mpi.cost import kept, memory, traffic
 from siglip_ref.mistakes import CATALOGUE
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -115,7 +115,7 @@ def real_size() -> str:
         sent = traffic(scheme, [pairs // world] * world, 0, dim)
         count = f"{sent.messages}" if sent.messages else f"{sent.sums} sums"
         megabytes = (sent.numbers or sent.sum_numbers) * 4 / 1e6
-        held = memory(scheme, pairs, world, dim, tile) * 4 / 1e6
+        held = memory(scheme, pairs, world, dim, tile, 4) * 4 / 1e6
         cells = [count, rounds(scheme, world), f"{megabytes:,.0f}", f"{held:,.0f}"]
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{words} <code>{scheme}</code></th>{numbers}</tr>')
@@ -124,6 +124,15 @@ def real_size() -> str:
     )
     label = f"{pairs:,} pairs on {world} ranks, D = {dim}, float32: of one rank; memory beside its own shards"
     return f"<table><caption>{label}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def keeps() -> str:
+    """What an autograd ring keeps, at that size: for docs/ring.md and the page."""
+    world, b, dim = REAL["world"], REAL["pairs"] // REAL["world"], REAL["dim"]
+    parts = kept(world, b, dim, 4)
+    texts, logits, matches, whole = (f"{part / 1e6:.1f} MB" for part in (*parts, sum(parts)))
+    size = f"W = {world}, b = {b}, D = {dim:,} in float32"
+    return f"For {size} these are {texts} of texts, {logits} of logits and {matches} of matches: {whole}."
 
 
 def asked(text: str) -> str:
@@ -173,6 +182,7 @@ def build(folder: Path) -> None:
         "printed": escape(data["printed"][WORLD]),
         "fresh": f"{sr.expected_loss(REAL['pairs'], math.log(10), -10.0):,.4f}",
         "fresh-zero": f"{sr.expected_loss(REAL['pairs'], math.log(10), 0.0):,.1f}",
+        "keeps": keeps(),
         "asked": asked((DOCS / "ring.md").read_text(encoding="utf-8")),
         "agreement": str(agreement(data["runs"]["blocking"][WORLD])),
     }

@@ -68,9 +68,9 @@ def words_of(document: Any) -> list[str]:
     return [
         "hop 0: each rank computes the block of its own images and texts",
         f"hop 1: texts move left, {size} bytes a rank; a block is computed, and a gradient begins",
-        *(f"hop {hop}: texts move left; the gradient follows and grows" for hop in range(2, WORLD)),
+        *(f"hop {hop}: texts and their gradients move left; each rank adds its part" for hop in range(2, WORLD)),
         "home: one more move brings each gradient to the rank that owns its texts",
-        f"one sum of three numbers; the loss is {document['loss']:.15g}",
+        f"one all-reduce of three numbers; the loss is {document['loss']:.15g}",
     ]
 
 
@@ -114,7 +114,7 @@ def picture(document: Any) -> str:
     return "\n".join(
         [
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 400" role="img">',
-            "<title>One trip round the ring: texts travel, their gradients follow and grow</title>",
+            "<title>One trip round the ring: texts travel, and their gradients with them</title>",
             f"<style>{base} {' '.join(styles)}</style>",
             '<rect width="600" height="400" fill="#fbfaf8"/>',
             *drawn,

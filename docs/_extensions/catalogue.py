@@ -1,7 +1,8 @@
 """The catalogue of mistakes as pages.
 
-`{mistakes} loss` writes every entry of `siglip_ref/mistakes/loss.toml`; `{pitfalls} id id ...` lists some of
-them in a derivation, each with a link to its entry; `{symptoms}` is a search box over what all of them show.
+`{count}` says how many entries there are; `{mistakes} loss` writes every entry of `siglip_ref/mistakes/loss.toml`;
+`{pitfalls} id id ...` lists some of them in a derivation, each with a link to its entry; `{symptoms}` is a search box
+over what all of them show. A directive's content is what is read where no site is built.
 """
 
 from docutils import nodes
@@ -9,7 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from symptoms import symptoms
 
-from siglip_ref.mistakes import FILES, Mistake, entries, find
+from siglip_ref.mistakes import FILES, Mistake, census, entries, find
 
 
 def _entry(mistake: Mistake) -> str:
@@ -19,7 +20,7 @@ def _entry(mistake: Mistake) -> str:
         "",
         f"`{mistake.id}`. {mistake.shows[0].upper()}{mistake.shows[1:]}.",
         "",
-        f"Repair: {mistake.repair}. Seen: {mistake.seen}.",
+        f"Repair: {mistake.repair}. Reported: {mistake.seen}.",
         "",
     ]
     for edit in mistake.edits:
@@ -38,6 +39,7 @@ class Mistakes(_FromCatalogue):
     """Every entry of one file of the catalogue."""
 
     required_arguments = 1
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """Called by Sphinx."""
@@ -60,8 +62,20 @@ class Pitfalls(_FromCatalogue):
         )
 
 
+class Count(_FromCatalogue):
+    """How many entries there are."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Called by Sphinx."""
+        return self._parsed(f"{census()}.")
+
+
 class Symptoms(SphinxDirective):
     """A search box over all entries."""
+
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """Called by Sphinx."""
@@ -72,5 +86,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("mistakes", Mistakes)
     app.add_directive("pitfalls", Pitfalls)
+    app.add_directive("count", Count)
     app.add_directive("symptoms", Symptoms)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

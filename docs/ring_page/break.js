@@ -103,6 +103,6 @@ function verdictCard(broken) {
     el("p", {}, broken.evidence),
     el("p", {}, el("b", {}, "repair: "), broken.repair),
     broken.here ? el("p", {}, el("b", {}, "in this ring: "), broken.here) : null,
-    broken.seen ? el("p", { class: "faint" }, `seen: ${broken.seen}`) : null,
+    broken.seen ? el("p", { class: "faint" }, `reported: ${broken.seen}`) : null,
     el("details", {}, el("summary", {}, "its table"), el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, ...["tensor", "error", "ratio", "verdict"].map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...broken.rows.map(row))))));
 }

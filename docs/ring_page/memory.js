@@ -6,11 +6,11 @@ const HOLDERS = [["allgather", "all-gather"], ["autograd-like", "autograd ring"]
 const TILE = 128;
 
 /* Numbers that a rank has at its peak: mpi.cost.memory. */
-function heldNumbers(scheme, pairs, world, dim, tile = TILE) {
+function heldNumbers(scheme, pairs, world, dim, tile = TILE, item = 4) {
   const b = pairs / world;
   const side = Math.min(b, tile);
   const block = 5 * side * side + 5 * side * dim;
-  if (scheme === "autograd-like") return Math.ceil((pairs + 2 * b) * dim + (pairs * b * 9) / 8 + 6 * b * b);
+  if (scheme === "autograd-like") return Math.ceil((pairs + 2 * b) * dim + pairs * b * (1 + 1 / item) + 6 * b * b);
   if (scheme === "allgather") return Math.ceil((2 * pairs + 2 * b) * dim + block);
   if (scheme === "softmax ring") return Math.ceil(10 * b * dim + 4.5 * b * b);
   const chunks = { blocking: 8, overlapped: 9, bidirectional: 5, "masked-allreduce": 6 }[scheme];

@@ -88,7 +88,7 @@ askPredictions(QUESTIONS);
 const CARDS = [
   ["allgather", "All-gather", "Every rank collects all texts, computes, and sends every gradient to its owner."],
   ["autograd-like", "Autograd ring", "Texts travel forward. Texts and logits wait for a backward trip, which brings the gradients home."],
-  ["blocking", "One trip", "Texts travel with their gradient. Only the current chunk and its gradient are held."],
+  ["blocking", "One trip", "Texts travel with their gradient. Between hops only the current chunk and its gradient are held."],
 ];
 const side = { world: 4, step: 0, cards: [] };
 
@@ -119,7 +119,7 @@ function drawSchemes() {
     side.cards[k].replaceChildren(
       el("h3", {}, name), el("p", { class: "faint" }, told),
       el("div", { class: "mini", role: "img", "aria-label": `${met} of ${run.world ** 2} blocks computed, ${ready} with their gradients`, style: `--side: ${run.world}` }, ...squares),
-      el("dl", { class: "counters" }, ...rows.map(([label, now, all]) => el("div", {}, el("dt", {}, label), el("dd", {}, el("b", {}, grouped(now)), el("small", {}, ` ${label === "bytes held" ? "peak" : "of"} ${grouped(all)}`))))),
+      el("dl", { class: "counters" }, ...rows.map(([label, now, all]) => el("div", {}, el("dt", {}, label), el("dd", {}, el("b", {}, grouped(now)), el("small", {}, ` ${label === "bytes held" ? "at most" : "of"} ${grouped(all)}`))))),
       el("p", { class: "finish" }, step === run.last ? `done: loss ${digits(lossAt(run, step).loss)}` : "\u00a0"));
     side.cards[k].dataset.scheme = scheme;
   });

@@ -258,7 +258,7 @@ function makeStage(host, first, { worlds = null } = {}) {
       ["bytes sent", each((s) => s.bytes), end((s) => s.bytes)],
       ["bytes held", held, peak],
     ];
-    counters.replaceChildren(...rows.map(([name, now, all]) => el("div", {}, el("dt", {}, name), el("dd", { "data-counter": name }, el("b", {}, grouped(now)), el("small", {}, ` ${name === "bytes held" ? "peak" : "of"} ${grouped(all)}`)))));
+    counters.replaceChildren(...rows.map(([name, now, all]) => el("div", {}, el("dt", {}, name), el("dd", { "data-counter": name }, el("b", {}, grouped(now)), el("small", {}, ` ${name === "bytes held" ? "at most" : "of"} ${grouped(all)}`)))));
   }
 
   function drawInspect() {

@@ -17,9 +17,9 @@ CAUSES = {
 
 
 def failed(rank: str, where: str, cause: str, repair: str) -> str:
-    """The message of a failure."""
-    head = f"siglip-ring: rank {rank} failed and ended the job"
-    return f"{head}\nwhere:    {where}\ncause:    {cause}\nrepair:   {repair}\n"
+    """The message of a failure; rank "": of threads it cannot be told which one."""
+    who = f"rank {rank}" if rank else "the process of all ranks"
+    return f"siglip-ring: {who} failed and ended the job\nwhere:    {where}\ncause:    {cause}\nrepair:   {repair}\n"
 
 
 def ended(progress: Progress, number: int, alone: bool) -> str:
@@ -35,7 +35,7 @@ def ended(progress: Progress, number: int, alone: bool) -> str:
 
 
 def killed(progress: Progress, number: int) -> str:
-    """The message of a rank that a signal ended."""
+    """The message of a rank, or of the process of all, that a signal ended."""
     name = signal.Signals(number).name
     repair = f"{name}: {CAUSES.get(signal.Signals(number), 'somebody sent it')}"
-    return failed(progress.rank(0), progress.where(0), f"killed by signal {number} ({name})", repair)
+    return failed(*progress.hit(), f"killed by signal {number} ({name})", repair)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 STARTING, JOINING, COMPUTING, WAITING, OVER = range(5)
 FIELDS = ("rank", "state", "hop", "chunk", "peer", "gradient", "since")
 # of all: number of ranks in this process, seconds after which they count as stalled, whether the process is the whole
-# job, when the watcher was last awake, whether kernels compile
-HEAD = ("ranks", "limit", "alone", "beat", "compiling")
+# job, when the watcher was last awake, whether kernels compile, the slot of the rank that --fault lets fail now
+HEAD = ("ranks", "limit", "alone", "beat", "compiling", "asked")
 NOTE = 64  # bytes for what a job says of itself, beside its numbers
 MOST = 256  # ranks of one process
 
@@ -31,7 +31,7 @@ class Progress:
         self._folder = mmap.mmap(-1, 4096)
         self._memory = mmap.mmap(-1, (len(HEAD) + MOST * len(FIELDS)) * 8)
         self._cells = memoryview(self._memory).cast("d")
-        self.tell(ranks=ranks, limit=60.0, beat=time.monotonic())
+        self.tell(ranks=ranks, limit=60.0, beat=time.monotonic(), asked=-1)
         for slot in range(MOST):
             self._set(slot, rank=-1, since=time.monotonic())
 
@@ -127,6 +127,14 @@ class Progress:
         elif note:
             place = f"{note}, {place}"
         return place + ", while kernels compiled" * bool(self.told("compiling"))
+
+    def hit(self) -> tuple[str, str]:
+        """What a signal to this process hit: the rank and where it was; among threads only one that asked for it."""
+        slot = int(self.told("asked"))
+        if slot < 0 < self.ranks - 1:
+            return "", f"rank {self.rank(0)} was in {self.where(0)}; ranks are threads of one process here"
+        slot, others = max(slot, 0), "; ranks are threads of one process here, so all ended"
+        return self.rank(slot), self.where(slot) + others * (self.ranks > 1)
 
     def _on_the_ring(self, slot: int) -> str:
         rank, state, hop, chunk, peer = (int(self._get(slot, name)) for name in FIELDS[:5])

@@ -153,9 +153,8 @@ class Watcher:
             return
         self.stopped = min(self.stopped, now) if self.is_stopped() else math.inf
         slot = progress.stalled(limit, self.awake, self.others)
-        if now - max(self.stopped, self.awake) > limit:  # whatever it was waiting for when it was stopped
-            slot = slot or 0
-        if slot is None:
+        stopped = now - max(self.stopped, self.awake) > limit  # whatever it was waiting for when it was stopped
+        if slot is None and not stopped:
             return
         cause = f"it did not move for {limit:g} s (--stall-limit)"
         repair = "look at what that rank does there; raise the limit if a block takes so long"
@@ -165,6 +164,8 @@ class Watcher:
         if absent:
             rank, where = ", ".join(map(str, sorted(absent))), "before it could be watched"
             self.blame(rank, where, f"the others waited for it for {1.5 * limit + 61:g} s", "start the job again")
+        elif stopped or slot is None:
+            self.blame(*progress.hit(), cause, repair)
         else:
             self.blame(progress.rank(slot), progress.where(slot), cause, repair)
 

@@ -105,7 +105,7 @@ def about(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command("selfcheck")
 def selfcheck_command() -> None:
-    """Prove the reference on this machine: complex step, balls, a certified number, mistakes that must show."""
+    """Test the reference on this machine: gradients, proven bounds, a golden vector, mistakes that must be detected."""
     from siglip_ref.use.selfcheck import selfcheck
 
     with progress("selfcheck") as say:

@@ -226,7 +226,7 @@ def _show(found: "ZeroShot", model: "Model", top: int) -> None:
     for i, name in enumerate(found.names):
         typer.echo(visible(name))
         for label, score in found.sorted(i)[:top]:
-            typer.echo(f"  {score:8.4f}  {visible(label)}")
+            typer.echo(f"  {score:9.4g}  {visible(label)}")
     typer.echo(
         f"\n{model.config.name}; images as {model.preprocess.name}; computed with {model.computes_with}.\n"
         "Each score is a sigmoid and stands for itself: they need not sum to 1, and may all be small."

@@ -23,10 +23,12 @@ __all__ = [
     "Kind",
     "Mistake",
     "Reference",
+    "census",
     "entries",
     "executable",
     "find",
     "in_the_loss",
+    "recognised",
     "reference",
     "suspects",
 ]
@@ -96,6 +98,20 @@ def _home(kind: Kind, edits: tuple[Edit, ...]) -> Home:
 CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in entries(name)}
 
 
+def recognised() -> list[Mistake]:
+    """The mistakes that some check is there to see: each PASS of it says whether it would have."""
+    return [mistake for mistake in CATALOGUE.values() if mistake.home not in ("", "equivalent")]
+
+
+def census() -> str:
+    """How many entries there are, and of what kind: the same wherever they are counted."""
+    equal, named = sum(m.home == "equivalent" for m in CATALOGUE.values()), len(recognised())
+    return (
+        f"{len(CATALOGUE)} entries: {named} mistakes that a check recognises by their numbers, "
+        f"{len(CATALOGUE) - named - equal} others (of calls, hangs, readouts), {equal} changes that are harmless"
+    )
+
+
 def find(name: str) -> Mistake:
     """The entry of this id.
 
@@ -105,7 +121,7 @@ def find(name: str) -> Mistake:
     if name not in CATALOGUE:
         alike = near(name, [*CATALOGUE, *WORDS])
         raise UsageError(
-            expected=f"the id of one of {len(CATALOGUE)} mistakes",
+            expected=f"the id of one of the catalogue's {len(CATALOGUE)} entries",
             got=repr(name),
             cause="",
             repair=f"siglip-ref explain {alike[0]}" if alike else "siglip-ref explain, without an id, lists them all",

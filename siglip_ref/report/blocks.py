@@ -89,7 +89,7 @@ def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[s
     lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, reduce)})" for fault in faults]
     if not faults:
         lines.append("that is SigLIP's own: every gradient lies with its owner, once")
-    return [*lines, f"reproduced at calls that no experiment used ({blocks.compared} tensors)"]
+    return [*lines, f"this reproduces your loss at held-out inputs ({blocks.compared} tensors)"]
 
 
 def met_in_words(met: "Met", world: int) -> str:

@@ -113,7 +113,7 @@ def in_words(derived: "Derived", wrong: bool = False) -> list[str]:
     if not derived.differences:
         lines.append("that is SigLIP's own" + _ELSEWHERE * wrong)
     besides = "".join(f"; {_BESIDES[one]}" for one in derived.besides)
-    proof = f"reproduced at inputs that no experiment used ({derived.compared} tensors, {derived.calls} calls){besides}"
+    proof = f"this reproduces your loss at held-out inputs ({derived.compared} tensors, {derived.calls} calls){besides}"
     return [*lines, proof]
 
 

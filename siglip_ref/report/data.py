@@ -77,8 +77,8 @@ class Sight:
 
     def __str__(self) -> str:
         more = f" and {len(self.blind) - _NAMED} more" if len(self.blind) > _NAMED else ""
-        parts = [f"would have seen {len(self.seen)} of {self.of} mistakes"]
-        parts += [f"blind at {self.dtype} to {', '.join(self.blind[:_NAMED])}{more}"] if self.blind else []
+        parts = [f"would have detected {len(self.seen)} of {self.of} known mistakes"]
+        parts += [f"not detectable in {self.dtype}: {', '.join(self.blind[:_NAMED])}{more}"] if self.blind else []
         return "; ".join(parts)
 
     def beside(self) -> list[str]:
@@ -100,8 +100,8 @@ class Edits:
     survivors: Mapping[str, float]
 
     def __str__(self) -> str:
-        most = f"all but {len(self.survivors):,}" if self.survivors else "all"
-        return f"of {self.changing:,} single edits that change a number, {most} would have been seen"
+        seen = self.changing - len(self.survivors)
+        return f"would have detected {seen:,} of {self.changing:,} single-edit mutations of the reference"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Report:
     def headline(self) -> str:
         """The verdict, and beside a PASS that says little, how little."""
         if self.passed and self.sight and self.sight.poor:
-            return f"{self.verdict}, blind to {len(self.sight.blind)} of {self.sight.of} mistakes"
+            return f"{self.verdict}, but cannot detect {len(self.sight.blind)} of {self.sight.of} mistakes"
         return self.verdict
 
     @property
@@ -185,7 +185,7 @@ class Report:
         """What a PASS is worth, in two lines; nothing of another verdict, or of a check that does not count."""
         if not self.passed or not self.sight:
             return []
-        return [str(self.sight), str(self.edits or "of single edits that change a number: not measured for this run")]
+        return [str(self.sight), str(self.edits or "mutations of the reference: not measured for this run")]
 
     @property
     def first_divergent(self) -> Row | None:

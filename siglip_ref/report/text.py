@@ -1,4 +1,4 @@
-"""A report for human eyes: verdict first, then the table, conventions, what was not checked, what to do next."""
+"""A report for human eyes: verdict, table and cause, which stands above a table that is long; then the rest."""
 
 import io
 import math
@@ -21,6 +21,7 @@ _ROW_COLOURS = {"pass": "green", "FAIL": "bold red", "zero by structure": "green
 _SHORT = {"zero by structure": "zero", "out of range": "range", "not checked": "-"}
 _TITLES = {"unknown": "what it looks like", "convention": "another convention", "derived": "worked out"}
 _MOST_LINES = 12  # of what deviates; the table has them all
+_LONG = 30  # rows of a table below which the cause would scroll out of sight
 
 
 def renderable(report: "Report") -> RenderableType:
@@ -29,14 +30,14 @@ def renderable(report: "Report") -> RenderableType:
     parts += [Text(f"PASS: {line}") for line in report.worth]
     if report.unjudged:
         parts += [Text(f"NOT JUDGED: {report.unjudged.evidence}"), Text(f"repair: {report.unjudged.repair}")]
-    if report.rows:
-        parts += ["", _table(report.rows)]
-    if report.closest:
-        parts += ["", Text(smallest(report))]
-    parts += _deviations(report)
-    parts += _section("what it computes", report.computes)
+    cause = _section("what it computes", report.computes)
     for finding in report.findings:
-        parts += _section(title_of(finding), [finding.evidence, f"repair: {finding.repair}"])
+        cause += _section(title_of(finding), [finding.evidence, f"repair: {finding.repair}"])
+    where: list[RenderableType] = ["", _table(report.rows)] if report.rows else []
+    if report.closest:
+        where += ["", Text(smallest(report))]
+    where += _deviations(report)
+    parts += [*cause, *where] if len(report.rows) > _LONG else [*where, *cause]
     parts += _blocks(report)
     parts += _hops(report)
     parts += _section("conventions", [f"{name}: {value}" for name, value in report.conventions.items()])

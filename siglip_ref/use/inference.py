@@ -26,7 +26,7 @@ def best_ops() -> Ops:
 
 def computes_with(ops: Ops) -> str:
     """In words, for reports: what really computes, not what was asked for."""
-    return "Numba twins (siglip_ref.fast)" if ops.compiled else "the specification, plain NumPy"
+    return "compiled kernels (siglip_ref.fast)" if ops.compiled else "the specification, plain NumPy"
 
 
 def image_embeddings(

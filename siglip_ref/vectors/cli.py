@@ -103,24 +103,26 @@ def power(
     typer.echo(text if page else "\n".join(line for line in text.splitlines() if line.startswith("|")))
 
 
-def demo(mistake: Annotated[str, typer.Argument(metavar="MISTAKE-ID")]) -> None:
-    """Make a mistake on purpose and let the check find it. Ends with exit code 0: nothing of yours is wrong."""
+def demo(mistake: Annotated[str | None, typer.Argument(metavar="[MISTAKE-ID]")] = None) -> None:
+    """Make a mistake on purpose and let the check find it. Without an id: negatives-missing. Ends with exit code 0."""
     from siglip_ref.mistakes import find
     from siglip_ref.vectors.demo import show
 
+    if mistake is None:
+        mistake = "negatives-missing"
+        typer.echo(f"No id is given, so this is {mistake}; siglip-ref explain, without an id, lists all.\n")
     entry = find(mistake)
     typer.echo(f"{entry.id}: {entry.text}\n")
-    typer.echo(
-        str(show(entry)) if entry.edits else "No number of the reference changes: siglip-ref explain " + entry.id
-    )
+    see = f"No number of the reference changes: there is nothing to run. See `siglip-ref explain {entry.id}`."
+    typer.echo(str(show(entry)) if entry.edits else see)
 
 
 def explain(mistake: Annotated[str | None, typer.Argument(metavar="[MISTAKE-ID]")] = None) -> None:
-    """What a mistake is, where it was seen, how to repair it, who sees it. Without an id: all of them.
+    """What a mistake is, where it was reported, its repair, which vectors detect it. Without an id: a list of all.
 
     Every id that a report prints is known here, also those that are no mistakes.
     """
-    from siglip_ref.mistakes import CATALOGUE, WORDS, find
+    from siglip_ref.mistakes import CATALOGUE, WORDS, census, find
     from siglip_ref.vectors.demo import describe
 
     if mistake is None:
@@ -128,6 +130,7 @@ def explain(mistake: Annotated[str | None, typer.Argument(metavar="[MISTAKE-ID]"
             typer.echo(f"{entry.id:<36}{entry.kind:<15}{entry.text}")
         for word, meaning in WORDS.items():
             typer.echo(f"{word:<36}{'in reports':<15}{meaning.partition(chr(10))[0]}")
+        typer.echo(f"\n{census()}; and {len(WORDS)} words that reports use instead of an id")
     elif mistake in WORDS:
         typer.echo(f"{mistake}: {WORDS[mistake]}")
     else:

@@ -168,7 +168,7 @@ def test_what_is_wrong_is_worked_out_and_proven(name, dtype):
     assert [finding.id for finding in report.findings] == ids, report
     assert any(words in line for line in report.computes), report.computes
     assert repair in report.findings[0].repair
-    assert "reproduced at calls that no experiment used (40 tensors)" in report.computes[-1]
+    assert "this reproduces your loss at held-out inputs (40 tensors)" in report.computes[-1]
     assert all("100%" in finding.evidence for finding in report.findings)
 
 

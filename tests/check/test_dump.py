@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import siglip_ref as sr
 from siglip_ref.check.files.dump import judge, kind_of
 from siglip_ref.cli.main import app
-from siglip_ref.mistakes import CATALOGUE, executable, find, reference
+from siglip_ref.mistakes import CATALOGUE, WORDS, census, executable, find, reference
 from siglip_ref.vectors.demo import show, vector_for
 from siglip_ref.vectors.files import write_safetensors
 from siglip_ref.vectors.power import SEEN, measured, run
@@ -93,7 +93,7 @@ def test_the_report_says_what_it_could_not_see() -> None:
     report = judge(vector, answer("ops/mlp"), "bfloat16", "")
     assert report.passed
     assert any(line.startswith("gelu-tanh-vs-erf") for line in report.blind)
-    assert "blind at bfloat16 to " in str(report.sight)
+    assert "not detectable in bfloat16: " in str(report.sight)
     assert len(report.sight.seen) + len(report.sight.blind) == report.sight.of
 
 
@@ -114,7 +114,7 @@ def test_a_forward_pass_alone_does_not_see_what_only_gradients_show() -> None:
     vector, right = packaged().find("loss/balanced-b6-d13"), answer("loss/balanced-b6-d13")
     report = judge(vector, {"loss": right["loss"]}, "float32", "", partial=True)
     assert report.passed and {"dscale-wrt-t", "normalised-again"} <= set(report.sight.blind)
-    assert report.headline.startswith("PASS, blind to ")
+    assert report.headline.startswith("PASS, but cannot detect ")
 
 
 def test_out_of_range_is_neither_pass_nor_fail() -> None:
@@ -161,7 +161,9 @@ def test_commands(tmp_path: Path) -> None:
     described = CLI.invoke(app, ["explain", "layernorm-eps-1e-5"])
     assert "+ np.sqrt(variance + 10 * eps)" in described.output
     assert "no vector" not in described.output.split("bfloat16")[0]
-    assert "p2p-order-deadlock" in CLI.invoke(app, ["explain"]).output
+    every = CLI.invoke(app, ["explain"]).output
+    assert "p2p-order-deadlock" in every and f"{census()}; and {len(WORDS)} words" in every
+    assert "there is nothing to run. See `siglip-ref explain" in CLI.invoke(app, ["demo", "p2p-order-deadlock"]).output
     assert "label-sign" in CLI.invoke(app, ["vectors", "power"]).output
 
 
@@ -175,6 +177,14 @@ def test_a_demo_over_ranks_is_on_four_of_them() -> None:
     report = show(CATALOGUE["ring-hop-missing"])
     assert "ranks/w4" in report.title
     assert [finding.id for finding in report.findings] == ["ring-hop-missing"], report
+    lines = str(report).splitlines()  # the table is long: what is wrong stands above it
+    assert lines[0].startswith("FAIL") and lines[2] == "mistake: ring-hop-missing" and len(lines) > 100
+
+
+def test_a_demo_without_an_id_shows_one_and_says_where_the_others_are() -> None:
+    shown = CLI.invoke(app, ["demo"])
+    assert shown.exit_code == 0 and "mistake: negatives-missing" in shown.output
+    assert "siglip-ref explain, without an id, lists all" in shown.output
 
 
 def forward(vector: str, mistake: str | None = None) -> dict[str, np.ndarray]:

@@ -174,17 +174,21 @@ def test_noise_by_element_is_that_of_the_worst_element() -> None:
 def test_a_pass_says_what_it_is_worth_and_a_failure_does_not() -> None:
     names = tuple(f"mistake-{letter}" for letter in "abcdefgh")
     sight = Sight(tuple("0123456789"), names, {"x": "between ranks", "y": "in towers", "z": "in towers"}, "bfloat16")
-    words = "would have seen 10 of 18 mistakes; blind at bfloat16 to mistake-a, "
+    words = "would have detected 10 of 18 known mistakes; not detectable in bfloat16: mistake-a, "
     assert str(sight).startswith(words) and str(sight).endswith("mistake-f and 2 more")
     assert sight.beside() == ["1 between ranks", "2 in towers"]
-    assert str(Sight(("a", "b", "c"), (), {}, "float64")) == "would have seen 3 of 3 mistakes"
+    assert str(Sight(("a", "b", "c"), (), {}, "float64")) == "would have detected 3 of 3 known mistakes"
     for row, said in ((RIGHT, True), (WRONG, False)):
         one = report(row)
         one.sight = sight
         assert (f"PASS: {words}" in " ".join(to_text(one, 200).split())) == said == (words in to_html(one))
         assert one.to_dict()["sight"]["blind"] == list(names)
         first = to_text(one, 200).splitlines()[0]
-        assert ("PASS, blind to 8 of 18 mistakes" in first) == said == ("PASS, blind to 8 of 18" in to_html(one))
+        assert (
+            ("PASS, but cannot detect 8 of 18 mistakes" in first)
+            == said
+            == ("PASS, but cannot detect 8 of 18" in to_html(one))
+        )
         assert ("1 between ranks; 2 in towers" in to_text(one, 200)) == said
 
 
@@ -192,4 +196,4 @@ def test_a_quarter_of_blindness_needs_no_headline() -> None:
     one = report(RIGHT)
     for blind, said in ((1, False), (2, True)):
         one.sight = Sight(("a", "b", "c"), tuple("xyz"[:blind]), {}, "float64")
-        assert to_text(one).startswith("PASS, blind to 2 of 5 mistakes  a model") == said
+        assert to_text(one).startswith("PASS, but cannot detect 2 of 5 mistakes  a model") == said

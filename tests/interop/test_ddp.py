@@ -4,11 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+import siglip_ref as sr
+from siglip_ref.mistakes import find
+
 pytest.importorskip("torch")
+import ddp_repairs  # needs torch
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "ddp.md").read_text(encoding="utf-8")
 
@@ -77,6 +83,53 @@ def test_which_optimizers_hide_a_factor(kind, how, changes, factor):
         assert stepped(kind, factor, **how).allclose(stepped(kind, 1.0, **how)) == (factor > 1)
         return
     assert stepped(kind, factor, **how).allclose(stepped(kind, 1.0, **how), rtol=0, atol=1e-8) != changes
+
+
+GATHERED = find("gather-own-slot-one-over-w").repair
+FACTORS = [find(name).repair for name in ("grad-times-w", "embed-grad-times-w")]
+SCALARS = find("scalar-grads-one-over-w").repair
+# The program, what is done to gradients, what the loss is; where it stands in the catalogue: each half of a repair.
+REPAIRS = (
+    ("gathered_with_gradient", "mean", "global", "gather with gradient", [GATHERED]),
+    ("embeddings_times_w", "mean", "global", "gradients of the embeddings by W, but not those of scale", [GATHERED]),
+    ("gathered_with_gradient", "mean", "global", "average over ranks the gradients of the global loss", FACTORS),
+    ("own_rows_by_own_images", "mean", "local", "or of own rows / own images", FACTORS),
+    ("own_rows_by_all_images", "sum", "local", "or sum those of own rows / all images", FACTORS),
+    ("own_rows_by_all_images", "sum", "local", "own rows, divided by all images: sum over ranks", [SCALARS]),
+    ("own_rows_by_own_images", "mean", "local", "divided by its own images, or the global loss: average", [SCALARS]),
+)
+
+
+@cache
+def verdict(name, reduce, value):
+    """With two and with three real processes."""
+    return sr.check_ranks(getattr(ddp_repairs, name), world_size=2, reduce=reduce, value=value)
+
+
+@pytest.mark.parametrize(("name", "reduce", "value", "words", "printed"), REPAIRS, ids=lambda one: str(one)[:40])
+def test_a_printed_repair_that_is_followed_word_for_word_gives_pass(name, reduce, value, words, printed):
+    assert all(words in repair for repair in printed), (words, printed)
+    assert verdict(name, reduce, value).verdict == "PASS", verdict(name, reduce, value)
+
+
+def test_each_part_of_these_repairs_is_followed():
+    for repair in {GATHERED, *FACTORS, SCALARS}:
+        followed = [words for *_, words, printed in REPAIRS if repair in printed]
+        assert len(followed) == 1 + len(re.findall(r", or multiply|, or of|; or sum|; divided", repair)), repair
+
+
+@pytest.mark.parametrize("name", ["loss_times_w", "own_rows_without_gradient"])
+def test_what_was_once_printed_as_a_repair_is_none(name):
+    """Times W on the loss also multiplies what is right, the gradients of log_scale and bias."""
+    value = "local" if "rows" in name else "global"
+    report = verdict(name, "mean", value)
+    assert report.verdict == "FAIL"
+    wrong = {row.name for row in report.rows if row.verdict == "FAIL"}
+    assert wrong == ({"loss", "log_scale", "bias"} if name == "loss_times_w" else {"text_embed"})
+
+
+def test_the_mistake_itself_is_named():
+    assert [one.id for one in verdict("wrong", "mean", "global").findings] == ["gather-own-slot-one-over-w"]
 
 
 SOLUTION = """

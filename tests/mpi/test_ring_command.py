@@ -1,6 +1,7 @@
 """The command's manners: wrong use ends with exit code 2 and a message; what it offers is what there is."""
 
 import os
+import re
 import subprocess
 import sys
 from typing import get_args
@@ -55,6 +56,24 @@ def test_pictures_are_xml_and_show_every_block(tmp_path):
     assert ["Hop 0" in words[0], "9 of 9 blocks" in words[2], "The gradients go home" in words[3]] == [True] * 3
 
 
+def test_an_autograd_ring_sends_gradients_only_on_its_way_back(tmp_path):
+    """In the table and in the pictures; a trip's gradients travel from hop 2 on."""
+    gradients = {}
+    for scheme in ("blocking", "autograd-like"):
+        run = ring("loss", "--scheme", scheme, "--svg", tmp_path / scheme, ranks=4, threads=True)
+        rows = [line for line in run.out.splitlines() if line.startswith("   0") and "gradient" in line]
+        gradients[scheme] = [re.split(r" {2,}", row.strip())[1] for row in rows]
+        pages = sorted((tmp_path / scheme).glob("*.svg"))
+        assert ["gradient" in page.read_text() for page in pages[:2]] == [False] * 2
+    assert gradients == {"blocking": ["2", "3", "home"], "autograd-like": ["back 1", "back 2", "home"]}
+    assert "On the way back 1" in pages[4].read_text() and "gradient" not in pages[3].read_text()
+
+
+def test_halves_are_called_halves():
+    run = ring("loss", "--scheme", "bidirectional", ranks=2, threads=True)
+    assert "each message carries half a chunk: of two, the first goes left, the second right" in run.out
+
+
 @pytest.mark.parametrize(("pairs", "world"), [(16, 4), (17, 4), (3, 8), (1, 1), (100, 7)])
 def test_shards_cover_the_batch(pairs, world):
     for unequal in (False, True):
@@ -81,7 +100,7 @@ def test_equal_shards_send_what_the_design_says():
 
 def test_the_model_knows_what_grows():
     for scheme in mpi.cost.SCHEMES:
-        few, many = (memory(scheme, 256 * world, world, 64, 128) for world in (4, 64))
+        few, many = (memory(scheme, 256 * world, world, 64, 128, 4) for world in (4, 64))
         assert (many > 2 * few) == (scheme in ("allgather", "autograd-like"))
     machine = Machine(alpha=1e-6, beta=1e-9, per_pair=0.0, per_softmax_pair=0.0, per_flop=0.0)
     ring_time = seconds(machine, "blocking", 4096, 4, 64, 4)

@@ -10,6 +10,8 @@ import pytest
 from launch import ELSEWHERE, MARK, PYTHON, mpiexec, program, ring, still_running
 
 from mpi.schemes import SCHEMES
+from mpi.watchdog.messages import killed
+from mpi.watchdog.progress import Progress
 
 PATIENCE = 40  # the jobs end in 1 to 3 s; a loaded machine may need longer to start them
 
@@ -112,12 +114,22 @@ def test_what_does_not_fit_is_refused_with_exit_code_2(kind, words):
     assert "on rank 3: " in run.err and words in run.err, run
 
 
-@pytest.mark.parametrize("kind", ["raise", "kill", "stall", "nan"])
+@pytest.mark.parametrize("kind", ["raise", "kill", "stall", "stop", "nan"])
 def test_failures_among_threads(kind):
     run = ring("loss", "--fault", f"1:0:{kind}", "--stall-limit", 3, threads=True, timeout=PATIENCE)
     assert run.code != 0 and not run.left and our_messages(run) == 1, run
-    if kind != "kill":  # then all ranks die at once
-        assert "rank 1" in run.err, run
+    assert "rank 1" in run.err and "rank 0" not in run.err, run
+    assert kind != "kill" or "threads of one process here, so all ended" in run.err, run
+
+
+def test_threads_that_somebody_kills_are_not_blamed_one_for_all():
+    """A signal hits the process: which of its ranks it was meant for nobody knows, and none is called guilty."""
+    progress = Progress(4)
+    for rank in range(4):
+        progress.listener(rank, rank)
+    assert "siglip-ring: the process of all ranks failed" in killed(progress, 9)
+    progress.tell(asked=2)
+    assert "siglip-ring: rank 2 failed" in killed(progress, 9)
 
 
 @pytest.mark.parametrize("victim", ["watcher", "launcher"])

@@ -10,9 +10,12 @@ import pytest
 from pages import SETTLED, WORLDS, box, click, slide, text
 
 import siglip_ref as sr
-from mpi.cost import memory, traffic
+from mpi.cost import kept, memory, traffic
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from ring_page import keeps  # noqa: E402  # found by the line above
+
 pytestmark = pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
 
 WHERE = """(kind) => [...document.querySelectorAll('#stage .' + kind)].map((card) => {
@@ -191,16 +194,26 @@ def test_overlapping_hides_and_softmax_goes_twice(data):
     assert len(texts) == 2 * 4 * 3  # two trips, every chunk to three ranks
 
 
+def test_what_an_autograd_ring_keeps_is_what_is_shown(page):
+    """On the stage, in the figures step by step, and in the words beside them."""
+    for world, b, dim in ((2, 2, 3), (4, 2, 3), (64, 512, 1152)):
+        steps = page.run(f"heldSteps('autograd-like', {b}, {world}, {dim})")
+        assert max(steps) == sum(kept(world, b, dim, 4))
+    shown = page.run("document.querySelector('figure[data-scheme=\"autograd-like\"]').dataset.peak")
+    assert int(shown) == sum(kept(64, 512, 1152, 4))
+    assert keeps() in text(page, "#answer-9")
+
+
 def test_memory_is_that_of_the_cost_model(page):
     sizes = [(2, 2, 3), (64, 512, 1152), (256, 128, 768), (8, 8192, 64)]
     for world, b, dim in sizes:
         for scheme in ("blocking", "overlapped", "bidirectional", "autograd-like", "allgather", "softmax ring"):
             assert page.run(f"heldNumbers('{scheme}', {b * world}, {world}, {dim})") == memory(
-                scheme, b * world, world, dim, 128
+                scheme, b * world, world, dim, 128, 4
             )
     script = "[...document.querySelectorAll('#held .holder')].map((row) => [row.dataset.scheme, +row.dataset.bytes])"
     before = dict(page.run(script))
-    assert before["blocking"] == 4 * memory("blocking", 64 * 512, 64, 1152, 128)
+    assert before["blocking"] == 4 * memory("blocking", 64 * 512, 64, 1152, 128, 4)
     slide(page, "#held input", 7)
     after = dict(page.run(script))
     assert after["blocking"] == before["blocking"] and after["allgather"] > 1.9 * before["allgather"]
@@ -210,24 +223,28 @@ ANSWERS = {
     1: r"\(r \+ s\) mod W",
     2: r"2 \(W - 1\)",
     3: r"2 \(W - 1\) · b · D",
-    4: r"complete gradient of its own\s+images and of its own texts",
+    4: r"holds.* after hop s .*rank r holds the travelling gradient of chunk \(r \+ s\) mod W, with the parts of "
+    r"the ranks r, r \+ 1, .*complete gradient of its own images and of its own texts",
     5: r"That part stays",
     6: r"no all-reduce of the embeddings' gradients",
     7: r"loss, of d_log_scale and of d_bias",
     8: r"its texts must therefore travel twice",
-    9: r"W - 1 chunks of b · D numbers, and W blocks of b · b logits",
+    9: r"W - 1 chunks of b · D numbers, and W blocks of b · b logits, each with a mask of its matches",
     10: r"eight arrays of b · D numbers.*whatever W is.*W chunks and W gradients.*"
-    r"less than the all-gather if b is smaller than D",
-    11: r"Only the texts' gradient is wrong: .* belongs to the left neighbour\. The loss is right",
-    12: r"part of the block is computed with the wrong texts.*may differ from run to run",
-    13: r"B · W pairs count as matches instead of B",
-    14: r"loss and every gradient W times too large.*Adam and AdamW divide this factor out",
-    15: r"multiply the embeddings' gradients by W",
-    16: r"same rank.*told apart: by tags",
+    r"less than the all-gather if b is clearly smaller than D.*If instead the batch B is fixed, one trip needs 8 B D",
+    11: r"Only the texts' gradient is wrong: each rank adds the gradient of its left neighbour's texts to its own part",
+    12: r"only when nobody needs what is in it: .*send from it has been waited for.*computed with the wrong texts.*"
+    r"may differ from run to run.*ring-hop-repeated",
+    13: r"B · W pairs count as matches instead of B.*loss is about W times too large",
+    14: r"divisor is B.*loss and every gradient W times too large.*open_clip also divides by b, and is right.*"
+    r"Adam and AdamW divide this factor out",
+    15: r"multiply the embeddings' gradients by W before they enter the towers, and not the loss",
+    16: r"same rank.*bidirectional ring both halves .*told apart: by tags",
     17: r"number of all images.*size of what comes",
-    18: r"large and the link is full-duplex",
+    18: r"large and the link is full-duplex.*beats the overlapped ring only where",
     19: r"hidden behind blocks.*Not hidden",
-    20: ".*".join(f"{sr.expected_loss(32768, 0.0, bias):,.{digits}f}" for bias, digits in ((-10.0, 4), (0.0, 1))),
+    20: "says .no. to every pair.*"
+    + ".*".join(f"{sr.expected_loss(32768, 0.0, bias):,.{digits}f}" for bias, digits in ((-10.0, 4), (0.0, 1))),
 }
 
 
@@ -240,8 +257,36 @@ def test_each_of_the_twenty_questions_is_answered_in_one_place(page):
         )
 
 
+# Of each question that the lesson answers itself, for those who read no web page; 20 is the README's.
+IN_THE_LESSON = {
+    1: r"at hop s, rank r holds chunk \(r \+ s\) mod W",
+    2: r"W - 1 messages with texts and W - 1 with gradients, in W rounds",
+    3: r"2 \(W - 1\) b D numbers, of 4 bytes each in float32 and 8 in float64",
+    4: r"after hop s \(1 <= s <= W - 1\), rank r holds the travelling gradient of chunk \(r \+ s\) mod W",
+    5: r"So does their gradient: the gradient of an image is a sum over its row.*part of the texts' gradient is "
+    r"already on the right rank, and is kept there",
+    6: r"No all-reduce of the embeddings' gradients.* complete on its owner",
+    7: r"One all-reduce of three numbers.*: loss, d_log_scale, d_bias",
+    8: r"sums of whole rows and columns, so the texts travel twice",
+    9: r"W - 1 chunks and W blocks of b x b logits, each with a mask of its matches \(one byte a pair\)",
+    10: r"eight arrays of b D numbers.*2 W b D numbers.*batch B = W b is fixed",
+    15: r"multiply the embeddings' gradients by W.*, but not those of log_scale and bias",
+    18: r"When to use the bidirectional ring",
+    19: r"What overlap hides",
+}
+
+
+def test_the_lesson_itself_answers_them():
+    lesson = re.sub(r"\s+", " ", (ROOT / "docs" / "ring.md").read_text(encoding="utf-8").replace("**", ""))
+    later = lesson.partition("## Also asked")[2]
+    for number, words in (ANSWERS | IN_THE_LESSON).items():
+        if number != 20:
+            assert re.search(words, lesson if number in IN_THE_LESSON else later), number
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"says \"no\" to every pair.*so the loss is about 10.*B log 2", readme, re.DOTALL)
+
+
 def test_the_readmes_moving_picture_is_that_of_the_trace(data):
-    sys.path.insert(0, str(ROOT / "tools"))
     from ring_picture import TARGET, picture
 
     assert TARGET.read_text(encoding="utf-8") == picture(data["runs"]["blocking"]["4"])

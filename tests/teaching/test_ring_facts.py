@@ -4,6 +4,7 @@ exchange is which, and whether a repair repairs."""
 import re
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from mpi.batch import Job, bias_of, make_batch
 from mpi.comm import ThreadComm
-from mpi.cost import memory
+from mpi.cost import Machine, kept, memory, seconds
 from mpi.job import run
 from mpi.loss import ring_sigmoid_loss
 from mpi.watchdog.progress import Progress
@@ -22,12 +23,22 @@ from siglip_ref.ops import pair_block
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-from ring_breaks import BREAKS, PAIRS, WIDTH, WORLD, broken_modules, run_toy  # noqa: E402  # found by the line above
-
-LESSON, PAGE, EXERCISES, HANDOUT = (
-    (ROOT / "docs" / name).read_text(encoding="utf-8")
-    for name in ("ring.md", "ring_page/page.html", "exercises/ring.md", "ring_page/handout.html")
+from ring_breaks import (  # noqa: E402  # found by the line above
+    BREAKS,
+    PAIRS,
+    WIDTH,
+    WORLD,
+    broken_modules,
+    judged,
+    run_toy,
 )
+from ring_page import HANDED_OUT, keeps  # noqa: E402
+
+LESSON, PAGE, EXERCISES, HANDOUT, GENERATED = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("ring.md", "ring_page/page.html", "exercises/ring.md", "ring_page/handout.html", "generated/ring.md")
+)
+AUTOGRAD = r"\| autograd-like \| (\d) \|.*\| ([\d.]+) \| [\d.]+ \|"
 B, EACH = PAIRS, PAIRS // WORLD
 
 
@@ -59,8 +70,7 @@ def test_without_the_move_home_a_rank_adds_the_gradient_of_its_left_neighbours_t
         sides.add({WORLD - 1: "left", 1: "right"}[(owner - rank) % WORLD])
     side = sides.pop()
     assert not sides
-    assert f"which belongs to its {side} neighbour's texts" in words(LESSON)
-    assert f"the other ranks' part belongs to the {side} neighbour" in words(LESSON)
+    assert f"each rank adds the gradient of its {side} neighbour's texts to its own part of hop 0" in words(LESSON)
     assert f"of its {side} neighbour's texts" in broken("astray").told
 
 
@@ -97,20 +107,41 @@ def test_each_has_one_name():
 
 
 def test_what_memory_consists_of():
-    world, b, tile = 64, 512, 128
-    for dim in (64, 1152):
+    world, tile, schemes = 64, 128, ("blocking", "allgather", "autograd-like")
+    for item, b, dim in product((4, 8), (512,), (64, 1152)):
         block = 5 * tile * tile + 5 * tile * dim
-        held = {name: memory(name, world * b, world, dim, tile) for name in ("blocking", "allgather", "autograd-like")}
-        assert held["blocking"] == 8 * b * dim + block == memory("blocking", 2 * world * b, 2 * world, dim, tile)
+        held = {name: memory(name, world * b, world, dim, tile, item) for name in schemes}
+        assert held["blocking"] == 8 * b * dim + block == memory("blocking", 2 * world * b, 2 * world, dim, tile, item)
         assert held["allgather"] - block == 2 * world * b * dim + 2 * b * dim  # and two of its own
-        logits = held["autograd-like"] - (world + 2) * b * dim
-        assert world * b * b <= logits <= 1.25 * world * b * b  # with the matches, a byte each
-        assert (held["autograd-like"] < held["allgather"]) == (b < dim)
+        temporaries = 3 * b * dim + 6 * b * b
+        assert held["autograd-like"] - temporaries == sum(kept(world, b, dim, item)) / item
+        for pairs in (dim // 2, dim):  # clearly smaller than the width, and no longer so
+            mine, theirs = (
+                memory(name, world * pairs, world, dim, tile, item) for name in ("autograd-like", "allgather")
+            )
+            assert (mine < theirs) == (pairs < dim)
+    two, three, four = (memory("blocking", 256 * ranks, ranks, 64, 64, 8) for ranks in (2, 3, 4))
+    assert two == three == four  # the model; measured, it is less for two ranks
+    measured = re.findall(r"\| blocking \| (\d) \|.*\| ([\d.]+) \| [\d.]+ \|", GENERATED)
+    assert [float(peak) for _, peak in measured] == sorted(float(peak) for _, peak in measured)
+    assert dict(measured)["4"] == dict(measured)["8"] != dict(measured)["2"]
     for text in (LESSON, PAGE):
         text = re.sub(" · ", " ", words(text))
-        assert "eight arrays of b D numbers" in text and "whatever W is" in text
-        assert "W chunks and W gradients" in text and "W-1 chunks and W blocks" in text.replace("W - 1", "W-1")
-        assert "if b is smaller than D, and more if it is larger" in text.replace("D, more", "D, and more")
+        assert "eight arrays of b D numbers" in text and "(from W = 3 on; less for one or two ranks)" in text
+        assert "W chunks and W gradients" in text and "W - 1 chunks and W blocks" in text
+        assert "if b is clearly smaller than D, and more if it is larger" in text.replace("D, more", "D, and more")
+        assert "8 B D / W" in text and "2 B D" in text
+
+
+def test_what_an_autograd_ring_keeps_is_one_figure():
+    """In the lesson and on the page in words, by one function; and what the scheme holds when it turns back is that."""
+    assert keeps() in LESSON and "<!--keeps-->" in PAGE
+    parts = kept(64, 512, 1152, 4)
+    assert all(f"{part / 1e6:.1f} MB" in keeps() for part in (*parts, sum(parts)))
+    measured = {int(ranks): float(peak) for ranks, peak in re.findall(AUTOGRAD, GENERATED)}
+    for ranks, more in ((2, 4), (4, 8)):  # what a rank more adds, by tracemalloc
+        found, counted = measured[more] - measured[ranks], sum(kept(more, 256, 64, 8)) - sum(kept(ranks, 256, 64, 8))
+        assert abs(found - counted / 1e6) <= 0.01 * found + 0.01
 
 
 def matches(module):
@@ -207,3 +238,38 @@ def test_what_the_catalogue_says_that_a_mistake_over_ranks_shows():
         f"gradients off by {uneven:.0f} % at bias -3 (4 ranks of 8, 8, 8 and 2 pairs)"
         in find("uneven-last-batch").shows
     )
+
+
+def test_divided_by_b_under_ddp_the_towers_are_right_and_the_scalars_are_not():
+    """What the lesson adds to "Divided by b": the mean over ranks hides it from the towers, and only from them."""
+    module = broken_modules(broken("local"))
+    rows = {row.name: row for row in judged(module, replace(broken("local"), reduce="mean")).rows}
+    assert {name for name, row in rows.items() if row.verdict == "pass"} == {"image_embed", "text_embed"}
+    assert all(abs(rows[name].ratio / round(rows[name].ratio) - 1) < 1e-9 for name in ("loss", "log_scale", "bias"))
+    assert "the towers' gradients happen to be right again, but those of log_scale and bias stay W times" in words(
+        LESSON
+    )
+
+
+def test_the_handout_says_which_check_finds_which_mistake():
+    of_ddp = [one.reduce for name in HANDED_OUT for one in BREAKS if one.name == name]
+    assert of_ddp == ["none"] * 5 + ["mean"]  # the page's own test has that each is named under it
+    told = words(HANDOUT)
+    assert 'reduce="none", value="global") finds 1 to 5' in told and 'reduce="mean"' in told
+    assert "if it then says OTHER CONVENTION, the factor W is missing" in told and broken("ddp").named == "convention"
+
+
+def test_when_both_ways_beats_overlapping():
+    """Only where a message takes longer than its block: during each block texts and a gradient are under way."""
+    for share, faster in ((0.5, "overlapped"), (0.9, "overlapped"), (1.1, "bidirectional"), (8.0, "bidirectional")):
+        world, b, dim = 64, 512, 256
+        block = 1e-3
+        machine = Machine(0.0, share * block / (b * dim * 4), block / b**2, 0.0, 0.0)
+        took = {
+            scheme: seconds(machine, scheme, world * b, world, dim, 4) for scheme in ("overlapped", "bidirectional")
+        }
+        assert min(took, key=took.get) == faster, (share, took)
+    for text in (LESSON, PAGE):
+        assert "only where a message takes longer than its block" in words(text)
+    assert memory("bidirectional", 512, 2, 64, 64, 8) < memory("blocking", 512, 2, 64, 64, 8)
+    assert "what is left is its smaller memory" in words(LESSON)
