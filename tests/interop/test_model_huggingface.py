@@ -320,8 +320,19 @@ def test_short_names():
     assert from_huggingface(load_target("hf:tiny")).config.image == TINY.image
     with pytest.raises(sr.UsageError, match="hf: and one of"):
         load_target("hf:huge")
-    with pytest.raises(sr.UsageError, match="SiglipModel has"):
-        load_target("hf:siglip2-B/16-naflex")
+    with pytest.raises(sr.UsageError, match="without text head"):
+        load_target("hf:So400m/16-i18n-256")
+
+
+def test_a_naflex_model_and_a_tower_by_name(tmp_path):
+    """A short name, and directories as transformers saves them: of whole models, and of towers."""
+    model = load_target("hf:tiny-naflex")
+    assert type(model).__name__ == "Siglip2Model" and sr.check_model("hf:tiny-naflex").passed
+    model.save_pretrained(tmp_path / "whole")
+    model.vision_model.save_pretrained(tmp_path / "tower")
+    whole, tower = (sr.check_model(str(tmp_path / name), weights="own") for name in ("whole", "tower"))
+    assert whole.passed and "Siglip2Model" in whole.title, whole
+    assert tower.passed and "tower alone" in tower.title, tower
 
 
 def test_a_model_that_was_cut_or_extended_is_explained():

@@ -68,10 +68,10 @@ def load_target(target: str) -> object:
 
     Parameters
     ----------
-    target : a short name, for a model with random weights: "hf:tiny", "hf:B/16-256" or any other size of
-        `siglip_ref.architecture.sizes`, "open_clip:ViT-B-16-SigLIP"; a directory that transformers or open_clip saved,
-        for that model with its weights; or "module:name", "file.py:name", where name is a model, an Adapter, or a
-        function without arguments that returns one
+    target : a short name, for a model with random weights: "hf:tiny", "hf:tiny-naflex", "hf:B/16-256" or any other
+        size of `siglip_ref.architecture.sizes`, "open_clip:ViT-B-16-SigLIP"; a directory that transformers or open_clip
+        saved, for that model or tower with its weights; or "module:name", "file.py:name", where name is a model, an
+        Adapter, or a function without arguments that returns one
     """
     if Path(target).is_dir():
         return _saved(Path(target))
@@ -95,39 +95,38 @@ def load_target(target: str) -> object:
 
 
 def _huggingface(name: str) -> object:
-    if name not in SIZES:
+    sizes = SIZES | {"tiny-naflex": replace(config("tiny"), naflex=True)}
+    if name not in sizes:
         raise UsageError(
-            expected=f"hf: and one of {', '.join(SIZES)}",
+            expected=f"hf: and one of {', '.join(sizes)}",
             got=repr(f"hf:{name}"),
             cause="",
             repair="siglip-ref check model hf:tiny",
-            near=[f"hf:{one}" for one in near(name, SIZES)],
+            near=[f"hf:{one}" for one in near(name, sizes)],
         )
-    cfg = config(name)
-    if cfg.naflex or not cfg.text_head:
-        usable = ", ".join(size for size, c in SIZES.items() if not c.naflex and c.text_head)
+    cfg = sizes[name]
+    if not cfg.text_head:
         raise UsageError(
-            expected=f"a size that SiglipModel has: {usable}",
+            expected=f"a size that transformers has: {', '.join(size for size, c in sizes.items() if c.text_head)}",
             got=repr(name),
-            cause="NaFlex models are Siglip2Model; a model without text head stands in SiglipModel with an identity",
+            cause="a model without text head stands in SiglipModel with an identity",
             repair="choose one of the sizes above",
         )
-    transformers = _needed("transformers", "torch transformers", "transformers.models.siglip.modeling_siglip")
+    family = f"siglip{2 * cfg.naflex or ''}"
+    transformers = _needed("transformers", "torch transformers", f"transformers.models.{family}.modeling_{family}")
     if cfg.image_size[0] != cfg.image_size[1]:
-        cfg = replace(cfg, image_size=(5 * cfg.patch, 5 * cfg.patch))  # SiglipModel has square images only
+        cfg = replace(cfg, image_size=(5 * cfg.patch, 5 * cfg.patch))  # it has square images only
     from siglip_ref.check.model.adapters.huggingface import make_config
 
-    return transformers.SiglipModel._from_config(make_config(cfg))
+    return getattr(transformers, f"{family.capitalize()}Model")._from_config(make_config(cfg))
 
 
 def _saved(directory: Path) -> object:
     """The framework's own model with the weights of a directory: `weights="own"` then proves parity on them."""
     try:
         if (directory / "config.json").is_file():
-            transformers = _needed("transformers", "torch transformers", "transformers.models.siglip.modeling_siglip")
-            model, told = transformers.SiglipModel.from_pretrained(
-                directory, local_files_only=True, output_loading_info=True
-            )
+            auto = _needed("transformers", "torch transformers", "transformers.models.auto.modeling_auto")
+            model, told = auto.AutoModel.from_pretrained(directory, local_files_only=True, output_loading_info=True)
             if lacking := sorted(told["missing_keys"]):  # transformers would go on with random numbers
                 raise KeyError(f"no {', '.join(lacking[:3])} in the weights")
             return model

@@ -29,8 +29,8 @@ def from_huggingface(model: Any) -> TorchModel:
 
 
 def make_config(cfg: Config) -> Any:
-    """Our Config as a transformers SiglipConfig (square images, a text head, no NaFlex)."""
-    from transformers import SiglipConfig
+    """Our Config as a transformers SiglipConfig, or Siglip2Config for NaFlex (square images, a text head)."""
+    from transformers import Siglip2Config, SiglipConfig
 
     side = math.isqrt(cfg.patches) * cfg.patch if cfg.image_size[0] != cfg.image_size[1] else cfg.image_size[0]
     common = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
@@ -38,10 +38,12 @@ def make_config(cfg: Config) -> Any:
         dict(hidden_size=t.width, num_hidden_layers=t.depth, intermediate_size=t.mlp, num_attention_heads=t.heads)
         for t in (cfg.image, cfg.text)
     ]
-    image = towers[0] | common | {"image_size": side, "patch_size": cfg.patch}
+    grid = {"num_patches": cfg.patches} if cfg.naflex else {"image_size": side}
+    image = towers[0] | common | grid | {"patch_size": cfg.patch}
     text = towers[1] | common | {"vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length}
     text |= {"bos_token_id": None, "eos_token_id": None}  # unused; the defaults exceed a small vocabulary
-    return SiglipConfig(vision_config=image, text_config=text | {"projection_size": cfg.embed})
+    kind = Siglip2Config if cfg.naflex else SiglipConfig
+    return kind(vision_config=image, text_config=text | {"projection_size": cfg.embed})
 
 
 def taps(cfg: Config) -> Iterator[Tap]:
