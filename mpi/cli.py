@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 import typer
 
@@ -43,7 +43,8 @@ OrThreads = Annotated[
 Pairs = Annotated[int, typer.Option(min=1, help="Image-text pairs of the global batch.")]
 Dim = Annotated[int, typer.Option(min=1, help="Width of an embedding.")]
 Schemes = Literal["blocking", "overlapped", "bidirectional", "autograd-like", "allgather", "masked-allreduce"]
-Scheme = Annotated[Schemes, typer.Option(help="How images and texts are brought together.")]
+NAMES = ", ".join(get_args(Schemes))
+Scheme = Annotated[Schemes, typer.Option(metavar="NAME", help=f"How images and texts are brought together: {NAMES}.")]
 Dtype = Annotated[Literal["float64", "float32"], typer.Option(help="Of the embeddings.")]
 Tile = Annotated[int, typer.Option(min=1, help="Rows and columns of a block of pairs computed at once.")]
 TEN = math.log(10.0)
@@ -55,7 +56,8 @@ Limit = Annotated[float, typer.Option(min=0.1, help="Seconds without progress af
 Spin = Annotated[
     bool, typer.Option("--spin", help="Wait as the MPI library does, burning a core, instead of sleeping.")
 ]
-Fault = Annotated[str, typer.Option(help="Let a rank fail: rank:hop:raise|kill|stall|stop|nan|shape|dtype|scale.")]
+KINDS = "raise, kill, stall, stop, nan, shape, dtype, scale"
+Fault = Annotated[str, typer.Option(metavar="RANK:HOP:KIND", help=f"Let a rank fail; kinds: {KINDS}.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -25,8 +25,7 @@ def _entry(mistake: Mistake) -> str:
     ]
     for edit in mistake.edits:
         lines += ["```diff", f"# siglip_ref/{edit.file}"]
-        lines += [f"- {line}" for line in edit.old.splitlines()] + [f"+ {line}" for line in edit.new.splitlines()]
-        lines += ["```", ""]
+        lines += [*edit.diff(), "```", ""]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from inspect import getsource, signature
+from pathlib import Path
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,16 @@ class Edit:
     old: str
     new: str
     at: int | None = None
+
+    def diff(self) -> list[str]:
+        """The change for reading, in whole lines: - what is there, + what is written instead."""
+        text = (Path(__file__).parents[1] / self.file).read_text(encoding="utf-8")
+        begin = text.index(self.old) if self.at is None else self.at
+        first, end = text.rfind("\n", 0, begin) + 1, begin + len(self.old.rstrip("\n"))
+        head, tail = text[first:begin], text[end:].partition("\n")[0]
+        signs = (("-", self.old), ("+", self.new))
+        whole = [(sign, line) for sign, part in signs for line in (head + part.rstrip("\n") + tail).splitlines()]
+        return [f"{sign} {line}".rstrip() for sign, line in whole]
 
 
 @dataclass(frozen=True)

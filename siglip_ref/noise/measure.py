@@ -242,4 +242,4 @@ def _reach(x: Array, by_row: bool) -> Array:
 @lru_cache(maxsize=64)
 def announce(what: str) -> None:
     """One line on stderr, once a process: a measurement takes seconds, and what is standard ships measured."""
-    print(f"siglip-ref: measuring the rounding noise of {what}, which does not ship; once a process", file=sys.stderr)
+    print(f"siglip-ref: measuring the rounding noise of {what} (not precomputed), once per process", file=sys.stderr)

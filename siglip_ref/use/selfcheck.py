@@ -149,7 +149,7 @@ def _balls() -> tuple[bool, str]:
                 missed.append(preset.name)
             widest = max(widest, radius(forward), radius(backward))
     detail = f"wrong: {', '.join(missed)}" if missed else f"{len(PRESETS)} conventions"
-    return not missed and widest < 1e-35, f"{detail}, all gradients at once, balls of radius {widest:.0e}"
+    return not missed and widest < 1e-35, f"{detail}, all gradients at once, to within {widest:.0e}"
 
 
 def _certified() -> tuple[bool, str]:

@@ -127,7 +127,7 @@ def explain(mistake: Annotated[str | None, typer.Argument(metavar="[MISTAKE-ID]"
 
     if mistake is None:
         for entry in CATALOGUE.values():
-            typer.echo(f"{entry.id:<36}{entry.kind:<15}{entry.text}")
+            typer.echo(f"{entry.id:<36}{entry.home or 'other':<15}{entry.text}")
         for word, meaning in WORDS.items():
             typer.echo(f"{word:<36}{'in reports':<15}{meaning.partition(chr(10))[0]}")
         typer.echo(f"\n{census()}; and {len(WORDS)} words that reports use instead of an id")

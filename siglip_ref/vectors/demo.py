@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from siglip_ref.check.engine.coverage import REASONS
 from siglip_ref.mistakes import Mistake, reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.vectors.power import FORMATS, SEEN, measured, run
@@ -67,15 +68,19 @@ def _size(vector: Vector) -> int:
 
 def describe(mistake: Mistake) -> str:
     """An entry of the catalogue for reading: words, the change itself, and which vectors see it."""
-    lines = [f"{mistake.id}  ({mistake.kind})", "", mistake.text, ""]
-    lines += [f"shows:  {mistake.shows}", f"repair: {mistake.repair}", f"seen:   {mistake.seen}"]
+    lines = [mistake.id, "", mistake.text, "", f"shows:    {mistake.shows}", f"repair:   {mistake.repair}"]
+    lines += [f"reported: {mistake.seen}"]
+    lines += [f"place:    {REASONS[mistake.home]}"] * (mistake.home not in ("", "equivalent"))
     for edit in mistake.edits:
-        lines += ["", f"in {edit.file}"]
-        lines += [f"- {line}" for line in edit.old.splitlines()] + [f"+ {line}" for line in edit.new.splitlines()]
+        lines += ["", f"in {edit.file}", *edit.diff()]
     if mistake.kind == "softmax":
         lines += ["", 'seen by check_loss(fn, loss="softmax")', "", f"try:    siglip-ref demo {mistake.id}"]
     elif mistake.edits:
-        lines += ["", f"best seen by (times the noise of a correct program; {SEEN:g} counts as seen):"]
+        lines += [
+            "",
+            "the golden vector that shows it best, and how large the error is there, in units of the noise of",
+        ]
+        lines += [f"correct programs ({SEEN:g} or more is detected):"]
         for dtype in FORMATS:
             factor, vector = measured().best(mistake.id, dtype)
             lines.append(f"  {dtype:<9} " + (f"{vector}  {factor:.2g}" if factor >= SEEN else "no vector"))

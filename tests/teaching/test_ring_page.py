@@ -147,7 +147,7 @@ def test_three_schemes(page, world):
     click(page, f"#schemes input[value='{world}']")
     page.run("sideStep(99)")
     cards = page.run("[...document.querySelectorAll('#schemes article')].map((card) => card.innerText)")
-    found = [[int(n.replace(",", "")) for n in re.findall(r"(?:of|peak) ([\d,]+)", card)] for card in cards]
+    found = [[int(n.replace(",", "")) for n in re.findall(r"(?:of|at most) ([\d,]+)", card)] for card in cards]
     chunk, sent = 2 * 3 * 8, 2 * (world - 1)
     logits = world * 2 * 2 * (8 + 1)
     assert found == [
