@@ -69,6 +69,13 @@ class Mistake:
     edits: tuple[Edit, ...] = ()
     home: Home = ""
 
+    drops, rank = False, (0, 0)  # as of an edit of the grammar: neither is known of an entry
+
+    @property
+    def place(self) -> str:
+        """Forms of one entry do not go together."""
+        return self.id
+
 
 def entries(name: str) -> list[Mistake]:
     """All of one file, in its order."""

@@ -1,21 +1,47 @@
-"""Which edit of the specification's formulas another program is: tried one by one, pairs where no single one fits."""
+"""Which change of the specification another program is: tried one by one, pairs where no single one fits.
 
-from collections.abc import Callable, Iterator, Sequence
+A change is an entry of the catalogue, or an edit that the grammar made: both are tried by the same search.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from siglip_ref.mistakes import Reference
 from siglip_ref.mistakes.grammar.scope import FREE
-from siglip_ref.mistakes.grammar.switched import Single, made
+from siglip_ref.mistakes.grammar.switched import Single
 from siglip_ref.ops.elementary import Array
 
-T = TypeVar("T")
-Edits = tuple[Single, ...]
-_STEPS, _BESIDE = 8, 1e-5  # towards a factor that is not known, and from where its slope is taken
-Screen = Callable[[], Sequence[float]]  # with the edits made: how far off each tensor is, in what is allowed
 
+class Change(Protocol):
+    """One change of the specification."""
+
+    @property
+    def place(self) -> Hashable:
+        """Where it is made: two of one place do not go together."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether it only leaves something out."""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The plainest of those that are alike is told: the lowest."""
+
+
+C = TypeVar("C", bound=Change)
+T = TypeVar("T")
+Changes = tuple[C, ...]
+Program = Callable[[Changes[C]], AbstractContextManager[Reference]]  # the specification with changes made in it
+Screen = Callable[[Reference], Sequence[float]]  # how far off each tensor is, in what is allowed
+Numbers = Callable[[Reference], Array]
+Edits = Changes[Single]
+
+_STEPS, _BESIDE = 8, 1e-5  # towards a factor that is not known, and from where its slope is taken
 FITS = 1.0  # of what is allowed
 NEAR = 4.0  # times what the best leaves: what leaves more is another program
 _ALIKE = 1e-9  # relative: predictions so near are one
@@ -38,69 +64,84 @@ class Fitted:
 
 def search(
     offers: Sequence[Single],
+    program: Program[Single],
     screen: Screen,
     whole: Screen,
-    numbers: Callable[[], Array],
-    rest: Callable[[], Array],
+    numbers: Numbers,
+    rest: Numbers,
     pairs: bool = True,
 ) -> Fitted | None:
-    """The edits that explain everything.
+    """The edits of the grammar that explain everything.
 
     Parameters
     ----------
-    offers : single edits
-    screen : a quick look at a part; whole : at everything, of what passed the first
+    offers, program, screen, whole, pairs : as in `fitting`
     numbers : what is predicted, as one array: two edits with the same numbers are the same here
     rest : what the quick look leaves, as one array, for a factor that is not known
     """
-    free = [one for one in offers if FREE in one.new]
-    offers = [one for one in offers if FREE not in one.new]
-    before = _scores((), screen)
-    alone = [(scores, (one,)) for one in offers if (scores := _scores((one,), screen)) is not None]
-    fitting = _fitting([edits for scores, edits in alone if max(scores) <= FITS], whole)
-    if not fitting:
-        factors = [(found,) for one in free if (found := _with_factor(one, rest)) is not None]
-        fitting = _fitting([edits for edits in factors if _fits(edits, screen)], whole)
-    if not fitting and before is not None and pairs:
-        helps = [(gain, edits) for scores, edits in alone if (gain := _gain(before, scores)) > 0]
-        helps.sort(key=lambda entry: -entry[0])
-        firsts = [edits for _, edits in helps[:_PARTIAL]]
-        seconds = [edits for _, edits in helps[:_PARTIAL]] + [edits for _, edits in alone if edits[0].drops]
-        near = [edits for scores, edits in _pairs(firsts, seconds, screen) if max(scores) <= FITS]
-        fitting = _fitting(near, whole)
-    if not fitting:
-        return None
+
+    def factors() -> list[Edits]:
+        free = (_with_factor(one, program, rest) for one in offers if FREE in one.new)
+        return [(one,) for one in free if one is not None]
+
+    known = [one for one in offers if FREE not in one.new]
     groups: list[tuple[Array, list[Edits]]] = []
-    for _, edits in fitting:
-        with made(edits):
-            found = numbers()
+    for edits in fitting(known, program, screen, whole, factors, pairs):
+        with program(edits) as spec:
+            found = numbers(spec)
         same = next((group for known, group in groups if _same(known, found)), None)
         if same is None:
             groups.append((found, [edits]))
         else:
             same.append(edits)
+    if not groups:
+        return None
     first, *others = [sorted(group, key=_length) for _, group in groups]
     return Fitted(first[0], tuple(first[1:]), tuple(group[0] for group in others))
 
 
-def _fitting(candidates: Sequence[Edits], whole: Screen) -> list[tuple[float, Edits]]:
-    """Those that fit everywhere, the nearest first."""
-    found = [(max(scores, default=0.0), edits) for edits in candidates if (scores := _scores(edits, whole)) is not None]
-    found = sorted((entry for entry in found if entry[0] <= FITS), key=lambda entry: entry[0])
-    return [entry for entry in found if entry[0] <= NEAR * found[0][0] + 1e-3]
+def fitting(
+    offers: Sequence[C],
+    program: Program[C],
+    screen: Screen,
+    whole: Screen = lambda spec: (),
+    more: Callable[[], Sequence[Changes[C]]] = list,
+    pairs: bool = True,
+    partial: int = _PARTIAL,
+) -> list[Changes[C]]:
+    """All that fit: single changes; where none does, what `more` has; else pairs. The nearest first.
+
+    Parameters
+    ----------
+    screen : a quick look at a part; whole : at everything, of what passed the first
+    partial : of pairs one is among those so many that help most
+    """
+
+    def fit(scored: Sequence[tuple[Sequence[float], Changes[C]]]) -> list[Changes[C]]:
+        near = [changes for scores, changes in scored if max(scores) <= FITS]
+        ends = [(scores, changes) for changes in near if (scores := _tried(changes, program, whole)) is not None]
+        found = sorted(((max(scores, default=0.0), changes) for scores, changes in ends), key=lambda entry: entry[0])
+        return [changes for off, changes in found if off <= FITS and off <= NEAR * found[0][0] + 1e-3]
+
+    def scored(candidates: Sequence[Changes[C]]) -> list[tuple[Sequence[float], Changes[C]]]:
+        return [(scores, one) for one in candidates if (scores := _tried(one, program, screen)) is not None]
+
+    alone = scored([(one,) for one in offers])
+    found = fit(alone) or fit(scored(more()))
+    before = _tried((), program, screen)
+    if found or before is None or not pairs:
+        return found
+    touching = [(_gain(before, scores), one) for scores, one in alone if not np.array_equal(scores, before)]
+    best = [one for _, one in sorted(touching, key=lambda entry: -entry[0])[:partial]]
+    return fit(scored(list(_pairs(best, [*best, *(one for _, one in alone if one[0].drops)]))))
 
 
-def _fits(edits: Edits, screen: Screen) -> bool:
-    scores = _scores(edits, screen)
-    return scores is not None and max(scores) <= FITS
-
-
-def _with_factor(one: Single, rest: Callable[[], Array]) -> Single | None:
+def _with_factor(one: Single, program: Program[Single], rest: Numbers) -> Single | None:
     """The edit with the factor that leaves least, by Gauss and Newton's steps."""
     factor = 1.0
     for _ in range(_STEPS):
-        here = _scores((replace(one, factor=factor),), rest)
-        beside = _scores((replace(one, factor=factor * (1 + _BESIDE)),), rest)
+        here = _tried((replace(one, factor=factor),), program, rest)
+        beside = _tried((replace(one, factor=factor * (1 + _BESIDE)),), program, rest)
         if here is None or beside is None:
             return None
         slope = (np.asarray(beside) - here) / (factor * _BESIDE)
@@ -114,28 +155,22 @@ def _with_factor(one: Single, rest: Callable[[], Array]) -> Single | None:
     return replace(one, factor=factor)
 
 
-def _pairs(
-    firsts: Sequence[Edits], seconds: Sequence[Edits], screen: Screen
-) -> Iterator[tuple[Sequence[float], Edits]]:
+def _pairs(firsts: Sequence[Changes[C]], seconds: Sequence[Changes[C]]) -> Iterator[Changes[C]]:
     """Each of those that help most, with each of the others, and with whatever only leaves something out."""
-    tried: set[frozenset[int]] = set()
-    for one, other in product(firsts, seconds):
-        key = frozenset((one[0].number, other[0].number))
-        if one[0].place == other[0].place or key in tried:
-            continue
-        tried.add(key)
-        scores = _scores((*one, *other), screen)
-        if scores is not None:
-            yield scores, (*one, *other)
+    known: set[frozenset[C]] = set()
+    for (one,), (other,) in product(firsts, seconds):
+        if one.place != other.place and (pair := frozenset((one, other))) not in known:
+            known.add(pair)
+            yield one, other
 
 
-def _scores(edits: Edits, screen: Callable[[], T]) -> T | None:
+def _tried(changes: Changes[C], program: Program[C], look: Callable[[Reference], T]) -> T | None:
     """None where it is no program."""
-    with made(edits), np.errstate(all="ignore"):
-        try:
-            return screen()
-        except Exception:  # an edit may raise whatever NumPy and Python raise
-            return None
+    try:
+        with program(changes) as spec, np.errstate(all="ignore"):
+            return look(spec)
+    except Exception:  # an edit may raise whatever NumPy and Python raise
+        return None
 
 
 def _gain(before: Sequence[float], after: Sequence[float]) -> float:
@@ -151,9 +186,6 @@ def _same(one: Array, other: Array) -> bool:
 
 
 def _length(edits: Edits) -> tuple[int, int, int]:
-    """The plainest first: fewer edits, something left out, then something else in its place, then something done to
-    it, then another way taken; short."""
-    kinds = sum(
-        3 if one.text.startswith("if ") else 0 if one.drops else 1 if one.old not in one.new else 2 for one in edits
-    )
-    return len(edits), kinds, sum(len(one.new) + len(one.old) for one in edits)
+    """Fewer edits first, then the plainest."""
+    kinds, sizes = zip(*(one.rank for one in edits), strict=True)
+    return len(edits), sum(kinds), sum(sizes)

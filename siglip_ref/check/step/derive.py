@@ -5,6 +5,7 @@ Found on a few tensors at the first two steps; named only where it gives the oth
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from siglip_ref.check.engine.edits import Fitted, search
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, predict
 from siglip_ref.check.step.run import Taken
+from siglip_ref.mistakes import Reference
 from siglip_ref.mistakes.grammar.scope import FREE
-from siglip_ref.mistakes.grammar.switched import edited, named, singles
+from siglip_ref.mistakes.grammar.switched import edited, made, named, singles
 from siglip_ref.model import optim
 from siglip_ref.model.procedures import several_steps
 from siglip_ref.ops.elementary import Array
@@ -36,25 +38,26 @@ def derive(taken: Sequence[Taken], plan: Plan, judged: Judged, settings: bool = 
     few = [_few(one, chosen, plan) for one in taken[:_SEARCHED]]
     first = [one for one in judged.seen if one.name in chosen and one.probe in LABELS[:_SEARCHED]]
 
-    def moves(steps: Sequence[Taken]) -> Moves:
+    def moves(steps: Sequence[Taken], spec: Reference) -> Moves:
         return predict(steps, plan, [one.grads for one in steps], spec=spec)
 
-    def off(steps: Sequence[Taken], seen: Sequence[Seen]) -> list[float]:
-        found = moves(steps)
+    def off(steps: Sequence[Taken], seen: Sequence[Seen], spec: Reference) -> list[float]:
+        found = moves(steps, spec)
         return [distance(one, found[one.probe, one.name]) for one in seen]
 
-    def numbers() -> Array:
-        found = moves(taken)
+    def numbers(spec: Reference) -> Array:
+        found = moves(taken, spec)
         return np.concatenate([np.ravel(found[one.probe, one.name]) / _top(one.got) for one in judged.seen])
 
-    def rest() -> Array:
-        found = moves(few)
+    def rest(spec: Reference) -> Array:
+        found = moves(few, spec)
         return np.concatenate([np.ravel(one.got - found[one.probe, one.name]) / _top(one.got) for one in first])
 
     offers = singles(functions)
     if settings:
         offers = [one for one in offers if FREE in one.new and one.old.startswith("rule.")]
-    return search(offers, lambda: off(few, first), lambda: off(taken, judged.seen), numbers, rest, not settings)
+    screen, whole = partial(off, few, first), partial(off, taken, judged.seen)
+    return search(offers, partial(made, spec=spec), screen, whole, numbers, rest, not settings)
 
 
 def _chosen(judged: Judged, plan: Plan) -> list[str]:

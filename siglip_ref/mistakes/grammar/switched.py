@@ -49,6 +49,13 @@ class Single:
         return self.new.strip("()").removesuffix(", None") in self.old
 
     @property
+    def rank(self) -> tuple[int, int]:
+        """The plainest first: something left out, then something else in its place, then something done to it, then
+        another way taken; short."""
+        kind = 3 if self.text.startswith("if ") else 0 if self.drops else 1 if self.old not in self.new else 2
+        return kind, len(self.new) + len(self.old)
+
+    @property
     def plain(self) -> bool:
         """Whether it leaves something out, or takes it another number of times."""
         return self.drops or self.new in [_plain(form.format(f"({self.old})")) for form in SCALED]
@@ -70,14 +77,14 @@ def _plain(text: str) -> str:
 
 
 @contextmanager
-def made(edits: Collection[Single]) -> Iterator[None]:
-    """Make these edits in everything that `edited` gave; two of one expression do not go together."""
+def made(edits: Collection[Single], spec: Any = None) -> Iterator[Any]:
+    """Make these edits in everything that `edited` gave, such as `spec`; two of one expression do not go together."""
     numbers = {one.number for one in edits}
     _ON.update(numbers)
     _AT.update(_WHERE[number] for number in numbers)
     _FACTOR[...] = max((one.factor for one in edits), key=lambda factor: abs(factor - 1), default=1.0)
     try:
-        yield
+        yield spec
     finally:
         _ON.clear()
         _AT.clear()

@@ -7,6 +7,7 @@ along random directions of every parameter, as the program's gradients give it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -110,15 +111,16 @@ def derive(
     given = {name: value[_chosen(value)] for name, value in shown.items() if name.startswith(tower)}
     known = given[stage]
 
-    def value(inputs: Mapping[str, Array], at: Probe) -> Array:
+    def value(spec: Reference, inputs: Mapping[str, Array], at: Probe) -> Array:
         return stage_values(spec, tower, inputs, at, cfg, conventions, {stage})[stage]
 
     fitted = search(
         singles(functions),
-        lambda: [_off(known, value(given, few), room)],
-        lambda: [_off(shown[stage], value(shown, ground), room)],
-        lambda: value(shown, ground),
-        lambda: np.asarray(known - value(given, few)),
+        partial(made, spec=spec),
+        lambda spec: [_off(known, value(spec, given, few), room)],
+        lambda spec: [_off(shown[stage], value(spec, shown, ground), room)],
+        lambda spec: value(spec, shown, ground),
+        lambda spec: np.asarray(known - value(spec, given, few)),
     )
     if fitted is None:
         return "stage"
@@ -165,14 +167,16 @@ def _of_gradients(
         placed = [Edited(spec, stages)]
         back = forward_with(placed, ground, cfg, conventions)[2]
 
-        def off(run: Run = run, back: Callable[[], dict[str, Array]] = back) -> list[float]:
+        def off(_: Reference, back: Callable[[], dict[str, Array]] = back) -> list[float]:
             return [_by(name, run.grads[name], grad, judge) for name, grad in back().items()]
 
-        def numbers(back: Callable[[], dict[str, Array]] = back) -> Array:
+        def numbers(_: Reference, back: Callable[[], dict[str, Array]] = back) -> Array:
             return np.concatenate([np.ravel(grad) / (np.max(np.abs(grad)) or 1.0) for grad in back().values()])
 
         offers = [one for one in singles(functions) if one.plain]
-        fitted = search(offers, off, lambda: [], numbers, lambda: np.zeros(0), pairs=False)
+        fitted = search(
+            offers, partial(made, spec=spec), off, lambda _: (), numbers, lambda _: np.zeros(0), pairs=False
+        )
         if fitted is None:
             continue
         held = _another(ground)

@@ -1,14 +1,16 @@
 """Which mistakes of the catalogue a model holds, and in which stages: values first, stage by stage, then gradients."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import combinations
+from functools import partial
 
 import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.one_tower import OneTower, sides_of
 from siglip_ref.architecture.sizes import Config
+from siglip_ref.check.engine.edits import fitting
 from siglip_ref.check.engine.explain import share_explained
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.engine.seen import Seen
@@ -20,7 +22,7 @@ from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.reference import KEY_BIAS
 from siglip_ref.check.model.stages import TOWERS, readable, stage_values
-from siglip_ref.mistakes import Mistake, executable, in_the_loss, reference
+from siglip_ref.mistakes import Mistake, Reference, executable, in_the_loss, reference
 from siglip_ref.report.compare import compare
 
 _TRAIN = 3  # a forward and backward pass costs so many forward passes
@@ -28,9 +30,6 @@ _ROUNDINGS = 40  # what `find_roundings` costs, in passes through its stage
 _OF_TOWERS = ("model/encoder.py", "model/image.py", "model/naflex.py", "model/text.py")
 _OF_LOSS = ("ops/pair_block.py", "ops/sigmoid_loss.py")
 _SCOPES = 4  # in how many places a mistake of the backward pass is tried, about
-
-
-Table = dict[tuple[Mistake, ...], dict[str, float]]  # by mistakes made together: how far each stage is off
 
 
 def find_mistakes(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions: Conventions) -> Found:
@@ -77,56 +76,40 @@ def _of_tower(
     if not wrong:
         return [()], []
     candidates = [m for m in executable("one vector") if all(_in_a_tower(edit.file) for edit in m.edits)]
-    room = affordable(search, len(candidates) / len(stages_of(search.cfg, tower)))
-    wanted = set(right) if room >= len(right) else set(wrong[: max(room, 1)])
-    open_ = set(wrong) & wanted
+    tries = max(1, affordable(search, len(candidates) / len(right)))  # stages at which all are tried
     made: list[tuple[Placed, ...]] = [()]
-    tables: Table = {(m,): _excesses(search, tower, (m,), wanted) for m in candidates} if open_ else {}
-    hopeless = set[str]()
-    while open_ - hopeless:
-        explained = {m: {name for name in open_ if table.get(name, np.inf) <= 1} for m, table in tables.items()}
-        most = max(map(len, explained.values()), default=0)
-        if not most:
-            stage = next(name for name in right if name in open_ - hopeless)
-            pairs = _pairs(search, tower, tables, right, stage, wanted)
-            tables |= pairs
-            hopeless |= set() if pairs else {stage}
+    open_, unexplained = wrong, list[str]()
+    while open_ and tries:
+        stage, tries = open_[0], tries - 1
+        fits = fitting(candidates, _written, partial(_off, search, tower, stage), partial=len(candidates))
+        tables = {together: _excesses(search, tower, together, None) for together in fits}
+        explained = {fit: {name for name in open_ if table.get(name, np.inf) <= 1} for fit, table in tables.items()}
+        if not any(explained.values()):
+            unexplained.append(stage)
+            open_ = open_[1:]
             continue
-        best = [m for m in explained if len(explained[m]) == most]
-        fewest = min(len(_broken(tables[m], right)) for m in best)
-        best = [m for m in best if len(_broken(tables[m], right)) == fewest]
-        everywhere = not fewest and wanted == set(right)
+        most = max(map(len, explained.values()))
+        best = [fit for fit in fits if len(explained[fit]) == most]
+        fewest = min(len(_broken(tables[fit], right)) for fit in best)
+        best = [fit for fit in best if len(_broken(tables[fit], right)) == fewest]
+        every = None if fewest else frozenset(stages_of(search.cfg, tower))
         made = [
-            (
-                *others,
-                *(
-                    Placed(
-                        m,
-                        frozenset(stages_of(search.cfg, tower) if everywhere else explained[ms]),
-                        frozenset(explained[ms]),
-                    )
-                    for m in ms
-                ),
-            )
+            (*others, *(Placed(one, every or frozenset(explained[fit]), frozenset(explained[fit])) for one in fit))
             for others in made
-            for ms in best
+            for fit in best
         ]
-        open_ -= explained[best[0]]
-    return made, [name for name in wrong if name in open_ or name not in wanted]
+        open_ = [name for name in open_ if name not in explained[best[0]]]
+    return made, [name for name in wrong if name in unexplained or name in open_]
 
 
-def _pairs(
-    search: Search, tower: str, tables: Table, right: Mapping[str, float], stage: str, wanted: Collection[str]
-) -> Table:
-    """Two mistakes that together explain a stage which no single one explains, and what they make of the others."""
-    touching = [
-        made[0] for made, table in tables.items() if len(made) == 1 and table.get(stage) not in (None, right[stage])
-    ]
-    pairs = list(combinations(touching, 2))
-    if not pairs or affordable(search, len(pairs) / len(stages_of(search.cfg, tower))) < 1:
-        return {}
-    fitting = [pair for pair in pairs if _excesses(search, tower, pair, {stage}).get(stage, np.inf) <= 1]
-    return {pair: _excesses(search, tower, pair, wanted) for pair in fitting}
+def _written(made: Sequence[Mistake]) -> AbstractContextManager[Reference]:
+    """The specification with mistakes in its text."""
+    return nullcontext(reference(tuple(edit for mistake in made for edit in mistake.edits)))
+
+
+def _off(search: Search, tower: str, stage: str, spec: Reference) -> list[float]:
+    """How far a stage that the model shows is from what a reference makes of its input, in what is allowed."""
+    return [_compared(search, tower, spec, {stage})[stage]]
 
 
 def _excesses(
@@ -134,10 +117,14 @@ def _excesses(
 ) -> dict[str, float]:
     """How far each stage that the model shows is from what the reference makes of its input, in what is allowed."""
     try:
-        spec = reference(tuple(edit for mistake in mistakes for edit in mistake.edits))
-        values = stage_values(spec, tower, search.shown, search.probe, search.cfg, search.conventions, wanted)
+        with _written(mistakes) as spec:
+            return _compared(search, tower, spec, wanted)
     except (ValueError, FloatingPointError):  # they do not fit these shapes, or change the same line
         return {}
+
+
+def _compared(search: Search, tower: str, spec: Reference, wanted: Collection[str] | None) -> dict[str, float]:
+    values = stage_values(spec, tower, search.shown, search.probe, search.cfg, search.conventions, wanted)
     got, allowed = search.run.activations, search.judge.of_value
     return {
         name: compare(name, got[name], value, allowed[name]).excess
@@ -158,13 +145,14 @@ def _of_loss(search: Search) -> tuple[list[tuple[Placed, ...]], list[str]]:
     if embeds[0] is None or embeds[1] is None:
         return [()], []
 
-    def excess(mistake: Mistake | None) -> float:
-        loss = reference(mistake.edits if mistake else ()).loss.sigmoid_loss(*embeds, *scalars).loss
-        return compare(LOSS, search.run.loss, loss, search.judge.of_value[LOSS]).excess
+    def off(spec: Reference) -> list[float]:
+        loss = spec.loss.sigmoid_loss(*embeds, *scalars).loss
+        return [compare(LOSS, search.run.loss, loss, search.judge.of_value[LOSS]).excess]
 
-    if excess(None) <= 1:
+    if off(reference())[0] <= 1:
         return [()], []
-    alike = [Placed(m, frozenset({LOSS})) for m in executable("one vector") if in_the_loss(m) and excess(m) <= 1]
+    candidates = [m for m in executable("one vector") if in_the_loss(m)]
+    alike = [Placed(m, frozenset({LOSS})) for (m,) in fitting(candidates, _written, off, pairs=False)]
     return ([(placed,) for placed in alike], []) if alike else ([()], [LOSS])
 
 
