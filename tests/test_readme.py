@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -51,3 +53,24 @@ def test_links_lead_to_files_that_are_there() -> None:
             target = link[0] or link[1]
             if not target.startswith(("http:", "https:", "mailto:")):
                 assert (place.parent / target).exists(), (place.name, target)
+
+
+def test_where_a_page_is_filled_by_the_site_it_says_so() -> None:
+    """On a hosting site a directive is a block with its content: what stands there, and how to read it without."""
+    for place in sorted((ROOT / "docs" / "mistakes").glob("*.md")):
+        for name, content in re.findall(r"^```{(\w+)}[^\n]*\n(.*?)^```$", place.read_text("utf-8"), re.M | re.DOTALL):
+            assert name == "toctree" or "built site" in content, (place.name, name)
+            assert name != "mistakes" or "siglip-ref explain" in content
+    assert (
+        "Only the site has the catalogue of mistakes" in README and "`siglip-ref explain` lists the mistakes" in README
+    )
+
+
+def test_the_example_of_zero_shot_needs_no_kernels_and_tells_its_labels_apart() -> None:
+    """Its labels were once cut to the same text, so that all had one score."""
+    ran = subprocess.run(
+        [sys.executable, ROOT / "examples" / "zeroshot.py"], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0 and "compiling" not in ran.stderr, ran.stderr
+    rows = [re.findall(r"[a-z]+ ([\d.e-]+)(?:,|$)", line) for line in ran.stdout.splitlines()[:4]]
+    assert all(len(set(row)) == 3 for row in rows), rows
