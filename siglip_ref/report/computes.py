@@ -97,8 +97,10 @@ _STOPPED = {
 }
 
 
-def in_words(derived: "Derived", wrong: bool = False) -> list[str]:
-    """The lines of `Report.computes`. wrong: something is, even where the formula is not"""
+def in_words(derived: "Derived", wrong: bool = False, declared: bool = False) -> list[str]:
+    """The lines of `Report.computes`. wrong: something is, even where the formula is not; declared: not SigLIP's own
+    was asked for, but a variant"""
+    own = "what was declared" if declared else "SigLIP's own"
     if derived.formula is None or (derived.failed and not derived.certain and not derived.measured):
         return [f"measured: {_stopped(derived)}"]
     lines = [f"your loss: {formula_in_words(derived.formula)}"]
@@ -109,9 +111,12 @@ def in_words(derived: "Derived", wrong: bool = False) -> list[str]:
         what = f"; it does not give {', '.join(places)}{more}" if places else ""
         return [*lines, f"not certain: {_stopped(derived)}{what}"]
     linear = derived.formula.linear
-    lines += [f"not SigLIP's: {difference_in_words(one, linear)} ({repair_of(one)})" for one in derived.differences]
+    lines += [
+        f"not {own.removesuffix(' own')}: {difference_in_words(one, linear)} ({repair_of(one, declared)})"
+        for one in derived.differences
+    ]
     if not derived.differences:
-        lines.append("that is SigLIP's own" + _ELSEWHERE * wrong)
+        lines.append(f"that is {own}" + _ELSEWHERE * wrong)
     besides = "".join(f"; {_BESIDES[one]}" for one in derived.besides)
     proof = f"this reproduces your loss at held-out inputs ({derived.compared} tensors, {derived.calls} calls){besides}"
     return [*lines, proof]

@@ -22,9 +22,12 @@ _ROWS = {
 }
 
 
-def repair_of(one: "Difference") -> str:
-    """One line; what is said of the difference itself where no line of code would do."""
+def repair_of(one: "Difference", declared: bool = False) -> str:
+    """One line; what is said of the difference itself where no line of code would do. declared : a variant is meant, of
+    which SigLIP's own weights, labels and divisor are no repair"""
     got: Any = one.got
+    if declared and one.place in ("weights", "function", "reduction"):
+        return "make it what was declared, or declare what it is"
     if one.place in _BY_PLACE:
         return _BY_PLACE[one.place]
     if one.place == "reduction":

@@ -133,6 +133,35 @@ def test_mistakes_of_the_catalogue_are_named_in_a_variant() -> None:
     assert [finding.id for finding in report.findings] == ["bias-subtracted"]
 
 
+TOLD = {  # what is said of the wrong one, beside the right one's formula
+    "mean": ("1/B^2 sum_ij softplus", "is -bias, not bias (add the bias, do not subtract it)"),
+    "no bias": ("(exp(log_scale) sim_ij))", "multiplied by 0.5/B, not 1/B"),
+    "two weights": ("3/B sum over i = j", "positives: i = j with weight 3.1/B"),
+    "smoothing": ("- 0.05 (", "positives: softplus(u) in place of"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_a_declared_variant_computes_is_worked_out(name: str) -> None:
+    """Beside what was declared, not beside SigLIP's own."""
+    fn, declared = VARIANTS[name]
+    formula, difference = TOLD[name]
+    right = sr.check_loss(partial(fn, TORCH, wrong=False), "torch", explain=True, **declared)
+    assert formula in right.computes[0] and right.computes[1] == "that is what was declared", right.computes
+    astray = (lambda x, y, s, b: mean(TORCH, x, y, s, -b, False)) if name == "mean" else partial(fn, TORCH, wrong=True)
+    wrong = sr.check_loss(astray, "torch", **declared)
+    said = [line for line in wrong.computes if line.startswith("not what was declared")]
+    assert said and difference in str(said), wrong.computes
+    assert all("make it what was declared" in line for line in said) or name == "mean", said
+    assert not any("negatives" in line for line in said) or name == "smoothing", said
+
+
+@pytest.mark.parametrize("name", ["ids", "rows"])
+def test_what_is_given_labels_or_weights_is_not_worked_out(name: str) -> None:
+    fn, declared = VARIANTS[name]
+    assert not sr.check_loss(partial(fn, TORCH, wrong=True), "torch", **declared).computes
+
+
 @pytest.mark.parametrize(
     ("name", "argument"), [("mean", 'reduction="mean"'), ("two weights", "weights="), ("smoothing", "label_smoothing=")]
 )

@@ -13,6 +13,7 @@ from siglip_ref.check.diagnosis.derive.derive import confirmed, derive
 from siglip_ref.check.diagnosis.derive.formula import Derived, Measured, Rows, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
 from siglip_ref.check.diagnosis.derive.proof import Held, precision
+from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.check.engine.expected.probes import Probe, read_dims
 from siglip_ref.check.loss.explain import of_refused_values
@@ -36,16 +37,24 @@ _FORMS = ("float64", "float32")
 def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report: Report) -> None:
     """Into a report: after a FAIL, and of a right loss where that is asked for. What has no name yet gets one."""
     wrong = report.verdict == "FAIL"
-    if not loss.objective.plain:
+    if not _is_known(loss.objective):
         return
     if not wrong and not (loss.says_more and report.verdict in ("PASS", "OTHER CONVENTION")):
         return
     one_torch_thread()
     with np.errstate(all="ignore"):
         derived = _derived(loss, compared, wrong)
-    report.computes = in_words(derived, wrong)
+    declared = not compared.convention.objective.plain
+    report.computes = in_words(derived, wrong, declared)
     if wrong and derived.certain and derived.differences and _open(report.findings):
-        report.findings = [*of_refused_values(compared), *_findings(derived)]
+        report.findings = [*of_refused_values(compared), *_findings(derived, declared)]
+
+
+def _is_known(objective: Objective) -> bool:
+    """Whether the experiments, which choose embeddings, scale and bias, can tell it: nothing else is given to fn, and
+    pairs do not share their sum; smoothed labels are told of pairs that weigh alike."""
+    alone = not objective.extras and objective.kind == "sigmoid"
+    return alone and (objective.weights is None or not objective.smoothing)
 
 
 def _open(findings: Sequence[Finding]) -> bool:
@@ -53,7 +62,7 @@ def _open(findings: Sequence[Finding]) -> bool:
     return all(finding.id == "unknown" or finding.kind == "suspicion" for finding in findings)
 
 
-def _findings(derived: Derived) -> list[Finding]:
+def _findings(derived: Derived, declared: bool) -> list[Finding]:
     """One for each difference, or for several that are one entry of the catalogue, with its story."""
     from siglip_ref.mistakes import CATALOGUE
 
@@ -63,7 +72,7 @@ def _findings(derived: Derived) -> list[Finding]:
         words = difference_in_words(one, linear)
         for id in one.ids or (DERIVED,):
             told = words if id == DERIVED else f"{CATALOGUE[id].text}; worked out: {words}"
-            finding = Finding(id, one.of if one.place == "backward" else "loss", "", told, repair_of(one))
+            finding = Finding(id, one.of if one.place == "backward" else "loss", "", told, repair_of(one, declared))
             key = f"{id} {number}" if id == DERIVED else id
             known = found.get(key)
             found[key] = replace(known, evidence=f"{known.evidence}; {words}") if known else finding
@@ -75,7 +84,9 @@ def _derived(loss: "LossSubject", compared: "ComparedLoss", wrong: bool) -> Deri
     rows = Rows() if convention.embeddings == "unit" else Rows("unit")
     if convention.norm == "additive" and convention.embeddings == "raw":
         rows = Rows("unit + eps", 1e-8)
-    right = siglip(convention.scale == "linear", rows)
+    declared, power = convention.objective, -1.0 if convention.objective.reduction == "batch" else -2.0
+    weights = declared.weights if isinstance(declared.weights, tuple) else (1.0, 1.0)
+    right = siglip(convention.scale == "linear", rows, declared.bias, weights, power, declared.smoothing)
     probe = next((one.probe for one in compared.plain.values() if one.probe.shape[0] > 1), None)
     if probe is None:
         return Derived(None, False, measured=(Measured("raises"),))

@@ -14,7 +14,7 @@ _GUARD = 1e-6  # beside a length
 
 
 def differences(formula: Formula, right: Formula) -> list[Changed]:
-    """All of them; empty for SigLIP's own."""
+    """All of them; empty for the right one: SigLIP's own, or what was declared."""
     found = list(_coupled(formula, right))
     if not formula.coupled:
         found += [*_labels(formula, right)]
@@ -47,8 +47,9 @@ def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
         return
     usual = _sets(own) == (DIAGONAL,) and _sets(other) == (OTHERS,)
     forms = [term.weights[0][1] for term in formula.terms] if usual else []
-    each = right.terms[0].weights[0][1]
-    if usual and forms[0] == forms[1]:
+    meant = [term.weights[0][1] for term in right.terms]
+    each = meant[0]
+    if usual and forms[0] == forms[1] and meant[0] == meant[1]:
         if forms[0] != each:
             plain = [replace(t, weights=((t.weights[0][0], each),)) for t in formula.terms]
             yield (
@@ -56,7 +57,8 @@ def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
                 replace(formula, terms=tuple(plain)),
             )
         return
-    for name, terms, sign, where in (("positives", own, -1, DIAGONAL), ("negatives", other, 1, OTHERS)):
+    sides = (("positives", own, -1, DIAGONAL), ("negatives", other, 1, OTHERS))
+    for (name, terms, sign, where), each in zip(sides, meant, strict=True):
         rules = tuple(rule for term in terms for rule in term.weights)
         wanted: tuple[Rule, ...] = ((where, each),)
         if rules == wanted:

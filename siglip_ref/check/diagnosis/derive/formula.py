@@ -139,15 +139,28 @@ class Derived:
     dtype: str = "float64"
 
 
-def siglip(linear: bool = False, rows: Rows = Rows()) -> Formula:
-    """SigLIP's own.
+def siglip(
+    linear: bool = False,
+    rows: Rows = Rows(),
+    bias: bool = True,
+    weights: tuple[float, float] = (1.0, 1.0),
+    power: float = -1.0,
+    smoothing: float = 0.0,
+) -> Formula:
+    """SigLIP's own, or a declared variant of it.
+
+    Parameters
+    ----------
+    bias : whether logits have one; weights : of positives and of negatives, times B^power; smoothing : labels are
+        1 - smoothing / 2 and smoothing / 2
 
     >>> [term.sign for term in siglip().terms]
     [-1, 1]
     """
-    logit = Logit(Number((("s" if linear else "exp(s)", 1.0),)), Number((("b", 1.0),)))
-    each = OfPairs(1.0, -1.0)
-    terms = (Term(((DIAGONAL, each),), SOFTPLUS, -1, logit), Term(((OTHERS, each),), SOFTPLUS, 1, logit))
+    logit = Logit(Number((("s" if linear else "exp(s)", 1.0),)), Number((("b", 1.0),) if bias else ()))
+    own, other = (OfPairs(weight, power) for weight in weights)
+    function = Shape("softplus + linear", (smoothing / 2,)) if smoothing else SOFTPLUS
+    terms = (Term(((DIAGONAL, own),), function, -1, logit), Term(((OTHERS, other),), function, 1, logit))
     return Formula(terms, image_rows=rows, text_rows=rows, linear=linear)
 
 
