@@ -17,7 +17,17 @@ from siglip_ref.training.data.sources import open_data
 CHECK = Path(siglip_ref.__file__).parent / "check"
 ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 # Literals in the form of an id that are none: names of packages, files and formats.
-NO_IDS = {"siglip-ref", "utf-8", "huggingface-2", "open-clip", "step-by-step", "stage-0", "error-0", "last-but-one"}
+NO_IDS = {
+    "siglip-ref",
+    "utf-8",
+    "huggingface-2",
+    "open-clip",
+    "step-by-step",
+    "tiny-naflex",
+    "stage-0",
+    "error-0",
+    "last-but-one",
+}
 
 
 def literals():
