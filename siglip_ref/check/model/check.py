@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -71,7 +72,7 @@ def check_model(
             repair='sr.check_model(model, dtype="float32", weights="probe")',
         )
     say = progress or (lambda line: None)
-    if isinstance(model, str):
+    if isinstance(model, str) and ("/" not in model or ":" in model or Path(model).is_dir()):  # else a hub's name
         say(f"loading {model}")
         model = load_target(model)
     adapter = _on(device, adapter_for(model, up_to))
