@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.products import NEAR, Numbers, numbers_of
+from siglip_ref.check.diagnosis.products import NEAR
+from siglip_ref.check.diagnosis.roundings import Numbers, numbers_of
 from siglip_ref.check.engine.expected.convention import Convention
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
