@@ -17,7 +17,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_040),
     ("engine", ("check/engine",), 1_384),
     ("call", ("check/call",), 1_040),
-    ("diagnosis", ("check/diagnosis",), 3_497),
+    ("diagnosis", ("check/diagnosis",), 3_501),
     ("check loss", ("check/loss",), 1_413),
     ("check ranks", ("check/ranks",), 1_230),
     ("check model", ("check/model",), 3_506),

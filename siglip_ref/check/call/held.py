@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 _LIBRARIES = {"torch", "jax", "jaxlib", "numpy", "flax", "siglip_ref", "builtins", "transformers", "open_clip", "timm"}
-_FIXED = (type, types.ModuleType, str, bytes, int, float)
 _CONTAINERS = (list, dict, set, deque)
 _MOST = 100_000  # objects; a loss that holds more than that is a program
 

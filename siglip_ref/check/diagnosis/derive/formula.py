@@ -179,10 +179,3 @@ def told_apart(terms: Sequence[Term]) -> tuple[Term, ...]:
             key = sign, SOFTPLUS if both else term.function, term.logit
             found[key] = joined((*found.get(key, ()), *rules))
     return tuple(Term(rules, function, sign, logit) for (sign, function, logit), rules in found.items())
-
-
-def without_backward(formula: Formula) -> Formula:
-    """The same value, differentiated."""
-    plain = (replace(rows, detached=False) for rows in (formula.image_rows, formula.text_rows))
-    image, text = plain
-    return replace(formula, backward=(), image_rows=image, text_rows=text)
