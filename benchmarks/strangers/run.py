@@ -3,12 +3,12 @@
 See README.md beside it for the rule. Figures of a first run are never overwritten.
 """
 
-import importlib.util
+import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,39 @@ def programs(folder: Path) -> dict[str, dict[str, Any]]:
     """Of every Python file of a set, what its PROGRAMS say; or its `check`, whose truth stands in truth.json."""
     found: dict[str, dict[str, Any]] = {}
     sys.path.insert(0, str(folder))  # some share a module
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # processes that check_ranks starts import them, too
     written = folder / "truth.json"
     truths = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
     for file in sorted(folder.glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"stranger_{file.stem}", file)
-        assert spec is not None and spec.loader is not None  # the name ends in .py
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        found |= getattr(module, "PROGRAMS", {})
+        module = importlib.import_module(file.stem)
+        found |= {name: {"file": file.stem, **one} for name, one in getattr(module, "PROGRAMS", {}).items()}
         if file.stem in truths:
             truth = truths[file.stem]
             found[file.stem] = {"check": module.check, "truth": truth["wrong"], "same": truth["accepted"]}
     return found
 
 
+def report_of(one: dict[str, Any], dtype: str) -> Any:
+    """What the check says that a program asks for: `check` is a function, "model" or "step", or its file tells."""
+    given, check = one.get("given", {}), one.get("check")
+    if callable(check):
+        return check(**given)
+    if check == "model":
+        return sr.check_model(one["fn"](), **given)
+    if check == "step":
+        return sr.check_step(**one["fn"](), **given)
+    if one["file"] == "ranks":
+        return sr.check_ranks(one["fn"], framework=one["framework"], **given)
+    return sr.check_loss(one["fn"], one.get("framework"), dtype, explain=True, **given)
+
+
 def answers(known: dict[str, dict[str, Any]]) -> Iterator[Answer]:
     """What the checker says of each program, in each dtype."""
     for name, one in known.items():
-        for dtype in DTYPES if "fn" in one else ("as written",):
+        for dtype in DTYPES if "check" not in one and one["file"] != "ranks" else ("as written",):
             start = time.process_time()
             try:
-                how = one.get("given", {})
-                check = one.get("check") or partial(sr.check_loss, one["fn"], one.get("framework"), dtype, explain=True)
-                report = check(**how)
+                report = report_of(one, dtype)
                 told = {
                     "verdict": report.verdict,
                     "computes": report.computes,
