@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from siglip_ref.architecture.sizes import config
+from siglip_ref.cli.speed_saved import sized
 from siglip_ref.errors import UsageError
 
 # name of a case: what the worker is told. loss: pairs, width; the others: model, batch
@@ -26,13 +27,26 @@ CASES = {
     "loss-16384": ("loss", "16384", "768"),
     "image-1": ("image", "B/16-256", "1"),
     "image-8": ("image", "B/16-256", "8"),
+    "image-32": ("image", "B/16-256", "32"),
+    "text-1": ("text", "B/16-256", "1"),
     "text-8": ("text", "B/16-256", "8"),
     "gradients-8": ("gradients", "B/16-256", "8"),
     "step-tiny": ("step", "tiny", "8"),
     "step-mu": ("step", "mu/16", "8"),
     "step-mu-256": ("step", "mu/16", "256"),
+    "step-s": ("step", "S/16-256", "16"),
+    "step-b": ("step", "B/16-256", "8"),
 }
-CONTESTANTS = {"fast": "numba", "torch": "torch", "torch.compile": "torch", "jax.jit": "jax"}  # and what each needs
+# and what each needs
+CONTESTANTS = {
+    "fast": "numba",
+    "torch": "torch",
+    "torch.compile": "torch",
+    "jax.jit": "jax",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+}
+ENGINES = ("onnxruntime", "openvino")  # of these, what only infers
 YARDSTICKS = {"numpy": "numpy", "torch": "torch", "jax.jit": "jax"}  # whose matrix product is measured, too
 PRODUCT_FLOPS = 2 * 3072**3
 
@@ -81,7 +95,7 @@ def flops(case: Sequence[str]) -> float:
     kind, first, second = case
     if kind == "loss":
         return 6.0 * int(first) ** 2 * int(second)
-    cfg, batch = config(first), int(second)
+    cfg, batch = sized(first), int(second)
 
     def tower(width: int, depth: int, mlp: int, tokens: int) -> float:
         return depth * (tokens * (8.0 * width**2 + 4 * width * mlp) + 4.0 * tokens**2 * width)
@@ -95,12 +109,12 @@ def flops(case: Sequence[str]) -> float:
 class Worker:
     """A contestant's process."""
 
-    def __init__(self, case: Sequence[str], contestant: str, threads: int) -> None:
+    def __init__(self, case: Sequence[str], contestant: str, folder: str, threads: int) -> None:
         numbers = ("OMP", "MKL", "OPENBLAS", "NUMBA")
         environment = dict(os.environ) | {f"{name}_NUM_THREADS": str(threads) for name in numbers}
         environment["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "siglip_ref.cli.speed_worker", *case, contestant, str(threads)],
+            [sys.executable, "-m", "siglip_ref.cli.speed_worker", *case, contestant, folder, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
 
@@ -122,18 +136,33 @@ class Worker:
         self.process.communicate()
 
 
+def prepare(case: Sequence[str], contestants: Sequence[str], folder: str) -> None:
+    """The checkpoint that all load, and its export where an engine takes part, in a process of its own."""
+    exported = "onnx" if set(ENGINES) & set(contestants) else "no"
+    command = [sys.executable, "-m", "siglip_ref.cli.speed_saved", *case, folder, exported]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ChildProcessError((done.stderr.strip().splitlines() or ["ended without a word"])[-1])
+
+
 def run_case(
-    name: str, contestants: Sequence[str], threads: int, repeats: int, tell: Callable[[str], None] = print
+    name: str, contestants: Sequence[str], threads: int, repeats: int, folder: str, tell: Callable[[str], None] = print
 ) -> Result:
     """Measure one case: contestants and matrix products in turns."""
     case = CASES[name]
+    if case[0] in ("image", "text"):
+        prepare(case, contestants, folder)
+    elif case[0] == "gradients":
+        prepare(case, (), folder)
+    if case[0] not in ("image", "text"):
+        contestants = [contestant for contestant in contestants if contestant not in ENGINES]
     result = Result(name, flops(case), {}, {})
     workers: list[tuple[Worker, Entry]] = []
     for kind, names in (("case", contestants), ("product", [y for y, need in YARDSTICKS.items() if find_spec(need)])):
         for contestant in names:
             tell(f"{name}: starting {contestant}" + (" (matrix product)" if kind == "product" else ""))
             entry = (result.entries if kind == "case" else result.products).setdefault(contestant, Entry())
-            worker = Worker(case if kind == "case" else ("product",), contestant, threads)
+            worker = Worker(case if kind == "case" else ("product",), contestant, folder, threads)
             try:
                 ready = worker.answer()
                 entry.peak, entry.added = ready["peak"], ready["added"]
@@ -185,7 +214,8 @@ def bench(
             repair="siglip-ref bench --case loss-4096",
         )
     chosen = contestants or [name for name, need in CONTESTANTS.items() if find_spec(need)]
-    results = [run_case(name, chosen, threads, repeats, tell) for name in cases]
+    with tempfile.TemporaryDirectory() as folder:
+        results = [run_case(name, chosen, threads, repeats, folder, tell) for name in cases]
     if save is not None:
         write(save, results, threads)
     return results
@@ -216,7 +246,7 @@ def machine(threads: int) -> dict[str, str]:
         except PackageNotFoundError:
             return "missing"
 
-    names = ("numpy", "scipy", "numba", "torch", "jax", "transformers")
+    names = ("numpy", "scipy", "numba", "torch", "jax", "transformers", "onnxruntime", "openvino")
     info = Path("/proc/cpuinfo")
     model = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     cpu = model[0] if model else platform.processor()

@@ -1,7 +1,7 @@
 """One contestant of a benchmark in a process of its own: it sets a case up, then answers "go" with seconds.
 
-Not imported by anything: `python -m siglip_ref.cli.speed_worker CASE CONTESTANT`. Torch and JAX are loaded only if they
-are the contestant.
+Not imported by anything: `python -m siglip_ref.cli.speed_worker CASE CONTESTANT FOLDER THREADS`. Torch and JAX are
+loaded only if they are the contestant.
 """
 
 import functools
@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from siglip_ref.architecture.params import init
-from siglip_ref.architecture.sizes import Config, config
+from siglip_ref.cli.speed_saved import inputs, sized
 from siglip_ref.ops.record import Ops
 
 Run = Callable[[], object]
@@ -29,11 +30,9 @@ def unit_rows(pairs: int, width: int, seed: int) -> np.ndarray:
     return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
 
 
-def inputs(cfg: Config, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random images and tokens."""
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (batch, *cfg.image_size, 3)).astype(np.float32)
-    return images, rng.integers(0, cfg.vocabulary, (batch, cfg.text_length))
+def saved(size: str) -> Path:
+    """The checkpoint that every contestant loads."""
+    return Path(sys.argv[-2], size.replace("/", "-"))
 
 
 def numpy_product(case: str, *sizes: str) -> Run:
@@ -50,15 +49,16 @@ def ours(ops: Ops, case: str, *sizes: str) -> Run:
     from siglip_ref.process.blas_threads import one_pool
     from siglip_ref.process.memory import keep_freed_memory
     from siglip_ref.use.inference import image_embeddings, text_embeddings
+    from siglip_ref.use.load import load
 
     keep_freed_memory()
     if case == "loss":
         x, y = (unit_rows(int(sizes[0]), int(sizes[1]), seed) for seed in (1, 2))
         tile = None if ops.compiled else 1024
         return lambda: sigmoid_loss(x, y, math.log(10), -10.0, tile=tile, ops=ops)
-    cfg = config(sizes[0])
+    cfg = sized(sizes[0])
     images, tokens = inputs(cfg, int(sizes[1]))
-    params = init(cfg, dtype=np.float32)
+    params = init(cfg, dtype=np.float32) if case == "step" else dict(load(saved(sizes[0]), ops=ops).params)
     if case == "image":
         return lambda: image_embeddings(params, images, cfg, ops)
     if case == "text":
@@ -97,18 +97,16 @@ def torch_run(compiled: bool, case: str, *sizes: str) -> Run:
         return lambda: torch.autograd.grad(loss(x, y, log_scale, bias), (x, y, log_scale, bias))
     from transformers import SiglipConfig, SiglipModel
 
-    cfg = config(sizes[0])
-    model = SiglipModel(
-        SiglipConfig(
-            text_config=_tower(cfg.text) | {
-                "vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length, "projection_size": cfg.embed
-            },
-            vision_config=_tower(cfg.image) | {"image_size": max(cfg.image_size), "patch_size": cfg.patch},
-        )
-    )  # fmt: skip
-    stem = model.vision_model.embeddings  # knows only square images; with a table of the right length it takes all
-    stem.position_embedding = torch.nn.Embedding(cfg.patches, cfg.image.width)
-    stem.position_ids = torch.arange(cfg.patches)[None]
+    cfg = sized(sizes[0])
+    if case == "step":
+        text = {"vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length, "projection_size": cfg.embed}
+        image = {"image_size": max(cfg.image_size), "patch_size": cfg.patch}
+        model = SiglipModel(SiglipConfig(text_config=_tower(cfg.text) | text, vision_config=_tower(cfg.image) | image))
+        stem = model.vision_model.embeddings  # knows only square images; with a table of the right length it takes all
+        stem.position_embedding = torch.nn.Embedding(cfg.patches, cfg.image.width)
+        stem.position_ids = torch.arange(cfg.patches)[None]
+    else:
+        model = SiglipModel.from_pretrained(saved(sizes[0]))
     images, tokens = inputs(cfg, int(sizes[1]))
     pixels, ids = torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(tokens)
     if case in ("image", "text"):
@@ -146,6 +144,7 @@ def jax_run(case: str, *sizes: str) -> Run:
     import jax
 
     from siglip_ref.cli import speed_jax as rival
+    from siglip_ref.use.load import load
 
     def ready(f: Callable[..., Any], *arguments: Any) -> Run:
         return lambda: jax.block_until_ready(f(*arguments))
@@ -155,9 +154,10 @@ def jax_run(case: str, *sizes: str) -> Run:
     if case == "loss":
         x, y = (jax.numpy.asarray(unit_rows(int(sizes[0]), int(sizes[1]), seed)) for seed in (1, 2))
         return ready(jax.jit(jax.value_and_grad(rival.pair_loss, (0, 1, 2, 3))), x, y, math.log(10), -10.0)
-    cfg = config(sizes[0])
+    cfg = sized(sizes[0])
     images, tokens = (jax.numpy.asarray(x) for x in inputs(cfg, int(sizes[1])))
-    weights = jax.tree.map(jax.numpy.asarray, init(cfg, dtype=np.float32))
+    found = init(cfg, dtype=np.float32) if case == "step" else dict(load(saved(sizes[0])).params)
+    weights = jax.tree.map(jax.numpy.asarray, found)
     if case == "image":
         return ready(jax.jit(functools.partial(rival.image_forward, cfg=cfg)), weights, images)
     if case == "text":
@@ -174,8 +174,31 @@ def jax_run(case: str, *sizes: str) -> Run:
     return one_step
 
 
+def engine_run(name: str, case: str, *sizes: str) -> Run:
+    """A tower's forward in ONNX Runtime or OpenVINO, exported from the same weights."""
+    threads, file = int(sys.argv[-1]), f"{saved(sizes[0])}-{case}-{sizes[1]}.onnx"
+    images, tokens = inputs(sized(sizes[0]), int(sizes[1]))
+    given = np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if case == "image" else tokens
+    if name == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")  # its default, said
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, {"given": given})
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(file, "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda: request.infer([given])
+
+
 def set_up(contestant: str, case: str, *sizes: str) -> Run:
     """What to time."""
+    if contestant in ("onnxruntime", "openvino"):
+        return engine_run(contestant, case, *sizes)
     if contestant == "numpy":
         return numpy_product(case, *sizes)
     if contestant == "jax.jit":
@@ -196,9 +219,9 @@ def _resident() -> int:
 
 
 def main() -> None:
-    """CASE SIZE ... CONTESTANT THREADS: a line of JSON when ready, one for each "go"."""
+    """CASE SIZE ... CONTESTANT FOLDER THREADS: a line of JSON when ready, one for each "go"."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that measures; it ends this one
-    *case, contestant, _ = sys.argv[1:]
+    *case, contestant, _, _ = sys.argv[1:]
     run = set_up(contestant, *case)
     before = _resident()
     run()

@@ -11,6 +11,7 @@ from siglip_ref.fast.machine.compile import SUMS, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import NOTHING, as_rows, as_stored, empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.machine.pool import parts_for
+from siglip_ref.fast.machine.product import LEAST, add_product
 from siglip_ref.ops.elementary import Array
 
 NOT_TURNED: Any = np.int64(NO)  # not a Python constant, for which Numba would compile what it is given to anew
@@ -68,8 +69,14 @@ def affine_part(
     if top == bottom or left == right:
         return top, top, left, left
     _begin(bias, add, out, top, bottom, left, right)
-    few = at_once(bottom - top, x.shape[1], right - left)
     first = _address(weights, left, 0) if turned == YES else _address(weights, 0, left)
+    if min(x.shape[1], columns) > LEAST:
+        size = x.itemsize
+        add_product(turned, _address(x, top, 0), x.shape[1] * size, first, weights.shape[1] * size,
+                    _address(out, top, left), columns * size, bottom - top, x.shape[1], right - left, one,
+                    out)  # fmt: skip
+        return top, bottom, left, right
+    few = at_once(bottom - top, x.shape[1], right - left)
     for a in range(top, bottom, few):
         gemm(routine, NO, turned, min(few, bottom - a), right - left, x.shape[1], one, _address(x, a, 0), x.shape[1],
              first, weights.shape[1], one, _address(out, a, left), columns)  # fmt: skip

@@ -1,0 +1,260 @@
+"""A matrix product of our own for wide layers: out += x @ weights, with the weights read where and how they are stored.
+
+    out[i, j] += sum_k x[i, k] weights[k, j]
+
+BLAS copies both matrices into an order of its own at each call, which few rows do not pay for: 256 of an image, 64 of
+a text. Here only a strip of the weights is put in order, `DEPTH` deep and three vectors wide, used for all rows, and
+overwritten by the next. Its product with `ROWS` rows is kept in registers: a tile of ROWS x 3 vectors, to which one
+fused multiply-add a number and k is added. Each number is summed in the order of k whatever its neighbours are, so the
+result has the same bits for any number of threads and of rows.
+
+The loop over k is written in LLVM's language, because Numba has no vectors; what LLVM makes of it fits the processor.
+Source of the order of loops: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34,
+2008.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import config, extending
+from numba.core import cgutils, types
+
+from siglip_ref.fast.machine.blas import YES
+from siglip_ref.fast.machine.compile import kernel
+
+_settings: Any = config  # its attributes are made at run time
+intrinsic: Any = extending.intrinsic  # what it makes takes one argument less than what it is given
+
+
+def _registers() -> tuple[int, int]:
+    """Bytes of a vector, and rows of a tile whose sums, strip and broadcast number fit the registers."""
+    named = _settings.CPU_FEATURES
+    if named is None:
+        known = _settings.CPU_NAME in (None, binding.get_host_cpu_name())
+        named = binding.get_host_cpu_features().flatten() if known else ""
+    if "+avx512f" in named:
+        return 64, 8
+    machine = binding.get_default_triple().split("-")[0]
+    return (32, 4) if machine in ("x86_64", "amd64") else (16, 8)
+
+
+VECTOR, ROWS = _registers()
+STRIP = 3  # vectors of a strip's width
+DEPTH = 384  # numbers of a strip from top to bottom: with the rows that meet it, it stays in the second cache
+MANY = 256  # rows that meet a strip before the next one is put in order; they stay in the second cache, too
+LEAST = 64  # layers as narrow as this are left to BLAS
+
+_INT, _INDEX, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
+
+
+def _vector(number: Any) -> ir.VectorType:
+    return ir.VectorType(number, VECTOR // (4 if isinstance(number, ir.FloatType) else 8))
+
+
+def _at(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
+    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+
+def _load(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
+    found = builder.load(_at(builder, address, offset, kind))
+    found.align = 4  # any number's; strips and rows begin anywhere
+    return found
+
+
+def _store(builder: Any, value: Any, address: Any, offset: Any) -> None:
+    builder.store(value, _at(builder, address, offset, value.type)).align = 4
+
+
+def _mask(numbers: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_INDEX, len(numbers)), numbers)
+
+
+def _written(emit: Callable[..., None], integers: int) -> Any:
+    """A function of kernels whose code `emit` writes: of so many integers, and a number that says the precision."""
+
+    def typed(typing_context: Any, *given: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            emit(builder, arguments[-1].type, *arguments[:-1])
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * integers, given[-1]), generate
+
+    return typed
+
+
+def _emit_tile(builder: Any, number: Any, x: Any, strip: Any, depth: Any, out: Any, out_step: Any) -> None:
+    """out (ROWS x 3 vectors) += x (ROWS, depth), its rows DEPTH apart, @ strip (depth, 3 vectors)."""
+    vector = _vector(number)
+    bytes_ = VECTOR // vector.count
+    name = f"llvm.fma.v{vector.count}f{8 * bytes_}"
+    fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+    places = [(row, part) for row in range(ROWS) for part in range(STRIP)]
+
+    def place(row: int, part: int) -> Any:
+        return builder.add(builder.mul(out_step, _INT(row)), _INT(part * VECTOR))
+
+    fetch = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
+        builder.module, ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INDEX, _INDEX, _INDEX]), "llvm.prefetch.p0"
+    )
+    for at in places:  # on its way while the sums are made: to be written, kept in the caches, data
+        builder.call(fetch, [_at(builder, out, place(*at), _BYTE), _INDEX(1), _INDEX(3), _INDEX(1)])
+    above, loop, below = builder.block, builder.append_basic_block("k"), builder.append_basic_block("summed")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k, left, right = builder.phi(_INT), builder.phi(_INT), builder.phi(_INT)
+    sums = [builder.phi(vector) for _ in places]
+    parts = [_load(builder, right, _INT(part * VECTOR), vector) for part in range(STRIP)]
+    nothing, zero, total = ir.Constant(vector, ir.Undefined), ir.Constant(vector, None), []
+    for row in range(ROWS):
+        one = _load(builder, left, _INT(row * DEPTH * bytes_), number)
+        spread = builder.shuffle_vector(
+            builder.insert_element(nothing, one, _INDEX(0)), nothing, _mask([0] * vector.count)
+        )
+        total += [builder.call(fused, [spread, parts[p], sums[row * STRIP + p]]) for p in range(STRIP)]
+    further = (builder.add(k, _INT(1)), builder.add(left, _INT(bytes_)), builder.add(right, _INT(STRIP * VECTOR)))
+    for phi, first, then in zip(
+        (k, left, right, *sums), (_INT(0), x, strip, *[zero] * len(places)), (*further, *total), strict=True
+    ):
+        phi.add_incoming(first, above)
+        phi.add_incoming(then, loop)
+    builder.cbranch(builder.icmp_signed("<", further[0], depth), loop, below)
+    builder.position_at_end(below)
+    for value, at in zip(total, places, strict=True):
+        _store(builder, builder.fadd(_load(builder, out, place(*at), vector), value), out, place(*at))
+
+
+def _emit_turn(builder: Any, number: Any, stored: Any, step: Any, strip: Any) -> None:
+    """A square of one vector's side, transposed: halves of pairs of rows are exchanged, then quarters, and so on."""
+    vector = _vector(number)
+    side = half = vector.count
+    rows = [_load(builder, stored, builder.mul(step, _INT(row)), vector) for row in range(side)]
+    while half > 1:
+        half //= 2
+        upper = [side + j - half if j // half % 2 else j for j in range(side)]
+        lower = [side + j if j // half % 2 else j + half for j in range(side)]
+        for row in range(side):
+            if not row // half % 2:
+                pair = rows[row], rows[row + half]
+                rows[row] = builder.shuffle_vector(*pair, _mask(upper))
+                rows[row + half] = builder.shuffle_vector(*pair, _mask(lower))
+    for row, value in enumerate(rows):
+        _store(builder, value, strip, _INT(row * STRIP * VECTOR))
+
+
+def _emit_line(builder: Any, number: Any, stored: Any, strip: Any) -> None:
+    """Three vectors as they lie."""
+    for part in range(STRIP):
+        _store(builder, _load(builder, stored, _INT(part * VECTOR), _vector(number)), strip, _INT(part * VECTOR))
+
+
+def _emit_number(builder: Any, number: Any, source: Any, target: Any) -> None:
+    """One number."""
+    _store(builder, _load(builder, source, _INT(0), number), target, _INT(0))
+
+
+@intrinsic
+def _tile(typing_context, x, strip, depth, out, out_step, one):  # type: ignore[no-untyped-def]
+    return _written(_emit_tile, 5)(typing_context, one)
+
+
+@intrinsic
+def _copy(typing_context, source, target, size):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        source, target, size = arguments
+        byte = _BYTE.as_pointer()
+        cgutils.raw_memcpy(builder, builder.inttoptr(target, byte), builder.inttoptr(source, byte), size, 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def _turn(typing_context, stored, step, strip, one):  # type: ignore[no-untyped-def]
+    return _written(_emit_turn, 3)(typing_context, one)
+
+
+@intrinsic
+def _line(typing_context, stored, strip, one):  # type: ignore[no-untyped-def]
+    return _written(_emit_line, 2)(typing_context, one)
+
+
+@intrinsic
+def _number(typing_context, source, target, one):  # type: ignore[no-untyped-def]
+    return _written(_emit_number, 2)(typing_context, one)
+
+
+@kernel()
+def _order(turned: int, weights: int, step: int, depth: int, columns: int, strip: int, size: int, one: Any) -> None:
+    """A strip of the weights, (depth, columns) or turned, in order; what is missing of three vectors stays as it is."""
+    lanes = VECTOR // size
+    whole = depth // lanes * lanes if turned == YES else depth
+    if columns == STRIP * lanes:
+        if turned == YES:
+            for part in range(STRIP):
+                for k in range(0, whole, lanes):
+                    _turn(weights + part * lanes * step + k * size, step, strip + (k * STRIP + part) * VECTOR, one)
+        else:
+            for k in range(depth):
+                _line(weights + k * step, strip + k * STRIP * VECTOR, one)
+    else:
+        whole = 0
+    for k in range(whole, depth):
+        for j in range(columns):
+            source = weights + (j * step + k * size if turned == YES else k * step + j * size)
+            _number(source, strip + k * STRIP * VECTOR + j * size, one)
+
+
+@kernel()
+def _rim(
+    x: int, strip: int, depth: int, out: int, out_step: int, rows: int, columns: int, room: int, size: int, one: Any
+) -> None:
+    """A tile of which out has only so many rows and columns, by way of room for a whole one."""
+    for i in range(rows):
+        for j in range(columns):
+            _number(out + i * out_step + j * size, room + i * STRIP * VECTOR + j * size, one)
+    _tile(x, strip, depth, room, STRIP * VECTOR, one)
+    for i in range(rows):
+        for j in range(columns):
+            _number(room + i * STRIP * VECTOR + j * size, out + i * out_step + j * size, one)
+
+
+@kernel()
+def add_product(
+    turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int, width: int,
+    columns: int, one: Any, like: Any,
+) -> None:  # fmt: skip
+    """out += x @ weights.
+
+    Parameters
+    ----------
+    turned : YES where `weights` holds the transposed matrix (columns, width); NO for (width, columns)
+    x, weights, out : addresses
+    x_step, step, out_step : from one row to the next, in bytes
+    one : 1 in the precision of all
+    like : an array of that precision
+    """
+    size, side = like.itemsize, STRIP * VECTOR // like.itemsize
+    many = min(MANY, (rows + ROWS - 1) // ROWS * ROWS)
+    room = np.zeros((many + side) * DEPTH + ROWS * side, like.dtype)
+    kept = room.ctypes.data
+    strip = kept + many * DEPTH * size
+    rim = strip + side * DEPTH * size
+    for top in range(0, rows, many):
+        bottom = min(rows, top + many)
+        for k in range(0, width, DEPTH):
+            depth = min(DEPTH, width - k)
+            for i in range(top, bottom):
+                _copy(x + i * x_step + k * size, kept + (i - top) * DEPTH * size, depth * size)
+            for j in range(0, columns, side):
+                across = min(side, columns - j)
+                first = weights + (j * step + k * size if turned == YES else k * step + j * size)
+                _order(turned, first, step, depth, across, strip, size, one)
+                for i in range(top, bottom, ROWS):
+                    high = min(ROWS, bottom - i)
+                    some, of_out = kept + (i - top) * DEPTH * size, out + i * out_step + j * size
+                    if high == ROWS and across == side:
+                        _tile(some, strip, depth, of_out, out_step, one)
+                    else:
+                        _rim(some, strip, depth, of_out, out_step, high, across, rim, size, one)

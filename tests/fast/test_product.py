@@ -1,0 +1,71 @@
+"""Our own matrix product: any shape and layout, and the same bits for any threads and neighbours."""
+
+import numba
+import numpy as np
+import pytest
+
+from siglip_ref.fast.linear import linear_forward
+from siglip_ref.fast.machine.product import DEPTH, LEAST, MANY, ROWS, STRIP, VECTOR
+
+SIDE = STRIP * VECTOR // 4  # columns of a strip in float32
+# Rows, width, columns: whole tiles; one row; a number more or less than whole tiles, strips, depths and blocks of rows.
+SHAPES = [
+    (ROWS, DEPTH, SIDE * 2),
+    (1, LEAST + 1, LEAST + 1),
+    (ROWS + 1, DEPTH + 1, SIDE * 2 + 1),
+    (2 * ROWS - 1, 2 * DEPTH - 1, SIDE * 3 - 1),
+    (MANY + 3, 100, 130),
+    (5, 1030, 70),
+]
+
+
+def layer(shape: tuple[int, int, int], kind: type, turned: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random rows, weights and bias."""
+    rows, width, columns = shape
+    draw = np.random.default_rng(sum(shape))
+    weights = draw.standard_normal((columns, width) if turned else (width, columns)).astype(kind)
+    x, bias = draw.standard_normal((rows, width)).astype(kind), draw.standard_normal(columns).astype(kind)
+    return x, weights.T if turned else weights, bias
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_number_is_the_sum(shape: tuple[int, int, int], kind: type, turned: bool) -> None:
+    x, weights, bias = layer(shape, kind, turned)
+    wide = np.longdouble
+    exact = x.astype(wide) @ weights.astype(wide) + bias
+    size = np.abs(x.astype(wide)) @ np.abs(weights.astype(wide)) + np.abs(bias)
+    error = np.abs(linear_forward(x, weights, bias)[0] - exact)
+    # A sum of n products errs by less than n roundings of the sum of their sizes; of that, random signs leave little.
+    assert (error <= 0.05 * shape[1] * np.finfo(kind).eps * size).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_row_has_the_same_bits_alone_and_among_others(kind: type) -> None:
+    x, weights, bias = layer((MANY + 40, 2 * DEPTH + 5, 100), kind, False)
+    whole = linear_forward(x, weights, bias)[0]
+    for first, last in ((0, 1), (7, 9), (MANY - 1, MANY + 1), (MANY + 30, MANY + 40)):
+        assert np.array_equal(linear_forward(x[first:last], weights, bias)[0], whole[first:last])
+
+
+@pytest.mark.parametrize("shape", [(300, 200, 250), (64, 400, 1000)])  # parts are rows; parts are columns
+def test_any_number_of_threads_gives_the_same_bits(shape: tuple[int, int, int]) -> None:
+    before, layered = numba.get_num_threads(), layer(shape, np.float32, True)
+    found = []
+    try:
+        for threads in {1, before}:
+            numba.set_num_threads(threads)
+            found.append(linear_forward(*layered)[0])
+    finally:
+        numba.set_num_threads(before)
+    assert all(np.array_equal(found[0], other) for other in found)
+
+
+def test_what_is_not_a_number_stays_in_its_row_and_column() -> None:
+    x, weights, bias = layer((ROWS + 3, 100, SIDE * 2 + 7), np.float32, False)
+    x[2, 5], weights[50, -1] = np.nan, np.inf
+    out = linear_forward(x, weights, bias)[0]
+    wrong = np.zeros(out.shape, bool)
+    wrong[2], wrong[:, -1] = True, True
+    assert np.array_equal(~np.isfinite(out), wrong)
