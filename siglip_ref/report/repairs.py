@@ -42,7 +42,8 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
 
 
 _BY_PLACE = {
-    "weights": "sum over every pair once: labels * logits of the whole B x B matrix",
+    "weights": "sum over every pair once: labels * logits of the whole B x B matrix; if pairs are meant to weigh "
+    'otherwise, check_loss(fn, weights=(3.0, 1.0)), or positives="ids"',
     "labels": "labels are +1 on the diagonal and -1 elsewhere",
     "cap": "take the clamp off the logits: logsigmoid needs none",
     "similarity": "the similarity is image_embed @ text_embed.T",
