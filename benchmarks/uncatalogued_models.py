@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.models.siglip.modeling_siglip import SiglipOutput
 
 import siglip_ref as sr
 
@@ -150,6 +151,19 @@ def labels_smoothed(model):
     around(lambda m: m, smoothed)(model)
 
 
+def texts_by_the_images_lengths(model):
+    def forward(input_ids=None, pixel_values=None, **_):
+        image, text = model.vision_model(pixel_values=pixel_values), model.text_model(input_ids=input_ids)
+        length = image.pooler_output.norm(dim=-1, keepdim=True)
+        x, y = image.pooler_output / length, text.pooler_output / length
+        logits = y @ x.T * model.logit_scale.exp() + model.logit_bias
+        loss = -functional.logsigmoid((2 * torch.eye(len(x)).to(x) - 1) * logits).sum() / len(x)
+        outputs = {"text_model_output": text, "vision_model_output": image}
+        return SiglipOutput(loss, logits.T, logits, y, x, **outputs)
+
+    model.forward = forward
+
+
 def padding_without_gradient(model):
     table = model.text_model.embeddings.token_embedding
     table.forward = lambda ids: functional.embedding(ids, table.weight, padding_idx=1)
@@ -180,6 +194,7 @@ MISTAKES = {
     "silu": (silu, "text/block01/+mlp"),
     "a zero to attend to": (a_zero_to_attend_to, "image/pool"),
     "head without bias": (head_without_bias, "text/head"),
+    "texts divided by the images' lengths": (texts_by_the_images_lengths, "text/embed"),
     "labels smoothed": (labels_smoothed, "loss"),
     "padding without gradient": (padding_without_gradient, "text/token"),
     "patches frozen": (patches_frozen, "image/patch/kernel"),

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 
 _REPAIRS = {
     "missing": "every rank scores the texts of every rank once: W blocks, and W - 1 exchanges of texts between them",
-    "repeated": "compute every block once, with the texts that just came; receive into a buffer that nobody reads",
+    "repeated": "every block counts once: look for what computes it again, or for texts that did not change in between",
+    "weighed": "every block counts once: look for what its sum is multiplied or divided by",
     "matches": "a block of another rank's texts has no matches: all its labels are -1",
-    "own again": "start the remote hops at 1: the own block is computed once, with its matches",
-    "zeros": "wait for the message before the block is computed, and use what it brought",
-    "due": "send on what was received: the gradient belongs to the rank whose texts were scored",
+    "unmatched": "the matches of a rank's images are its own texts: labels are +1 on the diagonal of its own block",
+    "own again": "the own block is computed once, with its matches: it is no remote one, neither at hop 0 nor at hop W",
+    "zeros": "every rank scores what was sent to it: wait for the message and use it, and let every rank be sent one",
+    "due": "a text's gradient belongs to the rank of that text, and to no other: send it there, or sum it there alone",
     "stays": "bring every gradient to the rank that owns its texts: send it on with them, then home; or sum over ranks",
     "shifted": "bring every gradient to the rank that owns its texts: after hop W - 1 it makes one more move, home",
     "elsewhere": "bring every gradient to the rank that owns the rows, once",
@@ -128,6 +130,8 @@ def _meets(kinds: Sequence[float], own: bool) -> str:
         return "never meet"
     if (matches, negatives, others) == ((1.0, 1.0, 0.0) if own else (0.0, 1.0, 1.0)):
         return ""
+    if own and others and not matches and negatives == others:
+        return f"meet {_often(others)}, and never as matches,"
     if own and others and negatives == matches + others:
         return f"meet {_often(matches)} with and {_often(others)} without matches"
     if not own and matches and negatives == matches + others:

@@ -273,9 +273,12 @@ def backward_in_words(rule: "Backward") -> str:
         "reversed": f"{name}: rows in reverse order",
         "clipped": f"{name}: cut to the length {number(rule.number)}",
         "rows clipped": f"{name}: each row cut to the length {number(rule.number)}",
-        "of": f"{name}: " + " + ".join(f"{number(f)} times the sum of the {part}" for part, f in rule.parts),
+        "of": f"{name}: "
+        + " + ".join(f"{number(f)} times the sum of {_PARTS.get(part, f'the {part}')}" for part, f in rule.parts),
     }[rule.kind]
 
+
+_PARTS = {"logit": "slope x logit", "similarity": "slope x similarity"}  # of every pair
 
 # --- differences
 

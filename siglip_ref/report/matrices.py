@@ -44,7 +44,8 @@ _TITLES = {
 
 
 def tables(meetings: "Sequence[Meeting]") -> list[tuple[str, list[list[str]]]]:
-    """The matrices of the largest number of ranks that are not 1 everywhere, each with its title."""
+    """The matrices of the largest number of ranks that are known and not 1 everywhere, each with its title."""
     world = max((one.world for one in meetings), default=0)
-    found = [(title.format(world), matrix(meetings, tensor, world)) for tensor, title in _TITLES.items()]
-    return [(title, cells) for title, cells in found if world and any(cell != "1" for row in cells for cell in row)]
+    known = {one.tensor for one in meetings if one.world == world}
+    found = [(_TITLES[tensor].format(world), matrix(meetings, tensor, world)) for tensor in _TITLES if tensor in known]
+    return [(title, cells) for title, cells in found if any(cell != "1" for row in cells for cell in row)]

@@ -26,9 +26,14 @@ def gathered(shard, comm):
     return list(whole)
 
 
-def loss_of(met=lambda i, j, world: [(j, i == j)], lies=lambda i, j, world: j, factor=lambda world, b: {}):
+def loss_of(
+    met=lambda i, j, world: [(j, i == j)],
+    lies=lambda i, j, world: j,
+    factor=lambda world, b: {},
+    weight=lambda i, j, world: 1.0,
+):
     """A loss over ranks. met : whose texts rank i scores where those of j are due, and whether with matches; lies : who
-    gets the gradient that rank i has of the texts of j; factor : by tensor."""
+    gets the gradient that rank i has of the texts of j; factor : by tensor; weight : of a block."""
 
     def fn(image, text, log_scale, bias, comm):
         images, texts = gathered(image, comm), gathered(text, comm)
@@ -40,9 +45,10 @@ def loss_of(met=lambda i, j, world: [(j, i == j)], lies=lambda i, j, world: j, f
                     y = np.zeros_like(texts[j]) if other is None else texts[other]
                     own = np.eye(len(images[i]), len(y), dtype=bool) & matches
                     part = pair_block(images[i], y, log_scale, bias, own)
-                    total += [part.loss, part.d_log_scale, part.d_bias]
-                    d_image += (i == comm.rank) * part.d_image_embed
-                    d_text += (lies(i, j, world) == comm.rank) * part.d_text_embed
+                    by = weight(i, j, world)
+                    total += by * np.array([part.loss, part.d_log_scale, part.d_bias])
+                    d_image += by * (i == comm.rank) * part.d_image_embed
+                    d_text += by * (lies(i, j, world) == comm.rank) * part.d_text_embed
         found = {"loss": total[0], "image": d_image, "text": d_text, "scale": total[1], "bias": total[2]}
         times = factor(world, len(image))
         return tuple(np.asarray(times.get(name, 1.0) * value / pairs) for name, value in found.items())
@@ -61,7 +67,7 @@ def test_the_right_loss_is_said_to_be_right_and_only_where_that_is_asked():
     report = check(ring, explain=True)
     assert report.verdict == "PASS" and not report.findings
     assert report.computes[0] == "your loss over ranks: images of every rank meet the texts of every rank once"
-    assert report.computes[1].startswith("that is SigLIP's own") and "reproduced" in report.computes[-1]
+    assert report.computes[1].startswith("that is SigLIP's own") and "this reproduces your loss" in report.computes[-1]
     assert not tables(report.blocks) and {one.weight for one in report.blocks} == {1.0}
     assert check(ring).computes == []
 
@@ -69,6 +75,24 @@ def test_the_right_loss_is_said_to_be_right_and_only_where_that_is_asked():
 WHOLE = dict.fromkeys(("loss", "image", "text", "scale", "bias"))
 # what is wrong: (the loss, ids, what the report says, a repair)
 WRONG = {
+    "matches on rank 0 alone": (
+        loss_of(met=lambda i, j, w: [(j, i == j == 0)]),
+        ["derived"],
+        "images of rank 1 meet once, and never as matches, the texts of rank 1",
+        "labels are +1 on the diagonal of its own block",
+    ),
+    "remote blocks averaged": (
+        loss_of(weight=lambda i, j, w: 1.0 if i == j else 1 / (w - 1)),
+        ["derived"],
+        "images of every rank meet 0.3333 times the texts of every other rank",
+        "look for what its sum is multiplied or divided by",
+    ),
+    "the own block once more after the last hop": (
+        loss_of(met=lambda i, j, w: [(j, i == j)] + [(j, False)] * (i == j)),
+        ["ring-own-block-double-counted"],
+        "meet once with and once without matches their own texts",
+        "remote hops are 1 to W - 1, neither 0 nor W",
+    ),
     "a chunk that one rank never meets": (
         loss_of(met=lambda i, j, w: [] if (i, j) == (0, w - 1) else [(j, i == j)]),
         ["derived"],

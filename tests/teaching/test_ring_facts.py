@@ -172,7 +172,7 @@ REPAIRED = {
     "forget": "hops 0 to W - 1: W blocks",
     "reuse": "exchange texts before every remote block",
     "early": "wait for the receive",
-    "twice": "start the remote hops at 1",
+    "twice": "remote hops are 1 to W - 1",
     "average": "do not divide",
     "astray": "one more move, home",
     "positives": "a remote block has no positives",

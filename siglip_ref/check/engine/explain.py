@@ -10,7 +10,8 @@ A gradient that is zero everywhere did not arrive. That is said first, and the r
 mistakes that make it zero themselves explain everything.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -86,7 +87,7 @@ def explain(
         first = [detached(left)] if left else []
     names, found = _names(wrong), list(patterns(seen))
     if whole:
-        return first + [finding for entry in whole for finding in findings_of(entry, names, found)]
+        return first + [one for entry in whole for one in _beside(whole, entry, findings_of(entry, names, found))]
     if not wrong:
         return first
     if {pattern.tensor for pattern in found} >= set(names):
@@ -94,6 +95,14 @@ def explain(
     told = [entry for entry in alone if entry.share >= SUSPICION and _explains_some(entry, wrong, predict)][:LISTED]
     suspicions = [finding for entry in told for finding in findings_of(entry, names)]
     return first + (suspicions or [unknown(wrong[0].name, wrong[0].probe, found)])
+
+
+def _beside(whole: Sequence[Explanation], entry: Explanation, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings of one explanation; where others explain as much, each says so: only one of them need be true."""
+    others = [" and ".join(mistake.id for mistake in other.mistakes) for other in whole if other is not entry]
+    for one in findings:
+        more = f"; {' or '.join(others)} explains it as well: these inputs do not tell them apart" * bool(others)
+        yield replace(one, evidence=one.evidence + more)
 
 
 def _wholly(

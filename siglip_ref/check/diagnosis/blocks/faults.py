@@ -58,7 +58,8 @@ def faults_of(blocks: Blocks) -> list[Fault]:
 
 
 _FIRST: tuple[Kind, ...] = (
-    "zeros", "matches", "own again", "stays", "shifted", "elsewhere", "repeated", "missing", "due",
+    "zeros", "matches", "unmatched", "own again", "stays", "shifted", "elsewhere", "weighed", "repeated", "missing",
+    "due",
 )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def _of_met(met: Met, world: int, zeros: bool = True) -> Told:
     if 0.0 in weights:
         kinds.append("missing")
     if weights - {0.0}:
-        kinds.append("repeated")
+        kinds.append("repeated" if all(float(weight).is_integer() for weight in weights) else "weighed")
     text = describe(usual, world)
     id, more = "unknown", ""
     filled = {part.block for part, weight in met.items() if part.kind == "zeros" and weight == 1}
@@ -97,15 +97,20 @@ def _usual(met: Met, world: int) -> tuple[Weights, list[str], tuple[Diagonal, ..
     usual: dict[tuple[int, int, bool], float] = {}
     matches: dict[float, set[tuple[int, int]]] = {}
     again: dict[float, set[tuple[int, int]]] = {}
+    unmatched: dict[float, set[tuple[int, int]]] = {}
     others: dict[float, set[tuple[int, int]]] = {}
     for i in range(world):
         for j in range(world):
             as_one, rest, as_other = (met.get(Part(i, j, kind), 0.0) for kind in ("positives", "negatives", "diagonal"))
             if i == j:
                 twice = as_other and rest == as_one + as_other
-                usual |= {(i, j, True): as_one, (i, j, False): rest - as_other if twice else rest}
+                never = twice and not as_one  # computed, but its own pairs are not the matches
+                usual |= {
+                    (i, j, True): 1.0 if never else as_one,
+                    (i, j, False): rest - as_other * (twice and not never),
+                }
                 if as_other:
-                    (again if twice else others).setdefault(as_other, set()).add((i, j))
+                    (unmatched if never else again if twice else others).setdefault(as_other, set()).add((i, j))
             else:
                 usual[i, j, False] = rest
                 if as_one:
@@ -115,6 +120,7 @@ def _usual(met: Met, world: int) -> tuple[Weights, list[str], tuple[Diagonal, ..
     said, diagonals = list[str](), list[Diagonal]()
     tables: list[tuple[Kind, dict[float, set[tuple[int, int]]], Callable[[str, float], str]]] = [
         ("matches", matches, lambda where, w: f"{where}: the diagonal counts as matches" + _often(w)),
+        ("unmatched", unmatched, lambda where, w: f"{where}: its own pairs count as no match" + _often(w)),
         ("own again", again, lambda where, w: f"{where} once more, without its matches" + _often(w)),
         ("repeated", others, lambda where, w: f"{where}: pairs of the diagonal count {w:g} times as no match"),
     ]

@@ -17,9 +17,11 @@ from siglip_ref.check.engine.seen import Seen, is_wrong
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
-from siglip_ref.check.model.scales import POOLED, Judged, Scale, given_at, judge_at, last_stage
+from siglip_ref.check.model.scales import EMBEDS, POOLED, Judged, Scale, given_at, judge_at, last_stage
 from siglip_ref.check.model.stages import readable
 from siglip_ref.mistakes import CATALOGUE, Mistake, reference, suspects
+from siglip_ref.model.loss import sigmoid_loss
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, softplus
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding
@@ -52,7 +54,7 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
         seen += [one for one in here if one.name not in of_towers]
     wrong = [one for one in seen if is_wrong(one)]
     facts = list(_of_logits(judged))
-    if not wrong and not facts:
+    if not facts and (not wrong or _begins_before(judged, conventions, cfg)):
         return []
     kind = _RANGE[dtype]
 
@@ -88,6 +90,27 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
             f"the gradient of {names[0]}{and_more(len(names) - 1)} is wrong, and no mistake of the catalogue is it"
         )
     return [Finding("unknown", names[0], "", f"{evidence}; {where}", _repair(wrong))]
+
+
+def _begins_before(judged: Judged, conventions: Conventions, cfg: Config) -> bool:
+    """Whether the embeddings are not what follows from what was pooled, and everything is right given them."""
+    exact, kind, eps = judged.judge.exact.activations, conventions.embed_norm, conventions.embed_norm_eps
+    astray = False
+    for run, scale, judge in zip(judged.runs, judged.scales, judged.judges, strict=True):
+        shown = readable(run.activations, exact, np.float64)
+        if not {*EMBEDS} <= shown.keys():
+            return False
+        for name, pooled in zip(EMBEDS, ("image/pool", "text/head" if cfg.text_head else "text/pool"), strict=True):
+            if pooled in shown:
+                follows = SPECIFICATION.normalize.forward(shown[pooled], kind, eps)[0]
+                astray |= not compare(name, shown[name], follows, judged.judge.of_value[name]).right
+        found = sigmoid_loss(shown[EMBEDS[0]], shown[EMBEDS[1]], scale.log_scale, scale.bias)
+        right = compare("loss", run.loss, found.loss, judge.of_value["loss"]).right
+        for name, expected in (("log_scale", found.d_log_scale), ("bias", found.d_bias)):
+            right &= compare(name, np.reshape(run.grads[name], ()), expected, judge.of_grad[name]).right
+        if not right:
+            return False
+    return astray
 
 
 def _where(off: Sequence[Seen], judged: Judged) -> str:
