@@ -14,18 +14,25 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.training.data.captioned import NOISE, Captioned, Unreadable, none_readable
 from siglip_ref.use.preprocess import Preprocess, levels, resize
 
+RESIZED = 1 << 29  # bytes of pictures that are kept in the model's size
 Tokenize = Callable[[Sequence[str]], Array]  # texts: what the text tower is given
 Seen = Callable[[int, Array], Array]  # number and noise of a picture: what the image tower is given
 
 
 def pixels_of(part: Captioned, size: tuple[int, int], how: Preprocess) -> Seen:
-    """Pictures as numbers in [-1, 1], in the model's size; raises Unreadable."""
-    table = levels(how)
+    """Pictures as numbers in [-1, 1], in the model's size; raises Unreadable. Still ones are resized once, as far as
+    they fit into RESIZED bytes."""
+    table, kept = levels(how), dict[int, Array]()
+    most = RESIZED // (3 * size[0] * size[1]) if part.still else 0
 
     def see(number: int, noise: Array) -> Array:
-        picture = part.picture(number, noise)
-        if picture.shape[:2] != size:
-            picture = resize(Image.fromarray(picture), size, how)
+        picture = kept.get(number)
+        if picture is None:
+            picture = part.picture(number, noise)
+            if picture.shape[:2] != size:
+                picture = resize(Image.fromarray(picture), size, how)
+            if len(kept) < most:
+                kept[number] = picture
         return table[picture, np.arange(3)]
 
     return see

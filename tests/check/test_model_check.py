@@ -272,11 +272,21 @@ def test_the_case_holds_inputs_and_the_worst_tensor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "float8"}, {"weights": "mine"}, {"batch": 1}, {"dtype": "torch.float32"}]
+    ("options", "said"),
+    [
+        ({"dtype": "float8"}, "float64, float32, bfloat16, float16"),
+        ({"weights": "mine"}, "batch at least 2"),
+        ({"batch": 1}, "batch at least 2"),
+    ],
 )
-def test_wrong_options_are_explained(options):
-    with pytest.raises(sr.UsageError, match="batch at least 2"):
+def test_wrong_options_are_explained(options, said):
+    with pytest.raises(sr.UsageError, match=said):
         sr.check_model(ReferenceAdapter(), **options)
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", np.float32, np.dtype("float32")])
+def test_a_dtype_may_be_a_frameworks_own(dtype):
+    assert sr.check_model(ReferenceAdapter(), dtype).verdict == "PASS"
 
 
 def test_a_model_of_an_unknown_kind_is_explained():

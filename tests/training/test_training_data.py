@@ -89,3 +89,25 @@ def test_a_trained_model_is_taken_by_every_command(tmp_path, monkeypatch):
     assert abs(accuracy - run.judged[-1]["zero-shot accuracy"]) <= 2 / 360
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 41
+
+
+def test_still_pictures_are_resized_once_and_are_the_same_pixels_in_every_epoch(tmp_path, monkeypatch):
+    from siglip_ref.training import batches
+    from siglip_ref.training.data.captioned import STILL, Captioned
+    from siglip_ref.use.preprocess import PREPROCESS
+
+    rng, calls, resize = np.random.default_rng(0), [], batches.resize
+    pictures = rng.integers(0, 256, (5, 40, 30, 3), dtype=np.uint8)
+    monkeypatch.setattr(batches, "resize", lambda *given: calls.append(1) or resize(*given))
+    how = PREPROCESS["huggingface"]
+    still, varied = (
+        Captioned(5, lambda n, noise: pictures[n], lambda n, noise: "", still=kind) for kind in (True, False)
+    )
+    see, each_time = (batches.pixels_of(part, (16, 16), how) for part in (still, varied))
+    first = [see(n, STILL) for n in range(5)]
+    assert len(calls) == 5
+    assert all(np.array_equal(see(n, STILL), first[n]) for n in range(5)) and len(calls) == 5
+    assert all(np.array_equal(each_time(n, STILL), first[n]) for n in range(5)) and len(calls) == 10
+    monkeypatch.setattr(batches, "RESIZED", 2 * 16 * 16 * 3)  # room for two
+    see = batches.pixels_of(still, (16, 16), how)
+    assert all(np.array_equal(see(n, STILL), first[n]) for n in (*range(5), *range(5))) and len(calls) == 18

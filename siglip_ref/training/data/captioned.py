@@ -52,6 +52,7 @@ class Captioned:
     labels : the class of each picture, where there are classes
     captions : of a number: all that it may be given
     region : of a number and its noise: words for what is there, and its box (x1, y1, x2, y2) as shares of the sides
+    still : whether a picture is the same each time, whatever its noise
     """
 
     count: int
@@ -61,6 +62,7 @@ class Captioned:
     labels: Sequence[int] | None = None
     captions: Callable[[int], Sequence[str]] = lambda number: ()
     region: Callable[[int, Array], tuple[str, tuple[float, ...]]] | None = None
+    still: bool = False
 
 
 @dataclass(frozen=True)

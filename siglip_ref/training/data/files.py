@@ -169,4 +169,5 @@ def _part(pairs: Pairs, classes: Sequence[str]) -> Captioned:
         return pairs[number][1] or [PROMPT.format(pairs[number][0].parent.name)]
 
     labels = [classes.index(file.parent.name) for file, _ in pairs] if classes else None
-    return Captioned(len(pairs), picture, caption, lambda number: str(pairs[number][0]), labels, captions)
+    names = [str(file) for file, _ in pairs]
+    return Captioned(len(pairs), picture, caption, names.__getitem__, labels, captions, still=True)
