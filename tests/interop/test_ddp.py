@@ -85,6 +85,16 @@ def test_which_optimizers_hide_a_factor(kind, how, changes, factor):
     assert stepped(kind, factor, **how).allclose(stepped(kind, 1.0, **how), rtol=0, atol=1e-8) != changes
 
 
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_by_how_much_steps_and_an_added_weight_decay_are_off(factor):
+    """SGD's steps by the factor; the decay, relative to the gradient, by its inverse."""
+    start = stepped("SGD", 0.0)
+    assert (stepped("SGD", factor) - start).allclose(factor * (stepped("SGD", 1.0) - start))
+    assert stepped("Adam", factor, weight_decay=0.1).allclose(
+        stepped("Adam", 1.0, weight_decay=0.1 / factor), rtol=0, atol=1e-7
+    )
+
+
 GATHERED = find("gather-own-slot-one-over-w").repair
 FACTORS = [find(name).repair for name in ("grad-times-w", "embed-grad-times-w")]
 SCALARS = find("scalar-grads-one-over-w").repair

@@ -233,15 +233,16 @@ ANSWERS = {
     10: r"eight arrays of b · D numbers.*whatever W is.*W chunks and W gradients.*"
     r"less than the all-gather if b is clearly smaller than D.*If instead the batch B is fixed, one trip needs 8 B D",
     11: r"Only the texts' gradient is wrong: each rank adds the gradient of its left neighbour's texts to its own part",
-    12: r"only when nobody needs what is in it: .*send from it has been waited for.*computed with the wrong texts.*"
+    12: r"only when nobody needs what is in it: .*send from it has been waited for.*buffer of texts .*"
+    r"computed with the wrong texts.*buffer of gradients is, only texts' gradients are wrong.*"
     r"may differ from run to run.*ring-hop-repeated",
     13: r"B · W pairs count as matches instead of B.*loss is about W times too large",
-    14: r"divisor is B.*loss and every gradient W times too large.*open_clip also divides by b, and is right.*"
-    r"Adam and AdamW divide this factor out",
+    14: r"divisor is B.*loss and every gradient W times too large.*Adam and AdamW still make the right steps.*"
+    r"open_clip also divides by b, and is right",
     15: r"multiply the embeddings' gradients by W before they enter the towers, and not the loss",
     16: r"same rank.*bidirectional ring both halves .*told apart: by tags",
     17: r"number of all images.*size of what comes",
-    18: r"large and the link is full-duplex.*beats the overlapped ring only where",
+    18: r"large and each pair of neighbours has a full-duplex link of its own.*beats the overlapped ring only where",
     19: r"hidden behind blocks.*Not hidden",
     20: "says .no. to every pair.*"
     + ".*".join(f"{sr.expected_loss(32768, 0.0, bias):,.{digits}f}" for bias, digits in ((-10.0, 4), (0.0, 1))),
@@ -265,9 +266,9 @@ IN_THE_LESSON = {
     4: r"after hop s \(1 <= s <= W - 1\), rank r holds the travelling gradient of chunk \(r \+ s\) mod W",
     5: r"So does their gradient: the gradient of an image is a sum over its row.*part of the texts' gradient is "
     r"already on the right rank, and is kept there",
-    6: r"No all-reduce of the embeddings' gradients.* complete on its owner",
-    7: r"One all-reduce of three numbers.*: loss, d_log_scale, d_bias",
-    8: r"sums of whole rows and columns, so the texts travel twice",
+    6: r"No all-reduce of the embeddings' gradients.* complete where it is, and a text's when it has come home",
+    7: r"One all-reduce of three numbers.*: loss, d_log_scale, d_bias.* divided by B",
+    8: r"sums of whole rows and columns.* the texts travel twice",
     9: r"W - 1 chunks and W blocks of b x b logits, each with a mask of its matches \(one byte a pair\)",
     10: r"eight arrays of b D numbers.*2 W b D numbers.*batch B = W b is fixed",
     15: r"multiply the embeddings' gradients by W.*, but not those of log_scale and bias",
