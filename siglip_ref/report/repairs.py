@@ -56,7 +56,7 @@ _BY_PLACE = {
 
 def _reduction(got: "OfPairs") -> str:
     if (got.factor, got.power, got.less) == (1.0, -2.0, 0.0):
-        return 'replace .mean() by .sum() / len(image_embed); if it is meant, check_loss(fn, reduction="mean")'
+        return 'replace .mean() by .sum() / len(image_embed); if you want the mean: check_loss(fn, reduction="mean")'
     if (got.power, got.less) == (0.0, 0.0) and got.factor == 1:
         return "divide by len(image_embed)"
     if (got.power, got.less) == (-1.0, 0.0):
