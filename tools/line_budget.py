@@ -21,7 +21,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_413),
     ("check ranks", ("check/ranks",), 1_230),
     ("check model", ("check/model",), 3_527),
-    ("check step", ("check/step",), 1_016),
+    ("check step", ("check/step",), 1_090),
     ("coverage", ("check/coverage",), 550),
     ("check files", ("check/files",), 1_314),
     ("report, mistakes", ("report", "mistakes"), 1_993),

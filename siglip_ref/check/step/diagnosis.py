@@ -16,6 +16,7 @@ from siglip_ref.check.step.arrived import LOST
 from siglip_ref.check.step.derive import derive
 from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
+from siglip_ref.check.step.order import SPLITS, at_another_time, in_the_decay
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.model.optim import AdamW, alike, kernels, matrices
@@ -23,7 +24,6 @@ from siglip_ref.report.data import Finding, Sight
 from siglip_ref.report.edits import finding_of
 from siglip_ref.report.verdict import Verdict
 
-SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
 USUAL = ("max_norm", "lr", "decay")  # settings that are changed most
 
 
@@ -41,7 +41,12 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
         evidence = f"{declared}: every step is right then"
         finding = Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")
         return "OTHER CONVENTION", [finding], None
-    derived = derive(taken, plan, judged)
+    other = None if listed else at_another_time(taken, plan)
+    derived = None if other else derive(taken, plan, judged)
+    if not (other or listed or (derived is not None and derived.certain)):
+        other = in_the_decay(taken, plan, judged)
+    if other:
+        return "FAIL", [replace(other, tensor=other.tensor or judged.first_wrong)], None
     if derived is not None and any(_is_odd(one.factor) for one in derived.edits):
         if not listed:
             return "FAIL", [_of_an_odd_factor(derived)], None
