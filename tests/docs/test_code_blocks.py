@@ -110,6 +110,7 @@ def test_no_block_is_of_a_language_that_nobody_runs():
         "{code-cell}",
         "{toctree}",
         "{mistakes}",
+        "{count}",
         "{pitfalls}",
         "{symptoms}",
         "{literalinclude}",
