@@ -150,12 +150,10 @@ def run_case(
 ) -> Result:
     """Measure one case: contestants and matrix products in turns."""
     case = CASES[name]
-    if case[0] in ("image", "text"):
-        prepare(case, contestants, folder)
-    elif case[0] == "gradients":
-        prepare(case, (), folder)
     if case[0] not in ("image", "text"):
         contestants = [contestant for contestant in contestants if contestant not in ENGINES]
+    if case[0] in ("image", "text", "gradients"):  # these load a checkpoint
+        prepare(case, contestants, folder)
     result = Result(name, flops(case), {}, {})
     workers: list[tuple[Worker, Entry]] = []
     for kind, names in (("case", contestants), ("product", [y for y, need in YARDSTICKS.items() if find_spec(need)])):

@@ -10,6 +10,7 @@ from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.judge import Judged, Plan, judge, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.report.data import Finding
+from siglip_ref.report.edits import DERIVED
 
 SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
 _LISTED = 4
@@ -21,7 +22,7 @@ def at_another_time(taken: Sequence[Taken], plan: Plan) -> Finding | None:
         if judge(taken, other).right:
             evidence = f"every step is right with {words} in place of schedule(k), k = 0 at the first"
             return Finding(
-                "derived", "", "", evidence, "count optimiser steps, from 0: one for each call of the optimiser"
+                DERIVED, "", "", evidence, "count optimiser steps, from 0: one for each call of the optimiser"
             )
     before = [{name: 0 * g for name, g in taken[0].grads.items()}, *(one.grads for one in taken[:-1])]
     late = [replace(one, grads=grads) for one, grads in zip(taken, before, strict=True)]
@@ -31,7 +32,7 @@ def at_another_time(taken: Sequence[Taken], plan: Plan) -> Finding | None:
         and _right(late[1:], replace(plan, schedule=partial(_at, plan, 1, 1)))
     ):
         evidence = "every step is right with the gradients of the step before; the first has none"
-        return Finding("derived", "", "", evidence, "call backward() before the optimiser's step, on the same batch")
+        return Finding(DERIVED, "", "", evidence, "call backward() before the optimiser's step, on the same batch")
     return None
 
 
@@ -53,7 +54,7 @@ def in_the_decay(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding 
         return None
     said = [f"{_few(group)} {verb}" for group, verb in ((more, "decay, too"), (less, "do not decay")) if group]
     repair = "choose by name what decays, as it was declared; if this is meant, declare it: decays=lambda name: ..."
-    return Finding("derived", (more or less)[0], "", f"every step is right where {' and '.join(said)}", repair)
+    return Finding(DERIVED, (more or less)[0], "", f"every step is right where {' and '.join(said)}", repair)
 
 
 def _schedules(plan: Plan) -> Iterator[tuple[str, Plan]]:
