@@ -1,4 +1,8 @@
-"""The first check of a process: no noise is measured, nothing heavy is imported on the way, it is quick."""
+"""The first check of a process: no noise is measured, nothing heavy is imported on the way, little is emulated.
+
+What it costs in seconds is measured by benchmarks/first_check.py; here its work is counted, which no other process and
+no processor changes.
+"""
 
 import subprocess
 import sys
@@ -6,36 +10,36 @@ import sys
 import pytest
 
 PROGRAM = """
-import sys, time
-start = time.process_time()
+import sys
 import torch
-imports = time.process_time() - start
 import siglip_ref as sr
-import siglip_ref.check.loss.check, siglip_ref.check.call.in_torch
+from siglip_ref.arithmetic.rounded import Rounded
+from siglip_ref.noise import measure
 
 def loss(image, text, log_scale, bias):
     logits = log_scale.exp() * image @ text.T + bias
     labels = 2 * torch.eye(len(image), dtype=logits.dtype) - 1
     return -torch.nn.functional.logsigmoid(labels * logits).sum() / len(image)
 
-start = time.process_time()
+operations, plain = [], Rounded.__array_ufunc__
+
+def counted(self, *arguments, **options):
+    operations.append(arguments[0])
+    return plain(self, *arguments, **options)
+
+Rounded.__array_ufunc__ = counted
 report = sr.check_loss(loss, "torch", {arguments})
-print(time.process_time() - start, imports, report.verdict, "sympy" in sys.modules)
+print(report.verdict, len(operations), "sympy" in sys.modules)
 """
 
+# Operations in emulated arithmetic. Of the last, 120,150 if its noise were measured, not found by `quick_noise`.
+ALLOWED = {'"bfloat16"': 0, '"float32"': 0, "dims=dict(batch=128, dim=64)": 15_000}
 
-TRIES = 3  # processes beside a busy one lose their caches, which counts as CPU
 
-
-@pytest.mark.parametrize("arguments", ['"bfloat16"', '"float32"', "dims=dict(batch=128, dim=64)"])
+@pytest.mark.parametrize("arguments", ALLOWED)
 def test_the_first_check_of_a_process_is_quick(arguments: str) -> None:
-    """Measuring noise takes five seconds and more; what torch's own import takes tells how fast this machine is."""
-    for _ in range(TRIES):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(arguments=arguments)], capture_output=True, text=True
-        )
-        spent, imports, verdict, sympy = done.stdout.split()
-        assert (verdict, sympy, done.stderr) == ("PASS", "False", "")
-        if float(spent) < max(1.5, 1.5 * float(imports)):
-            return
-    raise AssertionError(f"{spent} s of CPU beyond imports of {imports} s, {TRIES} times")
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(arguments=arguments)], capture_output=True, text=True)
+    assert done.stderr == "", "nothing is measured, which would be announced"
+    verdict, operations, sympy = done.stdout.split()
+    assert (verdict, sympy) == ("PASS", "False")
+    assert int(operations) <= ALLOWED[arguments]
