@@ -29,7 +29,8 @@ WORLDS = (2, 3, 4, 8)
 EACH, WIDTH = 2, 3
 SCHEMES = ("allgather", "autograd-like", "blocking")
 WORDS = {
-    "blocking": "one trip",
+    "blocking": "one trip, blocking",
+    "overlapped": "one trip, overlapped",
     "bidirectional": "one trip, both ways",
     "autograd-like": "autograd ring",
     "allgather": "all-gather",
@@ -96,8 +97,9 @@ def collected() -> dict[str, Any]:
 
 
 def rounds(scheme: str, world: int) -> int:
-    """Times that a rank waits for a message, one after the other."""
-    return {"blocking": world, "bidirectional": world, "masked-allreduce": 2 * world}.get(scheme, 2 * (world - 1))
+    """In one trip a hop's texts and gradient are one round; in the others each message, or sum, is."""
+    one_trip = dict.fromkeys(("blocking", "overlapped", "bidirectional"), world)
+    return (one_trip | {"masked-allreduce": 2 * world}).get(scheme, 2 * (world - 1))
 
 
 def agreement(document: Any) -> int:

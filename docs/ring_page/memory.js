@@ -2,7 +2,7 @@
 
 /* Memory: what a rank needs at its peak beside its own shards, by the formulas of mpi/cost.py, which were compared with measurements. */
 
-const HOLDERS = [["allgather", "all-gather"], ["autograd-like", "autograd ring"], ["softmax ring", "softmax ring"], ["blocking", "one trip"], ["bidirectional", "one trip, both ways"]];
+const HOLDERS = [["allgather", "all-gather"], ["autograd-like", "autograd ring"], ["softmax ring", "softmax ring"], ["blocking", "one trip, blocking"], ["bidirectional", "one trip, both ways"]];
 const TILE = 128;
 
 /* Numbers that a rank has at its peak: mpi.cost.memory. */

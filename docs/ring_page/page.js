@@ -88,7 +88,7 @@ askPredictions(QUESTIONS);
 const CARDS = [
   ["allgather", "All-gather", "Every rank collects all texts, computes, and sends every gradient to its owner."],
   ["autograd-like", "Autograd ring", "Texts travel forward. Texts and logits wait for a backward trip, which brings the gradients home."],
-  ["blocking", "One trip", "Texts travel with their gradient. Between hops only the current chunk and its gradient are held."],
+  ["blocking", "One trip, blocking", "Texts travel with their gradient. Between hops only the current chunk and its gradient are held."],
 ];
 const side = { world: 4, step: 0, cards: [] };
 
@@ -139,7 +139,7 @@ drawSchemes();
 
 /* ---- in time, and memory ---- */
 
-const TIMED = [["blocking", "one trip"], ["overlapped", "overlapped"], ["bidirectional", "both ways"], ["autograd-like", "autograd ring"], ["allgather", "all-gather"], ["softmax ring", "softmax ring (CLIP)"]];
+const TIMED = [["blocking", "one trip, blocking"], ["overlapped", "one trip, overlapped"], ["bidirectional", "one trip, both ways"], ["autograd-like", "autograd ring"], ["allgather", "all-gather"], ["softmax ring", "softmax ring (CLIP)"]];
 const recordingOf = (scheme, world) => barsOf(DATA.times[scheme][world]);
 const timed = { scheme: "blocking", world: 4 };
 const timeHost = el("div", {});

@@ -243,7 +243,8 @@ ANSWERS = {
     16: r"same rank.*bidirectional ring both halves .*told apart: by tags",
     17: r"number of all images.*size of what comes",
     18: r"large and each pair of neighbours has a full-duplex link of its own.*beats the overlapped ring only where",
-    19: r"hidden as long as what is computed while it travels takes longer.*only half of the .*own block.*Not hidden",
+    19: r"First half of the own block: .*two messages on the same link.*Second half.*at least as long as two messages"
+    r".*Never hidden are: .*two sums.*slower rank.*single tile",
     20: "says .no. to every pair.*"
     + ".*".join(f"{sr.expected_loss(32768, 0.0, bias):,.{digits}f}" for bias, digits in ((-10.0, 4), (0.0, 1))),
 }

@@ -13,13 +13,14 @@ import pytest
 from mpi.batch import Job, bias_of, make_batch
 from mpi.comm import ThreadComm, Wrapper
 from mpi.loss import Home, ring_sigmoid_loss
-from mpi.ring import ring
+from mpi.ring import CHUNK, ring
 from siglip_ref.mistakes import find, reference
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.model.specification import chosen
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
+import ring_time  # noqa: E402  # found by the line above
 from ring_breaks import BREAKS, PAIRS, WIDTH, WORLD, broken_modules  # noqa: E402  # found by the line above
 
 LESSON, PAGE, NORMAL = (
@@ -151,3 +152,62 @@ def test_a_fresh_loss_with_matches_on_every_diagonal(world, each):
     found, _ = wrong(images, texts, np.array(np.log(10.0)), np.array(-10.0))
     assert abs(sum(float(share.loss) for share in found) / (10 * world) - 1) <= 0.01
     assert "about 10 W at bias -10, on W ranks" in NORMAL
+
+
+def beside(world, tile):
+    """Of rank 0 of the overlapped ring: what it computes, in tiles, and what travels meanwhile."""
+    told = []
+
+    class Told(Wrapper):
+        def Isend(self, buf, dest, tag):  # noqa: N802
+            told.append("texts" if tag % 4 == CHUNK else "gradient")
+            return super().Isend(buf, dest, tag)
+
+        def Irecv(self, buf, source, tag):  # noqa: N802
+            return Waited(super().Irecv(buf, source, tag))
+
+    class Waited:
+        def __init__(self, request):
+            self.request, self.Test = request, request.Test
+
+        def Wait(self):  # noqa: N802
+            told.append("wait")
+            return self.request.Wait()
+
+    def block(*arguments):
+        told.append("tile")
+        return chosen(None).pair_block(*arguments)
+
+    def work(comm):
+        mine = comm.rank == 0
+        ops = replace(chosen(None), pair_block=block) if mine else None
+        rows = np.ones((2, 3))
+        ring_sigmoid_loss(Told(comm) if mine else comm, rows, rows, 0.0, 0.0, scheme="overlapped", tile=tile, ops=ops)
+
+    ThreadComm.run(world, work, timeout=60)
+    parts = re.split(r"(?: wait)+ ?", " ".join(told))
+    return [(part.split().count("tile"), [one for one in part.split() if one != "tile"]) for part in parts[:-1]]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+def test_what_overlap_hides(world):
+    """What is computed beside which messages; and from the times of the page, what of them stays."""
+    half, whole, both = (2, 4, ["texts", "gradient"])
+    middle = [(whole, ["texts"]), *[(whole, both)] * (world - 3), (whole, ["gradient"])]
+    if world == 2:  # the block of hop 1 is computed beside nothing, before the move home
+        assert beside(world, 1) == [(half, ["texts"]), (whole + half, ["gradient"])]
+        middle = []
+    else:
+        assert beside(world, 1) == [(half, ["texts"]), *middle, (half, ["gradient"])]
+    message = ring_time.LATENCY + ring_time.CHUNK
+    assert (round(1e3 * message), round(1e3 * whole * ring_time.PAIR)) == (25, 40)
+    parts = [(half, ["texts"]), *middle, (half, ["gradient"])]
+    stays = sum(max(0.0, len(sent) * message - tiles * ring_time.PAIR) for tiles, sent in parts)
+    told = {2: "10 of 50 ms stay", 4: "20 of 150 ms for W = 4", 8: "60 of 350 ms for W = 8"}
+    words = f"{1e3 * stays:.0f} of {1e3 * 2 * (world - 1) * message:.0f} ms"
+    assert words in told.get(world, "10 of 100 ms")
+    assert all(told.get(world, "5 + 10 (W - 3) + 5 ms") in text.replace("\u2212", "-") for text in (LESSON, PAGE))
+
+
+def test_the_first_message_is_not_hidden_by_a_block_of_one_tile():
+    assert beside(3, 2) == [(0, ["texts"]), (1, ["texts"]), (1, ["gradient"]), (1, ["gradient"])]
