@@ -12,7 +12,8 @@ POWER_HEAD = f"""# What the golden vectors would catch
 
 Made by `siglip-ref vectors power --page`. Each mistake of the catalogue was made in the reference and run on every
 vector. A number is its largest error in units of the noise that correct programs show at that tensor and format;
-{SEEN:g} and more counts as seen. Equivalent changes must show nothing. "by" is the vector that sees it best in float32.
+{SEEN:g} and more counts as seen. Equivalent changes must show nothing, and CLIP's softmax loss
+has no vectors: its mistakes show nothing, either. "by" is the vector that sees it best in float32.
 
 | mistake | class | float64 | float32 | bfloat16 | float16 | by | seen by |
 |---|---|---:|---:|---:|---:|---|---:|
