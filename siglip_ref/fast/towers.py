@@ -99,9 +99,9 @@ def _stream_names(depth: int) -> tuple[tuple[int, int, str], ...]:
     )
 
 
-def _at_a_time(sequences: int, tokens: int, mlp: int) -> int:
-    """How many sequences a thread takes at once; 0: the tower is wide."""
-    rows = NEAR // mlp
+def _at_a_time(sequences: int, tokens: int, tower: Tower) -> int:
+    """How many sequences a thread takes at once; 0: the tower is wide, or has no block that a kernel could begin at."""
+    rows = NEAR // tower.mlp if tower.depth else 0
     return min(sequences, rows // tokens) if rows >= max(FEWEST, tokens) else 0
 
 
@@ -161,7 +161,7 @@ def image_tower_forward(
 ) -> tuple[Array, Any, dict[str, Array]]:
     """Twin of `siglip_ref.model.image.image_tower_forward`."""
     tower, batch, tokens = cfg.image, len(images), cfg.patches
-    few, laid = _at_a_time(batch, tokens, tower.mlp), _layout(cfg, "image/")
+    few, laid = _at_a_time(batch, tokens, tower), _layout(cfg, "image/")
     arrays = [weights[name] for name in laid.places] if few else []
     fits = few and tower.width % tower.heads == 0 and images.shape[1:] == (*cfg.image_size, 3)
     if not fits or not same_precision(images, *arrays) or [array.shape for array in arrays] != laid.shapes:
@@ -208,7 +208,7 @@ def text_tower_forward(
     """Twin of `siglip_ref.model.text.text_tower_forward`."""
     tower, (batch, length), pooling = cfg.text, tokens.shape, conventions.text_pooling
     tables = [weights[name] for name in ("token", "widen/kernel") if name in weights]
-    few, laid = _at_a_time(batch, length, tower.mlp), _layout(cfg, "text/")
+    few, laid = _at_a_time(batch, length, tower), _layout(cfg, "text/")
     arrays = [weights[name] for name in laid.places] if few and cfg.text_head else []
     fits = arrays and tower.width % tower.heads == 0 and pooling != "mean" and length <= cfg.text_length
     same = same_precision(*tables, *arrays) and tables[-1].shape[1:] == (tower.width,)

@@ -61,6 +61,17 @@ def test_images_of_another_size_have_the_specification_answer() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_tower_without_a_block_has_the_specification_answer() -> None:
+    cfg = replace(config("tiny"), image=Tower(10, 0, 13, 2), text=Tower(12, 0, 17, 2))
+    draw, params = Draw(1, np.float32, False), init(cfg, seed=0, dtype=np.float32)
+    images, tokens = draw(3, *cfg.image_size, 3), draw.rng.integers(0, 7, (3, 9))
+    found, wanted = (loss_and_grads(params, images, tokens, cfg, ops=home) for home in (FAST, PLAIN))
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        np.testing.assert_allclose(found[1][name], gradient, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def walk_block(home: Ops, mask: np.ndarray | None) -> Callable[..., Any]:
     """A block forward and backward, as one function."""
 
