@@ -133,6 +133,19 @@ def test_what_memory_consists_of():
         assert "8 B D / W" in text and "2 B D" in text
 
 
+def test_how_far_the_model_of_memory_is_off():
+    """Of the measured table, whose figures have two digits behind the point."""
+    rows = re.findall(r"\| [a-z -]+ \| (\d) \|.*\| ([\d.]+) \| ([\d.]+) \|", GENERATED)
+    off = {
+        few: max(abs(float(model) / float(peak) - 1) for world, peak, model in rows if (int(world) < 4) == few)
+        for few in (True, False)
+    }
+    told = re.search(r"at most (\d+) %, for one and two ranks by up to (\d+) %", re.sub(r"\s+", " ", GENERATED))
+    assert len(rows) == 28  # seven schemes, four numbers of ranks
+    assert all(-0.5 <= int(told[1 + few]) - 100 * off[few] <= 1.5 for few in (False, True))
+    assert f"for 4 and 8 ranks it was within {told[1]} %" in words(PAGE)
+
+
 def test_what_an_autograd_ring_keeps_is_one_figure():
     """In the lesson and on the page in words, by one function; and what the scheme holds when it turns back is that."""
     assert keeps() in LESSON and "<!--keeps-->" in PAGE
