@@ -61,8 +61,9 @@ def answers(known: dict[str, dict[str, Any]]) -> Iterator[Answer]:
                     "computes": report.computes,
                     "findings": [[finding.id, finding.evidence, finding.repair] for finding in report.findings],
                 }
-            except sr.UsageError as error:
-                told = {"verdict": "REFUSED", "computes": [], "findings": [["refused", str(error), ""]]}
+            except Exception as error:  # what raises is an answer, too, and ends nothing
+                verdict = "REFUSED" if isinstance(error, sr.UsageError) else "RAISED"
+                told = {"verdict": verdict, "computes": [], "findings": [[verdict.lower(), str(error), ""]]}
             seconds = round(time.process_time() - start, 2)
             truth = {"truth": one["truth"], "same": one.get("same", [])}
             print(f"{name} ({dtype}): {told['verdict']}, {seconds} s", *told["computes"], sep="\n  ", flush=True)
