@@ -163,7 +163,16 @@ def filled(template: str, parts: dict[str, str]) -> str:
     for name in parts:
         if f"<!--{name}-->" not in template:
             raise ValueError(f"the template has no <!--{name}-->")
-    return re.sub(r"<!--([a-z0-9-]+)-->", lambda found: parts[found[1]], template)
+    return re.sub(r"<!--([a-z0-9-]+)-->", lambda found: parts[found[1]], unbroken(template))
+
+
+def unbroken(template: str) -> str:
+    """No line ends inside W - 1, nor inside an option of a command."""
+    joined = template.replace("W \u2212 1", "W\u00a0\u2212\u00a01")
+    options = r"(?<=\s)(--[a-z]+(?: \d+)?)(?=[\s<])"
+    return re.sub(
+        r"<code>siglip-ring .*?</code>", lambda found: re.sub(options, r'<span class="one">\1</span>', found[0]), joined
+    )
 
 
 def read(name: str) -> str:

@@ -70,7 +70,7 @@ function drawMatrix(found, softmax) {
   const cells = state.mode === "softmax" ? 2 * n - 1 : 1;
   told.textContent = state.mode === "softmax"
     ? `Softmax: before the gradient of cell (${i}, ${j}) is known, its whole row and column must be: ${plural(cells, "cell")} of ${n * n}. On a ring they are on other ranks.`
-    : `Sigmoid: the gradient of cell (${i}, ${j}) is ${fixed(found.slopes[i][j], 4)} / ${n}. It needs ${plural(cells, "cell")}: its own.`;
+    : `Sigmoid: the gradient of cell (${i}, ${j}) is ${short(found.slopes[i][j], 4)} / ${n}. It needs ${plural(cells, "cell")}: its own.`;
   const rows = [["sigmoid loss", found.loss], ["softmax loss", softmax.loss], ["fresh model, sigmoid", expectedLoss(n, state.bias)], ["fresh model, softmax", Math.log(n)]];
   losses.replaceChildren(...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { "data-loss": name, "data-exact": digits(value) }, el("b", {}, value.toFixed(4))))));
 }
@@ -88,7 +88,7 @@ function walk(event, i, j) {
 
 /* ---- the boundary, and two histograms ---- */
 
-const boundary = drawn("svg", { viewBox: "0 0 600 158", class: "plot", role: "img" });
+const boundary = drawn("svg", { viewBox: "0 0 600 162", class: "plot", role: "img" });
 const pulls = drawn("svg", { viewBox: "0 0 600 210", class: "plot", role: "img" });
 const balance = el("p", { class: "told" });
 $("#boundary").replaceChildren(boundary);
@@ -105,7 +105,7 @@ function drawBoundary(found) {
     ...dots,
     drawn("text", { x: 30, y: 16 }, "“no”"), drawn("text", { x: 570, y: 16, "text-anchor": "end" }, "“yes”"),
     ...[-1, -0.5, 0, 0.5, 1].map((s) => drawn("text", { x: x(s), y: 132, "text-anchor": "middle" }, fixed(s, 1))),
-    drawn("text", { x: 300, y: 148, "text-anchor": "middle" }, "similarity; matches above, negatives below"));
+    drawn("text", { x: 300, y: 156, "text-anchor": "middle" }, "similarity; matches above, negatives below"));
   const words = inside ? `The boundary is at similarity −bias / scale = ${fixed(at, 3)}.` : `The boundary, −bias / scale = ${fixed(at, 3)}, is outside of all possible similarities: the model says “${at > 1 ? "no" : "yes"}” to everything.`;
   boundary.setAttribute("aria-label", words);
   $("#boundary-words").textContent = words;
@@ -132,7 +132,7 @@ function drawGradients(found) {
   pulls.replaceChildren(...panel(positive, 20, plural(n, "match").replace("matchs", "matches"), "match"), ...panel(negative, 320, plural(n * n - n, "negative"), "other"));
   const [pull, push] = [-add(positive) / n, add(negative) / n];
   pulls.setAttribute("aria-label", `gradients of ${n} matches and ${n * n - n} negatives`);
-  balance.replaceChildren("For each image, matches pull with ", el("b", { "data-exact": digits(pull), id: "pull" }, pull.toFixed(4)), ", negatives push with ", el("b", { "data-exact": digits(push), id: "push" }, push.toFixed(4)), `; the gradient of the bias is ${fixed(push - pull, 4)}.`);
+  balance.replaceChildren("For each image, matches pull with ", el("b", { "data-exact": digits(pull), id: "pull" }, short(pull, 4)), ", negatives push with ", el("b", { "data-exact": digits(push), id: "push" }, short(push, 4)), `; the gradient of the bias is ${fixed(push - pull, 4)}.`);
 }
 
 /* ---- a fresh model ---- */
@@ -160,7 +160,7 @@ drawFresh();
 const STEPS = 200;
 const RATE = DATA.rate;
 const runs = { "0": null, "-10": null };
-const curves = drawn("svg", { viewBox: "0 0 640 260", class: "plot", role: "img", "aria-label": "similarity of matches and of negatives, step by step" });
+const curves = drawn("svg", { viewBox: "0 0 670 260", class: "plot", role: "img", "aria-label": "similarity of matches and of negatives, step by step" });
 const trainingTold = el("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "the two trainings" });
 const train = el("button", { type: "button", id: "train", on: { click: () => trainBoth() } }, "train both");
 $("#training").replaceChildren(el("div", { class: "controls" }, train), curves, trainingTold);
@@ -200,6 +200,7 @@ function drawTraining() {
         : ["matching", "others"].map((key) => drawn("text", { x: x(seen.length) + 4, y: y(last[key]) + 4, class: kind }, `${bias.replace("-", "−")}, ${key === "matching" ? "matches" : "negatives"}`));
       return [line(seen, "matching", kind), line(seen, "others", `${kind} dashed`), ...label];
     }));
+  for (const node of [curves, trainingTold]) node.toggleAttribute("hidden", shown.length === 0);
   const cell = (value, places) => el("td", { "data-exact": digits(value) }, fixed(value, places));
   trainingTold.replaceChildren(el("table", {},
     el("caption", {}, "Solid: similarity of matches. Dashed: of negatives. Retrieved: images whose own text is the nearest of 32."),

@@ -52,7 +52,7 @@ function makeBreaks(host, breaks) {
       const right = { word: "", loss: hop <= state.hop ? run.blocks.find((e) => e.rank === rank && e.chunk === chunk).loss : null };
       const { word, loss } = broken ? fateOf(broken, rank, chunk, state.hop) : right;
       const empty = loss === null && !word;
-      return el("div", { class: `block${word ? " wrong" : empty ? " empty" : ""}${hop === state.hop ? " now" : ""}`, style: `--hue: ${hue(chunk)}` }, el("b", {}, loss === null ? "\u2013" : loss.toFixed(2)), el("small", {}, word));
+      return el("div", { class: `block${word ? " wrong" : empty ? " empty" : ""}${hop === state.hop ? " now" : ""}`, style: `--hue: ${hue(chunk)}` }, el("b", {}, loss === null ? "\u2013" : short(loss, 2)), el("small", {}, word));
     })]);
     return el("figure", { class: name }, el("figcaption", {}, name === "right" ? "the ring as it is" : "the broken ring"),
       el("div", { class: "blocks" }, el("span"), ...count(RANKS).map((chunk) => el("span", { class: "faint" }, `texts ${chunk}`)), ...squares));
@@ -96,13 +96,13 @@ function verdictCard(broken) {
   const named = (name) => name.replace("image_embed", "∂ image_embed").replace("text_embed", "∂ text_embed").replace("log_scale", "∂ log_scale").replace(/^bias$/, "∂ bias");
   const row = ([name, verdict, error, , ratio]) => el("tr", { class: verdict === "FAIL" ? "bad" : "good" }, el("td", {}, named(name)), el("td", {}, error.toExponential(1)), el("td", {}, ratio.toFixed(4)), el("td", {}, verdict));
   return el("div", { class: "card verdict bad" },
-    el("p", { class: "faint" }, broken.told),
+    el("p", { class: "faint" }, minus(broken.told)),
     el("pre", { class: "diff", tabindex: "0", role: "group", "aria-label": `the change in ${broken.file}` }, el("span", { class: "faint" }, `${broken.file}\n`), el("del", {}, `- ${broken.old}\n`), el("ins", {}, broken.new.split("\n").map((line) => `+ ${line}`).join("\n"))),
     el("p", { class: "faint" }, broken.asked),
-    el("p", { class: "diagnosis" }, el("b", {}, `${broken.verdict}  ${broken.diagnosis}`)),
+    el("p", { class: "diagnosis" }, el("b", {}, broken.diagnosis === "convention" ? broken.verdict : `${broken.verdict}  ${broken.diagnosis}`)),
     el("p", {}, broken.evidence),
     el("p", {}, el("b", {}, "repair: "), broken.repair),
     broken.here ? el("p", {}, el("b", {}, "in this ring: "), broken.here) : null,
-    broken.seen ? el("p", { class: "faint" }, `reported: ${broken.seen}`) : null,
+    broken.seen ? el("p", { class: "faint" }, `reports: ${broken.seen}`) : null,
     el("details", {}, el("summary", {}, "its table"), el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, ...["tensor", "error", "ratio", "verdict"].map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...broken.rows.map(row))))));
 }

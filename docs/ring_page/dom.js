@@ -22,6 +22,13 @@ function el(tag, attributes = {}, ...children) {
 const fixed = (x, places) => (x < 0 && Number(x.toFixed(places)) !== 0 ? "\u2212" : "") + Math.abs(x).toFixed(places);
 /* A number in a cell: what is not zero does not look like zero. */
 const short = (x, places) => (x !== 0 && Number(x.toFixed(places)) === 0 ? "\u22480" : fixed(x, places));
+/* A sentence of a program, with a true minus. */
+const minus = (text) => text.replaceAll(" - ", " \u2212 ");
+/* In three signs, for a small cell: what is wider would be cut, and a cut number is another number. */
+const tight = (x) => {
+  const words = short(x, 1).replace("\u22120.", "\u2212.");
+  return words.length > 3 ? short(x, 0) : words;
+};
 const grouped = (n) => n.toLocaleString("en-US");
 const plural = (n, word) => `${grouped(n)} ${word}${n === 1 ? "" : "s"}`;
 const listed = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);

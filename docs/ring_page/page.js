@@ -167,7 +167,7 @@ makeMemory($("#held"));
 /* ---- break it ---- */
 
 const breaking = makeBreaks($("#broken"), DATA.breaks);
-$("#switch").replaceChildren(choice("break", "Break it", [["none", "as it is"], ...DATA.breaks.map((one) => [one.name, one.title])], "none", breaking.show));
+$("#switch").replaceChildren(choice("break", "Break it", [["none", "as it is"], ...DATA.breaks.map((one) => [one.name, minus(one.title)])], "none", breaking.show));
 breaking.show("none");
 
 /* ---- the reader's own run ---- */

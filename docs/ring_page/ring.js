@@ -50,7 +50,7 @@ function makeRing(pickChunk) {
     host.classList.toggle("many", run.world > 5);
     host.classList.toggle("crowded", run.world > 10);
     nodes = count(run.world).map((rank) => {
-      const [x, y] = onCircle(angleOf(run, rank), run.world > 5 ? 21 : 19);
+      const [x, y] = onCircle(angleOf(run, rank), run.world > 5 ? 17 : 15);
       return el("span", { class: "node", "aria-hidden": "true", style: `--hue: ${hue(rank)}; left: ${x}%; top: ${y}%` }, el("b", {}, el("span", { class: "long" }, "rank "), String(rank)));
     });
     const travellers = run.moves ? count(run.world) : [];
@@ -78,7 +78,7 @@ function makeRing(pickChunk) {
     drawArrows(run, step, came, flying, followed);
     nodes.forEach((node, rank) => node.classList.toggle("busy", phase < 1 && part.kind === "block" && run.blocks.some((e) => e.rank === rank && e.step === step)));
     const bytes = add(came.filter((e) => e.what === flying).map((e) => e.bytes));
-    const now = phase < 1 && part.name ? part.name : title(run, step).replace(/\.$/, "");
+    const now = phase < 1 ? part.name : ""; // at rest the caption says it
     middle.replaceChildren(el("b", {}, now), flying ? el("span", {}, `${grouped(bytes)} B, all ranks`) : "");
     cards.forEach((card, chunk) => drawCard(run, chunk, card, packs[chunk], step, phase, parts, followed, added));
   }
@@ -112,14 +112,14 @@ function makeRing(pickChunk) {
     const left = (from + run.world - 1) % run.world === to;
     const right = (from + 1) % run.world === to;
     if (run.world > 1 && (left || right)) {
-      const gap = run.world > 5 ? 0.3 : 0.24;
+      const gap = run.world > 5 ? 0.36 : 0.24;
       const turn = left ? -1 : 1;
       const span = (2 * Math.PI) / run.world;
       const radius = CARDS_AT + (left ? 0 : -6);
       const [x0, y0] = onCircle(a + turn * span * gap, radius);
       const [x1, y1] = onCircle(a + turn * span * (1 - gap), radius);
       const path = `M${x0} ${y0}A${radius} ${radius} 0 0 ${left ? 0 : 1} ${x1} ${y1}`;
-      return { path, at: onCircle(a + (turn * span) / 2, left ? radius + 10.5 : radius - 5) };
+      return { path, at: onCircle(a + (turn * span) / 2, !left ? radius - 5 : run.world < 3 ? radius - 8 : radius + 10.5) };
     }
     const [x0, y0] = onCircle(a, 26);
     const [x1, y1] = onCircle(b, 27);

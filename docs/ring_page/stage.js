@@ -39,7 +39,7 @@ function makeStage(host, first, { worlds = null } = {}) {
     el("div", { class: "bar" }, chosen, views),
     caption,
     board,
-    el("div", { class: "controls" }, button("back to the start", "0", () => go(-1)), button("one step back", "◀", () => go(state.step - 1)), range,
+    el("div", { class: "controls" }, button("back to the start", "|◀", () => go(-1)), button("one step back", "◀", () => go(state.step - 1)), range,
       button("one step on", "▶", () => go(state.step + 1)), play),
     el("div", { class: "controls within" }, el("span", {}, "inside the hop"), inside, part),
     total, counters, inspect,
@@ -72,7 +72,7 @@ function makeStage(host, first, { worlds = null } = {}) {
     lanes = ranks.map((rank) => {
       const images = el("span", { class: "share", title: "blocks in the gradient of its images" }, ...ranks.map(() => el("i")));
       const texts = el("span", { class: "share", title: "blocks in the gradient of its own texts, as far as they are at home" }, ...ranks.map(() => el("i")));
-      const box = el("div", { class: "rank", style: `flex-grow: ${sizes[rank]}` }, el("b", {}, "rank ", String(rank)),
+      const box = el("div", { class: "rank", style: `flex-grow: ${sizes[rank]}` }, el("b", {}, el("span", { class: "long" }, "rank "), String(rank)),
         el("span", { class: "owner" }, el("small", {}, "∂ images"), images), el("span", { class: "owner" }, el("small", {}, "∂ texts"), texts));
       return { box, images, texts };
     });
@@ -153,7 +153,7 @@ function makeStage(host, first, { worlds = null } = {}) {
     const parts = partsOf(state.run, state.step);
     inside.value = Math.round(state.phase * 100);
     inside.disabled = parts.length === 0;
-    const words = state.phase >= 1 ? "done" : partAt(parts, state.phase).name;
+    const words = parts.length === 0 ? "" : state.phase >= 1 ? "done" : partAt(parts, state.phase).name;
     part.textContent = words;
     inside.setAttribute("aria-valuetext", words);
     ring.draw(state.run, state.step, state.phase, state.picked?.chunk ?? null);
@@ -210,7 +210,7 @@ function makeStage(host, first, { worlds = null } = {}) {
       const value = done ? (fine && run.numbers ? numbers[k] : valueOf(i, j, fine, blocks)) : null;
       node.style.setProperty("--heat", value === null ? 0 : Math.sqrt(Math.abs(value) / largest).toFixed(3));
       const words = fine ? `image ${i}, text ${j}${match ? ", a match" : ""}` : `images of rank ${rank}, texts of rank ${chunk}`;
-      node.textContent = value === null ? "" : short(value, run.total > 10 || !fine ? 1 : 2);
+      node.textContent = value === null ? "" : run.total > 10 && fine ? tight(value) : short(value, fine && Math.abs(value) < 10 ? 2 : 1);
       node.setAttribute("aria-label", `${words}: ${value === null ? (done ? "done" : "not yet") : `${fine ? VIEWS[view][0] : "loss"} ${value.toFixed(3)}`}`);
     });
   }
@@ -316,7 +316,7 @@ function gradientTable(run, chunk, step) {
 function sumsTable(run) {
   const ranks = count(run.world).map((rank) => threeSums(run, rank));
   const totals = count(3).map((k) => add(ranks.map((three) => three[k])));
-  const row = (name, three, places, kind = "") => el("tr", { class: kind }, el("th", { scope: "row" }, name), ...three.map((x) => el("td", {}, fixed(x, places))));
+  const row = (name, three, places, kind = "") => el("tr", { class: kind }, el("th", { scope: "row" }, name), ...three.map((x) => el("td", {}, fixed(x, places).slice(0, 6 - places || undefined), places > 6 ? el("span", { class: "more" }, fixed(x, places).slice(6 - places)) : null)));
   return el("div", {},
     el("p", { class: "head" }, "One small sum over all ranks", el("small", {}, " three numbers each, 24 bytes")),
     el("table", { class: "sums" },
@@ -344,7 +344,7 @@ function say(run, step) {
   const gradientOnly = kinds.length === 1 && kinds[0] === "their gradient";
   const moved = came.length === 0 ? "No message arrives." : `${gradientOnly ? "Gradients" : `The ${listed(kinds)}`} arrive: ${plural(came.length, "message")}, ${grouped(bytes)} bytes, all ranks together.`;
   const meets = met.length === 0 ? "" : ` Rank 0 computes its block with texts ${listed(met.map((e) => String(e.chunk)))}.`;
-  const born = run.scheme === "blocking" && step === 1 ? " Here the gradient of each chunk begins, on the first rank that is not its owner." : "";
+  const born = run.scheme === "blocking" && step === 1 ? " Here each chunk\u2019s gradient begins." : "";
   const homeward = run.moves && step === run.last - 1 && gradientOnly ? " Each gradient is added to the part that stayed at its owner." : "";
   const hatched = run.blocks.some((e) => e.step <= step && e.graded > step) ? " Hatched cells have their loss; their logits wait for the gradient." : "";
   return moved + meets + born + homeward + hatched;

@@ -28,7 +28,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --page: #171614; --card: #211f1d; --text: #ece8e1; --faint: #a09b92;
   --line: #3a3733; --good: #6fce94; --bad: #ff8a80; --other: #e8b94a; --h0: #2b332d; --h1: #6b5420; --h2: #c0652a;
   --h3: #ff6f61; --h4: #b79aff } }
-* { box-sizing: border-box }
+* { box-sizing: border-box } p { margin: .4rem 0 }
 body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif }
 h1 { font-size: 1.3rem; margin: .4rem 0; overflow-wrap: anywhere } h2 { font-size: 1rem; margin: 2rem 0 .6rem }
@@ -46,12 +46,12 @@ td.name { font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-wid
 .bar { position: relative; width: 9rem; height: .75rem; margin-top: .35rem; background: var(--h0); border-radius: 2px }
 .bar i { position: absolute; left: 0; top: 0; bottom: 0; background: currentColor; border-radius: 2px }
 .bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--text) }
-svg { width: 100%; height: auto; max-height: 18rem; background: var(--card); border: 1px solid var(--line) }
-.h0 { fill: var(--h0); background: var(--h0) } .h1 { fill: var(--h1); background: var(--h1) }
-.h2 { fill: var(--h2); background: var(--h2) } .h3 { fill: var(--h3); background: var(--h3) }
-.h4 { fill: var(--h4); background: var(--h4) } .key span { display: inline-block; width: .9rem; height: .9rem;
-  vertical-align: -2px; margin: 0 .3rem 0 .9rem; border: 1px solid var(--line) }
-ul { margin: .3rem 0; padding-left: 1.2rem; overflow-wrap: anywhere }
+svg { display: block; width: 100%; border: 1px solid var(--line) } rect { stroke: var(--page); stroke-width: .05 }
+.h0 { --c: var(--h0) } .h1 { --c: var(--h1) } .h2 { --c: var(--h2) } .h3 { --c: var(--h3) } .h4 { --c: var(--h4) }
+rect, .key i { fill: var(--c); background: var(--c) } .key span { margin-right: .9rem; white-space: nowrap }
+.key i { display: inline-block; padding: .4rem; vertical-align: -2px; margin-right: 5px; border: 1px solid var(--line) }
+ul { margin: .3rem 0; padding-left: 1.2rem; overflow-wrap: anywhere } td .note { --wide: min(62rem, 100vw - 3rem);
+  width: var(--wide); margin-right: calc(-1 * var(--wide)) }
 @media (max-width: 40rem) { .less { display: none } .bar { width: 5rem } td.name { min-width: 8rem } }
 """
 
@@ -223,14 +223,14 @@ def _heat_map(report: "Report") -> str:
         for x, cell in enumerate(line)
     )
     names = [*(name for _, name in _LEVELS), "not a number"]
-    key = "".join(f'<span class="h{level}"></span>{name}' for level, name in enumerate(names))
+    key = "".join(f'<span><i class="h{level}"></i>{name}</span> ' for level, name in enumerate(names))
     way = "left to right" if tall else "top to bottom"
     label = f"{label}; rows from {way}"
     return _section(
         "the tensor that is furthest off",
         f'<p class="note">{escape(label)}</p><svg viewBox="0 0 {cells.shape[1]} {cells.shape[0]}" role="img" '
-        f'preserveAspectRatio="xMinYMin" shape-rendering="crispEdges" aria-label="{escape(label)}">{drawn}</svg>'
-        f'<p class="note key">{key}</p>',
+        f'style="max-width: {18 * cells.shape[1] / cells.shape[0]:.1f}rem" shape-rendering="crispEdges" '
+        f'aria-label="{escape(label)}">{drawn}</svg><p class="note key">{key}</p>',
     )
 
 

@@ -77,12 +77,14 @@ def hits_as_sheet(index: Index, hits: Hits) -> tuple[list[str], list[Section]]:
     cards, values = [], hits.similarities if hits.scores is None else hits.scores
     best = max(float(values.max(initial=0.0)), 1e-9)
     for row, (_, similarity, score) in zip(hits.rows.tolist(), hits_of(index, hits), strict=True):
-        lines = [] if score is None else [f"score {score:.4f}"]
+        lines = [] if score is None else [f"score {score:.4f}" if score >= 0.001 else f"score {score:.1e}"]
         lines.append(f"similarity {similarity:.3f}")
         share = (similarity if score is None else score) / best
         cards.append(Card(index.file(row), index.photos[row].path, lines, share))
     about = f"{len(cards)} of {len(index.photos):,} photos in {index.root}; {index.model['size']}"
-    return [about, (SIMILARITY if hits.scores is None else SCORE).replace("\n", " ")], [Section("", cards)]
+    what, meaning = ("similarity", SIMILARITY) if hits.scores is None else ("score", SCORE)
+    bar = f"A bar is the {what} as a share of the best one's."
+    return [about, meaning.replace("\n", " "), bar], [Section("", cards)]
 
 
 def hits_as_text(index: Index, hits: Hits, query: Query) -> str:

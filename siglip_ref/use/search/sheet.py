@@ -21,9 +21,9 @@ LARGEST = 2000  # photos of one sheet: 20 MB
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fbfaf8; --card: #fff; --text: #1d1c1a; --faint: #64615c; --line: #dcd8d1;
-  --mark: #1f5fae; --bar: #8fb4dd; --empty: #eceae6 }
+  --mark: #1f5fae; --bar: #5b8fce; --empty: #eceae6 }
 @media (prefers-color-scheme: dark) { :root { --page: #151413; --card: #201e1c; --text: #ece8e1; --faint: #a8a39a;
-  --line: #383430; --mark: #8ec1ff; --bar: #35608f; --empty: #2a2725 } }
+  --line: #383430; --mark: #8ec1ff; --bar: #4d86c4; --empty: #2a2725 } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 90rem; padding: 1.25rem 1rem 3rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif }
@@ -41,7 +41,8 @@ a:hover { border-color: var(--mark) } a:focus-visible { outline: 3px solid var(-
 .photo span { padding: 1rem; font-size: .8rem }
 .words { padding: .5rem .65rem .6rem; font-size: .82rem; line-height: 1.35; flex: 1; display: flex;
   flex-direction: column; justify-content: space-between; gap: .35rem }
-.name { overflow-wrap: anywhere } .name small { display: block; color: var(--faint); font-size: .92em }
+.name { overflow-wrap: anywhere } .name span { display: -webkit-box; -webkit-box-orient: vertical;
+  -webkit-line-clamp: 3; overflow: hidden } .name small { display: block; color: var(--faint); font-size: .92em }
 .value { font-variant-numeric: tabular-nums; color: var(--faint) }
 .bar { height: 4px; border-radius: 2px; background: var(--empty); margin-top: .25rem }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--bar) }
@@ -129,7 +130,7 @@ def _card(card: Card) -> str:
     place = escape(Path(os.path.abspath(card.file)).as_uri())
     return (
         f'<li><a href="{place}"><div class="photo">{_thumbnail(card.file)}</div>'
-        f'<div class="words"><div class="name">{_text(name)}{below}</div>'
+        f'<div class="words"><div class="name"><span title="{_text(name)}">{_text(name)}</span>{below}</div>'
         f'<div class="value">{value}{bar}</div></div></a></li>\n'
     )
 
