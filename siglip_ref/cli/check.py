@@ -40,9 +40,10 @@ def loss_options(
     loss: Annotated[str, typer.Option(help="sigmoid; softmax: CLIP's")] = "sigmoid",
     reduction: Annotated[str, typer.Option(help="batch: divided by B; mean: by B * B")] = "batch",
     bias: Annotated[bool, typer.Option("--bias/--no-bias", help="whether fn is given one")] = True,
-    positives: Annotated[str, typer.Option(help="own; ids: rows of equal ids, which fn is given")] = "own",
+    positives: Annotated[str, typer.Option(help="own; ids: equal ids, which fn gets; captions: equal texts")] = "own",
     weights: Annotated[str | None, typer.Option(help='pairs, rows or columns, which fn is given; or "3,1"')] = None,
     label_smoothing: Annotated[float, typer.Option(help="of labels 1 and 0")] = 0.0,
+    captions_per_image: Annotated[int, typer.Option(help="text_embed has so many rows of each image")] = 1,
     parameters: Annotated[
         list[str] | None,
         typer.Option("--parameters", "--parameter", help="temp=log_scale, of a module; may be repeated"),

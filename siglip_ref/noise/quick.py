@@ -10,6 +10,7 @@ two ways to each other.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -38,25 +39,31 @@ FEWER_STILL = 1.6  # where rows are not moved, and nothing is rounded stochastic
 
 
 def quick_noise(
-    compute: Compute, arrays: Mapping[str, Array], exact: Mapping[str, Array], regime: str, batch: bool = True
+    compute: Compute,
+    arrays: Mapping[str, Array],
+    exact: Mapping[str, Array],
+    regime: str,
+    batch: bool = True,
+    moves: bool = True,
 ) -> Noise:
     """As `siglip_ref.noise.measure.measure` gives it by row, of a loss.
 
     Parameters
     ----------
     regime : "float32" or "float64"
-    batch : rows may come in any order; False: they are the distinct ones of a batch of many, where most is alike
+    batch : False: rows are the distinct ones of a batch of many, where most is alike
+    moves : a batch's rows may come in any order; False: what else it is given has places
     """
 
     def single(near: Mapping[str, Array], there: Mapping[str, Array]) -> Noise:
-        found = noise_of(_runs(compute, near, batch), near, there, "float32", True)
+        found = noise_of(_runs(compute, near, batch, batch and moves), near, there, "float32", True)
         times = FEWER if batch else FEWER_STILL
         return Noise({name: times * level for name, level in found.absolute.items()}, found.overflows)
 
     return in_float64(compute, arrays, exact, True, single) if regime == "float64" else single(arrays, exact)
 
 
-def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterator[Mapping[str, Array]]:
+def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool, moves: bool) -> Iterator[Mapping[str, Array]]:
     random, plain = np.random.default_rng(0), REGIMES["float32"].rounding
     emulated = [replace(plain, library=bias) for bias in (-LIBRARY, LIBRARY)]
     emulated += [replace(plain, order=order, fma=fma) for order, fma in ORDERS[:2]]
@@ -70,7 +77,7 @@ def _runs(compute: Compute, arrays: Mapping[str, Array], batch: bool) -> Iterato
         yield compute(stochastic, _in_the_form(form, tiles))
     own = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
     for number, form in enumerate(LOSS_FORMS):
-        yield _in_another_order(compute, own, _in_the_form(form, TILES[number % 2]), random, batch)
+        yield _in_another_order(compute, own, _in_the_form(form, TILES[number % 2]), random, moves)
 
 
 @lru_cache(maxsize=16)
@@ -79,11 +86,12 @@ def _in_the_form(form: LossForm, tiles: int) -> Variant:
 
 
 def _in_another_order(
-    compute: Compute, arrays: Mapping[str, Array], ops: Variant, random: np.random.Generator, batch: bool
+    compute: Compute, arrays: Mapping[str, Array], ops: Variant, random: np.random.Generator, moves: bool
 ) -> Mapping[str, Array]:
     """One run with columns moved, and rows too if they may be, its results moved back."""
     pairs, width = arrays["image_embed"].shape
-    rows, columns = random.permutation(pairs) if batch else np.arange(pairs), random.permutation(width)
+    rows: Any = random.permutation(pairs) if moves else slice(None)
+    columns = random.permutation(width)
     moved = {name: value[rows][:, columns] if value.ndim else value for name, value in arrays.items()}
-    back = np.argsort(rows)[:, None], np.argsort(columns)
-    return {name: value[back] if np.ndim(value) else value for name, value in compute(moved, ops).items()}
+    home, back = np.argsort(rows) if moves else rows, np.argsort(columns)
+    return {name: value[home][:, back] if np.ndim(value) else value for name, value in compute(moved, ops).items()}

@@ -15,10 +15,11 @@ import torch.nn.functional as F  # noqa: N812
 
 import siglip_ref as sr
 from siglip_ref.arithmetic.complex_step import gradient
+from siglip_ref.check.engine.expected.captions import with_captions
 from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.exact import exact_loss, proven
 from siglip_ref.check.engine.expected.expected import conventions_of
-from siglip_ref.check.engine.expected.probes import loss_probes, points_of
+from siglip_ref.check.engine.expected.probes import POINTS, loss_probes, points_of
 from siglip_ref.model.loss import sigmoid_loss, weighted_loss
 
 Loss = Callable[..., Any]
@@ -26,16 +27,29 @@ Loss = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Library:
-    """The two frameworks, by the four functions that a loss needs."""
+    """The two frameworks, by the functions that a loss needs. several : every row k times, side by side."""
 
     logsigmoid: Loss
     exp: Loss
     eye: Loss
     number: Loss
+    several: Loss
 
 
-TORCH = Library(F.logsigmoid, torch.exp, lambda x: torch.eye(len(x), dtype=x.dtype), lambda m, x: m.to(x.dtype))
-JAX = Library(jax.nn.log_sigmoid, jnp.exp, lambda x: jnp.eye(len(x), dtype=x.dtype), lambda m, x: m.astype(x.dtype))
+TORCH = Library(
+    F.logsigmoid,
+    torch.exp,
+    lambda x: torch.eye(len(x), dtype=x.dtype),
+    lambda m, x: m.to(x.dtype),
+    lambda m, k: m.repeat_interleave(k, 1),
+)
+JAX = Library(
+    jax.nn.log_sigmoid,
+    jnp.exp,
+    lambda x: jnp.eye(len(x), dtype=x.dtype),
+    lambda m, x: m.astype(x.dtype),
+    lambda m, k: jnp.repeat(m, k, 1),
+)
 
 
 def logits_of(at: Library, x: Any, y: Any, s: Any, b: Any = 0.0) -> Any:
@@ -85,6 +99,28 @@ def both(at: Library, x: Any, y: Any, s: Any, b: Any, ids: Any, weights: Any, wr
     return soft(at, logits_of(at, x, y, s, b), same, by_row).mean()
 
 
+def by_captions(at: Library, x: Any, y: Any, s: Any, b: Any, wrong: bool) -> Any:
+    first = slice(1) if wrong else slice(None)  # of a row only the first number is compared
+    same = at.number((y[:, None, first] == y[None, :, first]).all(-1), x)
+    return soft(at, logits_of(at, x, y, s, b), same).sum() / len(x)
+
+
+def three(at: Library, x: Any, y: Any, s: Any, b: Any, wrong: bool) -> Any:
+    return soft(at, logits_of(at, x, y, s, b), at.several(at.eye(x), 3)).sum() / len(y if wrong else x)
+
+
+def two_by_ids(at: Library, x: Any, y: Any, s: Any, b: Any, ids: Any, text_ids: Any, wrong: bool) -> Any:
+    same = at.several(at.eye(x), 2) if wrong else at.number(ids[:, None] == text_ids, x)
+    return soft(at, logits_of(at, x, y, s, b), same).sum() / len(x)
+
+
+def two_by_columns(at: Library, x: Any, y: Any, s: Any, b: Any, weights: Any, wrong: bool) -> Any:
+    """Of equal captions, the mean over all pairs, a weight of each text."""
+    same = (y[:, None] == y).all(-1)
+    same = at.number(same.reshape(len(x), 2, len(y)).any(1) if not wrong else same[::2], x)
+    return soft(at, logits_of(at, x, y, s, b), same, weights).mean()
+
+
 VARIANTS: dict[str, tuple[Loss, dict[str, Any]]] = {
     "mean": (mean, {"reduction": "mean"}),
     "no bias": (no_bias, {"bias": None}),
@@ -95,6 +131,13 @@ VARIANTS: dict[str, tuple[Loss, dict[str, Any]]] = {
     "two weights": (weighed, {"weights": (3.0, 1.0)}),
     "smoothing": (smoothed, {"label_smoothing": 0.1}),
     "ids, rows, mean": (both, {"positives": "ids", "weights": "rows", "reduction": "mean"}),
+    "captions": (by_captions, {"positives": "captions"}),
+    "three captions": (three, {"captions_per_image": 3}),
+    "two captions by ids": (two_by_ids, {"captions_per_image": 2, "positives": "ids"}),
+    "two captions, columns, mean": (
+        two_by_columns,
+        {"captions_per_image": 2, "positives": "captions", "weights": "columns", "reduction": "mean"},
+    ),
 }
 
 
@@ -255,10 +298,70 @@ def test_todays_loss_is_a_special_case_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_truths_are_proven_by_balls(name: str) -> None:
-    fields = {"label_smoothing": "smoothing"}
+    fields = {"label_smoothing": "smoothing", "captions_per_image": "per_image"}
     values = {fields.get(key, key): value for key, value in VARIANTS[name][1].items()}
     objective = Objective(**(values | ({"bias": False} if "bias" in values else {})))
     convention = conventions_of(objective)[0]
-    for probe in loss_probes(points_of("unit", "float64")[:8], None, "float64", "float64")[0]:
+    points = (*points_of("unit", "float64")[:8], *(point for point in POINTS if point.texts in ("duplicates", "axes")))
+    for standard in loss_probes(points, None, "float64", "float64")[0]:
+        probe = with_captions(standard, objective.per_image)
         found, right = exact_loss(probe, convention)._asdict(), proven(probe, convention)._asdict()
         assert not [key for key in right if not np.array_equal(found[key], right[key])], probe.label
+
+
+# --- what belongs together
+
+
+def test_equal_captions_are_found_by_their_numbers() -> None:
+    captions = np.array([[0.0, 1.0], [1.0, 0.0], [-0.0, 1.0], [0.5, 0.5]])
+    own = Objective(positives="captions").match(4, captions)
+    assert (own == np.eye(4, dtype=bool) + np.eye(4, dtype=bool)[[2, 3, 0, 1]] * [[1], [0], [1], [0]]).all()
+    of_two = Objective(positives="captions", per_image=2).match(2, captions)  # both images have the first caption
+    assert of_two.tolist() == [[True, True, True, False], [True, False, True, True]]
+    assert Objective(per_image=2).match(2, captions).tolist() == [
+        [True, True, False, False],
+        [False, False, True, True],
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "captions" in name])
+def test_their_gradients_agree_with_complex_step(name: str) -> None:
+    fields = {"captions_per_image": "per_image"}
+    objective = Objective(**{fields.get(key, key): value for key, value in VARIANTS[name][1].items()})
+    [probe] = loss_probes([p for p in POINTS if p.texts == "duplicates"], None, "float64", "float64")[0]
+    probe = with_captions(probe, objective.per_image)
+    arrays = {
+        "image_embed": probe.image_embed,
+        "text_embed": probe.text_embed,
+        "log_scale": np.array(probe.log_scale),
+        "bias": np.array(probe.bias),
+    }
+    computed = partial(objective.computed, captions=probe.text_embed)
+    found = computed(*arrays.values())
+    for key in arrays:
+        wanted = gradient(lambda a: computed(*a.values()).loss, arrays, key)
+        assert np.abs(getattr(found, f"d_{key}") - wanted).max() <= 1e-13 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", ["captions", "three captions"])
+def test_who_ignores_what_was_declared_does_not_pass(name: str) -> None:
+    declared = VARIANTS[name][1]
+    plain = partial(by_ids, TORCH, wrong=True)
+    report = sr.check_loss(lambda x, y, s, b: plain(x, y[:: len(y) // len(x)], s, b, None), "torch", **declared)
+    assert report.verdict == ("OTHER CONVENTION" if name == "captions" else "FAIL")
+
+
+def test_the_captions_of_an_image_stand_side_by_side() -> None:
+    def one_after_another(x: Any, y: Any, s: Any, b: Any) -> Any:
+        own = torch.eye(len(x), dtype=x.dtype).repeat(1, len(y) // len(x))
+        return soft(TORCH, logits_of(TORCH, x, y, s, b), own).sum() / len(x)
+
+    assert sr.check_loss(one_after_another, "torch", captions_per_image=3).verdict == "FAIL"
+    ordered = lambda x, y, s, b: one_after_another(x, y.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1), s, b)  # noqa: E731
+    assert sr.check_loss(ordered, "torch", captions_per_image=3).passed
+
+
+@pytest.mark.parametrize("number", [0, 2.5, True, "two"])
+def test_another_number_of_captions_is_refused(number: Any) -> None:
+    with pytest.raises(sr.UsageError, match="captions_per_image"):
+        sr.check_loss(partial(three, TORCH, wrong=False), "torch", captions_per_image=number)

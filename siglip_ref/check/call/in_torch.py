@@ -36,7 +36,7 @@ class Torch:
         before = [leaf.detach().clone() for leaf in leaves]
         loss = forward_of(fn, leaves, setting)
         if way == "two graphs":
-            other = Inputs(-inputs.text_embed, inputs.image_embed, inputs.scale, inputs.bias)
+            other = Inputs(-inputs.image_embed, inputs.text_embed[::-1].copy(), inputs.scale, inputs.bias)
             forward_of(fn, leaves_of(other, setting, way), setting)
         # a gradient given by hand makes Torch import all of SymPy
         backward_into(3.0 * loss if way == "upstream" else loss, leaves)

@@ -79,7 +79,7 @@ class OfLoss:
 
     def _at(self, probe: Probe, ops: Ops, kind: Any) -> dict[str, Array]:
         tiles = getattr(ops, "tiles", TILES)
-        loss = partial(self.convention.objective.computed, ops=ops, tiles=tiles)
+        loss = partial(self.convention.objective.computed, captions=probe.text_embed, ops=ops, tiles=tiles)
         given = as_given(loss, self.convention.normalises, self.convention.linear, ops.normalize)
         scale = probe.scale if self.convention.linear else probe.log_scale
         rows = probe.image_embed.astype(kind), probe.text_embed.astype(kind)

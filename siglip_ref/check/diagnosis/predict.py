@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,8 @@ def predict_loss(
 
     def loss(x: Array, y: Array, log_scale: Array, bias: Array) -> LossAndGrads:
         if sizes is None:
-            found: LossAndGrads = convention.objective.computed(x, y, log_scale, bias, ops=spec.ops)
+            computed = partial(convention.objective.computed, captions=probe.text_embed, ops=spec.ops)
+            found: LossAndGrads = computed(x, y, log_scale, bias)
             return found
         return _on_ranks(spec, x, y, log_scale, bias, sizes, final)
 

@@ -17,10 +17,14 @@ from siglip_ref.errors import UsageError
 SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch
 LOSSES = {"sigmoid": "SigLIP's, every pair by itself", "softmax": "CLIP's, cross-entropy of rows and of columns"}
 REDUCTIONS = {"batch": "the sum over all pairs, divided by B", "mean": "divided by B * B"}
-POSITIVES = {"own": "row i of both", "ids": "rows of equal ids, which fn is given"}
+POSITIVES = {
+    "own": "row i of both",
+    "ids": "rows of equal ids, which fn is given",
+    "captions": "an image and every text that equals its own, which fn finds",
+}
 WEIGHTS = {"pairs": "(B, B), which fn is given", "rows": "(B,), of images", "columns": "(B,), of texts"}
 PARAMETERS = {"log_scale": "log", "scale": "linear", "temperature": "linear", "bias": ""}  # and the scale they are
-_COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+_COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
 
 
 def require_instance(fn: object) -> None:
@@ -148,7 +152,13 @@ def setting_of(
 
 
 def declared_objective(
-    loss: object, reduction: object, bias: bool, positives: object, weights: Any, label_smoothing: Any
+    loss: object,
+    reduction: object,
+    bias: bool,
+    positives: object,
+    weights: Any,
+    label_smoothing: Any,
+    captions_per_image: object = 1,
 ) -> Objective:
     """What the loss was declared to compute."""
     require_one_of("loss", loss, LOSSES)
@@ -172,11 +182,12 @@ def declared_objective(
             cause="labels are 1 - label_smoothing / 2 and label_smoothing / 2",
             repair="label_smoothing=0.1",
         )
-    found = Objective(loss, bias, reduction, positives, weights, float(label_smoothing))  # type: ignore[arg-type]  # names, looked at above
+    per_image = require_whole("captions_per_image", captions_per_image, 1, 16, "more were never seen")
+    found = Objective(loss, bias, reduction, positives, weights, float(label_smoothing), per_image)  # type: ignore[arg-type]  # names, looked at above
     if loss == "softmax" and replace(found, bias=True) != SOFTMAX:
         raise UsageError(
             expected='loss="softmax" as it is: the mean of the cross-entropies of rows and of columns',
-            got="a reduction, positives, weights or label_smoothing besides",
+            got="a reduction, positives, weights, label_smoothing or captions_per_image besides",
             cause="these are variants of the sigmoid loss",
             repair='check_loss(fn, loss="softmax")',
         )

@@ -5,19 +5,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from siglip_ref.check.call.as_written import Extra, of_four, of_module, takes
+from siglip_ref.check.call.as_written import of_four, of_module, takes
 from siglip_ref.check.call.frameworks import ARGUMENTS, framework_of, load_framework
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.call.target import called_by
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.convention import (
     LossKind,
-    Objective,
     Positives,
     Reduction,
     Weights,
-    ids_of,
-    weights_of,
 )
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
 from siglip_ref.check.engine.expected.probes import Dims
@@ -58,6 +55,7 @@ def check_loss(
     positives: Positives = "own",
     weights: Weights = None,
     label_smoothing: float = 0.0,
+    captions_per_image: int = 1,
     parameters: Mapping[str, str] | None = None,
 ) -> Report:
     """Judge a loss: its value and its four gradients, at points where every term of it is visible.
@@ -84,10 +82,13 @@ def check_loss(
     loss : "sigmoid", SigLIP's; "softmax", CLIP's, of three arguments, or with a bias, of which no gradient is asked
     reduction : "batch", the sum over all pairs divided by B; "mean", by B * B
     bias : None: fn takes none, fn(image_embed, text_embed, log_scale)
-    positives : "own", row i of both; "ids", rows of equal ids: fn(image_embed, text_embed, log_scale, bias, ids)
+    positives : "own", row i of both; "ids", rows of equal ids: fn(image_embed, text_embed, log_scale, bias, ids);
+        "captions", an image and every text that equals its own, which fn finds
     weights : "pairs", "rows" or "columns": fn is given (B, B) weights, or (B,) of images, or of texts, as its last
         argument; or two numbers, of positives and of negatives
     label_smoothing : labels are 1 - label_smoothing / 2 and label_smoothing / 2
+    captions_per_image : k: text_embed has k B rows, rows k i to k i + k - 1 of image i; with ids fn is given those of
+        the images and of the texts
     parameters : of a Torch module that holds them itself: {"temp": "log_scale", "b": "bias"}; each is "log_scale",
         "scale", "temperature" (1 / scale) or "bias". It is then called without them; of several results the loss counts
 
@@ -114,7 +115,7 @@ def check_loss(
     fn = called_by(fn)
     require_instance(fn)
     has_bias = bias is not None if loss == "sigmoid" else takes(fn, 3) is False
-    objective = declared_objective(loss, reduction, has_bias, positives, weights, label_smoothing)
+    objective = declared_objective(loss, reduction, has_bias, positives, weights, label_smoothing, captions_per_image)
     if parameters is not None:
         scale = require_parameters(fn, parameters)
         objective = replace(objective, bias="bias" in parameters.values())
@@ -127,17 +128,9 @@ def check_loss(
     loaded = load_framework(framework or framework_of(fn))
     called = of_module(fn, parameters) if parameters is not None else fn
     if not objective.bias or objective.extras:
-        extras = [_extra(name, objective) for name in objective.extras]
+        extras = [partial(objective.extra, name) for name in objective.extras]
         called = of_four(called, objective.bias, extras, loaded.name)
     if loss == "softmax" or not objective.bias:
         setting = setting.without("bias")
     with as_it_was(), loaded.environment(fn, setting), put_back(fn):
         return check(LossSubject(called, loaded, setting, declared, dims, progress, size, explain))
-
-
-def _extra(name: str, objective: Objective) -> Extra:
-    """What a loss is given of this name, of the number of pairs."""
-    if name == "ids":
-        return ids_of
-    assert isinstance(objective.weights, str)  # it says how they are given
-    return partial(weights_of, objective.weights)

@@ -53,7 +53,8 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
 def _is_known(objective: Objective) -> bool:
     """Whether the experiments, which choose embeddings, scale and bias, can tell it: nothing else is given to fn, and
     pairs do not share their sum; smoothed labels are told of pairs that weigh alike."""
-    alone = not objective.extras and objective.kind == "sigmoid"
+    alone = not objective.extras and objective.kind == "sigmoid" and objective.per_image == 1
+    alone &= objective.positives == "own"
     return alone and (objective.weights is None or not objective.smoothing)
 
 

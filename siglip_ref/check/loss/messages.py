@@ -55,9 +55,10 @@ def declared_as(objective: Objective) -> str:
         return ', loss="softmax"'
     parts = ['reduction="mean"'] if objective.reduction == "mean" else []
     parts += [] if objective.bias else ["bias=None"]
-    parts += [] if objective.positives == "own" else ['positives="ids"']
+    parts += [] if objective.positives == "own" else [f'positives="{objective.positives}"']
     parts += [] if objective.weights is None else [f"weights={objective.weights!r}".replace("'", '"')]
     parts += [f"label_smoothing={objective.smoothing:g}"] if objective.smoothing else []
+    parts += [f"captions_per_image={objective.per_image}"] if objective.per_image > 1 else []
     return "".join(f", {part}" for part in parts)
 
 

@@ -13,6 +13,7 @@ from siglip_ref.check.call.refusals import refuses_everything
 from siglip_ref.check.call.resources import Cost, measured
 from siglip_ref.check.coverage.loss import key_of, plain_setting
 from siglip_ref.check.diagnosis.predict import loss_sight
+from siglip_ref.check.engine.expected.captions import with_captions
 from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention, Truth, conventions_of, judge, truth
 from siglip_ref.check.engine.expected.probes import POINTS, Dims, Probe, loss_probes, points_of
@@ -161,7 +162,9 @@ class LossSubject(Subject[ComparedLoss]):
         return found
 
     def _probes(self, points: Sequence[Any]) -> tuple[list[Probe], list[str]]:
-        return loss_probes(self.objective.points(points), self.dims, self.setting.dtype, self.setting.scalar_dtype)
+        asked = self.dims, self.setting.dtype, self.setting.scalar_dtype
+        probes, left_out = loss_probes(self.objective.points(points), *asked)
+        return [with_captions(probe, self.objective.per_image) for probe in probes], left_out
 
     def _add(self, found: ComparedLoss, calls: dict[str, Called], probe: Probe) -> bool:
         label = probe.label

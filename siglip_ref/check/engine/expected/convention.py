@@ -19,13 +19,13 @@ from siglip_ref.ops.record import Ops, Pair
 
 LossKind = Literal["sigmoid", "softmax"]
 Reduction = Literal["batch", "mean"]
-Positives = Literal["own", "ids"]
+Positives = Literal["own", "ids", "captions"]
 PerPair = Literal["pairs", "rows", "columns"]
 Weights = PerPair | tuple[float, float] | None
 
 
 class Counts(NamedTuple):
-    """How often each pair counts as one that belongs together, and as one that does not; (B, B) each."""
+    """How often each pair counts as one that belongs together, and as one that does not; (B, M) each."""
 
     positive: Array
     negative: Array
@@ -36,10 +36,12 @@ class Objective:
     """What is declared of a loss.
 
     bias : whether it is given one; softmax does not see it
-    reduction : the sum over all pairs is divided by B, or by B * B
-    positives : "ids", pairs whose ids are equal belong together; fn is given the ids
+    reduction : the sum over all pairs is divided by B, or by their number, B * M
+    positives : "ids", pairs whose ids are equal belong together; fn is given the ids; "captions", an image belongs to
+        every text that is equal to one of its own; fn finds them
     weights : of pairs, rows or columns, which fn is given; or of all positives and of all negatives; None: 1
     smoothing : labels are 1 - smoothing / 2 and smoothing / 2
+    per_image : captions of each image, side by side: M = per_image * B texts
     """
 
     kind: LossKind = "sigmoid"
@@ -48,6 +50,7 @@ class Objective:
     positives: Positives = "own"
     weights: Weights = None
     smoothing: float = 0.0
+    per_image: int = 1
 
     @property
     def plain(self) -> bool:
@@ -57,7 +60,7 @@ class Objective:
     @property
     def labelled(self) -> bool:
         """Whether pairs count otherwise than in SigLIP's own."""
-        return self.positives != "own" or self.weights is not None or self.smoothing != 0
+        return self != Objective(self.kind, self.bias, self.reduction)
 
     @property
     def ships(self) -> bool:
@@ -67,13 +70,20 @@ class Objective:
     @property
     def extras(self) -> tuple[str, ...]:
         """What fn is given behind the bias."""
-        weights = ("weights",) if isinstance(self.weights, str) else ()
-        return ("ids",) * (self.positives == "ids") + weights
+        ids = ("ids", "text_ids")[: 1 + (self.per_image > 1)] if self.positives == "ids" else ()
+        return ids + (("weights",) if isinstance(self.weights, str) else ())
+
+    def extra(self, name: str, pairs: int) -> Array:
+        """What fn is given of this name, with so many images."""
+        if name == "weights":
+            return weights_of(self.weights, pairs, pairs * self.per_image)  # type: ignore[arg-type]  # else there are none
+        return ids_of(pairs) if name == "ids" else text_ids_of(pairs, self.per_image)
 
     @property
     def kin(self) -> "tuple[Objective, ...]":
         """Others that a loss of the same arguments may compute, and that are no mistake."""
-        return (SIGMOID,) if self.bias and not self.extras and not self.plain else ()
+        alike = self.bias and self.per_image == 1 and not self.extras
+        return (SIGMOID,) if alike and not self.plain else ()
 
     @property
     def measured(self) -> "Objective":
@@ -84,25 +94,43 @@ class Objective:
         """Those of the standard ones at which it says something: the softmax of a single logit is 1, whatever it is."""
         return tuple(point for point in standard if self.kind == "sigmoid" or point.shape != ONE)
 
-    def counts(self, pairs: int) -> Counts:
-        """Of a batch of so many."""
-        match = np.eye(pairs, dtype=bool)
+    def match(self, pairs: int, captions: Array) -> Array:
+        """Which pairs belong together, of so many images; captions : the text rows as they are given."""
         if self.positives == "ids":
-            match = ids_of(pairs)[:, None] == ids_of(pairs)
+            return ids_of(pairs)[:, None] == text_ids_of(pairs, self.per_image)
+        kinds = np.arange(pairs * self.per_image) // self.per_image
+        if self.positives == "own":
+            return np.arange(pairs)[:, None] == kinds
+        kinds = np.unique(np.asarray(captions).view(np.ndarray) + 0.0, axis=0, return_inverse=True)[1].reshape(-1)
+        found: Array = (kinds.reshape(pairs, -1, 1) == kinds).any(1)
+        return found
+
+    def counts(self, pairs: int, captions: Array) -> Counts:
+        """Of a batch of so many."""
+        match = self.match(pairs, captions)
         label = np.where(match, 1 - self.smoothing / 2, self.smoothing / 2)
         if isinstance(self.weights, tuple):
             return Counts(self.weights[0] * label, self.weights[1] * (1 - label))
-        weights = np.ones(pairs) if self.weights is None else weights_of(self.weights, pairs)
+        weights = np.ones(1) if self.weights is None else self.extra("weights", pairs)
         weights = weights[:, None] if self.weights == "rows" else weights
         return Counts(weights * label, weights * (1 - label))
 
     def computed(
-        self, images: Array, texts: Array, log_scale: Array, bias: Array, *, ops: Ops | None = None, tiles: int = 1
+        self,
+        images: Array,
+        texts: Array,
+        log_scale: Array,
+        bias: Array,
+        *,
+        captions: Array,
+        ops: Ops | None = None,
+        tiles: int = 1,
     ) -> LossAndGrads:
         """Loss and gradients of unit rows, in any arithmetic.
 
         Parameters
         ----------
+        captions : the texts as numbers, before anything was done to them: of these, which are equal
         ops : another record than the specification's; tiles : of a side, where the loss can be cut
         """
         pairs, form = len(images), getattr(ops, "form_of_loss", None)
@@ -113,16 +141,17 @@ class Objective:
             return LossAndGrads(loss, d_images, d_texts, d_log_scale, 0 * d_log_scale)
         bias = bias if self.bias else 0 * bias
         if self.reduction == "mean" and isinstance(ops, Variant) and form:  # what comes first may underflow
-            ops = replace(ops, pair_block=pair_block(form[0], form[1], form[2], pairs * pairs))
+            ops = replace(ops, pair_block=pair_block(form[0], form[1], form[2], pairs * len(texts)))
         if self.labelled:
-            found = weighted_loss(images, texts, log_scale, bias, *self.counts(pairs), ops=ops)
+            found = weighted_loss(images, texts, log_scale, bias, *self.counts(pairs, captions), ops=ops)
         else:
             found = sigmoid_loss(images, texts, log_scale, bias, tile=-(-pairs // tiles), ops=ops)
         return self.reduced(found, pairs)
 
     def reduced(self, found: LossAndGrads, pairs: int) -> LossAndGrads:
         """The mean over all pairs, where that is declared, from the sum divided by B."""
-        return found if self.reduction == "batch" else LossAndGrads(*(value / pairs for value in found))
+        texts = pairs * self.per_image
+        return found if self.reduction == "batch" else LossAndGrads(*(value / texts for value in found))
 
     def __str__(self) -> str:
         """Part of a key of measured noise."""
@@ -141,13 +170,22 @@ def ids_of(pairs: int) -> Array:
     return 5 + 3 * (np.arange(pairs) ** 2 % pairs)
 
 
-def weights_of(kind: PerPair, pairs: int) -> Array:
-    """Quarters from 0.25 to 1.75, so exact in every format: (B, B), not symmetric; or (B,).
+def text_ids_of(pairs: int, per_image: int) -> Array:
+    """Of so many texts for each image: the images' own ids, which come again and again, not side by side.
 
-    >>> weights_of("rows", 4).tolist()
+    >>> text_ids_of(3, 2).tolist()
+    [5, 8, 8, 5, 8, 8]
+    """
+    return np.tile(ids_of(pairs), per_image)
+
+
+def weights_of(kind: PerPair, pairs: int, texts: int) -> Array:
+    """Quarters from 0.25 to 1.75, so exact in every format: (B, M), not symmetric; or (B,), or (M,).
+
+    >>> weights_of("rows", 4, 4).tolist()
     [0.25, 1.0, 1.75, 0.75]
     """
-    rows, columns = 3 * np.arange(pairs), 5 * np.arange(pairs)
+    rows, columns = 3 * np.arange(pairs), 5 * np.arange(texts)
     number = {"pairs": rows[:, None] + columns, "rows": rows, "columns": columns}[kind]
     return (1 + number % 7) / 4
 

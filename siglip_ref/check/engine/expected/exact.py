@@ -65,7 +65,8 @@ def _loss_in(arithmetic: Callable[[Any], Array], probe: Probe, convention: Conve
     scale, bias = (arithmetic(np.asarray(number)) for number in (asked, probe.bias))
     bias = bias if convention.objective.bias else 0 * bias
     if not isinstance(probe, Repeated):
-        given = as_given(convention.objective.computed, convention.normalises, convention.linear)
+        computed = partial(convention.objective.computed, captions=probe.text_embed)
+        given = as_given(computed, convention.normalises, convention.linear)
         return given(arithmetic(probe.image_embed), arithmetic(probe.text_embed), scale, bias)
     whole = repeated_loss if convention.objective.kind == "sigmoid" else repeated_softmax
     given = as_given(partial(whole, order=probe.order), convention.normalises, convention.linear)

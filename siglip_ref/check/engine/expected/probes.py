@@ -69,7 +69,8 @@ class Probe:
     @property
     def label(self) -> str:
         """The name with its shape, as reports print it."""
-        return f"{self.name} (B={self.shape[0]}, D={self.shape[1]})"
+        texts = f"M={len(self.text_embed)}, " * (len(self.text_embed) != self.shape[0])
+        return f"{self.name} (B={self.shape[0]}, {texts}D={self.shape[1]})"
 
 
 WIDE, TALL, ONE, MANY, LONG = (9, 20), (22, 7), (1, 20), (131, 10), (6, 1031)

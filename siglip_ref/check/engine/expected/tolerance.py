@@ -58,8 +58,8 @@ def loss_noise(
     if (len(image_embed) >= PAIRS or not given.objective.ships) and is_quick(given):
         numbers = {"scale": np.array(scale), "bias": np.array(bias)}
         inputs = {"image_embed": image_embed, "text_embed": text_embed} | numbers
-        in_any_order = not given.objective.extras  # ids and weights have places
-        found = quick_noise(partial(_loss, given), inputs, exact._asdict(), given.regime, batch=in_any_order)
+        in_any_order = not given.objective.extras and given.objective.per_image == 1  # what fn is given has places
+        found = quick_noise(partial(_loss, given), inputs, exact._asdict(), given.regime, moves=in_any_order)
         times = 1.0 if given.objective.ships else DECLARED
         return Noise({name: times * level for name, level in found.absolute.items()}, found.overflows)
     announce(f"a loss in {given.regime} at these shapes")
@@ -83,7 +83,7 @@ def measured_noise(
     """The same, measured now. few : one run of each kind; None: where there are enough elements."""
     exact_bytes = tuple(np.asarray(value, np.float64).tobytes() for value in exact)
     rows = image_embed.tobytes(), text_embed.tobytes()
-    return _measured(given, image_embed.shape, *rows, scale, bias, exact_bytes, few)
+    return _measured(given, (image_embed.shape, text_embed.shape), *rows, scale, bias, exact_bytes, few)
 
 
 def way_of(given: Given) -> str:
@@ -101,7 +101,7 @@ def scalars_of(given: Given) -> str:
 @lru_cache(maxsize=1024)  # the same probes are asked for again and again, by every loss that is checked
 def _measured(
     given: Given,
-    shape: tuple[int, int],
+    of_rows: tuple[tuple[int, int], tuple[int, int]],
     image: bytes,
     text: bytes,
     scale: float,
@@ -110,21 +110,21 @@ def _measured(
     few: bool | None,
 ) -> Noise:
     arrays = {
-        "image_embed": np.frombuffer(image).reshape(shape),
-        "text_embed": np.frombuffer(text).reshape(shape),
+        "image_embed": np.frombuffer(image).reshape(of_rows[0]),
+        "text_embed": np.frombuffer(text).reshape(of_rows[1]),
         "scale": np.array(scale),
         "bias": np.array(bias),
     }
-    shapes = ((), shape, shape, (), ())
+    shapes = ((), *of_rows, (), ())
     right = {n: np.frombuffer(v).reshape(s) for n, v, s in zip(LossAndGrads._fields, exact, shapes, strict=True)}
-    few = shape[0] ** 2 > MANY_PAIRS if few is None else few
+    few = of_rows[0][0] * of_rows[1][0] > MANY_PAIRS if few is None else few
     compute = partial(_loss, given)
     return measure(compute, arrays, right, given.regime, scalars=scalars_of(given), by_row=True, few=few)
 
 
 def _loss(given: Given, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
     x, y = unit_rows_again(given, a["image_embed"], a["text_embed"], ops)
-    plain = partial(given.objective.computed, ops=ops, tiles=ops.tiles)
+    plain = partial(given.objective.computed, captions=a["text_embed"], ops=ops, tiles=ops.tiles)
     return as_given(plain, given.norm, given.linear, ops.normalize)(x, y, a["scale"], a["bias"])._asdict()
 
 
