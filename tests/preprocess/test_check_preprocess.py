@@ -37,6 +37,19 @@ def test_every_layout_is_understood():
         assert sr.check_preprocess(lambda image, wrap=wrap: wrap(right(image))).passed
 
 
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("value", [np.nan, 0.25])
+def test_one_wrong_answer_among_all_that_were_asked_for_never_passes(number, value):
+    right, asked = as_declared("huggingface"), []
+
+    def fn(image):
+        asked.append(image)
+        return right(image) + (value if len(asked) == number + 1 else 0)
+
+    assert sr.check_preprocess(fn).verdict == "FAIL"
+    assert len(asked) == 6
+
+
 def test_rounding_by_single_levels_is_no_alarm():
     rng = np.random.default_rng(1)
     shaken = lambda image: as_declared("huggingface")(image) + rng.integers(-1, 2, (SIDE, SIDE, 3)) / 255  # noqa: E731

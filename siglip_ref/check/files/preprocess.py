@@ -92,8 +92,8 @@ def check_preprocess(
             outs = [first, *(called(fn, image) for image in images[1:])]
             rows, found = check_patches(outs, images, how, SAME)
             return Report(f"preprocessing for NaFlex, as {how.name}", "FAIL" if found else "PASS", rows, findings=found)
-        given = [pixels_of(fn, image) for image in images]
-        again = [pixels_of(fn, image) for image in images[:2]]
+        given = [pixels_of(first), *(pixels_of(called(fn, image)) for image in images[1:])]  # every answer counts
+        again = [pixels_of(called(fn, image)) for image in images[:2]]
     unsteady = _unsteady(given[:2], again, how)
     rows = [_row(image, got, how) for image, got in zip(images, given, strict=True)]
     wrong_size = _wrong_size(given, size)

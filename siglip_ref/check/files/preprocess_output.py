@@ -12,11 +12,6 @@ from siglip_ref.errors import UsageError
 from siglip_ref.use.pictures import Pixels
 
 
-def pixels_of(fn: Callable[[Image.Image], Any], image: Image.Image) -> Pixels:
-    """float64 (S, S, 3) of whatever fn gives."""
-    return _channels_last(called(fn, image))
-
-
 def called(fn: Callable[[Image.Image], Any], image: Image.Image) -> Any:
     """What fn gives for one image; whatever it raises is told, and whether it takes a list of images instead."""
     try:
@@ -37,7 +32,7 @@ def called(fn: Callable[[Image.Image], Any], image: Image.Image) -> Any:
         ) from error
 
 
-def _channels_last(out: Any) -> Pixels:
+def pixels_of(out: Any) -> Pixels:
     """float64 (S, S, 3) of whatever fn gave."""
     if hasattr(out, "keys"):
         if "pixel_values" not in out:
