@@ -208,6 +208,9 @@ function makeStage(host, first, { worlds = null } = {}) {
         picked: state.picked?.cell?.node === node, followed: state.picked?.chunk === chunk };
       for (const [name, on] of Object.entries(marks)) node.classList.toggle(name, on);
       const value = done ? (fine && run.numbers ? numbers[k] : valueOf(i, j, fine, blocks)) : null;
+      const said = `${view} ${done} ${value}`;
+      if (cells[k].said === said) return; // what stays is not laid out anew
+      cells[k].said = said;
       node.style.setProperty("--heat", value === null ? 0 : Math.sqrt(Math.abs(value) / largest).toFixed(3));
       const words = fine ? `image ${i}, text ${j}${match ? ", a match" : ""}` : `images of rank ${rank}, texts of rank ${chunk}`;
       node.textContent = value === null ? "" : run.total > 10 && fine ? tight(value) : short(value, fine && Math.abs(value) < 10 ? 2 : 1);
