@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from siglip_ref.check.call import resources
 from siglip_ref.check.call.resources import extrapolated, return_freed
 from siglip_ref.check.diagnosis.product_findings import ROUNDINGS
+from siglip_ref.check.engine.expected.labelled import MOST
 from siglip_ref.check.engine.expected.probes import COLD, WIDE_FORMATS, Point, Shape
 from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, Size
 from siglip_ref.check.engine.expected.repeated_noise import LARGE
@@ -30,8 +31,9 @@ def affordable(subject: "LossSubject", compared: "ComparedLoss", shape: Shape, l
     """Whether the batch does not cost too much, as far as the smaller ones tell; else the reason, in `left_out`."""
     if not subject.costs:
         return False
-    if subject.objective.labelled:  # the exact gradients of so many pairs are those of a few, that come again and again
-        compared.left_out.append(f"{label}: with labels or weights of its own a loss is judged at up to 131 pairs")
+    pairs = shape[0] ** 2 * subject.objective.per_image
+    if subject.objective.labelled and pairs > MOST:
+        compared.left_out.append(f"{label}: {pairs:,} labels and weights are more than a check holds")
         return False
     device = subject.setting.device
     cost = extrapolated(subject.costs, *shape)

@@ -203,10 +203,11 @@ class LossSubject(Subject[ComparedLoss]):
     def _add_large(self, found: ComparedLoss) -> None:
         """Every batch that can be afforded, as far as the smaller ones tell."""
         for point in points_at(self.size):
-            probe = repeated_probe(point, self.dims, self.setting.dtype, self.setting.scalar_dtype)
-            if probe is None:
+            standard = repeated_probe(point, self.dims, self.setting.dtype, self.setting.scalar_dtype)
+            if standard is None:
                 found.left_out.append(f"{point.name}: B = {point.shape[0]} is not among the given dims")
                 continue
+            probe = with_captions(standard, self.objective.per_image)
             if not affordable(self, found, probe.shape, probe.label) or not self._add(found, found.large, probe):
                 break
 

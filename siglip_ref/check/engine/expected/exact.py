@@ -12,6 +12,7 @@ import numpy as np
 
 from siglip_ref.arithmetic.double_double import double_double
 from siglip_ref.check.engine.expected.convention import Convention, as_given
+from siglip_ref.check.engine.expected.labelled import labelled_loss
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.repeated import Repeated, repeated_loss, repeated_softmax
 from siglip_ref.model.loss import LossAndGrads
@@ -68,6 +69,11 @@ def _loss_in(arithmetic: Callable[[Any], Array], probe: Probe, convention: Conve
         computed = partial(convention.objective.computed, captions=probe.text_embed)
         given = as_given(computed, convention.normalises, convention.linear)
         return given(arithmetic(probe.image_embed), arithmetic(probe.text_embed), scale, bias)
+    if convention.objective.labelled:
+        loss = labelled_loss(probe, convention.objective, arithmetic)
+        given = as_given(loss, convention.normalises, convention.linear)
+        found = given(arithmetic(probe.image_embed), arithmetic(probe.text_embed), scale, bias)
+        return convention.objective.reduced(found, len(probe.order))
     whole = repeated_loss if convention.objective.kind == "sigmoid" else repeated_softmax
     given = as_given(partial(whole, order=probe.order), convention.normalises, convention.linear)
     images, texts = (arithmetic(rows) for rows in probe.rows)

@@ -8,6 +8,7 @@ import numpy as np
 from siglip_ref.check.call.frameworks import Outcome, Setting
 from siglip_ref.check.engine.expected.convention import Convention, EmbeddingKind, Objective, ScaleKind
 from siglip_ref.check.engine.expected.exact import exact_loss
+from siglip_ref.check.engine.expected.labelled import more_to_add_up, plain_of, unlabelled
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.repeated import Repeated
 from siglip_ref.check.engine.expected.repeated_noise import repeated_noise
@@ -55,7 +56,7 @@ def given_of(convention: Convention, setting: Setting) -> Given:
 def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
     """Loss and gradients by the numbers the function is given, in float64."""
     exact = exact_loss(probe, convention, coarse=setting.dtype != "float64")
-    noise = noise_at(probe, given_of(convention, setting), exact)
+    noise = noise_of(probe, convention, setting, exact)
     spread = LossAndGrads(*(np.broadcast_to(noise.absolute[n], np.shape(v)) for n, v in exact._asdict().items()))
     overflows = LossAndGrads(*(name in noise.overflows for name in LossAndGrads._fields))
     return Truth(
@@ -63,6 +64,16 @@ def truth(probe: Probe, convention: Convention, setting: Setting) -> Truth:
         _named(spread, convention),
         {name: bool(flag) for name, flag in _named(overflows, convention).items()},
     )
+
+
+def noise_of(probe: Probe, convention: Convention, setting: Setting, exact: LossAndGrads) -> Noise:
+    """Of a correct loss; of a large batch of a variant by way of the loss without its labels."""
+    objective = convention.objective
+    if not (isinstance(probe, Repeated) and objective.labelled):
+        return noise_at(probe, given_of(convention, setting), exact)
+    plain = replace(convention, objective=unlabelled(objective))
+    right = exact_loss(plain_of(probe), plain)
+    return more_to_add_up(noise_at(plain_of(probe), given_of(plain, setting), right), probe, objective)
 
 
 def tensors_of(outcome: Outcome, right: Truth) -> dict[str, tuple[Array | None, Array]]:

@@ -85,14 +85,14 @@ def _let_sums_run(
     """
     images, texts = probe.rows
     logits = np.exp(probe.log_scale) * (images @ texts.T) + probe.bias
-    sizes, worst = {}, 0.0
+    sizes, worst, whole = {}, 0.0, len(probe.order) ** (2 if given.objective.reduction == "mean" else 1)
     counts = np.bincount(probe.order, minlength=len(images)).astype(float)
 
     def slope_of(logits: Array) -> Array:
         return sigmoid(logits) if given.objective.kind == "sigmoid" else chances(logits, counts)[0]
 
     for name, slopes, others in (("d_image_embed", logits, texts), ("d_text_embed", logits.T, images)):
-        weights = np.exp(probe.log_scale) / len(probe.order) * slope_of(slopes)[:, probe.order].T
+        weights = np.exp(probe.log_scale) / whole * slope_of(slopes)[:, probe.order].T
         # before what normalising takes away
         sizes[name] = np.abs(weights.T @ others[probe.order]).max(-1, keepdims=True)
         for factor in factors:
