@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Derived,
         Difference,
         Formula,
+        Kept,
         Logit,
         Rows,
         Term,
@@ -33,12 +34,15 @@ _SETS = {
 _FUNCTIONS = {
     "softplus": "softplus({u})",
     "softplus + linear": "(softplus({u}) - {0} ({u}))",
+    "softplus + multiple": "(softplus({u}) + {0} ({u}))",
     "softplus, finite up to": "softplus({u})",
     "log of sigmoid + eps": "-log(sigmoid(-({u})) + {0})",
     "log of sigmoid, at least": "-log(max(sigmoid(-({u})), {0}))",
     "focal": "sigmoid({u})^{0} softplus({u})",
     "softplus + sigmoid": "(softplus({u}) + {0} sigmoid({u}))",
     "generalised cross-entropy": "(1 - sigmoid(-({u}))^{0}) / {0}",
+    "softplus + hinge": "(softplus({u}) + max(0, {u}))",
+    "softplus of the size": "softplus(|{u}|)",
     "softplus squared": "softplus({u})^2",
     "hinge": "max(0, {u})",
     "hinge squared": "max(0, {u})^2",
@@ -73,6 +77,7 @@ _COUPLED = {
 _BESIDES = {
     "one pair": "a batch of one pair gives something else",
     "ties": "where logits are equal another choice is made",
+    "zeros": "rows of zeros do not count as equal",
 }
 _ELSEWHERE = "; what is wrong is not in the formula: another way of calling it, a larger batch, rounding"
 _STOPPED = {
@@ -152,11 +157,22 @@ def formula_in_words(formula: "Formula") -> str:
         if rows.kind != "as given" or rows.order:
             notes.append(f"{side} rows {_rows(rows)}")
     if formula.equal:
-        notes.append(f"pairs whose {formula.equal} are equal count as positives")
+        notes.append(
+            f"pairs whose {formula.equal} are equal {'are left out' if formula.left_out else 'count as positives'}"
+        )
     if formula.unstable:
         notes.append(f"not finite where {formula.unstable} leaves its range")
     notes += [backward_in_words(rule) for rule in formula.backward]
+    notes += [_kept(formula.kept)] if formula.kept else []
+    notes += [_SCALARS.format(formula.scalars)] if formula.scalars else []
     return "; ".join([" + ".join(parts) or "0", *notes])
+
+
+_SCALARS = "scale and bias are rounded to {} before they are used"
+
+
+def _kept(kept: "Kept") -> str:
+    return f"gradients are computed from {kept.what} in {kept.form}"
 
 
 def _alike(terms: Sequence["Term"]) -> bool:
@@ -283,6 +299,13 @@ _PARTS = {"logit": "slope x logit", "similarity": "slope x similarity"}  # of ev
 # --- differences
 
 
+_LABELS = {
+    "negated": "the labels are negated",
+    "equal": "pairs with equal {} count as positives",
+    "left out": "pairs with equal {} are left out of the negatives",
+}
+
+
 def difference_in_words(one: "Difference", linear: bool = False) -> str:
     """One thing, what it is and what SigLIP has."""
     whose = {"positives": "positives: ", "negatives": "negatives: "}.get(one.of, "")
@@ -300,7 +323,7 @@ def _difference(one: "Difference", linear: bool) -> str:
     if one.place == "rows":
         return f"{'rows' if one.of == 'both' else f'rows of {one.of}'} {_rows(got)}"
     if one.place == "labels":
-        return "the labels are negated" if got == "negated" else f"pairs with equal {one.of} count as positives"
+        return _LABELS[got].format(one.of)
     return _PLACES[one.place](got, right)
 
 
@@ -323,5 +346,7 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
     "cap": _shapes,
     "backward": lambda got, right: backward_in_words(got),
     "coupled": lambda got, right: "pairs are not summed one by one",
+    "kept": lambda got, right: f"{_kept(got)}, the value is not",
+    "scalars": lambda got, right: _SCALARS.format(got),
     "unstable": lambda got, right: f"a logarithm of {got}, which is not finite where that leaves its range",
 }

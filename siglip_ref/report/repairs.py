@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 _FUNCTIONS = {
     "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits); if they are meant so, "
     "check_loss(fn, label_smoothing=0.1)",
+    "softplus + multiple": "the targets of binary cross-entropy are 1 and 0 (not 1 and -1): -logsigmoid(z * logits)",
     "log of sigmoid + eps": "replace log(sigmoid(x) + eps) by F.logsigmoid(x)",
     "log of sigmoid, at least": "replace log(sigmoid(x).clamp(...)) by F.logsigmoid(x)",
     "focal": "drop the factor (1 - p)^gamma before -logsigmoid(z * logits)",
@@ -44,12 +45,14 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
 _BY_PLACE = {
     "weights": "sum over every pair once: labels * logits of the whole B x B matrix; if pairs are meant to weigh "
     'otherwise, check_loss(fn, weights=(3.0, 1.0)), or positives="ids"',
-    "labels": "labels are +1 on the diagonal and -1 elsewhere",
+    "labels": "labels are +1 on the diagonal and -1 elsewhere, and every pair counts",
     "cap": "take the clamp off the logits: logsigmoid needs none",
     "similarity": "the similarity is image_embed @ text_embed.T",
     "coupled": "no softmax and no choice of negatives: -F.logsigmoid(z * logits).sum() / len(image_embed); if CLIP's "
     'loss is meant, check_loss(fn, loss="softmax")',
     "extra": "take it out of the loss",
+    "kept": "save what the backward reads in the dtype in which the forward computed",
+    "scalars": "leave scale and bias in float32, whatever the embeddings are in",
     "unstable": "F.logsigmoid(x), which is finite everywhere",
 }
 

@@ -162,6 +162,44 @@ def offset_by_row(x, y, t, b):
     return over(logits(x, y, t, b) + 0.1 * torch.arange(len(x))[:, None].to(x))
 
 
+def equal_captions_left_out(x, y, t, b):
+    same = (y[:, None] == y).all(-1) & ~own(x @ y.T)
+    return terms(logits(x, y, t, b)).masked_fill(same, 0).sum() / len(x)
+
+
+def without_the_size(x, y, t, b):
+    z = logits(x, y, t, b)
+    return (z.clamp(min=0) - z * own(z) + functional.softplus(-z, threshold=60)).sum() / len(z)
+
+
+def kept(what, dtype):
+    """Its backward reads images, texts or logits that are kept in fewer bits."""
+
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y, t, b):
+            z = logits(x, y, t, b)
+            ctx.save_for_backward(x, y, t, b)
+            return over(z)
+
+        @staticmethod
+        def backward(ctx, upstream):
+            x, y, t, b = ctx.saved_tensors
+            x, y = (v.to(dtype).to(v) if name in what else v for name, v in (("images", x), ("texts", y)))
+            z = logits(x, y, t, b)
+            z = z.to(dtype).to(z) if what == "logits" else z
+            slopes = upstream * (torch.sigmoid(z) - torch.eye(len(z)).to(z)) / len(z)
+            of_scale = (slopes * (t.exp() * x @ y.T)).sum()
+            return (
+                t.exp() * slopes @ y,
+                t.exp() * slopes.T @ x,
+                of_scale.reshape(t.shape),
+                slopes.sum().reshape(b.shape),
+            )
+
+    return Loss.apply
+
+
 # ruff: noqa: E501  # a table: one loss a line
 
 NEW = {
@@ -218,6 +256,13 @@ NEW = {
     "decay of the scale": (lambda x, y, t, b: over(logits(x, y, t, b)) + 0.05 * t**2, "0.05 log_scale^2"),
     "constant added": (lambda x, y, t, b: over(logits(x, y, t, b)) + 1, "+ 1"),
     "log(B) taken off": (lambda x, y, t, b: over(logits(x, y, t, b) - math.log(len(x))), "log(B)"),
+    "targets of 1 and -1": (lambda x, y, t, b: bce(logits(x, y, t, b), labels(x @ y.T)), "(softplus(exp(log_scale) sim_ij + bias) + 1 ("),
+    "equal captions left out": (equal_captions_left_out, "pairs with equal texts are left out of the negatives"),
+    "stable formula without |z|": (without_the_size, "negatives: softplus(|u|) in place of softplus(u)"),
+    "texts kept in bfloat16": (kept("texts", torch.bfloat16), "gradients are computed from texts in bfloat16"),
+    "images and texts kept in float16": (kept("images and texts", torch.float16), "computed from images and texts in float16"),
+    "logits kept in float16": (kept("logits", torch.float16), "gradients are computed from logits in float16"),
+    "scalars in bfloat16": (lambda x, y, t, b: over(t.bfloat16().double().exp() * x @ y.T + b.bfloat16().double()), "scale and bias are rounded to bfloat16"),
     "random negatives": (random_negatives, None),
     "similarities centred": (running_mean, None),
     "offsets by row": (offset_by_row, None),

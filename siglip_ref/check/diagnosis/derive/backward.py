@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
+from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, Parts, evaluate, of_unit_rows
 from siglip_ref.check.diagnosis.derive.formula import ONE, Backward, Formula
 from siglip_ref.check.diagnosis.derive.instrument import Reading, Subject, drawn
@@ -202,7 +203,7 @@ def _removed(name: str, readings: Sequence[Read]) -> bool | None:
 
 
 def _of_scalar(subject: Subject, formula: Formula, name: str, readings: Sequence[Read]) -> list[Backward] | None:
-    near = 10 * _near(subject)
+    near = max(10 * _near(subject), FORMATS[formula.scalars].unit if formula.scalars else 0.0)
     rows = []
     for pairs, s, b, reading, parts in readings:
         got = reading.scale if name == "log_scale" else reading.bias

@@ -119,7 +119,7 @@ def function_of(curve: Curve, first: Sequence[PairFunction] = ()) -> PairFunctio
 
 def _monotone(one: PairFunction) -> bool:
     """Whether its sign says in which direction it goes."""
-    turning = ("square", "absolute", "softplus + linear", "focal")
+    turning = ("square", "absolute", "softplus + linear", "focal", "softplus of the size")
     return one.similarity.name in ("identity", "angle", "cube") and one.function.name not in turning
 
 

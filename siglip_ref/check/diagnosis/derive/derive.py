@@ -6,10 +6,15 @@ from dataclasses import replace
 from siglip_ref.check.diagnosis.derive.backward import backward_of
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.differences import differences
-from siglip_ref.check.diagnosis.derive.formula import Derived, Formula, Measured
-from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, measure_noise
+from siglip_ref.check.diagnosis.derive.formula import KEPT, Derived, Formula, Kept, Measured
+from siglip_ref.check.diagnosis.derive.instrument import (
+    StopDerivingError,
+    Subject,
+    measure_noise,
+    rounding_of_scalars,
+)
 from siglip_ref.check.diagnosis.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
-from siglip_ref.check.diagnosis.derive.shapes import Number
+from siglip_ref.check.diagnosis.derive.shapes import KINKED, Number
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
 
@@ -40,13 +45,14 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
         return Derived(None, False, measured=(Measured("shape"),), dtype=subject.form)
     try:
         measure_noise(subject, MAIN, subject.number(subject.given(LOG_SCALE)), BASE_BIAS)
-        formula = value_of(subject)
+        subject.scalars = rounding_of_scalars(subject)
+        formula = replace(value_of(subject), scalars=subject.scalars)
     except StopDerivingError as stop:
         return Derived(None, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
     raw = right.image_rows.kind != "as given"
     try:
         fresh = [*held_back(subject, raw)]
-        whole = backward_of(subject, formula)
+        whole = backward_of(subject, formula) or _kept(formula, fresh)
     except StopDerivingError as stop:
         return Derived(formula, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
     if whole is None:
@@ -58,12 +64,18 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     more = _beyond(derived, held)
     if more:
         try:
-            again = backward_of(subject, value_of(subject, more))
+            again = backward_of(subject, replace(value_of(subject, more), scalars=subject.scalars))
         except StopDerivingError:
             return derived
         found = _proven(subject, again, right, [*fresh, *held]) if again is not None else derived
         return found if found.certain else derived
     return derived
+
+
+def _kept(formula: Formula, fresh: Sequence[Held]) -> Formula | None:
+    """The formula with a backward that reads something in fewer bits, if that gives everything."""
+    ways = (replace(formula, kept=Kept(what, form)) for what in KEPT for form in ("bfloat16", "float16"))
+    return next((way for way in ways if not failures(way, fresh, first=True)), None)
 
 
 def _beyond(derived: Derived, held: Sequence[Held]) -> tuple[int, ...]:
@@ -76,10 +88,11 @@ def _beyond(derived: Derived, held: Sequence[Held]) -> tuple[int, ...]:
 def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[Held]) -> Derived:
     """The formula as one of its readings that everything bears out, without what does not show."""
     for besides in _BESIDES:
-        if "ties" in besides and not formula.coupled:
+        if "ties" in besides and not (formula.coupled or any(t.function.name in KINKED for t in formula.terms)):
             continue
         meant = [one for one in held if not kinds_of(one) & set(besides)]
-        known = next((one for one in _readings(formula, right) if not failures(one, meant, first=True)), None)
+        readings = [one for one in _readings(formula, right) if one.equal or "zeros" not in besides]
+        known = next((one for one in readings if not failures(one, meant, first=True)), None)
         if known is not None and meant:
             break
     else:
@@ -100,8 +113,9 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
     return Derived(known, True, told, (), (), besides, subject.calls, compared, subject.form)
 
 
-# Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one.
-_BESIDES: tuple[tuple[str, ...], ...] = ((), ("one pair",), ("ties",), ("one pair", "ties"))
+# Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one;
+# where rows are equal that have no direction.
+_BESIDES: tuple[tuple[str, ...], ...] = ((), ("one pair",), ("ties",), ("one pair", "ties"), ("zeros",))
 
 
 def _readings(formula: Formula, right: Formula) -> list[Formula]:
@@ -114,7 +128,7 @@ def _readings(formula: Formula, right: Formula) -> list[Formula]:
         )
         if (image, text) != (formula.image_rows, formula.text_rows):
             found.append(replace(formula, image_rows=image, text_rows=text))
-    found += [replace(formula, equal=side) for side in ("texts", "images")]
+    found += [replace(formula, equal=side, left_out=out) for side in ("texts", "images") for out in (False, True)]
     if {term.function.name for term in formula.terms} == {"softplus"}:
         found += [replace(formula, unstable=of) for of in LIMITS["float64"]]
     return found

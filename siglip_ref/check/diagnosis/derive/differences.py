@@ -193,9 +193,14 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
         of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
         plain = replace(formula, unstable="")
         yield Difference("unstable", "both", formula.unstable, right.terms[0].function, of_exp), plain
+    if formula.scalars:
+        yield Difference("scalars", "both", formula.scalars, ""), replace(formula, scalars="")
+    if formula.kept:
+        yield Difference("kept", "both", formula.kept, None), replace(formula, kept=None)
     if formula.equal:
-        ids = ("equal-captions-as-positives",) if formula.equal == "texts" else ()
-        yield Difference("labels", formula.equal, "equal", "", ids), replace(formula, equal="")
+        ids = ("equal-captions-as-positives",) if formula.equal == "texts" and not formula.left_out else ()
+        got = "left out" if formula.left_out else "equal"
+        yield Difference("labels", formula.equal, got, "", ids), replace(formula, equal="", left_out=False)
 
 
 def _backward(formula: Formula) -> Iterator[Changed]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
-from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, Rows
+from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Kept, Logit, Rows
 from siglip_ref.check.diagnosis.derive.sets import total
 from siglip_ref.check.diagnosis.derive.shapes import of_number
 from siglip_ref.ops.elementary import Array
@@ -46,11 +47,19 @@ def with_magnitudes(formula: Formula, x: Array, y: Array, s: float, b: float) ->
 
 
 def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple[LossAndGrads, LossAndGrads]:
+    s, b = _in_format(formula.scalars, s, b)
     (u, back_x), (v, back_y) = _rows(formula.image_rows, x), _rows(formula.text_rows, y)
-    parts = of_similarity(formula, u @ v.T, s, b, _equal(formula.equal, x, y))
+    equal = _equal(formula.equal, x, y)
+    parts = of_similarity(formula, u @ v.T, s, b, equal)
+    if formula.kept:
+        u, v = _kept(formula.kept, u, v)
+        parts = replace(of_similarity(formula, u @ v.T, s, b, equal), value=parts.value)
     d_x, d_y = _embeddings(formula, parts.slopes, u, v, s, b)
     d_x, d_y = back_x(d_x), back_y(d_y)
-    d_s, d_b = (_scalar(formula, name, parts, s, b, len(x)) for name in ("log_scale", "bias"))
+    # a cast rounds in both directions
+    d_s, d_b = _in_format(
+        formula.scalars, *(_scalar(formula, name, parts, s, b, len(x)) for name in ("log_scale", "bias"))
+    )
     d_x, d_y = _changed(formula, d_x, d_y, x, y)
     room = parts.slope_magnitude
     top_u, top_v = (np.abs(rows).max(initial=0.0) for rows in (u, v))
@@ -61,6 +70,22 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
     scalars = float(room.sum()) + abs(parts.of_scale), float(room.sum()) + abs(parts.of_bias)
     sizes = LossAndGrads(np.asarray(parts.magnitude), big_x, big_y, np.asarray(scalars[0]), np.asarray(scalars[1]))
     return LossAndGrads(np.asarray(parts.value), d_x, d_y, np.asarray(d_s), np.asarray(d_b)), sizes
+
+
+def _in_format(form: str, *numbers: float) -> tuple[float, ...]:
+    return tuple(float(round_to(np.asarray(one), FORMATS[form])) for one in numbers) if form else numbers
+
+
+def _kept(kept: Kept, u: Array, v: Array) -> tuple[Array, Array]:
+    """The rows that a backward reads."""
+    form = FORMATS[kept.form]
+    images = round_to(u, form) if kept.what in ("images", "images and texts") else u
+    texts = round_to(v, form) if kept.what in ("texts", "images and texts") else v
+    return images, texts
+
+
+def _of_logits(formula: Formula) -> bool:
+    return formula.kept is not None and formula.kept.what == "logits"
 
 
 def _grown(rows: Array, given: Array) -> Array:
@@ -98,11 +123,12 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
         weights = total(term.weights, pairs)
         if equal is not None:
             own = weights[diagonal]
-            weights = np.where(equal & ~diagonal, own.max() if term.sign < 0 else 0.0, weights)
+            weights = np.where(equal & ~diagonal, own.max() if term.sign < 0 and not formula.left_out else 0.0, weights)
         logits, inner, chain = _logits(term.logit, similarity, s, b, pairs)
         u = term.sign * logits
         values = np.where(weights == 0, 0.0, weights * term.function(u))
-        slopes = np.where(weights == 0, 0.0, weights * term.function.slope(u)) * term.sign * chain
+        read = term.sign * round_to(logits, FORMATS[formula.kept.form]) if _of_logits(formula) else u
+        slopes = np.where(weights == 0, 0.0, weights * term.function.slope(read)) * term.sign * chain
         _add(found, term.logit, similarity, s, b, values, slopes, inner, np.abs(weights))
         name = "positives" if term.sign < 0 else "negatives"
         _part(found, name, term.logit, similarity, slopes, s, b, pairs)

@@ -9,6 +9,7 @@ from siglip_ref.check.diagnosis.derive.shapes import Number, Shape
 IDENTITY = Shape("identity")
 SOFTPLUS = Shape("softplus")
 ONE = Number((("1", 1.0),))
+KEPT = ("texts", "images", "images and texts", "logits")
 BOTH = Shape("softplus + linear", (0.5,))
 
 
@@ -77,9 +78,19 @@ class Backward:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What the backward reads in fewer bits than the value was computed in. what: one of KEPT; form: of
+    `siglip_ref.arithmetic.rounded.FORMATS`."""
+
+    what: str
+    form: str
+
+
+@dataclass(frozen=True)
 class Formula:
-    """A loss. linear: it is given the scale itself; equal: "texts" if pairs with equal texts count as positives;
-    unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond a range."""
+    """A loss. linear: it is given the scale itself; equal: "texts" if pairs with equal texts count as positives, or not
+    at all (left_out); unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond
+    a range; scalars: the format to which scale and bias are rounded, as they come in."""
 
     terms: tuple[Term, ...]
     coupled: tuple[Coupled, ...] = ()
@@ -89,7 +100,10 @@ class Formula:
     backward: tuple[Backward, ...] = ()
     linear: bool = False
     equal: str = ""
+    left_out: bool = False
     unstable: str = ""
+    kept: Kept | None = None
+    scalars: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,8 @@ class Difference:
     """One thing that is not SigLIP's.
 
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
-        and "cap" (Shape), "scale" and "offset" (Number), "rows" (Rows), "extra", "coupled", "unstable", "backward"
+        and "cap" (Shape), "scale" and "offset" (Number), "rows" (Rows), "extra", "coupled", "unstable", "backward",
+        "kept" (Kept), "scalars"
     of : which of several: "positives", "negatives", "both", or a tensor
     got, right : values of the formula
     ids : entries of the catalogue that it is
@@ -124,8 +139,8 @@ class Derived:
     """The result. certain: everything was reproduced at inputs that no experiment used.
 
     formula : None where none was found; differences : to SigLIP's; failed : what the formula does not reproduce, as
-        (tensor, inputs); besides : inputs that a certain formula does not speak of, "one pair" or "ties"; calls : of
-        the loss; compared : tensors that the proof compared
+        (tensor, inputs); besides : inputs that a certain formula does not speak of, "one pair", "ties" or "zeros";
+        calls : of the loss; compared : tensors that the proof compared
     """
 
     formula: Formula | None

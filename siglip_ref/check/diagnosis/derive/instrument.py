@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 
@@ -53,6 +54,7 @@ class Subject:
     frozen: tuple[str, ...] = ()
     most: int = 4000
     calls: int = 0
+    scalars: str = ""  # a format to which the loss rounds scale and bias: experiments use numbers of that
     noise: float = 1e-15  # of the value, relative; measured
 
     def given(self, log_scale: float) -> float:
@@ -72,7 +74,7 @@ class Subject:
 
     def number(self, value: float) -> float:
         """A scalar as the loss is given it."""
-        return value if self.form == "float64" else float(np.float32(value))
+        return float(round_to(np.asarray(value), FORMATS[self.scalars or self.form]))
 
     def value(
         self, similarity: Array, s: float, b: float, images: float | Array = 1.0, texts: float | Array = 1.0
@@ -125,6 +127,20 @@ def drawn(pairs: int, seed: int, most: float = 0.9) -> Array:
     rng = np.random.Generator(np.random.PCG64([pairs, seed, 2303]))
     found = rng.uniform(-1, 1, (pairs, pairs))
     return most * found / np.maximum(np.sqrt((found * found).sum(0)), most)
+
+
+def rounding_of_scalars(subject: Subject) -> str:
+    """The format to which a loss rounds its scale and bias first, "" if it does not: other numbers, the same value."""
+    similarity = drawn(4, 0, 0.6)
+    points = [(subject.given(log_scale), bias) for log_scale, bias in ((1.1, -2.3), (2.7, -0.7), (0.3, 1.9))]
+    for form in ("bfloat16", "float16"):
+        exact = [tuple(float(round_to(np.asarray(one), FORMATS[form])) for one in point) for point in points]
+        if all(
+            subject.value(similarity, *map(subject.number, plain)) == subject.value(similarity, s, b)
+            for plain, (s, b) in zip(points, exact, strict=True)
+        ):
+            return form
+    return ""
 
 
 def measure_noise(subject: Subject, pairs: int, s: float, b: float) -> None:

@@ -64,6 +64,9 @@ def _far(similarity: Array) -> Array:
 FUNCTIONS: dict[str, tuple[Of, Of]] = {
     "softplus": (softplus, sigmoid),
     "softplus + linear": (lambda u, e: softplus(u) - e * u, lambda u, e: sigmoid(u) - e),
+    "softplus + multiple": (lambda u, e: softplus(u) + e * u, lambda u, e: sigmoid(u) + e),
+    "softplus + hinge": (lambda u: softplus(u) + np.maximum(u, 0), lambda u: sigmoid(u) + (u > 0)),
+    "softplus of the size": (lambda u: softplus(np.abs(u)), lambda u: np.sign(u) * sigmoid(np.abs(u))),
     "cut softplus": (_cut, lambda u, c: np.where(u > c, 1.0, sigmoid(u))),
     "softplus, finite up to": (
         lambda u, c: np.where(u > c, np.inf, softplus(u)),
@@ -105,12 +108,15 @@ FUNCTIONS: dict[str, tuple[Of, Of]] = {
 PAIR = (
     "softplus",
     "softplus + linear",
+    "softplus + multiple",
     "log of sigmoid + eps",
     "log of sigmoid, at least",
     "focal",
     "sigmoid",
     "sigmoid squared",
     "softplus + sigmoid",
+    "softplus + hinge",
+    "softplus of the size",
     "generalised cross-entropy",
     "softplus squared",
     "hinge",
@@ -121,11 +127,14 @@ PAIR = (
     "absolute",
     "tanh",
 )
+# Whose slope at 0 is a matter of choice.
+KINKED = ("softplus + hinge", "softplus of the size", "hinge", "hinge squared", "absolute")
 SIMILARITY = ("identity", "square", "absolute", "angle", "cube", "hinge", "distance")
 
 # Where a search for parameters begins.
 STARTS: dict[str, tuple[tuple[float, ...], ...]] = {
     "softplus + linear": ((0.05,), (0.3,)),
+    "softplus + multiple": ((1.0,),),
     "log of sigmoid + eps": ((1e-8,), (1e-6,), (1e-10,), (1e-12,), (1e-3,)),
     "log of sigmoid, at least": ((1e-7,), (1e-4,), (1e-12,)),
     "focal": ((2.0,), (0.5,)),
