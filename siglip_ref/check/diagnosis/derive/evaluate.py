@@ -8,7 +8,8 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
-from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Kept, Logit, Rows
+from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, Rows
+from siglip_ref.check.diagnosis.derive.rows import ORDERS, in_format, kept_of, rows_of
 from siglip_ref.check.diagnosis.derive.sets import total
 from siglip_ref.check.diagnosis.derive.shapes import of_number
 from siglip_ref.ops.elementary import Array
@@ -47,17 +48,17 @@ def with_magnitudes(formula: Formula, x: Array, y: Array, s: float, b: float) ->
 
 
 def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple[LossAndGrads, LossAndGrads]:
-    s, b = _in_format(formula.scalars, s, b)
-    (u, back_x), (v, back_y) = _rows(formula.image_rows, x), _rows(formula.text_rows, y)
+    s, b = in_format(formula.scalars, s, b)
+    (u, back_x), (v, back_y) = rows_of(formula.image_rows, x), rows_of(formula.text_rows, y)
     equal = _equal(formula.equal, x, y)
     parts = of_similarity(formula, u @ v.T, s, b, equal)
     if formula.kept:
-        u, v = _kept(formula.kept, u, v)
+        u, v = kept_of(formula.kept, u, v)
         parts = replace(of_similarity(formula, u @ v.T, s, b, equal), value=parts.value)
     d_x, d_y = _embeddings(formula, parts.slopes, u, v, s, b)
     d_x, d_y = back_x(d_x), back_y(d_y)
     # a cast rounds in both directions
-    d_s, d_b = _in_format(
+    d_s, d_b = in_format(
         formula.scalars, *(_scalar(formula, name, parts, s, b, len(x)) for name in ("log_scale", "bias"))
     )
     d_x, d_y = _changed(formula, d_x, d_y, x, y)
@@ -70,22 +71,6 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
     scalars = float(room.sum()) + abs(parts.of_scale), float(room.sum()) + abs(parts.of_bias)
     sizes = LossAndGrads(np.asarray(parts.magnitude), big_x, big_y, np.asarray(scalars[0]), np.asarray(scalars[1]))
     return LossAndGrads(np.asarray(parts.value), d_x, d_y, np.asarray(d_s), np.asarray(d_b)), sizes
-
-
-def _in_format(form: str, *numbers: float) -> tuple[float, ...]:
-    return tuple(float(round_to(np.asarray(one), FORMATS[form])) for one in numbers) if form else numbers
-
-
-def _kept(kept: Kept, u: Array, v: Array) -> tuple[Array, Array]:
-    """The rows that a backward reads."""
-    form = FORMATS[kept.form]
-    images = round_to(u, form) if kept.what in ("images", "images and texts") else u
-    texts = round_to(v, form) if kept.what in ("texts", "images and texts") else v
-    return images, texts
-
-
-def _of_logits(formula: Formula) -> bool:
-    return formula.kept is not None and formula.kept.what == "logits"
 
 
 def _grown(rows: Array, given: Array) -> Array:
@@ -119,6 +104,7 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
     none = np.zeros_like(similarity)
     found = Parts(0.0, none, 0.0, 0.0, 0.0, none, none, none)
     diagonal = np.eye(pairs, dtype=bool)
+    logits_in = FORMATS[formula.kept.form] if formula.kept and formula.kept.what == "logits" else None
     for term in formula.terms:
         weights = total(term.weights, pairs)
         if equal is not None:
@@ -127,7 +113,7 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
         logits, inner, chain = _logits(term.logit, similarity, s, b, pairs)
         u = term.sign * logits
         values = np.where(weights == 0, 0.0, weights * term.function(u))
-        read = term.sign * round_to(logits, FORMATS[formula.kept.form]) if _of_logits(formula) else u
+        read = u if logits_in is None else term.sign * round_to(logits, logits_in)
         slopes = np.where(weights == 0, 0.0, weights * term.function.slope(read)) * term.sign * chain
         _add(found, term.logit, similarity, s, b, values, slopes, inner, np.abs(weights))
         name = "positives" if term.sign < 0 else "negatives"
@@ -212,54 +198,6 @@ def _part(
     }
     for key, value in of.items():
         found.parts[key] = found.parts.get(key, 0.0) + float(value)
-
-
-# --- rows
-
-
-Back = Callable[[Array], Array]
-
-
-def _same(d: Array) -> Array:
-    return d
-
-
-# Which row stands at each place.
-ORDERS: dict[str, Callable[[int], Array]] = {
-    "the last is the one before": lambda n: np.r_[np.arange(n - 1), max(n - 2, 0)],
-    "the first is the second": lambda n: np.r_[min(1, n - 1), np.arange(1, n)],
-    "the last is the first": lambda n: np.r_[np.arange(n - 1), 0],
-    "halves exchanged": lambda n: np.roll(np.arange(n), n // 2),
-    "neighbours exchanged": lambda n: np.where(np.arange(n) ^ 1 < n, np.arange(n) ^ 1, np.arange(n)),
-    "even ones, then odd ones": lambda n: np.r_[np.arange(0, n, 2), np.arange(1, n, 2)],
-    "sorted by parity back": lambda n: np.argsort(np.r_[np.arange(0, n, 2), np.arange(1, n, 2)]),
-}
-
-
-def _rows(rows: Rows, x: Array) -> tuple[Array, Back]:
-    """What goes into the product, and the way back."""
-    if rows.order:
-        places = ORDERS[rows.order](len(x))
-        inner, back_inner = _rows(replace(rows, order=""), x[places])
-
-        def back_to_places(d: Array) -> Array:
-            found = np.zeros_like(x)
-            np.add.at(found, places, back_inner(d))
-            return found
-
-        return inner, back_to_places
-    if rows.kind == "as given":
-        return x, _same
-    axis: Any = None if rows.kind == "whole matrix" else -1
-    length = np.sqrt((x * x).sum(axis, keepdims=True))
-    divisor = length + rows.eps
-
-    def back(d: Array) -> Array:
-        if rows.detached:
-            return d / divisor
-        return d / divisor - (d * x).sum(axis, keepdims=True) / divisor**2 * x / length
-
-    return x / divisor, back
 
 
 def _equal(equal: str, x: Array, y: Array) -> Array | None:

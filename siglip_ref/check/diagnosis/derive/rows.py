@@ -1,0 +1,68 @@
+"""Rows as a loss takes them and as its backward reads them, and numbers rounded on the way."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.check.diagnosis.derive.formula import Kept, Rows
+from siglip_ref.ops.elementary import Array
+
+Back = Callable[[Array], Array]
+
+
+def _same(d: Array) -> Array:
+    return d
+
+
+# Which row stands at each place.
+ORDERS: dict[str, Callable[[int], Array]] = {
+    "the last is the one before": lambda n: np.r_[np.arange(n - 1), max(n - 2, 0)],
+    "the first is the second": lambda n: np.r_[min(1, n - 1), np.arange(1, n)],
+    "the last is the first": lambda n: np.r_[np.arange(n - 1), 0],
+    "halves exchanged": lambda n: np.roll(np.arange(n), n // 2),
+    "neighbours exchanged": lambda n: np.where(np.arange(n) ^ 1 < n, np.arange(n) ^ 1, np.arange(n)),
+    "even ones, then odd ones": lambda n: np.r_[np.arange(0, n, 2), np.arange(1, n, 2)],
+    "sorted by parity back": lambda n: np.argsort(np.r_[np.arange(0, n, 2), np.arange(1, n, 2)]),
+}
+
+
+def rows_of(rows: Rows, x: Array) -> tuple[Array, Back]:
+    """What goes into the product, and the way back."""
+    if rows.order:
+        places = ORDERS[rows.order](len(x))
+        inner, back_inner = rows_of(replace(rows, order=""), x[places])
+
+        def back_to_places(d: Array) -> Array:
+            found = np.zeros_like(x)
+            np.add.at(found, places, back_inner(d))
+            return found
+
+        return inner, back_to_places
+    if rows.kind == "as given":
+        return x, _same
+    axis: Any = None if rows.kind == "whole matrix" else -1
+    length = np.sqrt((x * x).sum(axis, keepdims=True))
+    divisor = length + rows.eps
+
+    def back(d: Array) -> Array:
+        if rows.detached:
+            return d / divisor
+        return d / divisor - (d * x).sum(axis, keepdims=True) / divisor**2 * x / length
+
+    return x / divisor, back
+
+
+def in_format(form: str, *numbers: float) -> tuple[float, ...]:
+    """Numbers rounded to a format; "": as they are."""
+    return tuple(float(round_to(np.asarray(one), FORMATS[form])) for one in numbers) if form else numbers
+
+
+def kept_of(kept: Kept, u: Array, v: Array) -> tuple[Array, Array]:
+    """The rows that a backward reads."""
+    form = FORMATS[kept.form]
+    images = round_to(u, form) if kept.what in ("images", "images and texts") else u
+    texts = round_to(v, form) if kept.what in ("texts", "images and texts") else v
+    return images, texts
