@@ -37,7 +37,6 @@ def overlapped(comm: Communicator, text_embed: Array, sizes: Sequence[int], home
     left, right = (rank - 1) % world, (rank + 1) % world
     held = np.ascontiguousarray(text_embed)
     at_home = travelling = home.zeros(held)
-    chunks, answers = pair_of_buffers(held, sizes), pair_of_buffers(at_home, sizes)
 
     def start(kind: int, held: Array, buffers: list[Array], hop: int) -> tuple[Array, list[Request]]:
         owner = (rank + hop) % world
@@ -51,6 +50,7 @@ def overlapped(comm: Communicator, text_embed: Array, sizes: Sequence[int], home
     if world == 1:
         _compute(own_block, [])
         return at_home
+    chunks, answers = pair_of_buffers(held, sizes), pair_of_buffers(at_home, sizes)
 
     following, waiting = start(CHUNK, held, chunks, 1)
     _compute(islice(own_block, ceil(len(held) / home.tile) ** 2 // 2), waiting)

@@ -64,7 +64,7 @@ def matrices() -> str:
 
 def losses() -> str:
     """Of fresh models."""
-    rows = ["| pairs in the global batch | bias -10 | bias -log(B - 1) | bias 0 |", "|---:|---:|---:|---:|"]
+    rows = ["| images in the global batch (B) | bias -10 | bias -log(B - 1) | bias 0 |", "|---:|---:|---:|---:|"]
     for pairs in (32, 256, 1024, 4096, 16384, 32768):
         values = [sr.expected_loss(pairs, math.log(10), bias) for bias in (-10.0, -math.log(pairs - 1), 0.0)]
         rows.append(f"| {pairs:,} | " + " | ".join(f"{value:,.4f}" for value in values) + " |")

@@ -1,15 +1,16 @@
 """Runs of every scheme that can be seen in time: a block takes 10 ms a pair, a message 3 ms and what its bytes take.
 
-The toy's real blocks last microseconds, and two cores are not eight ranks. So ranks are threads whose work and messages
-take as long as if each had a processor and each pair of ranks a link of its own. What is computed, what is sent and in
-which order is the program's own; when each thing begins and ends was measured.
+The toy's real blocks last microseconds, and two cores are not eight ranks. So each rank has a clock of its own, which
+goes on only by what its blocks take and by waiting for messages, as if each rank had a processor and each pair of ranks
+a link of its own. What is computed, what is sent and in which order is the program's own, run on threads; when each
+thing begins and ends is added up, so it is the same on a busy machine.
 """
 
 # ruff: noqa: N802 - methods have the names that MPI gave them
 
 import threading
-import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,26 @@ EACH, WIDTH = 2, 3
 PAIR, LATENCY, CHUNK = 10e-3, 3e-3, 22e-3  # seconds: of a pair, of any message, of the bytes of a chunk
 FORWARD = 1 / 3  # of a block: logits are one matrix product of three
 BYTES = EACH * WIDTH * 8
-TILES_APART = 5000  # microseconds: below this, blocks of one chunk are tiles of one block
+
+
+class Timed(Trace):
+    """A trace whose times are those of its rank's clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.heard = 0.0  # the clock, and when the latest message was there
+
+    def __call__(self, phase: str, event: Event) -> None:
+        if phase == "begin":
+            event.start = self.now
+        elif phase == "end":
+            event.end = max(event.start, self.heard) if event.kind == "recv" else self.now
+        super().__call__(phase, event)
+
+    def hear(self, arrival: float) -> None:
+        """A message that is waited for."""
+        self.heard = arrival
+        self.now = max(self.now, arrival)
 
 
 class Links:
@@ -42,9 +62,9 @@ class Links:
         self.free: defaultdict[tuple[int, int], float] = defaultdict(float)
         self.arrivals: defaultdict[tuple[int, int, int], deque[float]] = defaultdict(deque)
 
-    def send(self, source: int, dest: int, tag: int, nbytes: int) -> None:
+    def send(self, now: float, source: int, dest: int, tag: int, nbytes: int) -> None:
         with self.lock:
-            begin = max(time.monotonic(), self.free[source, dest])
+            begin = max(now, self.free[source, dest])
             self.free[source, dest] = end = begin + LATENCY + CHUNK * nbytes / BYTES
             self.arrivals[source, dest, tag].append(end)
 
@@ -56,60 +76,62 @@ class Links:
 class Slow(Wrapper):
     """A communicator whose messages need their time on a link."""
 
-    def __init__(self, comm: Communicator, links: Links) -> None:
+    def __init__(self, comm: Communicator, links: Links, trace: Timed) -> None:
         super().__init__(comm)
-        self.links = links
+        self.links, self.trace = links, trace
 
     def Sendrecv(self, sendbuf: Array, dest: int, sendtag: int, recvbuf: Array, source: int, recvtag: int) -> None:
-        self.links.send(self.rank, dest, sendtag, sendbuf.nbytes)
+        self.links.send(self.trace.now, self.rank, dest, sendtag, sendbuf.nbytes)
         self.comm.Sendrecv(sendbuf, dest, sendtag, recvbuf, source, recvtag)
-        _until(self.links.arrival(source, self.rank, recvtag))
+        self.trace.hear(self.links.arrival(source, self.rank, recvtag))
 
     def Isend(self, buf: Array, dest: int, tag: int) -> Request:
-        self.links.send(self.rank, dest, tag, buf.nbytes)
+        self.links.send(self.trace.now, self.rank, dest, tag, buf.nbytes)
         return self.comm.Isend(buf, dest, tag)
 
     def Irecv(self, buf: Array, source: int, tag: int) -> Request:
-        return _Late(self.comm.Irecv(buf, source, tag), lambda: self.links.arrival(source, self.rank, tag))
+        return _Late(
+            self.comm.Irecv(buf, source, tag), lambda: self.trace.hear(self.links.arrival(source, self.rank, tag))
+        )
+
+    def Allreduce(self, sendbuf: Array, recvbuf: Array) -> None:
+        self.comm.Allreduce(sendbuf, recvbuf)
+        clocks, found = np.zeros(self.size), np.empty(self.size)
+        clocks[self.rank] = self.trace.now
+        self.comm.Allreduce(clocks, found)  # it ends for all when the last has come
+        self.trace.now = float(found.max())
 
 
 class _Late:
-    """A message that is there when its link has carried it."""
+    """A message that is known to be there when it is waited for: what a test finds would depend on the threads."""
 
-    def __init__(self, request: Request, arrival: Any) -> None:
-        self.request, self.arrival, self.due = request, arrival, 0.0
+    def __init__(self, request: Request, hear: Callable[[], None]) -> None:
+        self.request, self.hear = request, hear
 
     def Test(self) -> bool:
-        if not self.due and self.request.Test():
-            self.due = self.arrival()
-        return bool(self.due) and time.monotonic() >= self.due
+        return False
 
     def Wait(self) -> bool:
         self.request.Wait()
-        self.due = self.due or self.arrival()
-        _until(self.due)
+        self.hear()
         return True
 
 
-def _until(moment: float) -> None:
-    time.sleep(max(0.0, moment - time.monotonic()))
-
-
-def slowed(ops: Any, ended: Any) -> Ops:
-    """The operations, slowed; `ended` hears when a block of autograd's backward pass began."""
+def slowed(ops: Any, trace: Timed, ended: Callable[[float], None]) -> Ops:
+    """The operations, which move the clock; `ended` hears when a block of autograd's backward pass began."""
     record = chosen(ops)
 
     def pair_block(*arguments: Any) -> Any:
-        time.sleep(PAIR * arguments[-1].size)
+        trace.now += PAIR * arguments[-1].size
         return record.pair_block(*arguments)
 
     def softplus(logits: Array) -> Array:
-        time.sleep(PAIR * FORWARD * logits.size)
+        trace.now += PAIR * FORWARD * logits.size
         return record.softplus(logits)
 
     def sigmoid(logits: Array) -> Array:
-        begin = time.monotonic()
-        time.sleep(PAIR * (1 - FORWARD) * logits.size)
+        begin = trace.now
+        trace.now += PAIR * (1 - FORWARD) * logits.size
         ended(begin)
         return record.sigmoid(logits)
 
@@ -117,23 +139,22 @@ def slowed(ops: Any, ended: Any) -> Ops:
 
 
 def recorded(scheme: str, world: int) -> list[Event]:
-    """What the ranks of one run did, in seconds of one clock."""
+    """What the ranks of one run did, in seconds."""
     job = Job(EACH * world, WIDTH, scheme)
     images, texts = make_batch(job, job.pairs)
     x, y = np.split(images, world), np.split(texts, world)
-    links, start = Links(), threading.Barrier(world)
+    links = Links()
 
     def work(comm: ThreadComm) -> list[Event]:
-        trace, rank, hops = Trace(), comm.rank, list(range(world))
-        observed = Observed(Slow(comm, links), trace)
+        trace, rank, hops = Timed(), comm.rank, list(range(world))
+        observed = Observed(Slow(comm, links, trace), trace)
 
         def backward(begin: float) -> None:
             hop = hops.pop()
             owner = (rank + hop) % world
-            trace.events.append(Event(rank, "block", "back", owner, hop, start=begin, end=time.monotonic()))
+            trace.events.append(Event(rank, "block", "back", owner, hop, start=begin, end=trace.now))
 
-        slow = observed.ops(slowed(plain, backward))
-        start.wait()
+        slow = observed.ops(slowed(plain, trace, backward))
         if scheme == "softmax ring":
             softmax.ring_softmax_loss(observed, x[rank], y[rank], job.log_scale, [EACH] * world)
         else:
@@ -154,13 +175,11 @@ def two_trips(comm: Any, chunk: Array, sizes: Any, visit: Any, combine: Any = np
     (trace,) = comm.listeners
 
     def watched(owner: int, rows: Array) -> Array:
-        begin = time.monotonic()
-        time.sleep(PAIR * EACH * len(rows) * (FORWARD if first else 1))
+        begin = trace.now
+        trace.now += PAIR * EACH * len(rows) * (FORWARD if first else 1)
         answer: Array = visit(owner, rows)
         hop = (owner - comm.rank) % comm.size
-        trace.events.append(
-            Event(comm.rank, "block", "" if first else "back", owner, hop, start=begin, end=time.monotonic())
-        )
+        trace.events.append(Event(comm.rank, "block", "" if first else "back", owner, hop, start=begin, end=trace.now))
         return answer
 
     return ring(comm, chunk, sizes, watched, combine)
@@ -201,7 +220,7 @@ def joined(rows: list[list[Any]]) -> list[list[Any]]:
         last = latest.get(row[0])
         if row[1] in ("block", "back"):
             latest[row[0]] = row
-            if last and last[1:3] == row[1:3] and row[6] - last[7] < TILES_APART:
+            if last and last[1:3] == row[1:3] and row[6] == last[7]:
                 last[7], latest[row[0]] = row[7], last
                 continue
         out.append(row)

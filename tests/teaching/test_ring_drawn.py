@@ -161,7 +161,7 @@ def test_no_cell_shows_a_zero_that_is_none(page):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_time_is_drawn_from_what_was_measured(page, data, world):
+def test_time_is_drawn_from_the_runs(page, data, world):
     """A bar for each block and message, whose ends are the recording's; the matrix goes with the cursor."""
     click(page, f"#tracks input[name='time-world'][value='{world}']")
     for scheme, runs in data["times"].items():
@@ -285,7 +285,7 @@ def test_the_lesson_itself_answers_them():
         if number != 20:
             assert re.search(words, lesson if number in IN_THE_LESSON else later), number
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"says \"no\" to every pair.*so the loss is about 10.*B log 2", readme, re.DOTALL)
+    assert re.search(r"says \"no\" to every pair.*[Ss]o the loss is about 10.*B log 2", readme, re.DOTALL)
 
 
 def test_the_readmes_moving_picture_is_that_of_the_trace(data):

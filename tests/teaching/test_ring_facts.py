@@ -12,7 +12,7 @@ import pytest
 
 from mpi.batch import Job, bias_of, make_batch
 from mpi.comm import ThreadComm
-from mpi.cost import Machine, kept, memory, seconds
+from mpi.cost import Machine, kept, memory, seconds, traffic
 from mpi.job import run
 from mpi.loss import ring_sigmoid_loss
 from mpi.watchdog.progress import Progress
@@ -131,6 +131,45 @@ def test_what_memory_consists_of():
         assert "W chunks and W gradients" in text and "W - 1 chunks and W blocks" in text
         assert "if b is clearly smaller than D, and more if it is larger" in text.replace("D, more", "D, and more")
         assert "8 B D / W" in text and "2 B D" in text
+
+
+def test_which_scheme_needs_the_least_memory():
+    """Both ways, but for an autograd ring of few ranks with small b: at those it does, and at no others."""
+    schemes = ("blocking", "overlapped", "bidirectional", "autograd-like", "allgather", "masked-allreduce")
+    least = {
+        (world, b, dim, item): min(schemes, key=lambda name: memory(name, world * b, world, dim, 128, item))
+        for world, b, dim, item in product(
+            (2, 3, 4, 7, 8, 9, 16, 64, 256), (1, 4, 16, 128, 1024, 8192), (64, 768, 1152), (4, 8)
+        )
+    }
+    few = [size for size, name in least.items() if name != "bidirectional"]
+    assert {least[size] for size in few} == {"autograd-like"}
+    assert {world for world, *_ in few} == {2, 3, 4, 7}
+    assert max(b for _, b, *_ in few) < 1024
+    said = (
+        "it is the smallest of these schemes, except that with fewer than 8 ranks and small b an autograd ring may need"
+    )
+    for text in (LESSON, PAGE):
+        assert words(text).count(said) == 1 and len(re.findall(r"peak memory[^.]{0,60}smallest", words(text))) == 1
+
+
+def test_with_many_ranks_an_autograd_ring_needs_less_than_an_all_gather_up_to_d():
+    """With few it needs less for longer, so the sentence names many."""
+    even = {
+        world: next(b for b in range(1, 9999) if sum(kept(world, b, 1000, 4)) / 4 > (2 * world + 2) * b * 1000)
+        for world in (2, 4, 1024)
+    }
+    assert (even[2] > 1900, even[4] > 1300, 800 <= even[1024] <= 810) == (True, True, True)
+    assert all(
+        re.search("with many ranks,? (what it keeps is )?less than", words(text), re.I) for text in (LESSON, PAGE)
+    )
+
+
+def test_bytes_of_unequal_shards():
+    sizes = [1, 5, 2, 3]
+    for rank in range(4):
+        assert traffic("blocking", sizes, rank, 7).numbers == 7 * (2 * sum(sizes) - sizes[rank - 1] - sizes[rank])
+    assert "rank r sends 2 B - b_(r-1) - b_r rows of D numbers" in words(LESSON)
 
 
 def test_how_far_the_model_of_memory_is_off():

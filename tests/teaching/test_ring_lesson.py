@@ -77,6 +77,18 @@ class Overtaken(Wrapper):
                 self.Irecv(recvbuf, source, recvtag).Wait()
 
 
+def test_one_rank_alone_has_no_buffers():
+    """Of no scheme: what an overlapped ring holds, it holds for messages."""
+    images, texts = (np.ones((64, 16)) for _ in range(2))
+    peaks = {}
+    for scheme in ("blocking", "overlapped", "bidirectional"):
+        tracemalloc.start()
+        ring_sigmoid_loss(ThreadComm.alone(), images, texts, 0.0, 0.0, scheme=scheme, tile=8)
+        peaks[scheme] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert max(peaks.values()) - min(peaks.values()) < texts.nbytes
+
+
 def toy(module, network=Wrapper, scheme="blocking", world=WORLD):
     job = Job(world * PAIRS // WORLD, WIDTH, scheme)
     images, texts = (np.split(rows, world) for rows in make_batch(job, job.pairs))
