@@ -84,7 +84,7 @@ def over_ranks(known: dict[str, Any], unequal: set[str], final: set[str]) -> Ite
         for dtype in DTYPES if names else ():
             setting, seen = Setting(dtype, dtype, "cpu", False), {name: [] for name in names}
             for world in WORLDS:
-                splits, probes = calls_of(world, uneven, ["log"])
+                splits, probes = calls_of(world, uneven, ["log"], setting)
                 fn = InTurn([known[name] for name in names], len(splits))
                 task = Task(fn, None, setting, splits * len(names), world, "gloo", 300.0)
                 ran = run_processes("siglip_ref.check.ranks.torch", task, world)

@@ -217,7 +217,7 @@ def test_preprocessing(way: Way, dtype: str, whole: bool) -> None:
 def test_ranks(way: Way, dtype: str, whole: bool) -> None:
     """Through the judge that all frameworks share; real processes: tests/interop."""
     setting = Setting("float32", "float32", "cpu", False)
-    splits, probes = calls_of(3, True, ["log"])
+    splits, probes = calls_of(3, True, ["log"], setting)
     observed = []
     for (_, probe), split in zip(probes, splits, strict=True):
         value, *grads = sr.sigmoid_loss(probe.image_embed, probe.text_embed, probe.log_scale, probe.bias)

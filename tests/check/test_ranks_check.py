@@ -6,6 +6,7 @@ import pytest
 import siglip_ref as sr
 from mpi.comm import ThreadComm
 from mpi.loss import ring_sigmoid_loss
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
 
 HOW = {
     "framework": "numpy", "reduce": "none", "value": "global", "scale": "log", "embeddings": "unit",
@@ -82,6 +83,28 @@ def test_what_is_not_finite_on_any_rank_fails(name):
 def test_what_is_not_finite_fails_however_it_is_reduced(reduce):
     report = check(only(1, loss=nan), reduce=reduce, value="local")
     assert report.verdict == "FAIL"
+
+
+def in_fewer_bits(what, form):
+    """The ring, with something rounded on the way; gradients go straight through the rounding."""
+
+    def rounded(name, values):
+        return round_to(np.asarray(values, np.float64), FORMATS[form]).astype(values.dtype) if name == what else values
+
+    def fn(image, text, log_scale, bias, comm):
+        image, text = rounded("images", image), rounded("texts", text)
+        result = ring_sigmoid_loss(comm, image, text, log_scale, bias)
+        return result._replace(d_text_embed=rounded("gradients of texts", result.d_text_embed))
+
+    return fn
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["bfloat16", "float16"])
+@pytest.mark.parametrize("what", ["images", "texts", "gradients of texts"])
+def test_what_travels_in_fewer_bits_shows(what, form, dtype):
+    report = sr.check_ranks(in_fewer_bits(what, form), **HOW | {"dtype": dtype})
+    assert report.verdict == "FAIL", report
 
 
 def test_rows_that_only_together_have_the_right_shape_fail():

@@ -127,8 +127,9 @@ def test_where_vmap_gives_other_numbers_it_is_said_and_shard_map_judges():
     from siglip_ref.check.ranks.jax import run, second_opinion
     from siglip_ref.check.ranks.world import Task
 
-    splits = calls_of(2, False, ["log"])[0][:1]
-    task = Task(jax_ring, None, Setting("float32", "float32", "cpu", False), splits, 2, "", 60.0)
+    setting = Setting("float32", "float32", "cpu", False)
+    splits = calls_of(2, False, ["log"], setting)[0][:1]
+    task = Task(jax_ring, None, setting, splits, 2, "", 60.0)
     same = run(task, "vmap")
     assert second_opinion(task, same) == ""
     other = [[replace(rank, loss=2 * rank.loss) for rank in call] for call in same]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from siglip_ref.check.call.frameworks import Inputs, wanted
+from siglip_ref.check.call.frameworks import Inputs, Setting, wanted
 from siglip_ref.check.call.target import called_by
 from siglip_ref.check.engine.expected.convention import LossKind, Objective
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
@@ -91,7 +91,7 @@ def check_ranks(
     stop = None
     for world in asked.worlds:
         (progress or str)(f"{world} ranks")
-        splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}))
+        splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}), setting)
         task = Task(
             given_a_bias(fn, asked.bias), setup, setting, splits, world, backend, asked.limit, axis_name or "ranks"
         )
@@ -109,15 +109,18 @@ def check_ranks(
 check_distributed_loss = check_ranks  # its name before
 
 
-def calls_of(world: int, unequal: bool, scales: Sequence[str]) -> tuple[list[Split], list[tuple[str, Probe]]]:
+def calls_of(
+    world: int, unequal: bool, scales: Sequence[str], setting: Setting
+) -> tuple[list[Split], list[tuple[str, Probe]]]:
     """The collective calls of one world size, and of each the kind of scale and the probe: every point, for every kind
-    of scale that the function may want; pairs a rank and ranks are never equal."""
+    of scale that the function may want; pairs a rank and ranks are never equal. Numbers have the mantissas of the
+    dtype, so that what travels in fewer bits shows."""
     each = 5 if world != 5 else 6
     shapes = [(each,) * world] + ([tuple(each - 2 + (3 * rank) % 4 for rank in range(world))] if unequal else [])
     splits, probes = [], []
     for sizes, hunted in [*((sizes, HUNTED) for sizes in shapes), ((WHOLE,) * world, WHOLE_HUNTED)]:
         for point in (point for point in POINTS if point.name in hunted):
-            probe = make_probe(point, (sum(sizes), WIDTH))
+            probe = make_probe(point, (sum(sizes), WIDTH), setting.dtype, setting.scalar_dtype)
             for kind in scales:
                 scale = probe.scale if kind == "linear" else probe.log_scale
                 label = f"{point.name} (W={world}, pairs {'+'.join(map(str, sizes))})"
