@@ -17,19 +17,19 @@ PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("perfor
 END = "<!-- end -->"
 
 WORDS = {
-    "loss-4096": "loss and all gradients, 4,096 pairs, D = 768",
-    "loss-16384": "the same, 16,384 pairs",
+    "loss-4096": "loss and all gradients, batch 4,096, D = 768",
+    "loss-16384": "the same, batch 16,384",
     "image-1": "B/16-256, one image forward",
     "image-8": "B/16-256, 8 images forward",
     "image-32": "B/16-256, 32 images forward",
     "text-1": "B/16-256, one text forward",
     "text-8": "B/16-256, 8 texts forward",
-    "gradients-8": "B/16-256, loss and all gradients of 8 pairs",
-    "step-tiny": "tiny, a training step of 8 pairs",
-    "step-mu": "mu/16, a training step of 8 pairs",
-    "step-mu-256": "mu/16, a training step of 256 pairs",
-    "step-s": "S/16-256, a training step of 16 pairs",
-    "step-b": "B/16-256, a training step of 8 pairs",
+    "gradients-8": "B/16-256, loss and all gradients, batch 8",
+    "step-tiny": "tiny, a training step, batch 8",
+    "step-mu": "mu/16, a training step, batch 8",
+    "step-mu-256": "mu/16, a training step, batch 256",
+    "step-s": "S/16-256, a training step, batch 16",
+    "step-b": "B/16-256, a training step, batch 8",
 }
 RIVALS = {
     "torch": "Torch eager",
