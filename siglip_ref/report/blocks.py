@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.blocks.faults import Fault
 
 _REPAIRS = {
+    "rounded": "send embeddings in the dtype in which they are multiplied at home",
     "missing": "every rank scores the texts of every rank once: W blocks, and W - 1 exchanges of texts between them",
     "repeated": "every block counts once: look for what computes it again, or for texts that did not change in between",
     "weighed": "every block counts once: look for what its sum is multiplied or divided by",
@@ -24,6 +25,7 @@ _REPAIRS = {
 }
 _LOST = "a gather without gradient: sum the gradients over ranks (its backward is a reduce-scatter)"
 _LEFT = "add up what every block gives, the own one too: nothing may be overwritten on the way"
+_SHARES = "the gradients of scale and bias are sums over all blocks: add up what every block gives, the remote ones too"
 _LISTED = 3
 
 
@@ -32,6 +34,8 @@ def repair_of(fault: "Fault", reduce: str) -> str:
     names = set(fault.tensors)
     if fault.kind == "missing" and names <= {"image_embed", "text_embed"}:
         return _LOST if fault.remote else _LEFT
+    if fault.kind == "missing" and names <= {"log_scale", "scale", "bias"}:
+        return _SHARES
     if fault.kind != "factor" or fault.factor is None:
         return _REPAIRS[fault.kind]
     times = fault.factor
@@ -87,7 +91,8 @@ def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[s
         more = f" and {len(blocks.failed) - _LISTED} more" if len(blocks.failed) > _LISTED else ""
         lost = f"; it does not give {places}{more}" if blocks.failed else "; nothing is left to prove it with"
         return [f"measured: {words}", f"not certain: this is read off the gradients at two calls{lost}"]
-    lines = [f"your loss over ranks: {words}"]
+    of = f"; {blocks.transit.what} in {blocks.transit.form}" if blocks.transit.what else ""
+    lines = [f"your loss over ranks: {words}{of}"]
     lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, reduce)})" for fault in faults]
     if not faults:
         lines.append("that is SigLIP's own: every gradient lies with its owner, once")

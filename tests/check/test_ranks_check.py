@@ -105,6 +105,45 @@ def in_fewer_bits(what, form):
 def test_what_travels_in_fewer_bits_shows(what, form, dtype):
     report = sr.check_ranks(in_fewer_bits(what, form), **HOW | {"dtype": dtype})
     assert report.verdict == "FAIL", report
+    rounded = [f"{what} are rounded to {form}" in line for line in report.computes]
+    assert any(rounded) == (what != "gradients of texts"), report.computes
+
+
+def gathered(rows, comm):
+    """The rows of all ranks."""
+    own, whole = np.zeros((2, comm.size, *rows.shape))
+    own[comm.rank] = rows
+    comm.Allreduce(own, whole)
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("hops", "words"),
+    [
+        (lambda world: [0], "all remote blocks missing"),
+        (lambda world: [world - 1], "the own block missing"),
+        (lambda world: range(1, world), "the own block missing"),
+    ],
+    ids=["own", "last", "remote"],
+)
+def test_scale_and_bias_that_sum_over_some_blocks_alone_are_told(hops, words):
+    """Each rank's share of the two is that of some hops; the value and the embeddings' gradients are right."""
+
+    def fn(image, text, log_scale, bias, comm):
+        result = ring_sigmoid_loss(comm, image, text, log_scale, bias)
+        pairs, starts = gathered(image, comm), gathered(text, comm)
+        total, of_scale, of_bias = sum(map(len, pairs)), 0.0, 0.0
+        for rank, x in enumerate(pairs):
+            for hop in hops(comm.size):
+                y = starts[(rank + hop) % len(pairs)]
+                logits = np.exp(log_scale) * x @ y.T + bias
+                slopes = (1 / (1 + np.exp(-logits)) - (np.eye(len(x), len(y)) if hop == 0 else 0)) / total
+                of_scale, of_bias = of_scale + (slopes * np.exp(log_scale) * (x @ y.T)).sum(), of_bias + slopes.sum()
+        return result._replace(d_log_scale=np.asarray(of_scale), d_bias=np.asarray(of_bias))
+
+    report = sr.check_ranks(fn, **HOW)
+    told = [line for line in report.computes if line.startswith("not SigLIP's: log_scale, bias: ")]
+    assert len(told) == 1 and words in told[0] and "sums over all blocks" in told[0], report.computes
 
 
 def test_rows_that_only_together_have_the_right_shape_fail():

@@ -4,13 +4,13 @@ Images stay at home in most rings, so their gradient says who met whom, as what,
 where the share of every block ended. The three scalars are sums of what was met, times a number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.blocks.parts import Call, Part
+from siglip_ref.check.diagnosis.blocks.parts import EXACT, Call, Part, Transit
 from siglip_ref.check.diagnosis.blocks.weigh import Lies, common, weigh
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import simple
@@ -67,23 +67,36 @@ class Times:
 class Tensor:
     """One of the five. lies: of an embedding's gradient, by number of ranks, whose part lies where; as_met: of a
     scalar, whether it is the sum of what was met, or of every pair once; zeros: with blocks that nobody met as against
-    zeros, of which the texts learn nothing."""
+    zeros, of which the texts learn nothing; hops: of those alone, a key of HOPS."""
 
     times: Times
     lies: Mapping[int, Lies] | None = None
     as_met: bool = True
     zeros: bool = False
+    hops: str = ""
+
+
+# Of which blocks a scalar's gradient may be the sum, by hop and number of ranks: one that is kept from block to block.
+HOPS: Mapping[str, Callable[[int, int], bool]] = {
+    "": lambda hop, world: True,
+    "own": lambda hop, world: hop == 0,
+    "remote": lambda hop, world: hop > 0,
+    "last": lambda hop, world: hop == world - 1,
+    "first remote": lambda hop, world: hop == 1,
+    "all but the last": lambda hop, world: hop < world - 1,
+}
 
 
 @dataclass(frozen=True)
 class Blocks:
     """What a loss over ranks computes. met: by number of ranks, how often each part was; failed: tensors and calls that
-    it does not give; compared: tensors at calls of which nothing was used."""
+    it does not give; compared: tensors at calls of which nothing was used; transit: what is rounded on its way."""
 
     met: Mapping[int, Met]
     tensors: Mapping[str, Tensor]
     failed: tuple[tuple[str, str], ...]
     compared: int
+    transit: Transit = EXACT
 
     @property
     def certain(self) -> bool:
@@ -175,7 +188,8 @@ def right_of(world: int) -> dict[Part, float]:
 
 def _scalar(used: Sequence[Call], name: str, met: Mapping[int, Met]) -> Tensor | None:
     used = [call for call in used if name in call.seen]
-    for one in (Tensor(Times()), Tensor(Times(), zeros=True), Tensor(Times(), as_met=False)):
+    kinds = [Tensor(Times()), Tensor(Times(), zeros=True), Tensor(Times(), as_met=False)]
+    for one in (*kinds, *(Tensor(Times(), hops=hops) for hops in HOPS if hops)):
         found = []
         for call in used:
             total = _sum(call, name, basis_of(one, met, call.world))
@@ -191,6 +205,9 @@ def basis_of(tensor: Tensor, met: Mapping[int, Met], world: int) -> Met:
     """Of what a scalar is the sum."""
     if not tensor.as_met:
         return right_of(world)
+    if tensor.hops:
+        counts = HOPS[tensor.hops]
+        return {p: w * counts((p.texts - p.images) % world, world) for p, w in met[world].items()}
     if not tensor.zeros:
         return met[world]
     seen = {part.block for part, weight in met[world].items() if weight}

@@ -38,6 +38,9 @@ class Fault:
 def faults_of(blocks: Blocks) -> list[Fault]:
     """Factors first, then what was met, then what lies elsewhere."""
     found = _factors(blocks)
+    if blocks.transit.what:
+        rounded = f"{blocks.transit.what} are rounded to {blocks.transit.form} on their way to the product"
+        found.append(Fault("rounded", dict.fromkeys(blocks.tensors, rounded)))
     told = tellings(blocks)
     wrong = {name: by_world for name, by_world in told.items() if any(one.text for one in by_world.values())}
     forms = {pattern.tensor: pattern.form for pattern in patterns_of(blocks)}

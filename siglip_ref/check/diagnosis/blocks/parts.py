@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
 from siglip_ref.check.engine.expected.convention import Convention, Unit
 from siglip_ref.check.engine.expected.probes import Probe
@@ -36,6 +38,31 @@ class Part(NamedTuple):
     def usual(self) -> bool:
         """Whether SigLIP's loss has it, once."""
         return self.kind == "negatives" or self.kind == ("positives" if self.images == self.texts else "diagonal")
+
+
+class Transit(NamedTuple):
+    """What is rounded on its way to the product. what: one of SENT; form: of FORMATS of arithmetic.rounded."""
+
+    what: str
+    form: str
+
+    def texts(self, rows: Array, remote: bool) -> Array:
+        """As they arrive, at their own rank or at another."""
+        return (
+            self._in(rows) if self.what in ("texts", "images and texts") or (remote and self.what == SENT[0]) else rows
+        )
+
+    def images(self, rows: Array) -> Array:
+        """As they arrive."""
+        return self._in(rows) if self.what in ("images", "images and texts") else rows
+
+    def _in(self, rows: Array) -> Array:
+        return round_to(rows, FORMATS[self.form])
+
+
+SENT = ("texts of other ranks", "texts", "images", "images and texts")
+EXACT = Transit("", "float64")
+TRANSITS = (EXACT, *(Transit(what, form) for what in SENT for form in ("bfloat16", "float16")))
 
 
 class Amount(NamedTuple):
@@ -82,7 +109,7 @@ class Call:
         return self.back[side][holder](self.parts[part].rows[side])
 
 
-def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> list[Call]:
+def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context], transit: Transit = EXACT) -> list[Call]:
     """All calls over ranks from which an embedding's gradient came."""
     by_label: dict[str, dict[str, Seen]] = {}
     lost: dict[str, list[str]] = {}
@@ -95,14 +122,14 @@ def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> list[Call
     for label, tensors in by_label.items():
         context = contexts.get(label)
         if context is not None and len(context.sizes) > 1 and set(EMBEDS) & set(tensors):
-            found.append(_call(label, context, tensors, lost.get(label, ())))
+            found.append(_call(label, context, tensors, lost.get(label, ()), transit))
     return found
 
 
-def _call(label: str, context: Context, tensors: Mapping[str, Seen], lost: Sequence[str]) -> Call:
+def _call(label: str, context: Context, tensors: Mapping[str, Seen], lost: Sequence[str], transit: Transit) -> Call:
     probe, convention, sizes = context.probe, context.convention, context.sizes
     back = tuple([unit.back for unit in side] for side in _units(probe, convention, sizes))
-    return Call(label, probe, sizes, tensors, tuple(lost), amounts(probe, convention, sizes), back)
+    return Call(label, probe, sizes, tensors, tuple(lost), amounts(probe, convention, sizes, transit), back)
 
 
 def _units(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[list[Unit]]:
@@ -112,32 +139,32 @@ def _units(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[l
     return [[convention.unit(rows) for rows in side] for side in sides]
 
 
-def amounts(probe: Probe, convention: Convention, sizes: Sequence[int]) -> dict[Part, Amount]:
+def amounts(probe: Probe, convention: Convention, sizes: Sequence[int], transit: Transit = EXACT) -> dict[Part, Amount]:
     """What every part gives, in gradients of unit rows, divided by B."""
     images, texts = ([unit.rows for unit in side] for side in _units(probe, convention, sizes))
     scale = float(probe.scale if convention.linear else np.exp(probe.log_scale))
     of_scale = 1.0 if convention.linear else scale
     parts: dict[Part, Amount] = {}
-    for i, x in enumerate(images):
-        for j, y in enumerate(texts):
-            similarity = x @ y.T
-            logits = scale * similarity + probe.bias
-            own = np.eye(len(x), len(y), dtype=bool)
-            met = sigmoid(np.full_like(logits, probe.bias))
-            slopes: dict[Kind, tuple[Array, Array]] = {
-                "positives": (np.where(own, softplus(-logits), 0), np.where(own, -sigmoid(-logits), 0)),
-                "negatives": (np.where(own, 0, softplus(logits)), np.where(own, 0, sigmoid(logits))),
-                "diagonal": (np.where(own, softplus(logits), 0), np.where(own, sigmoid(logits), 0)),
-                "zeros": (softplus(np.full_like(logits, probe.bias)), met),
+    for i, j in product(range(len(images)), range(len(texts))):
+        x, y = transit.images(images[i]), transit.texts(texts[j], remote=i != j)
+        similarity = x @ y.T
+        logits = scale * similarity + probe.bias
+        own = np.eye(len(x), len(y), dtype=bool)
+        met = sigmoid(np.full_like(logits, probe.bias))
+        slopes: dict[Kind, tuple[Array, Array]] = {
+            "positives": (np.where(own, softplus(-logits), 0), np.where(own, -sigmoid(-logits), 0)),
+            "negatives": (np.where(own, 0, softplus(logits)), np.where(own, 0, sigmoid(logits))),
+            "diagonal": (np.where(own, softplus(logits), 0), np.where(own, sigmoid(logits), 0)),
+            "zeros": (softplus(np.full_like(logits, probe.bias)), met),
+        }
+        for kind, (losses, slope) in slopes.items():
+            to = 0.0 if kind == "zeros" else 1.0  # nothing goes to images, or to the scale, from zeros
+            numbers = {
+                "loss": losses.sum(),
+                convention.scale_name: to * of_scale * (slope * similarity).sum(),
+                "bias": slope.sum(),
             }
-            for kind, (losses, slope) in slopes.items():
-                to = 0.0 if kind == "zeros" else 1.0  # nothing goes to images, or to the scale, from zeros
-                numbers = {
-                    "loss": losses.sum(),
-                    convention.scale_name: to * of_scale * (slope * similarity).sum(),
-                    "bias": slope.sum(),
-                }
-                pairs = sum(sizes)
-                rows = (to * scale * (slope @ y) / pairs, scale * (slope.T @ x) / pairs)
-                parts[Part(i, j, kind)] = Amount(rows, {name: float(n) / pairs for name, n in numbers.items()})
+            pairs = sum(sizes)
+            rows = (to * scale * (slope @ y) / pairs, scale * (slope.T @ x) / pairs)
+            parts[Part(i, j, kind)] = Amount(rows, {name: float(n) / pairs for name, n in numbers.items()})
     return parts
