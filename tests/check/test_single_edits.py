@@ -154,6 +154,6 @@ def test_the_check_itself_passes_what_survives() -> None:
     of_words = {remake.words(edit): edit for edit in LOSS.edits()}
     for name in shipped.read()[1][LOSS.key("float32")]["survivors"]:
         ops = reference((of_words[name],)).ops
-        loss = partial(LOSS.convention.objective.computed, ops=ops, tiles=3)
+        loss = partial(LOSS.convention.objective.computed, captions=None, ops=ops, tiles=3)
         report = sr.check_loss(loss, "numpy", "float32", scale="log", embeddings="unit")
         assert report.passed, name

@@ -209,9 +209,47 @@ def test_what_a_declared_variant_computes_is_worked_out(name: str) -> None:
     assert not any("negatives" in line for line in said) or name == "smoothing", said
 
 
-@pytest.mark.parametrize("name", ["ids", "rows"])
-def test_what_is_given_labels_or_weights_is_not_worked_out(name: str) -> None:
+COUNTED = {  # how pairs count in the wrong one
+    "ids": "pairs that stand side by side belong together",
+    "pairs": "transposed",
+    "rows": "transposed",
+    "ids, rows, mean": "transposed",
+    "three captions": "divided by the number of texts",
+    "two captions by ids": "pairs that stand side by side belong together",
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_how_pairs_count_otherwise_is_worked_out(name: str) -> None:
     fn, declared = VARIANTS[name]
+    report = sr.check_loss(partial(fn, TORCH, wrong=True), "torch", **declared)
+    assert report.computes[0].startswith("declared: 1/B") and COUNTED[name] in report.computes[1], report.computes
+    assert [finding.id for finding in report.findings] == ["derived"] and COUNTED[name] in report.findings[0].evidence
+
+
+def test_ids_that_are_compared_the_wrong_way_are_told() -> None:
+    def different(x: Any, y: Any, s: Any, b: Any, ids: Any) -> Any:
+        return soft(TORCH, logits_of(TORCH, x, y, s, b), (ids[:, None] != ids).to(x.dtype)).sum() / len(x)
+
+    report = sr.check_loss(different, "torch", positives="ids")
+    assert report.verdict == "FAIL" and "taken for the others" in report.computes[1]
+
+
+@pytest.mark.parametrize("name", ["ids", "pairs", "two captions, columns, mean", "softmax"])
+def test_what_a_right_one_computes_is_said_where_it_is_asked_for(name: str) -> None:
+    def clip(x: Any, y: Any, s: Any) -> Any:
+        logits, own = s.exp() * x @ y.T, torch.arange(len(x))
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    fn, declared = VARIANTS.get(name, (None, {"loss": "softmax"}))
+    right = partial(fn, TORCH, wrong=False) if fn else clip
+    said = sr.check_loss(right, "torch", explain=True, **declared).computes
+    assert said[0].startswith("your loss: 1/") and said[1] == "that is what was declared"
+    assert not sr.check_loss(right, "torch", **declared).computes
+
+
+def test_what_counts_in_no_known_way_is_not_told() -> None:
+    fn, declared = VARIANTS["captions"]
     assert not sr.check_loss(partial(fn, TORCH, wrong=True), "torch", **declared).computes
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siglip_ref.check.call.frameworks import ARGUMENTS, Inputs, Outcome, Setting
+from siglip_ref.check.diagnosis.counted import counted_otherwise
 from siglip_ref.check.diagnosis.derive.derive import confirmed, derive
 from siglip_ref.check.diagnosis.derive.formula import Derived, Measured, Rows, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
@@ -16,11 +17,13 @@ from siglip_ref.check.diagnosis.derive.proof import Held, precision
 from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.check.engine.expected.probes import Probe, read_dims
+from siglip_ref.check.loss.behaviour import seen_of
 from siglip_ref.check.loss.explain import of_refused_values
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.process.isolated import one_torch_thread
 from siglip_ref.report.computes import difference_in_words, in_words
+from siglip_ref.report.counted import declared_in_words, difference_of
 from siglip_ref.report.data import Finding, Report
 from siglip_ref.report.repairs import repair_of
 
@@ -38,7 +41,7 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
     """Into a report: after a FAIL, and of a right loss where that is asked for. What has no name yet gets one."""
     wrong = report.verdict == "FAIL"
     if not _is_known(loss.objective):
-        return
+        return _tell_how_pairs_count(loss, compared, report)
     if not wrong and not (loss.says_more and report.verdict in ("PASS", "OTHER CONVENTION")):
         return
     one_torch_thread()
@@ -48,6 +51,28 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
     report.computes = in_words(derived, wrong, declared)
     if wrong and derived.certain and derived.differences and _open(report.findings):
         report.findings = [*of_refused_values(compared), *_findings(derived, declared)]
+
+
+def _tell_how_pairs_count(loss: "LossSubject", compared: "ComparedLoss", report: Report) -> None:
+    """Of losses that the experiments cannot tell: that they are what was declared, or one of few others."""
+    objective = compared.convention.objective
+    if report.verdict == "PASS" and loss.says_more:
+        report.computes = [f"your loss: {declared_in_words(objective)}", "that is what was declared"]
+    if report.verdict != "FAIL" or objective.kind == "softmax":
+        return
+    seen = [one for label, call in compared.plain.items() for one in seen_of(label, call.outcome, call.right)]
+    probes = {label: call.probe for label, call in compared.plain.items()}
+    way = counted_otherwise(seen, probes, compared.convention)
+    told = difference_of(way) if way else ""
+    if told:
+        declared = f"declared: {declared_in_words(objective)}"
+        report.computes = [
+            declared,
+            f"not what was declared: {told}",
+            f"this reproduces your loss at {len(seen)} tensors",
+        ]
+        if _open(report.findings):
+            report.findings = [Finding(DERIVED, "loss", "", told, f"make it what was {declared}")]
 
 
 def _is_known(objective: Objective) -> bool:
