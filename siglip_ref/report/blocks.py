@@ -14,7 +14,8 @@ _REPAIRS = {
     "missing": "every rank scores the texts of every rank once: W blocks, and W - 1 exchanges of texts between them",
     "repeated": "every block counts once: look for what computes it again, or for texts that did not change in between",
     "weighed": "every block counts once: look for what its sum is multiplied or divided by",
-    "matches": "a block of another rank's texts has no matches: all its labels are -1",
+    "matches": "the matches of a rank's images are its own texts: labels are +1 on the diagonal of the block of its "
+    "own images and texts, whichever that is on each rank, and -1 everywhere else",
     "unmatched": "the matches of a rank's images are its own texts: labels are +1 on the diagonal of its own block",
     "own again": "the own block is computed once, with its matches: it is no remote one, neither at hop 0 nor at hop W",
     "zeros": "every rank scores what was sent to it: wait for the message and use it, and let every rank be sent one",
@@ -23,7 +24,10 @@ _REPAIRS = {
     "shifted": "bring every gradient to the rank that owns its texts: after hop W - 1 it makes one more move, home",
     "elsewhere": "bring every gradient to the rank that owns the rows, once",
 }
-_LOST = "a gather without gradient: sum the gradients over ranks (its backward is a reduce-scatter)"
+_LOST = (
+    "every block gives a gradient to its images and to its texts: no detach, no gather without gradient (its backward "
+    "is a sum over ranks, a reduce-scatter), and what other ranks computed for these rows is added up at their owner"
+)
 _LEFT = "add up what every block gives, the own one too: nothing may be overwritten on the way"
 _SHARES = "the gradients of scale and bias are sums over all blocks: add up what every block gives, the remote ones too"
 _LISTED = 3

@@ -121,7 +121,7 @@ WRONG = {
         loss_of(met=lambda i, j, w: [(j, (j - i) % w < 2)]),
         ["derived"],
         "images of rank r meet once as if they matched the texts of rank r + 1",
-        "has no matches: all its labels are -1",
+        "and -1 everywhere else",
     ),
     "texts of zeros at the last hop": (
         loss_of(met=lambda i, j, w: [(None if (j - i) % w == w - 1 else j, i == j)]),

@@ -69,7 +69,7 @@ def _name_of(form: Hashable, wrong: set[str]) -> str:
     if isinstance(form, Factor) and form.name.isdecimal() and int(form.name) > 1:
         if every:
             return "accum-loss-not-divided"
-        return "accum-cached-not-divided" if wrong <= {"log_scale", "scale", "bias"} else ""
+        return "accum-cached-not-divided" if wrong in ({"log_scale", "bias"}, {"scale", "bias"}) else ""
     return of_hops(form) if isinstance(form, Counted) and every else ""
 
 

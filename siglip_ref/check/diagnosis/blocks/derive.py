@@ -117,6 +117,9 @@ def derive(calls: Sequence[Call]) -> Blocks:
         found = _scalar(used, name, met) if name not in EMBEDS and met else None
         if found:
             known[name] = found
+    if "loss" in known and not known["loss"].as_met:  # the value meets every pair, though a gradient does not
+        met = {world: right_of(world) for world in worlds}
+        known |= {n: found for n in names if n not in EMBEDS and (found := _scalar(used, n, met))}
     known = {name: known[name] for name in names if name in known}
     failed = [
         (name, call.label)
