@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 import siglip_ref as sr
 from siglip_ref.check.coverage import remake
-from siglip_ref.check.coverage.loss import OfLoss
+from siglip_ref.check.coverage.loss import VARIANTS, OfLoss
 from siglip_ref.check.engine import shipped
+from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import CONVENTIONS
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.mistakes.grammar.places import single_edits
@@ -35,10 +37,16 @@ def test_what_ships_belongs_to_this_text_and_nothing_is_missing() -> None:
 EXPLAINED = {
     "np.clip(": "a clamp: no number of a probe of towers, whose stream is small on purpose, reaches it there",
     "+ 1e-6)": "a millionth beside numbers of about one: at the edge of what float32 rounds off",
+    "similarity = [": "softmax does not see what is added to all logits: what is left of it is rounding",
+    "top = [": "any number will do in the place of the largest logit, up to overflow",
+    "(top[..., 0] + np.log(": "a row all of whose logits are below zero, which no probe of softmax has",
+    "logits = [scale * similarity -> (np.float32(": "rounded as float32 rounds",
+    "scale = [np.exp(log_scale) -> (np.exp(log_scale) + 1e-6)]": "a millionth of a scale of about ten",
     "second**2": "second moments at the probes are below 1e-4, so their squares are rounded off in float32",
     "(shortened(_wide(rule.beta2, p), 'float16'))": "beta2 off by 4e-6 after three steps",
 }
 CLAMPED = "model, "
+SOFTMAX = "loss, softmax"
 
 
 def test_no_edit_survives_in_float64_and_in_float32_only_what_is_explained() -> None:
@@ -47,7 +55,8 @@ def test_no_edit_survives_in_float64_and_in_float32_only_what_is_explained() -> 
         for name, most in figure["survivors"].items():
             reasons = [why for part, why in EXPLAINED.items() if part in name]
             if key.endswith("float64"):
-                assert key.startswith(CLAMPED) and "np.clip(" in name, (key, name)
+                clamped = key.startswith(CLAMPED) and "np.clip(" in name
+                assert clamped or (key.startswith(SOFTMAX) and reasons), (key, name)
             assert float(most) < 1 or reasons, (key, name, most)
 
 
@@ -115,6 +124,28 @@ def test_a_pass_prints_the_figure_of_its_run() -> None:
     assert _said() == f"would have detected {all_of_them} single-edit mutations of the reference"
     figure = shipped.read()[1]["loss, sigmoid, log, unit, float32"]
     assert f"would have detected {figure['changing'] - len(figure['survivors']):,} of" in _said(dtype="float32")
+
+
+@pytest.mark.parametrize("objective", VARIANTS, ids=str)
+def test_declared_variants_have_figures(objective: Objective) -> None:
+    """Made of the very edits that a loss of this kind consists of; of SigLIP's, in float64 nothing survives."""
+    figures = shipped.read()[1]
+    ground = OfLoss(replace(CONVENTIONS[0], objective=objective))
+    assert figures[ground.key("float64")]["edits"] == len(ground.edits())
+    assert objective.kind == "softmax" or not figures[ground.key("float64")]["survivors"]
+
+
+def test_a_pass_of_a_declared_variant_prints_its_figure() -> None:
+    def mean(x: Any, y: Any, s: Any, b: Any) -> tuple[Any, ...]:
+        return tuple(value / len(x) for value in sr.sigmoid_loss(x, y, s, b))
+
+    def no_bias(x: Any, y: Any, s: Any) -> tuple[Any, ...]:
+        return tuple(sr.sigmoid_loss(x, y, s, 0 * s))[:4]
+
+    for fn, declared in ((mean, {"reduction": "mean"}), (no_bias, {"bias": None})):
+        report = sr.check_loss(fn, "numpy", "float64", scale="log", embeddings="unit", **declared)
+        assert report.passed and "single-edit mutations" in report.worth[1], report
+        assert "not measured" not in report.worth[1]
 
 
 @pytest.mark.parametrize(

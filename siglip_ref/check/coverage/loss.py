@@ -11,7 +11,8 @@ from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import PLAIN
 from siglip_ref.check.call.frameworks import Outcome, Setting
 from siglip_ref.check.coverage.measure import PATIENCE, HeldBack, Tensors, at_most, distance
-from siglip_ref.check.engine.expected.convention import Convention, as_given
+from siglip_ref.check.engine.expected.captions import with_captions
+from siglip_ref.check.engine.expected.convention import SOFTMAX, Convention, Objective, as_given
 from siglip_ref.check.engine.expected.expected import CONVENTIONS, Truth, judge, truth
 from siglip_ref.check.engine.expected.probes import Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import MIDDLE, repeated_probe
@@ -29,10 +30,17 @@ LARGE = {40: 70, 80: 131, 120: 300, 160: 520, 200: 1030}  # pairs of some; the l
 LARGEST = 4100
 MANY = 256  # pairs, beyond which two forms must do
 KINDS: dict[str, Any] = {"float64": np.float64, "float32": np.float32}
-FILES: tuple[tuple[str, tuple[str, ...] | None], ...] = (
-    ("ops/elementary.py", ("softplus", "sigmoid")),
-    ("ops/pair_block.py", ("pair_block",)),
-    ("ops/sigmoid_loss.py", None),
+Files = tuple[tuple[str, tuple[str, ...] | None], ...]
+BLOCK: Files = (("ops/elementary.py", ("softplus", "sigmoid")), ("ops/pair_block.py", ("pair_block",)))
+TILED: Files = (*BLOCK, ("ops/sigmoid_loss.py", None))
+COUNTED: Files = (*BLOCK, ("ops/pair_block.py", ("_counted",)))  # of labels and weights
+OF_SOFTMAX: Files = (("ops/softmax.py", ("softmax_forward",)), ("ops/softmax_loss.py", None))
+VARIANTS = (
+    SOFTMAX,
+    Objective(reduction="mean"),
+    Objective(bias=False),
+    Objective(positives="ids"),
+    Objective(positives="captions"),
 )
 
 
@@ -49,7 +57,10 @@ class OfLoss:
 
     def edits(self) -> Sequence[Edit]:
         """Of everything between what it is given and its gradients."""
-        files = (*FILES, *([("ops/normalize.py", None)] if self.convention.normalises else []))
+        files = (
+            *files_of(self.convention.objective),
+            *([("ops/normalize.py", None)] if self.convention.normalises else []),
+        )
         return [edit for file, functions in files for edit in single_edits(file, functions)]
 
     def held_back(self) -> Iterator[HeldBack]:
@@ -85,7 +96,11 @@ class OfLoss:
         rows = probe.image_embed.astype(kind), probe.text_embed.astype(kind)
         found = given(*rows, np.asarray(scale, kind), np.asarray(probe.bias, kind))
         names = ("loss", "image_embed", "text_embed", self.convention.scale_name, "bias")
-        return dict(zip(names, found, strict=True))
+        tensors = dict(zip(names, found, strict=True))
+        objective = self.convention.objective
+        if objective.kind == "softmax" or not objective.bias:
+            del tensors["bias"]  # no gradient of it is asked
+        return tensors
 
     def sees(self, edit: Edit, dtype: str, few: int | None = None) -> bool:
         """By the rows of its calls, at every probe at which it runs."""
@@ -104,6 +119,15 @@ class OfLoss:
         return refused == len(probes)  # then there is no report
 
 
+def files_of(objective: Objective) -> Files:
+    """Where it is written, and in which functions."""
+    if objective.kind == "softmax":
+        return OF_SOFTMAX
+    if objective.labelled:
+        return COUNTED
+    return TILED if objective.plain else BLOCK  # tiles are cut alike, whatever the sum is divided by
+
+
 @lru_cache(maxsize=16)
 def _probes(convention: Convention, dtype: str) -> list[tuple[Probe, Truth]]:
     """Those of a check, with what is right at them."""
@@ -111,7 +135,8 @@ def _probes(convention: Convention, dtype: str) -> list[tuple[Probe, Truth]]:
     points = convention.objective.points(points_of(convention.embeddings, dtype))
     probes, _ = loss_probes(points, None, dtype, setting.scalar_dtype)
     large = repeated_probe(MIDDLE, None, dtype, setting.scalar_dtype)
-    return [(probe, truth(probe, convention, setting)) for probe in (*probes, *([large] if large else []))]
+    called = (with_captions(probe, convention.objective.per_image) for probe in (*probes, *([large] if large else [])))
+    return [(probe, truth(probe, convention, setting)) for probe in called]
 
 
 def key_of(convention: Convention, dtype: str) -> str:
@@ -120,7 +145,7 @@ def key_of(convention: Convention, dtype: str) -> str:
     >>> key_of(CONVENTIONS[0], "float32")
     'loss, sigmoid, log, unit, float32'
     """
-    return f"loss, {convention.objective}, {convention.scale}, {convention.normalises or 'unit'}, {dtype}"
+    return f"loss, {convention.objective.measured}, {convention.scale}, {convention.normalises or 'unit'}, {dtype}"
 
 
 def plain_setting(dtype: str) -> Setting:
@@ -133,8 +158,8 @@ def _drawn(number: int, convention: Convention) -> Probe:
     rng = np.random.default_rng([number, 1893])
     raw = convention.normalises is not None
     pairs, width = LARGE.get(number, int(rng.integers(1, 24))), int(rng.integers(2, 40))
-    if convention != CONVENTIONS[0]:
-        pairs = min(pairs, 131)
+    if convention != CONVENTIONS[0]:  # the softmax of a single logit is 1, whatever it is
+        pairs = min(max(pairs, 1 + (convention.objective.kind == "softmax")), 131)
     elif number == INPUTS - 1:
         pairs, width = LARGEST, 24
     images = rng.standard_normal((pairs, width))
@@ -150,4 +175,5 @@ def _drawn(number: int, convention: Convention) -> Probe:
     elif number % 8 == 5:
         images[pairs // 3], texts[-1] = 0, 0
     log_scale, bias = rng.uniform(0, 5), 0.0 if number % 10 == 3 else rng.uniform(-20, 5)
-    return Probe(f"held back {number}", images, texts, log_scale, float(np.exp(log_scale)), bias)
+    drawn = Probe(f"held back {number}", images, texts, log_scale, float(np.exp(log_scale)), bias)
+    return with_captions(drawn, convention.objective.per_image)

@@ -1,6 +1,7 @@
 """Which figures ship, and how they are measured, renewed and verified: behind `siglip-ref coverage`."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from inspect import getsource
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_ref.architecture.conventions import PRESETS
-from siglip_ref.check.coverage.loss import OfLoss
+from siglip_ref.check.coverage.loss import VARIANTS, OfLoss
 from siglip_ref.check.coverage.measure import Ground, Tried, measured
 from siglip_ref.check.coverage.model import OfModel
 from siglip_ref.check.coverage.step import OfStep
@@ -26,7 +27,8 @@ Progress = Callable[[str], None]
 
 def grounds() -> list[Ground]:
     """Everything that ships."""
-    losses: list[Ground] = [OfLoss(convention) for convention in CONVENTIONS[:1]]
+    declared = (replace(CONVENTIONS[0], objective=objective) for objective in VARIANTS)
+    losses: list[Ground] = [OfLoss(convention) for convention in (CONVENTIONS[0], *declared)]
     return [*losses, *(OfStep(rule) for rule in RULES), OfModel(PRESETS["huggingface"])]
 
 

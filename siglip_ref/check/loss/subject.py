@@ -279,7 +279,9 @@ class LossSubject(Subject[ComparedLoss]):
 
     def edits(self, compared: ComparedLoss) -> Edits | None:
         """As measured for this convention and dtype: where every standard probe was called as it is."""
-        measured = compared.setting == plain_setting(compared.setting.dtype) and self.dims is None
+        plain, asked = plain_setting(compared.setting.dtype), compared.convention.objective
+        plain = plain if asked.kind == "sigmoid" and asked.bias else plain.without("bias")
+        measured = compared.setting == plain and self.dims is None
         measured &= not compared.refused and not compared.left_out
         return shipped(key_of(compared.convention, compared.setting.dtype)) if measured else None
 
