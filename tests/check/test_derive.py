@@ -9,9 +9,9 @@ import pytest
 import siglip_ref as sr
 from siglip_ref.check.diagnosis.derive.derive import confirmed, derive
 from siglip_ref.check.diagnosis.derive.evaluate import evaluate
+from siglip_ref.check.diagnosis.derive.fit import Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import Formula, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject, drawn
-from siglip_ref.check.diagnosis.derive.numbers import Entry, expression
 from siglip_ref.check.diagnosis.derive.proof import failures, held_back
 from siglip_ref.check.diagnosis.derive.sets import OTHERS, OfPairs, Where, describe, telling_sizes, total
 from siglip_ref.check.diagnosis.derive.shapes import FUNCTIONS, NUMBERS, STARTS, Number, Shape

@@ -8,9 +8,9 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, Parts, evaluate, of_unit_rows
+from siglip_ref.check.diagnosis.derive.fit import Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import ONE, Backward, Formula
 from siglip_ref.check.diagnosis.derive.instrument import Reading, Subject, drawn
-from siglip_ref.check.diagnosis.derive.numbers import Entry, expression
 from siglip_ref.check.diagnosis.derive.sets import Where, describe, form_of, simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array

@@ -1,10 +1,13 @@
-"""Curves of one pair fitted by a function of its logit: least squares, by Gauss and Newton with a guard."""
+"""What is measured, fitted: curves of one pair by least squares, numbers over scale, bias and B by expressions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
+from siglip_ref.check.diagnosis.derive.sets import simple
+from siglip_ref.check.diagnosis.derive.shapes import Number, of_number
 from siglip_ref.ops.elementary import Array
 
 Residual = Callable[[Array], Array]
@@ -90,3 +93,117 @@ def _loose(jacobian: Array, noise: float) -> Array:
         values, vectors = np.linalg.eigh(jacobian.T @ jacobian)
         variances = (vectors**2 / np.maximum(values, 1e-300)).sum(-1)
         return noise * np.sqrt(variances * len(jacobian))
+
+
+# --- numbers over scale, bias and B
+
+_NEAR = 1e-7
+
+
+@dataclass(frozen=True)
+class Entry:
+    """value, measured at a scale (as given), a bias and B, to within `loose`."""
+
+    s: float
+    b: float
+    pairs: int
+    value: float
+    loose: float
+
+
+# In the order in which they are tried.
+SCALES = ("exp(s)", "s", "1", "exp(-s)", "1/s", "softplus(s)", "exp(2 s)", "exp(s/2)", "s^2", "sqrt(s)", "log(s)",
+          "exp(b)", "b", "exp(-b)", "exp(|s|)", "2^s", "10^s", "sigmoid(s)")  # fmt: skip
+OFFSETS = ("b", "exp(s) b", "s b", "exp(-s) b", "b/s", "1", "exp(s)", "s", "exp(-s)", "log(B)", "log(B - 1)", "exp(b)",
+           "b^2", "|b|", "softplus(b)", "tanh(b)", "1/B", "B", "1/s", "exp(-b)", "sqrt(s)")  # fmt: skip
+EXTRAS = ("1", "b", "b^2", "s", "s^2", "exp(s)", "exp(2 s)", "exp(-s)", "|b|", "1/s")
+_MANY = 12  # of which three together are tried
+
+
+def expression(entries: Sequence[Entry], names: Sequence[str], most: int = 3) -> Number | None:
+    """The simplest expression in these functions that gives every entry; None where there is none."""
+    known = [entry for entry in entries if np.isfinite(entry.value) and np.isfinite(entry.loose)]
+    if len(known) < 4:
+        return None
+    values = np.array([entry.value for entry in known])
+    top = float(np.abs(values).max())
+    loose = np.array([12 * e.loose + _NEAR * max(abs(e.value), 0.03 * top, 1e-9) for e in known])
+    if (np.abs(values) <= np.maximum(loose, 1e-12 * np.abs(values).max(initial=0.0))).all():
+        return Number()
+    with np.errstate(all="ignore"):
+        columns = {name: np.array([of_number(name, 0, e.s, e.b, e.pairs) for e in known]) for name in names}
+    columns = {name: column for name, column in columns.items() if np.isfinite(column).all()}
+    for name, column in columns.items():
+        found = _single(name, column, values, loose)
+        if found:
+            return found
+    for count in range(2, most + 1):
+        pool = list(columns) if count == 2 else list(columns)[:_MANY]
+        for chosen in combinations(pool, count):
+            found = _several(chosen, np.stack([columns[name] for name in chosen], -1), values, loose)
+            if found:
+                return found
+    return None
+
+
+def _single(name: str, column: Array, values: Array, loose: Array) -> Number | None:
+    """A multiple of one function, perhaps kept within a limit."""
+    telling = np.abs(column) > 0
+    if not telling.any():
+        return None
+    best = int(np.argmin(np.where(telling, loose / np.maximum(np.abs(column), 1e-300), np.inf)))
+    for factor in {1.0, float(values[best] / column[best]), *_typical(column, values)}:
+        if factor == 0:
+            continue
+        plain = factor * column
+        right = np.abs(plain - values) <= loose
+        if right.all():
+            return Number(((name, _simple(factor, column, loose)),))
+        if right.sum() < 3 or right.sum() < 0.25 * len(values):
+            continue
+        rest, spread = values[~right], loose[~right]
+        limit = float(rest[np.argmin(spread)])
+        if (np.abs(rest - limit) > spread).any():
+            continue
+        if abs(limit) <= 1e-9 * np.abs(plain).max():
+            limit = 0.0
+        limit = simple(limit, max(float(spread.min()) / max(abs(limit), 1e-300), 1e-9))
+        for low, high in ((-np.inf, limit), (limit, np.inf)):
+            if (np.abs(np.clip(plain, low, high) - values) <= loose).all():
+                return Number(((name, _simple(factor, column[right], loose[right])),), low, high)
+    return None
+
+
+def _typical(column: Array, values: Array) -> list[float]:
+    """Factors that most entries share."""
+    with np.errstate(all="ignore"):
+        ratios = values / column
+    ratios = ratios[np.isfinite(ratios)]
+    return [float(np.median(ratios))] if len(ratios) else []
+
+
+def _simple(factor: float, column: Array, loose: Array) -> float:
+    top = np.abs(factor * column)
+    near = float(np.min(loose[top > 0] / top[top > 0], initial=1.0)) if (top > 0).any() else 1e-9
+    return simple(factor, min(max(near, 1e-12), 1e-4))
+
+
+def _several(names: Sequence[str], matrix: Array, values: Array, loose: Array) -> Number | None:
+    """A sum of multiples, by least squares in units of what each entry is loose by."""
+    weighted, wanted = matrix / loose[:, None], values / loose
+    norms = np.sqrt((weighted * weighted).sum(0))
+    if not (np.isfinite(norms).all() and (norms > 0).all()):
+        return None
+    solution, _, rank, _ = np.linalg.lstsq(weighted / norms, wanted, rcond=1e-12)
+    if rank < len(names) or np.abs((weighted / norms) @ solution - wanted).max() > 1:
+        return None
+    factors = solution / norms
+    spread = np.sqrt(np.diag(np.linalg.pinv((weighted / norms).T @ (weighted / norms)))) / norms
+    near = np.clip(3 * spread / np.maximum(np.abs(factors), 1e-300), 1e-6, 1e-2)
+    tidy = np.array([simple(float(f), float(n)) for f, n in zip(factors, near, strict=True)])
+    if (np.abs(matrix @ tidy - values) > loose).any():
+        tidy = factors
+    shares = np.abs(tidy) * np.abs(matrix).max(0)
+    if (shares <= max(10 * loose.min(), 1e-5 * np.abs(values).max())).any():
+        return None  # one of them does nothing
+    return Number(tuple(zip(names, map(float, tidy), strict=True)))

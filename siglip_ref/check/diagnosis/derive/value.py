@@ -8,9 +8,9 @@ import numpy as np
 from siglip_ref.check.diagnosis.derive.coupled import coupled
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.evaluate import of_unit_rows
+from siglip_ref.check.diagnosis.derive.fit import EXTRAS, Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import Formula, Rows, Term, told_apart
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
-from siglip_ref.check.diagnosis.derive.numbers import EXTRAS, Entry, expression
 from siglip_ref.check.diagnosis.derive.rows import ORDERS
 from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple, telling_sizes
 from siglip_ref.check.diagnosis.derive.shapes import of_number

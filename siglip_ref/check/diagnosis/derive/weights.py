@@ -20,9 +20,9 @@ from siglip_ref.check.diagnosis.derive.curves import (
     scale_and_offset,
 )
 from siglip_ref.check.diagnosis.derive.evaluate import stretched_by
+from siglip_ref.check.diagnosis.derive.fit import OFFSETS, SCALES, Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import Logit, Rows, Term
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
-from siglip_ref.check.diagnosis.derive.numbers import OFFSETS, SCALES, Entry, expression
 from siglip_ref.check.diagnosis.derive.sets import describe, simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array
