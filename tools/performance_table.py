@@ -96,8 +96,8 @@ def table(chosen: Collection[str] = tuple(WORDS)) -> str:
         f"Medians of at least 7 rounds in one run, every contestant in its own process, on {machine['cpu']} with"
         f" {machine['cores']} cores; {versions}. Above 1x siglip-ref is faster. A share of 1 is the"
         f" rate of NumPy's product of two 3072 x 3072 matrices, about the highest rate of these cores."
-        f" That product runs at {product}. Up to a factor of {slower:.2f} of each speed-up over Torch comes from"
-        f" Torch's slower matrix product on this machine."
+        f" That product runs at {product}. Torch's product is {slower:.2f} times slower than NumPy's"
+        f" there; where most of the time is products, that alone can explain a speed-up over Torch of this size."
         f" The last column compares peak memory. mu/16 and tiny are very small models.",
     ])  # fmt: skip
 

@@ -236,7 +236,7 @@ ANSWERS = {
     12: r"only when nobody needs what is in it: .*send from it has been waited for.*buffer of texts .*"
     r"computed with the wrong texts.*buffer of gradients is, only texts' gradients are wrong.*"
     r"may differ from run to run.*ring-hop-repeated",
-    13: r"B · W pairs count as matches instead of B.*loss is about W times too large",
+    13: r"B · W pairs count as matches instead of B.*loss is about 10 W at bias .10, instead of about 10",
     14: r"divisor is B.*loss and every gradient W times too large.*Adam and AdamW still make the right steps.*"
     r"open_clip also divides by b, and is right",
     15: r"multiply the embeddings' gradients by W before they enter the towers, and not the loss",
