@@ -21,7 +21,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_452),
     ("check ranks", ("check/ranks",), 1_235),
     ("check model", ("check/model",), 3_527),
-    ("check step", ("check/step",), 1_090),
+    ("check step", ("check/step",), 1_320),
     ("coverage", ("check/coverage",), 575),
     ("check files", ("check/files",), 1_314),
     ("report, mistakes", ("report", "mistakes"), 2_072),

@@ -161,9 +161,10 @@ def _of_model(
         taken, reloaded = take_steps(trainer, source.choose, restart is not None, say)
 
     @lru_cache(maxsize=16)
-    def micro(k: int, parts: int) -> Params:
+    def micro(k: int, parts: int) -> list[Params]:
         batch = taken[k].batch
         assert batch is not None  # a model's steps have one
-        return source.gradients(taken[k].before, batch, parts)[0]
+        cut = zip(*(np.split(part, parts) for part in batch), strict=True)
+        return [source.gradients(taken[k].before, one, 1)[0] for one in cut]
 
     return Done(adapter.dtype, taken, trainer.formats(), reloaded, micro)

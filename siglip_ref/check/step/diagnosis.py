@@ -18,6 +18,7 @@ from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step.order import SPLITS, at_another_time, in_the_decay
 from siglip_ref.check.step.run import Taken
+from siglip_ref.check.step.variations import NO_CLIP, by_another_rule, mean
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.model.optim import AdamW, alike, kernels, matrices
 from siglip_ref.report.data import Finding, Sight
@@ -34,7 +35,8 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     split = _split(taken, plan, judged)
     predicted = {} if declared else {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
     mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
-    listed = max((share_explained(judged.seen, predicted[m.id]) for m in mistakes), default=0.0) >= FINDING
+    whole = [m.id for m in mistakes if share_explained(judged.seen, predicted[m.id]) >= FINDING]
+    listed = bool(whole)
     if not (declared or listed):
         declared = _setting(derive(taken, plan, judged, settings=True), taken, plan)
     if declared:
@@ -42,6 +44,8 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
         finding = Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")
         return "OTHER CONVENTION", [finding], None
     other = None if listed else at_another_time(taken, plan)
+    if not other and (not listed or len(whole) > 1 or whole == [NO_CLIP]):
+        other = by_another_rule(taken, plan, judged)
     derived = None if other else derive(taken, plan, judged)
     if not (other or listed or (derived is not None and derived.certain)):
         other = in_the_decay(taken, plan, judged)
@@ -202,7 +206,7 @@ def _made(taken: Sequence[Taken], plan: Plan, split: int, mistakes: Sequence[Mis
 def _gradients(k: int, one: Taken, plan: Plan, split: int, ids: set[str]) -> Params:
     grads = one.grads
     if "accum-changes-negatives" in ids and plan.parts == 1 and plan.micro:
-        grads = plan.micro(k, split)
+        grads = mean(plan.micro(k, split))
     if "accum-loss-not-divided" in ids:
         grads = {name: split * g for name, g in grads.items()}
     if "accum-cached-not-divided" in ids:

@@ -33,7 +33,7 @@ ACCUMULATION = ("accum-loss-not-divided", "accum-cached-not-divided", "accum-cha
 
 @dataclass(frozen=True)
 class Plan:
-    """What the steps were to be. micro(k, parts): the mean of the gradients of step k's micro-batches; None where
+    """What the steps were to be. micro(k, parts): the gradients of each of step k's micro-batches; None where
     gradients were given.
 
     unit : the roundoff of the parameters
@@ -43,7 +43,7 @@ class Plan:
     schedule: Schedule
     parts: int
     unit: float
-    micro: Callable[[int, int], Params] | None
+    micro: Callable[[int, int], list[Params]] | None
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def predict(
     return {(step, name): move for step, moves in zip(LABELS, history, strict=False) for name, move in moves.items()}
 
 
-def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
-    """Each parameter's moves beside the right ones."""
+def judge(taken: Sequence[Taken], plan: Plan, spec: Reference | None = None) -> Judged:
+    """Each parameter's moves beside the right ones, or those of another reference."""
     grads = [one.grads for one in taken]
-    exact = predict(taken, plan, grads)
-    allowed = _allowed(taken, plan, grads, exact)
+    exact = predict(taken, plan, grads, spec=spec)
+    allowed = _allowed(taken, plan, grads, exact, spec)
     # for diagnosis: a mistake that moves what should have stayed, or moves it far, rounds and has noise, too
     loose = allowed
     if any(plan.rule.frozen(name) or not plan.rule.rates(name) for name in taken[0].before):
@@ -126,7 +126,9 @@ def judge(taken: Sequence[Taken], plan: Plan) -> Judged:
     return Judged(rows, seen)
 
 
-def _allowed(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], exact: Moves) -> Moves:
+def _allowed(
+    taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], exact: Moves, spec: Reference | None = None
+) -> Moves:
     """Deviations of a correct program: gradients off by their noise at every corner, and the rounding of the step."""
     spread: Moves = {key: np.zeros_like(value) for key, value in exact.items()}
     for signs in product((-1, 1), repeat=len(taken)):
@@ -134,12 +136,12 @@ def _allowed(taken: Sequence[Taken], plan: Plan, grads: Sequence[Params], exact:
             {name: g + sign * _noise_of(one, name, g, plan.unit) for name, g in one.grads.items()}
             for one, sign in zip(taken, signs, strict=True)
         ]
-        for key, value in predict(taken, plan, shifted).items():
+        for key, value in predict(taken, plan, shifted, spec=spec).items():
             spread[key] = np.maximum(spread[key], BEYOND_CORNERS * np.abs(value - exact[key]))
     for (step, name), value in spread.items():
         move = exact[step, name]
         rounding = _rounding(plan, (step, name), taken[_number(step)].before[name], move)
-        spread[step, name] = value + np.where(move == 0, 0.0, rounding)  # what stays is not rounded either
+        spread[step, name] = value + np.where((move == 0) & (spec is None), 0.0, rounding)  # what stays is not rounded
         whole = plan.rule.lr * plan.rule.rates(name) * abs(float(plan.schedule(_number(step))))
         if only_noise(taken[_number(step)], name) and np.max(value) > SATURATED * whole:
             # the optimiser makes steps of full length of any noise, and which ones depends on how it changes

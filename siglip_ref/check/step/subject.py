@@ -30,7 +30,7 @@ class Done:
     taken: list[Taken]
     formats: dict[str, str]
     reloaded: Params
-    micro: Callable[[int, int], Params] | None
+    micro: Callable[[int, int], list[Params]] | None
 
 
 @dataclass
