@@ -118,14 +118,14 @@ def _clips(taken: Sequence[Taken], plan: Plan) -> Iterator[Variation]:
     yield made("gradients that are not clipped", _CLIPPED, "kept", NO_CLIP)
     bounded = _CLIPPED.replace("factor * g", "np.clip(g, -max_norm, max_norm)")
     yield made("each number of the gradients cut to -max_norm .. max_norm, not their length", _CLIPPED, bounded)
-    for whose, same in (
-        ("each tensor", "n == name"),
-        ("each tower", "n.partition('/')[0] == name.partition('/')[0]"),
-        ("each tower and log_scale with bias", "('/' in n and n[0]) == ('/' in name and name[0])"),
-        ("kernels and all others", "kernels(n) == kernels(name)"),
+    for whose, same, id in (
+        ("each tensor", "n == name", "grad-clip-per-tensor"),
+        ("each tower", "n.partition('/')[0] == name.partition('/')[0]", DERIVED),
+        ("each tower and log_scale with bias", "('/' in n and n[0]) == ('/' in name and name[0])", DERIVED),
+        ("kernels and all others", "kernels(n) == kernels(name)", DERIVED),
     ):
         what = f"{whose} clipped by a length of their own" if " and " in whose else f"{whose} clipped by its own length"
-        yield made(what, _CLIPPED, _CLIPPED.replace("factor", _OWN.format(same)))
+        yield made(what, _CLIPPED, _CLIPPED.replace("factor", _OWN.format(same)), id)
     most, total = "max(np.abs(g).max() for g in kept.values())", "sum(np.abs(g).sum() for g in kept.values())"
     yield made("a clip by the largest number in place of the length", _LENGTH, _LENGTH.replace("norm(kept)", most))
     yield made("a clip by the sum of all sizes in place of the length", _LENGTH, _LENGTH.replace("norm(kept)", total))
