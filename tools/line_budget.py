@@ -20,7 +20,7 @@ BUDGETS = (
     ("diagnosis", ("check/diagnosis",), 3_690),
     ("check loss", ("check/loss",), 1_452),
     ("check ranks", ("check/ranks",), 1_235),
-    ("check model", ("check/model",), 3_527),
+    ("check model", ("check/model",), 3_600),
     ("check step", ("check/step",), 1_320),
     ("coverage", ("check/coverage",), 575),
     ("check files", ("check/files",), 1_314),

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from siglip_ref.mistakes import Reference
-from siglip_ref.mistakes.grammar.scope import FREE
+from siglip_ref.mistakes.grammar.scope import FREE, ROWS
 from siglip_ref.mistakes.grammar.switched import Single
 from siglip_ref.ops.elementary import Array
 
@@ -45,6 +45,7 @@ _STEPS, _BESIDE = 8, 1e-5  # towards a factor that is not known, and from where 
 FITS = 1.0  # of what is allowed
 NEAR = 4.0  # times what the best leaves: what leaves more is another program
 _ALIKE = 1e-9  # relative: predictions so near are one
+_MOST = 0.4  # of the way, on the logarithm's scale: what the larger of two mistakes explains
 _PARTIAL = 12  # of pairs: one of the two is among the best so many
 
 
@@ -84,7 +85,7 @@ def search(
         free = (_with_factor(one, program, rest) for one in offers if FREE in one.new)
         return [(one,) for one in free if one is not None]
 
-    known = [one for one in offers if FREE not in one.new]
+    known = [one for one in offers if FREE not in one.new and (one.rows or ROWS not in one.new)]
     groups: list[tuple[Array, list[Edits]]] = []
     for edits in fitting(known, program, screen, whole, factors, pairs):
         with program(edits) as spec:
@@ -132,8 +133,12 @@ def fitting(
     if found or before is None or not pairs:
         return found
     touching = [(_gain(before, scores), one) for scores, one in alone if not np.array_equal(scores, before)]
-    best = [one for _, one in sorted(touching, key=lambda entry: -entry[0])[:partial]]
-    return fit(scored(list(_pairs(best, [*best, *(one for _, one in alone if one[0].drops)]))))
+    touching = sorted(touching, key=lambda entry: -entry[0])
+    best = [one for _, one in touching[:partial]]
+    pairs_ = list(_pairs(best, [*best, *(one for _, one in alone if one[0].drops)]))
+    if touching and touching[0][0] > _MOST * np.log(max(before)):  # one mistake, and something beside it
+        pairs_ += _pairs(best[:1], [one for _, one in alone])
+    return fit(scored(list(dict.fromkeys(pairs_))))
 
 
 def _with_factor(one: Single, program: Program[Single], rest: Numbers) -> Single | None:

@@ -4,7 +4,7 @@ A stage leads from one activation that the model shows to the next. Since it sta
 stage is right or wrong whatever happened before it, and a mistake is seen in every stage in which it was made.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -44,9 +44,18 @@ def stage_values(
     wanted : stages of blocks, and after them, that are computed; None: all. The others are passed by, where the model
         shows them
     """
+    return prepared(spec, tower, shown, probe, cfg, conventions, wanted)()
+
+
+def prepared(
+    spec: Reference, tower: str, shown: Mapping[str, Array], probe: Probe, cfg: Config, conventions: Conventions,
+    wanted: Collection[str] | None = None,
+) -> Callable[[], dict[str, Array]]:  # fmt: skip
+    """What gives `stage_values`, for a reference whose edits are made and unmade: called once for each."""
     own = subtree(shown, tower)
     weights, values = subtree(probe.params, tower), dict[str, Array]()
-    numbers = count()
+    numbers = count()  # of blocks, in a forward pass
+    inputs = probe.given if tower == "image" else probe.tokens
 
     def block_forward(
         x: Array, of_block: dict[str, Array], heads: int, gelu: Any, eps: float, mask: Array | None
@@ -65,7 +74,7 @@ def stage_values(
         values[mlp] = out
         return own.get(mlp, out), own.get(attn, after), None
 
-    def fed(name: str, source: str, to: str) -> Pair:
+    def fed(name: str, to: str, source: str = "") -> Pair:
         function, back = getattr(spec.ops, name)
         passed_by = wanted is not None and to in own and f"{tower}/{to}" not in wanted
 
@@ -76,18 +85,30 @@ def stage_values(
 
         return Pair(forward, back)
 
-    block = Pair(block_forward, spec.ops.block.backward)
+    def norm_forward(*given: Any) -> tuple[Array, None]:  # the one outside of blocks: a pool that reads it or not
+        values["norm"] = spec.ops.layer_norm.forward(*given)[0]
+        return own.get("norm", values["norm"]), None
+
+    block, norm = Pair(block_forward, spec.ops.block.backward), Pair(norm_forward, spec.ops.layer_norm.backward)
     if tower == "image":
-        ops = replace(spec.ops, block=block, map_head=fed("map_head", "norm", "pool"))
-        pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.given, weights, cfg, conventions)
+        ops = replace(spec.ops, block=block, layer_norm=norm, map_head=fed("map_head", "pool"))
     else:
-        ops = replace(spec.ops, block=block, pool=fed("pool", "norm", "pool"), linear=fed("linear", "pool", "head"))
-        pooled, _, activations = tower_of(ops, cfg, tower).forward(probe.tokens, weights, cfg, conventions)
-    last = own.get("head" if tower == "text" and cfg.text_head else "pool", pooled)
-    activations["embed"] = spec.ops.normalize.forward(last, conventions.embed_norm, conventions.embed_norm_eps)[0]
-    passed = {name: value for name, value in activations.items() if not name.startswith("block")}
-    stages = {name: (passed | values)[name] for name in activations if name in passed | values}
-    return shown_of(prefixed(tower, stages), cfg)
+        ops = replace(spec.ops, block=block, layer_norm=norm)
+        ops = replace(ops, pool=fed("pool", "pool"), linear=fed("linear", "head", "pool"))
+    way = tower_of(ops, cfg, tower)
+
+    def run() -> dict[str, Array]:
+        nonlocal numbers
+        numbers = count()
+        values.clear()
+        pooled, _, activations = way.forward(inputs, weights, cfg, conventions)
+        last = own.get("head" if tower == "text" and cfg.text_head else "pool", pooled)
+        activations["embed"] = spec.ops.normalize.forward(last, conventions.embed_norm, conventions.embed_norm_eps)[0]
+        passed = {name: value for name, value in activations.items() if not name.startswith("block")}
+        stages = {name: (passed | values)[name] for name in activations if name in passed | values}
+        return shown_of(prefixed(tower, stages), cfg)
+
+    return run
 
 
 def stage_of(name: str) -> str:

@@ -28,7 +28,7 @@ from siglip_ref.check.model.diagnosis.diagnosis import (
     unsteady,
     unusual,
 )
-from siglip_ref.check.model.diagnosis.findings import and_more
+from siglip_ref.check.model.diagnosis.findings import ROUNDED, and_more
 from siglip_ref.check.model.diagnosis.naflex import of_naflex
 from siglip_ref.check.model.judge import make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
@@ -138,7 +138,8 @@ class ModelSubject(Subject[ComparedModel]):
             found = of_naflex(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             if unread:
                 found, unread = explain_unread(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
-            if compared.explanation != ("FAIL", []) and not any(one.id in _RANDOM for one in found):
+            no_formula = {one.id for one in found} & {*_RANDOM, ROUNDED}
+            if compared.explanation != ("FAIL", []) and not no_formula:
                 compared.derived = self._derived(compared)
         return Answer(broken + unread + found)
 
@@ -189,7 +190,8 @@ class ModelSubject(Subject[ComparedModel]):
         report.findings = hints(self.adapter) + report.findings
         report.computes = _computes(compared.derived)
         if isinstance(compared.derived, Derived) and compared.derived.certain:
-            report.findings = [repaired(one, compared.derived) for one in report.findings]
+            found = [repaired(one, compared.derived) for one in report.findings]
+            report.findings = [one for k, one in enumerate(found) if one not in found[:k]]
         report.conventions = _stated(self.conventions, self.adapter, self.dtype)
         report.not_checked = compared.run.not_checked + _rims(report.rows)
         report.blind = blind(compared.others, self.conventions) + _unseen(unseen)

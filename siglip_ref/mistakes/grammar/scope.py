@@ -10,6 +10,7 @@ from typing import Any, get_args
 from siglip_ref.mistakes.grammar.forms import alone, instead
 
 FREE = "_free_"  # a factor that is not known
+ROWS = "_rows_"  # rows of a table that are not known
 SILENT = ("number", "_wide", "_narrow", "subtree")  # calls that say nothing of a formula
 _WRAPPED = (  # what may happen to any tensor
     "X[..., ::-1]", "X[:, ::-1]", "X.swapaxes(-1, -2)", "np.roll(X, 1, -2)",
@@ -32,6 +33,7 @@ class Scope:
         for one in nodes:
             if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
                 names.setdefault(one.id, one.lineno)
+        self.backward = tree.name.endswith("_backward")
         self.since = {n: line for n, line in names.items() if n not in _SETTINGS and "cache" not in n}
         kinds = {a.arg: getattr(import_module(module), ast.unparse(a.annotation), None) for a in given if a.annotation}
         self.forms = {name: get_args(kind) for name, kind in kinds.items() if get_args(kind)}
@@ -72,6 +74,8 @@ class Scope:
             beside = statement.value.elts if isinstance(statement.value, ast.Tuple) else []
             others = [ast.unparse(other) for other in beside if isinstance(other, ast.Subscript) and other is not node]
             yield from (f"{text} + ({term}) * {other}" for term in self.terms for other in others)
+        if tensor and self.backward and isinstance(node, ast.Name | ast.Call):
+            yield f"without({text}, {ROWS})"
         if tensor:
             yield from (form.replace("X", f"({text})") for form in _WRAPPED)
             if isinstance(node, ast.Name | ast.BinOp):  # a function of this one, once more
@@ -81,7 +85,9 @@ class Scope:
         if self.forms.get(node.id):
             yield from map(repr, self.forms[node.id])
         elif node.id == "eps":
-            yield from _EPS
+            yield from (*_EPS, f"eps * {FREE}")
+        elif node.id.isupper():  # a number of the formula
+            yield f"{node.id} * {FREE}"
         elif node.id in self.since:
             yield from ("None",) if node.id in self.optional else ()
             yield from (n for n, line in self.since.items() if line < statement.lineno and n not in self.forms)
@@ -109,7 +115,7 @@ def _said(node: ast.expr) -> str:
 def _of_kind(node: ast.expr, text: str) -> Iterator[str]:
     """Forms in which programs are known to differ, beside those of the rules."""
     if isinstance(node, ast.Constant) and isinstance(node.value, float):
-        yield repr(node.value / 2)
+        yield from (repr(node.value / 2), f"{text} * {FREE}")
     elif isinstance(node, ast.Compare | ast.BoolOp):
         yield f"not ({text})"
     elif isinstance(node, ast.Tuple):
@@ -133,10 +139,22 @@ def _of_operation(node: ast.BinOp) -> Iterator[str]:
         yield f"-{left} + {right}"
         yield from _over_a_sum(node, right)
     elif isinstance(node.op, ast.Mult | ast.Div):
+        yield from _into_a_sum(node)
         if left == right:
             yield f"np.abs{left}"
         yield from (f"{right} / {left}", f"{left} + {right}")
         yield from (f"{left} * np.sqrt{right}", f"{left} / np.sqrt{right}", f"{left} / {right} ** 2")
+
+
+def _into_a_sum(node: ast.BinOp) -> Iterator[str]:
+    """A factor or a divisor that meets one term of a sum only: a (b + c), and a b + c."""
+    sign = "*" if isinstance(node.op, ast.Mult) else "/"
+    for inner, form in ((node.left, "({}) " + sign + f" ({ast.unparse(node.right)})"),
+                        (node.right, f"({ast.unparse(node.left)}) {sign} " + "({})")):  # fmt: skip
+        if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Add | ast.Sub):
+            plus = "+" if isinstance(inner.op, ast.Add) else "-"
+            left, right = ast.unparse(inner.left), ast.unparse(inner.right)
+            yield from (f"{form.format(left)} {plus} ({right})", f"({left}) {plus} {form.format(right)}")
 
 
 def _over_a_sum(node: ast.BinOp, right: str) -> Iterator[str]:

@@ -15,12 +15,13 @@ import numpy as np
 
 from siglip_ref.mistakes.change import Reference, reference_of
 from siglip_ref.mistakes.grammar.forms import SCALED
-from siglip_ref.mistakes.grammar.scope import FREE, Scope
+from siglip_ref.mistakes.grammar.scope import FREE, ROWS, Scope
 from siglip_ref.mistakes.grammar.words import decided, formula
 from siglip_ref.ops.record import Function, alone_of
 
 HERE = "_here_"
 _FACTOR = np.ones(())  # what FREE is at present
+_TAKEN: list[int] = []  # and ROWS
 _ON: set[int] = set()  # the edits that are made at present
 _AT: set[int] = set()  # and the expressions in which they are
 _WHERE: dict[int, int] = {}  # the expression of each edit
@@ -29,7 +30,8 @@ _WHERE: dict[int, int] = {}  # the expression of each edit
 @dataclass(frozen=True)
 class Single:
     """One edit. function: "module:name"; number: what turns it on, see `made`; text: the statement with HERE for the
-    expression that was `old` and is `new`; factor: what FREE stands for in it."""
+    expression that was `old` and is `new`; factor, rows: what FREE and ROWS stand
+    for in it."""
 
     function: str
     number: int
@@ -37,6 +39,7 @@ class Single:
     old: str
     new: str
     factor: float = 1.0
+    rows: tuple[int, ...] = ()
 
     @property
     def place(self) -> tuple[str, str]:
@@ -69,6 +72,7 @@ class Single:
     def now(self) -> str:
         """The edited one."""
         new = self.text.replace(HERE, f"({self.new})").replace(FREE, f"{self.factor:.6g}")
+        new = new.replace(ROWS, f"{list(self.rows)}")
         return decided(new, self.text.replace(HERE, f"({self.old})")) or formula(new)
 
 
@@ -83,6 +87,7 @@ def made(edits: Collection[Single], spec: Any = None) -> Iterator[Any]:
     _ON.update(numbers)
     _AT.update(_WHERE[number] for number in numbers)
     _FACTOR[...] = max((one.factor for one in edits), key=lambda factor: abs(factor - 1), default=1.0)
+    _TAKEN[:] = [row for one in edits for row in one.rows]
     try:
         yield spec
     finally:
@@ -115,6 +120,12 @@ def edited(functions: tuple[str, ...]) -> Reference:
     return reference_of({module: _names(module, code) for module, code in by_module.items()})
 
 
+def without(x: Any, rows: Sequence[int]) -> Any:
+    """A table with zeros in these rows."""
+    kept = np.isin(np.arange(len(x)), rows, invert=True)
+    return x * kept.reshape(-1, *[1] * (x.ndim - 1))
+
+
 def named(function: Function) -> str:
     """A function's "module:name"."""
     plain = alone_of(function)
@@ -124,7 +135,7 @@ def named(function: Function) -> str:
 def _names(module: str, changed: Mapping[str, Any]) -> dict[str, Any]:
     """A module's names, with functions that hold their edits, and all others bound to these."""
     home = import_module(module)
-    names = vars(home) | {"np": np, "_on": _ON, "_at": _AT, FREE: _FACTOR}
+    names = vars(home) | {"np": np, "_on": _ON, "_at": _AT, FREE: _FACTOR, ROWS: _TAKEN, "without": without}
     for name, value in vars(home).items():
         if isinstance(value, FunctionType) and value.__module__ == module:
             names[name] = FunctionType(value.__code__, names, name, value.__defaults__, value.__closure__)
@@ -146,7 +157,7 @@ def _grown(function: str) -> tuple[tuple[Single, ...], Any]:
     scope = Scope(tree, module)
     found: list[Single] = []
     for statement in [node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.Return | ast.If)]:
-        places = list(_expressions(statement))
+        places = list(_expressions(statement, whole=scope.backward))
         texts = []
         for holder, field, number in places:
             node = _held(holder, field, number)
@@ -185,10 +196,14 @@ def _asked(name: str, number: int, then: ast.expr, otherwise: ast.expr) -> ast.e
     return ast.IfExp(test, then, otherwise)
 
 
-def _expressions(statement: ast.stmt) -> Iterator[tuple[ast.AST, str, int | None]]:
-    """Where the expressions of a statement stand: not what it assigns to, not what is only kept for the way back."""
+def _expressions(statement: ast.stmt, whole: bool) -> Iterator[tuple[ast.AST, str, int | None]]:
+    """Where the expressions of a statement stand: not what it assigns to, not what is only kept for the way back.
+
+    whole : of what is returned, everything; else the first, beside which caches stand
+    """
     if isinstance(statement, ast.Return) and isinstance(statement.value, ast.Tuple):
-        starts: list[tuple[ast.AST, str, int | None]] = [(statement.value, "elts", 0)]
+        count = len(statement.value.elts) if whole else 1
+        starts: list[tuple[ast.AST, str, int | None]] = [(statement.value, "elts", k) for k in range(count)]
     else:
         starts = [(statement, "test" if isinstance(statement, ast.If) else "value", None)]
     while starts:

@@ -20,7 +20,8 @@ def formula(text: str) -> str:
         return f"{left} = {ast.unparse(value or new)}" if alone or whole or len(named) > 1 else ast.unparse(new)
     if isinstance(new, ast.Return):
         value = new.value.elts[0] if isinstance(new.value, ast.Tuple) else new.value
-        return f"out = {ast.unparse(value) if value else ''}"
+        said = ast.unparse(value) if value else ""
+        return f"{said} is handed on" if isinstance(value, ast.Name) else f"out = {said}"
     return ast.unparse(new)
 
 
@@ -43,6 +44,8 @@ class _Plain(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> Any:
         self.generic_visit(node)
         name = ast.unparse(node.func)
+        if name == "without":
+            node.func = ast.Name("zero_rows", ast.Load())
         if name in SILENT and node.args:
             return node.args[-1] if name == "subtree" else node.args[0]
         if name == "_power":

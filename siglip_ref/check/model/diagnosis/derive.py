@@ -7,7 +7,8 @@ along random directions of every parameter, as the program's gradients give it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,16 +16,19 @@ from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.one_tower import sides_of
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.engine.edits import Edits, Fitted, search
+from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.noise import multiplications
 from siglip_ref.check.model.placed import Edited, forward_with, stages_of
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.check.model.stages import readable, stage_of, stage_values
+from siglip_ref.check.model.stages import prepared, readable, stage_of, stage_values
 from siglip_ref.mistakes import Reference
+from siglip_ref.mistakes.grammar.scope import ROWS
 from siglip_ref.mistakes.grammar.switched import edited, made, named, singles
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops import attention as of_attention
+from siglip_ref.ops import gelu as of_gelu
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import finding_of
@@ -38,7 +42,7 @@ _FINEST, _LEAST = 1e-7, 1e-9  # of a derivative by differences, of the loss
 
 _OPS = SPECIFICATION
 _ATTENTION = (_OPS.attention.forward, of_attention._split, of_attention._join, _OPS.softmax.forward)
-_MLP = (_OPS.mlp.forward, _OPS.gelu.forward)
+_MLP = (_OPS.mlp.forward, _OPS.gelu.forward, of_gelu._tanh_argument, of_gelu._root_two_over_pi)
 _EVERY = (_OPS.layer_norm.forward, _OPS.linear.forward)
 _OF_STAGE = {
     "+attn": (_OPS.block.forward, *_ATTENTION, *_EVERY),
@@ -46,8 +50,8 @@ _OF_STAGE = {
     "norm": (_OPS.layer_norm.forward,),
     "image/stem": (_OPS.patch_embed.forward, _OPS.position.forward, _OPS.linear.forward),
     "text/stem": (_OPS.token_embed.forward, _OPS.position.forward),
-    "image/pool": (_OPS.map_head.forward, *_ATTENTION, *_MLP, *_EVERY),
-    "text/pool": (_OPS.pool.forward,),
+    "image/pool": (_OPS.encoder.forward, _OPS.map_head.forward, *_ATTENTION, *_MLP, *_EVERY),
+    "text/pool": (_OPS.encoder.forward, _OPS.pool.forward),
     "head": (_OPS.linear.forward,),
     "embed": (_OPS.normalize.forward,),
 }
@@ -76,7 +80,9 @@ class Derived:
 
 
 def repaired(finding: Finding, derived: Derived) -> Finding:
-    """What has no name, with the formula that is to be computed there."""
+    """What has no name, with the formula that is to be computed there; in place of a part explanation, the full one."""
+    if finding.numbers.get("share", 1.0) < FINDING:
+        return finding_of(derived.fitted, derived.stages[0])
     if finding.id != "unknown" or finding.tensor not in derived.stages:
         return finding
     return replace(finding, repair=f"{finding_of(derived.fitted, finding.tensor).repair}; {finding.repair}")
@@ -93,8 +99,22 @@ def derive(
     """
     if multiplications(cfg, len(probe.images)) > _SIZE:
         return "size"
-    ground = _double(probe)
+    ground, held = _double(probe), cache(lambda: (other := _another(_double(probe)), again(other)))
     shown = readable(run.activations, judge.exact.activations, np.float64)
+    found = _of_values(run, shown, frozenset(), judge, ground, cfg, conventions, held)
+    halves = frozenset(name for name in shown if name.endswith("/+attn"))
+    if halves and found != "size" and not (isinstance(found, Derived) and found.certain):
+        whole = {name: value for name, value in shown.items() if name not in halves}  # blocks, each as one stage
+        other = _of_values(run, whole, halves, judge, ground, cfg, conventions, held)
+        return other if isinstance(other, Derived) and other.certain else found
+    return found
+
+
+def _of_values(
+    run: Run, shown: Mapping[str, Array], halves: frozenset[str], judge: Judge, ground: Probe, cfg: Config,
+    conventions: Conventions, held: Callable[[], tuple[Probe, Run]],
+) -> Derived | str:  # fmt: skip
+    """halves : what the program shows inside of blocks, where each block is looked at as one stage."""
     spec = edited(())
     off = {
         name: _off(shown[name], value, judge.of_value[name])
@@ -104,37 +124,39 @@ def derive(
     }
     wrong = [name for name, by in off.items() if not by <= 1]
     if not wrong:
-        return _of_gradients(run, judge, ground, cfg, conventions, again)
+        return "stage" if halves else _of_gradients(run, judge, ground, cfg, conventions, held)
     stage, tower = wrong[0], wrong[0].split("/")[0]
-    functions = tuple(map(named, _functions(stage)))
+    if halves and "/block" not in stage:
+        return "stage"
+    functions = tuple(map(named, (SPECIFICATION.block.forward,) if halves else _functions(stage)))
     spec, few, room = edited(functions), _rows(ground, shown), judge.of_value[stage]
     given = {name: value[_chosen(value)] for name, value in shown.items() if name.startswith(tower)}
     known = given[stage]
 
-    def value(spec: Reference, inputs: Mapping[str, Array], at: Probe) -> Array:
-        return stage_values(spec, tower, inputs, at, cfg, conventions, {stage})[stage]
-
+    # one program, in which edits are made and unmade
+    of_few = prepared(spec, tower, given, few, cfg, conventions, {stage})
+    of_all = prepared(spec, tower, shown, ground, cfg, conventions, {stage})
     fitted = search(
         singles(functions),
         partial(made, spec=spec),
-        lambda spec: [_off(known, value(spec, given, few), room)],
-        lambda spec: [_off(shown[stage], value(spec, shown, ground), room)],
-        lambda spec: value(spec, shown, ground),
-        lambda spec: np.asarray(known - value(spec, given, few)),
+        lambda _: [_off(known, of_few()[stage], room)],
+        lambda _: [_off(shown[stage], of_all()[stage], room)],
+        lambda _: of_all()[stage],
+        lambda _: np.asarray(known - of_few()[stage]),
     )
     if fitted is None:
         return "stage"
     stages = _explained(fitted.edits, spec, wrong, shown, ground, judge, cfg, conventions)
-    held = _another(ground)
-    return _proven(fitted, stages, spec, held, again(held), judge, cfg, conventions)
+    return _proven(fitted, stages, spec, *held(), halves, judge, cfg, conventions)
 
 
 def _proven(
-    fitted: Fitted, stages: tuple[str, ...], spec: Reference, held: Probe, run: Run, judge: Judge, cfg: Config,
-    conventions: Conventions,
+    fitted: Fitted, stages: tuple[str, ...], spec: Reference, held: Probe, run: Run, halves: frozenset[str],
+    judge: Judge, cfg: Config, conventions: Conventions,
 ) -> Derived:  # fmt: skip
     """The first of the edits that are alike which a further run shows, and those that are alike there, too."""
     placed = [Edited(spec, frozenset(stages))]
+    run = _without_copies(run, halves, judge, cfg)
     named, alike, unproven, of_named = fitted.edits, list[Edits](), "", np.nan
     for edits in (fitted.edits, *fitted.alike)[:_TRIED]:
         try:
@@ -152,8 +174,9 @@ def _proven(
 
 
 def _of_gradients(
-    run: Run, judge: Judge, ground: Probe, cfg: Config, conventions: Conventions, again: Callable[[Probe], Run]
-) -> Derived | str:
+    run: Run, judge: Judge, ground: Probe, cfg: Config, conventions: Conventions,
+    again: Callable[[], tuple[Probe, Run]],
+) -> Derived | str:  # fmt: skip
     """Where every value is right: the edit of the first way back that is wrong."""
     wrong = [name for name, grad in judge.exact.grads.items() if not _by(name, run.grads[name], grad, judge) <= 1]
     if not wrong or "/" not in wrong[-1] or not all(np.isfinite(grad).all() for grad in run.grads.values()):
@@ -173,16 +196,19 @@ def _of_gradients(
         def numbers(_: Reference, back: Callable[[], dict[str, Array]] = back) -> Array:
             return np.concatenate([np.ravel(grad) / (np.max(np.abs(grad)) or 1.0) for grad in back().values()])
 
-        offers = [one for one in singles(functions) if one.plain]
+        every = singles(functions)
+        offers = [one for one in every if one.plain]
+        if rows := _rows_astray(run.grads[wrong[-1]], judge.exact.grads[wrong[-1]], judge.of_grad[wrong[-1]]):
+            offers += [replace(one, rows=rows) for one in every if ROWS in one.new]
         fitted = search(
             offers, partial(made, spec=spec), off, lambda _: (), numbers, lambda _: np.zeros(0), pairs=False
         )
         if fitted is None:
             continue
-        held = _another(ground)
+        held, got = again()
         with made(fitted.edits):
             loss, activations, way_back = forward_with(placed, held, cfg, conventions)
-            grads, got = way_back(), again(held)
+            grads = way_back()
         unproven = _wrong_value(got, activations | {"loss": loss}, judge) or next(
             (f"d {n}" for n in grads if not _by(n, got.grads[n], grads[n], judge) <= _SURE), ""
         )
@@ -193,6 +219,13 @@ def _of_gradients(
 def _by(name: str, got: Array, expected: Array, judge: Judge) -> float:
     """How far off a gradient is, in what is allowed."""
     return _off(got, expected, judge.of_grad[name], _usual(name, judge))
+
+
+def _rows_astray(got: Array, expected: Array, allowed: float) -> tuple[int, ...]:
+    """Rows of a table's gradient that are not what they should be, where others are."""
+    by = np.abs(np.asarray(got, np.float64) - expected).reshape(len(got), -1).max(-1)
+    wrong = ~(by <= allowed * np.max(np.abs(expected), initial=0.0))
+    return () if wrong.all() else tuple(np.flatnonzero(wrong).tolist())
 
 
 def _usual(name: str, judge: Judge) -> float:
@@ -248,6 +281,14 @@ def _wrong_value(run: Run, expected: Mapping[str, Array], judge: Judge) -> str:
     got = run.activations | {"loss": np.reshape(run.loss, ())}
     shown = [name for name in expected if name in got and name in judge.of_value]
     return next((n for n in shown if not _off(got[n], expected[n], judge.of_value[n]) <= _SURE), "")
+
+
+def _without_copies(run: Run, halves: frozenset[str], judge: Judge, cfg: Config) -> Run:
+    """Without what a block shows of its middle, where that is nothing but what the block was given."""
+    before = {name: one for tower in sides_of(cfg) for one, name in pairwise(stages_of(cfg, tower))}
+    got = run.activations
+    copies = {n for n in halves if before[n] in got and not _off(got[n], got[before[n]], judge.of_value[n]) > 1}
+    return replace(run, activations={name: value for name, value in got.items() if name not in copies})
 
 
 def _another(probe: Probe) -> Probe:

@@ -40,7 +40,8 @@ def findings_of(found: Found, rows: list[Row], run: Run) -> list[Finding]:
         spoils = {name for placed in found.made if placed.mistake.id == id for name in placed.spoils}
         own = next((row for row in rows if row.verdict == "FAIL" and row.name in spoils), None)
         tensor, wrong = (own.name, own.rows) if own else (begins.tensor, begins.rows)
-        findings.append(Finding(id, tensor, wrong, "; ".join(parts), mistake.repair))
+        share = {"share": found.share}
+        findings.append(Finding(id, tensor, wrong, "; ".join(parts), mistake.repair, numbers=share))
     if found.unexplained:
         more = (
             f"{', '.join(found.unexplained[:4])}{and_more(len(found.unexplained) - 4)}: wrong even on the model's own"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product as product_of
 
 from siglip_ref.mistakes import Edit
 
@@ -28,6 +29,7 @@ def _dense(name: str, file: str, result: str, cache: str, x: str, part: str) -> 
     return _linear(name, file, result, cache, x, f'weights["{part}/kernel"]', f'weights["{part}/bias"]')
 
 
+SOFTMAX = "softmax"
 _ATTENTION, _MLP = "ops/attention.py", "ops/mlp.py"
 ATTENTION = (
     _dense("q", _ATTENTION, "query", "query_cache", "x_query", "q"),
@@ -41,6 +43,7 @@ ATTENTION = (
         "key.swapaxes(-1, -2)",
         "scores",
     ),
+    Product(SOFTMAX, _ATTENTION, "probability, _ = ops.softmax.forward(scores)", "scores", "", "probability"),
     Product("mix", _ATTENTION, "mixed = probability @ value  # (B, H, N, h)", "probability", "value", "mixed"),
     _dense("out", _ATTENTION, "out", "out_cache", "_join(mixed)", "out"),
 )
@@ -60,6 +63,7 @@ WORDS = {
     "k": "the key projection (k)",
     "v": "the value projection (v)",
     "scores": "the scores (queries times keys)",
+    SOFTMAX: "the softmax of the scores",
     "mix": "the mix (attention times values)",
     "out": "the output projection (out)",
     "mlp/in": "the MLP's first layer (mlp/in)",
@@ -81,6 +85,16 @@ def edits_of(product: Product, side: str, form: str) -> Iterator[tuple[Edit, ...
         return f'shortened({x}, "{form}")'
 
     first, second, text = product.first, product.second, product.text
+    if product.name == SOFTMAX:  # no product; as a whole in a format, steps of it are rounded or fused
+        if side == "output":
+            yield edit(text, f"probability = {short('probability')}")
+        elif side == "inputs and output":
+            for rounded in product_of((short, str), repeat=4):
+                shifted = rounded[0]("(scores - scores.max(-1, keepdims=True))")
+                weight, total = rounded[1](f"np.exp({shifted})"), rounded[2]("weight.sum(-1, keepdims=True)")
+                quotient = f"probability = {short(f'weight / {total}')}"
+                yield edit(f"scores = {rounded[3]('scores')}", f"weight = {weight}", quotient)
+        return
     both = _replaced(text, {first: short(first), second: short(second)})
     whole = f"{product.result} = {short(product.result)}"
     alone = f"{product.result} = {short(f'{product.result} - {product.added}')} + {product.added}"

@@ -106,7 +106,7 @@ def find_roundings(
         if min(forms.values()) <= limit
     ]
     alone = [one for one in alike if one.product not in (LINEAR, ALL)]
-    return alone or alike[:1]
+    return sorted(alone, key=lambda one: one.left) or alike[:1]
 
 
 def _candidates(products: Sequence[Product], dtype: str) -> Iterator[tuple[str, str, str, tuple[Edit, ...]]]:
@@ -117,7 +117,7 @@ def _candidates(products: Sequence[Product], dtype: str) -> Iterator[tuple[str, 
                 for edits in edits_of(product, side, form):
                     yield product.name, side, form, edits
             linear = [product for product in products if product.added]
-            for name, some in ((LINEAR, linear), (ALL, products)):
+            for name, some in ((LINEAR, linear), (ALL, [one for one in products if one.second])):
                 ways = [list(edits_of(one, side, form)) for one in some] if len(some) > 1 else []
                 for k in range(max(map(len, ways), default=0)):
                     yield name, side, form, tuple(edit for way in ways for edit in way[min(k, len(way) - 1)])

@@ -1,0 +1,110 @@
+"""Wrong towers in Torch, one of each kind: what is told of them is what they compute, proven in a further run."""
+
+import math
+
+import pytest
+
+import siglip_ref as sr
+
+torch = pytest.importorskip("torch")
+hf = pytest.importorskip("transformers.models.siglip.modeling_siglip")
+
+
+def model_with(old, new, under):
+    torch.manual_seed(3)
+    tower = {"hidden_size": 8, "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {"vocab_size": 11, "max_position_embeddings": 6, "bos_token_id": None, "eos_token_id": None}
+    image = tower | {"image_size": 8, "patch_size": 4}
+    config = hf.SiglipConfig(vision_config=image, text_config=text | {"projection_size": 8})
+    model = hf.SiglipModel(config).eval()
+    for name, module in model.named_modules():
+        if type(module) is old and name.startswith(under):
+            module.__class__ = new
+    return model
+
+
+class FromTheStart(hf.SiglipEncoderLayer):
+    """The second residual starts from the block's input."""
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        after = hidden_states + self.self_attn(self.layer_norm1(hidden_states))[0]
+        return hidden_states + self.mlp(self.layer_norm2(after))
+
+
+class OtherRoot(hf.SiglipMLP):
+    """GELU with 0.79 in the place of sqrt(2/pi)."""
+
+    def forward(self, hidden_states):
+        x = self.fc1(hidden_states)
+        return self.fc2(x / 2 * (1 + torch.tanh(0.79 * (x + 0.044715 * x**3))))
+
+
+class HalfWeights(hf.SiglipAttention):
+    """Attention weights that are kept in float16."""
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (p(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in parts)
+        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).half().to(q.dtype)
+        return self.out_proj((weights @ v).transpose(1, 2).flatten(2)), weights
+
+
+class Sampled(torch.nn.LayerNorm):
+    """Two differences: the deviation of a sample, and eps beside it."""
+
+    def forward(self, x):
+        return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + self.eps) * self.weight + self.bias
+
+
+def worked_out(model):
+    report = sr.check_model(model)
+    assert report.verdict == "FAIL" and report.computes[1].startswith("reproduced in a further run"), report
+    return report
+
+
+def test_a_stage_that_reads_what_came_earlier():
+    report = worked_out(model_with(hf.SiglipEncoderLayer, FromTheStart, "text_model"))
+    assert report.computes[0].startswith("text/block00/+mlp, text/block01/+mlp: out = x + step, "), report
+
+
+def test_a_pool_that_reads_before_the_norm():
+    class Unnormed(hf.SiglipMultiheadAttentionPoolingHead):
+        def forward(self, hidden_state):
+            return super().forward(seen.pop())
+
+    seen = []
+    model = model_with(hf.SiglipMultiheadAttentionPoolingHead, Unnormed, "vision_model")
+    model.vision_model.post_layernorm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    report = worked_out(model)
+    assert report.computes[0] == "image/pool: x is handed on, where the specification has out is handed on"
+
+
+def test_a_number_of_the_formula_is_measured():
+    report = worked_out(model_with(hf.SiglipMLP, OtherRoot, "text_model"))
+    factor = f"{2 / math.pi / 0.79**2:.6g}"  # on pi, which is one of the numbers there
+    assert factor in report.computes[0] and report.computes[0].startswith("text/block00/+mlp"), report
+
+
+def test_weights_of_attention_in_fewer_bits():
+    report = sr.check_model(model_with(hf.SiglipAttention, HalfWeights, "vision_model"))
+    finding = report.findings[0]
+    assert finding.id == "product-low-precision" and "float16 (11 bits)" in finding.evidence, report
+    assert "the output of the softmax of the scores" in finding.evidence, report
+
+
+def test_rows_without_a_gradient():
+    class Lacking(hf.SiglipTextEmbeddings):
+        def forward(self, input_ids=None, position_ids=None, inputs_embeds=None):
+            table = self.position_embedding.weight
+            kept = torch.ones(len(table), 1, dtype=table.dtype)
+            kept[[1, 4]] = 0
+            return self.token_embedding(input_ids) + kept * table + ((1 - kept) * table).detach()
+
+    report = worked_out(model_with(hf.SiglipTextEmbeddings, Lacking, ""))
+    assert report.computes[0].startswith("text/stem: ") and ", [1, 4])" in report.computes[0], report
+
+
+def test_two_mistakes_are_told_in_full_and_not_in_part():
+    report = worked_out(model_with(torch.nn.LayerNorm, Sampled, "vision_model"))
+    assert "sqrt(variance) + eps" in report.computes[0] and "shape[-1] - 1" in report.computes[0], report
+    assert not any("of all that deviates is explained" in one.evidence for one in report.findings), report
