@@ -15,7 +15,7 @@ BUDGETS = (
     ("model", ("model", "architecture"), 945),
     ("SigLIP 2", ("siglip2",), 835),
     ("arithmetic, noise", ("arithmetic", "noise"), 1_045),
-    ("engine", ("check/engine",), 1_530),
+    ("engine", ("check/engine",), 1_535),
     ("call", ("check/call",), 1_040),
     ("diagnosis", ("check/diagnosis",), 3_690),
     ("check loss", ("check/loss",), 1_452),

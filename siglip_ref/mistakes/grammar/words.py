@@ -19,7 +19,9 @@ def formula(text: str) -> str:
         value: ast.expr | None = new.value.elts[0] if whole and isinstance(new.value, ast.Tuple) else new.value
         return f"{left} = {ast.unparse(value or new)}" if alone or whole or len(named) > 1 else ast.unparse(new)
     if isinstance(new, ast.Return):
-        value = new.value.elts[0] if isinstance(new.value, ast.Tuple) else new.value
+        value = new.value
+        if isinstance(value, ast.Tuple) and not ast.unparse(value).startswith("(d_"):  # caches beside it
+            value = value.elts[0]
         said = ast.unparse(value) if value else ""
         return f"{said} is handed on" if isinstance(value, ast.Name) else f"out = {said}"
     return ast.unparse(new)

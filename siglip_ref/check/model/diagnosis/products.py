@@ -1,6 +1,6 @@
 """The products of the towers, and the reference's text with one side of a product rounded to fewer bits."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product as product_of
 
@@ -89,7 +89,8 @@ def edits_of(product: Product, side: str, form: str) -> Iterator[tuple[Edit, ...
         if side == "output":
             yield edit(text, f"probability = {short('probability')}")
         elif side == "inputs and output":
-            for rounded in product_of((short, str), repeat=4):
+            ways: tuple[Callable[[str], str], ...] = (short, str)
+            for rounded in product_of(ways, repeat=4):
                 shifted = rounded[0]("(scores - scores.max(-1, keepdims=True))")
                 weight, total = rounded[1](f"np.exp({shifted})"), rounded[2]("weight.sum(-1, keepdims=True)")
                 quotient = f"probability = {short(f'weight / {total}')}"
