@@ -59,10 +59,10 @@ def _compared(rows: Sequence[Row]) -> str:
 
 
 def of_roundings(found: Sequence[Sequence[Rounding]], run: Run, rows: Sequence[Row]) -> list[Finding]:
-    """One finding for each product that is rounded, in however many stages; found: by stage, what explains it alike."""
+    """One finding for each product that is rounded, in however many stages; found: by stage what fits, best first."""
     stages: dict[str, list[Rounding]] = {}
     for alike in found:
-        stages.setdefault("; or, which is the same here, ".join(map(str, alike)), []).append(alike[0])
+        stages.setdefault("; or, which fits it, too, ".join(map(str, alike)), []).append(alike[0])
     findings = []
     for text, made in stages.items():
         names = [one.stage for one in made]
