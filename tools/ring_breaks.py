@@ -297,7 +297,7 @@ def all_breaks() -> list[dict[str, Any]]:
                 "title": broken.title,
                 "told": broken.told,
                 "file": broken.file,
-                "old": broken.old.strip(),
+                "old": "\n".join(line.strip() for line in broken.old.splitlines()),
                 "new": "\n".join(line.strip() for line in broken.new.splitlines()),
                 "asked": f'check_ranks(ring, reduce="{broken.reduce}") says:',
                 "meetings": meetings,

@@ -167,8 +167,9 @@ def filled(template: str, parts: dict[str, str]) -> str:
 
 
 def unbroken(template: str) -> str:
-    """No line ends inside W - 1, nor inside an option of a command."""
-    joined = template.replace("W \u2212 1", "W\u00a0\u2212\u00a01")
+    """No line ends inside W - 1 or W = 2, between a number and ms, nor inside an option of a command."""
+    joined = re.sub("\\b([WBD]) ([\u2212=]) (?=\\d)", "\\1\u00a0\\2\u00a0", template)
+    joined = re.sub(r"(?<=\d) (?=ms\b)", "\u00a0", joined)
     options = r"(?<=\s)(--[a-z]+(?: \d+)?)(?=[\s<])"
     return re.sub(
         r"<code>siglip-ring .*?</code>", lambda found: re.sub(options, r'<span class="one">\1</span>', found[0]), joined

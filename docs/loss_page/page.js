@@ -72,7 +72,7 @@ function drawMatrix(found, softmax) {
     ? `Softmax: before the gradient of cell (${i}, ${j}) is known, its whole row and column must be: ${plural(cells, "cell")} of ${n * n}. On a ring they are on other ranks.`
     : `Sigmoid: the gradient of cell (${i}, ${j}) is ${short(found.slopes[i][j], 4)} / ${n}. It needs ${plural(cells, "cell")}: its own.`;
   const rows = [["sigmoid loss", found.loss], ["softmax loss", softmax.loss], ["fresh model, sigmoid", expectedLoss(n, state.bias)], ["fresh model, softmax", Math.log(n)]];
-  losses.replaceChildren(...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { "data-loss": name, "data-exact": digits(value) }, el("b", {}, value.toFixed(4))))));
+  losses.replaceChildren(...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { "data-loss": name, "data-exact": digits(value) }, el("b", {}, short(value, 4))))));
 }
 
 function walk(event, i, j) {

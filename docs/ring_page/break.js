@@ -75,7 +75,7 @@ function ownersTable(broken) {
   const parts = [["∂ images", "d_image_embed"], ["∂ texts", "d_text_embed"], ["∂ log_scale", "d_log_scale"], ["∂ bias", "d_bias"]];
   const mark = ([error, factor]) => {
     if (error <= 1e-12) return el("td", { class: "good" }, "✓");
-    const words = factor ? `× ${Number(factor.toFixed(4))}` : error >= 0.005 ? `${(100 * error).toFixed(0)} %` : error.toExponential(0);
+    const words = factor ? `× ${Number(factor.toFixed(4))}` : error >= 0.005 ? `${(100 * error).toFixed(0)} %` : `${Number((100 * error).toPrecision(1))} %`;
     return el("td", { class: "bad" }, factor ? words : `✗ ${words}`);
   };
   return el("table", { class: "owners" },
@@ -96,13 +96,13 @@ function verdictCard(broken) {
   const named = (name) => name.replace("image_embed", "∂ image_embed").replace("text_embed", "∂ text_embed").replace("log_scale", "∂ log_scale").replace(/^bias$/, "∂ bias");
   const row = ([name, verdict, error, , ratio]) => el("tr", { class: verdict === "FAIL" ? "bad" : "good" }, el("td", {}, named(name)), el("td", {}, error.toExponential(1)), el("td", {}, ratio.toFixed(4)), el("td", {}, verdict));
   return el("div", { class: "card verdict bad" },
-    el("p", { class: "faint" }, minus(broken.told)),
-    el("pre", { class: "diff", tabindex: "0", role: "group", "aria-label": `the change in ${broken.file}` }, el("span", { class: "faint" }, `${broken.file}\n`), el("del", {}, `- ${broken.old}\n`), el("ins", {}, broken.new.split("\n").map((line) => `+ ${line}`).join("\n"))),
+    el("p", { class: "faint" }, ...nobreak(minus(broken.told))),
+    el("pre", { class: "diff", tabindex: "0", role: "group", "aria-label": `the change in ${broken.file}` }, el("span", { class: "faint" }, broken.file), el("del", {}, ...broken.old.split("\n").map((line) => el("span", { class: "line" }, line))), el("ins", {}, broken.new.split("\n").map((line) => `+ ${line}`).join("\n"))),
     el("p", { class: "faint" }, broken.asked),
     el("p", { class: "diagnosis" }, el("b", {}, broken.diagnosis === "convention" ? broken.verdict : `${broken.verdict}  ${broken.diagnosis}`)),
-    el("p", {}, broken.evidence),
-    el("p", {}, el("b", {}, "repair: "), broken.repair),
-    broken.here ? el("p", {}, el("b", {}, "in this ring: "), broken.here) : null,
-    broken.seen ? el("p", { class: "faint" }, `reports: ${broken.seen}`) : null,
+    el("p", {}, ...nobreak(broken.evidence)),
+    el("p", {}, el("b", {}, "repair: "), ...nobreak(broken.repair)),
+    broken.here ? el("p", {}, el("b", {}, "in this ring: "), ...nobreak(broken.here)) : null,
+    broken.seen ? el("p", { class: "faint" }, ...nobreak(`reports: ${broken.seen}`)) : null,
     el("details", {}, el("summary", {}, "its table"), el("div", { class: "wide" }, el("table", {}, el("thead", {}, el("tr", {}, ...["tensor", "error", "ratio", "verdict"].map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, ...broken.rows.map(row))))));
 }

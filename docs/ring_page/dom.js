@@ -24,6 +24,8 @@ const fixed = (x, places) => (x < 0 && Number(x.toFixed(places)) !== 0 ? "\u2212
 const short = (x, places) => (x !== 0 && Number(x.toFixed(places)) === 0 ? "\u22480" : fixed(x, places));
 /* A sentence of a program, with a true minus. */
 const minus = (text) => text.replaceAll(" - ", " \u2212 ");
+/* The parts of a sentence: no line ends inside r - 1. */
+const nobreak = (text) => text.split(/(\b[rW] [-+\u2212] \d)/).map((part, k) => (k % 2 ? el("span", { class: "whole" }, part) : part));
 /* In three signs, for a small cell: what is wider would be cut, and a cut number is another number. */
 const tight = (x) => {
   const words = short(x, 1).replace("\u22120.", "\u2212.");

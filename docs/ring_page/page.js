@@ -119,7 +119,7 @@ function drawSchemes() {
     side.cards[k].replaceChildren(
       el("h3", {}, name), el("p", { class: "faint" }, told),
       el("div", { class: "mini", role: "img", "aria-label": `${met} of ${run.world ** 2} blocks computed, ${ready} with their gradients`, style: `--side: ${run.world}` }, ...squares),
-      el("dl", { class: "counters" }, ...rows.map(([label, now, all]) => el("div", {}, el("dt", {}, label), el("dd", {}, el("b", {}, grouped(now)), el("small", {}, ` ${label === "bytes held" ? "at most" : "of"} ${grouped(all)}`))))),
+      el("dl", { class: "counters" }, ...rows.map(([label, now, all]) => el("div", {}, el("dt", {}, label), el("dd", {}, el("b", {}, grouped(now)), el("small", {}, `${label === "bytes held" ? ", at most" : " of"} ${grouped(all)}`))))),
       el("p", { class: "finish" }, step === run.last ? `done: loss ${digits(lossAt(run, step).loss)}` : "\u00a0"));
     side.cards[k].dataset.scheme = scheme;
   });

@@ -1,6 +1,7 @@
 """A report as one HTML page: no scripts, nothing loaded from elsewhere, light or dark as the reader's system is."""
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ svg { display: block; width: 100%; border: 1px solid var(--line) } rect { stroke
 .h0 { --c: var(--h0) } .h1 { --c: var(--h1) } .h2 { --c: var(--h2) } .h3 { --c: var(--h3) } .h4 { --c: var(--h4) }
 rect, .key i { fill: var(--c); background: var(--c) } .key span { margin-right: .9rem; white-space: nowrap }
 .key i { display: inline-block; padding: .4rem; vertical-align: -2px; margin-right: 5px; border: 1px solid var(--line) }
+.whole { white-space: nowrap }
 ul { margin: .3rem 0; padding-left: 1.2rem; overflow-wrap: anywhere } td .note { --wide: min(62rem, 100vw - 3rem);
   width: var(--wide); margin-right: calc(-1 * var(--wide)) }
 @media (max-width: 40rem) { .less { display: none } .bar { width: 5rem } td.name { min-width: 8rem } }
@@ -111,7 +113,8 @@ def _section(title: str, content: str) -> str:
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+    whole = (re.sub(r"\d(\.\d+)?e[-+]\d+", r"<span class=whole>\g<0></span>", escape(line)) for line in lines)
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in whole) + "</ul>" if lines else ""
 
 
 def _table(report: "Report") -> str:

@@ -105,11 +105,12 @@ def sheet(title: str, lines: Iterable[str], sections: Sequence[Section]) -> Iter
         )
     sum_ = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sum_}'"
+    head = _text(title).replace("/", "/<wbr>")
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n<h1>{_text(title)}</h1>\n"
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n<h1>{head}</h1>\n"
     )
     yield from (f"<p>{_text(line)}</p>\n" for line in lines)
     yield "<p>Go from photo to photo with <kbd>Tab</kbd> or the arrow keys; <kbd>Enter</kbd> opens one.</p>\n"
