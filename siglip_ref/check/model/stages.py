@@ -32,6 +32,7 @@ def stage_values(
     cfg: Config,
     conventions: Conventions,
     wanted: Collection[str] | None = None,
+    through: bool = False,
 ) -> dict[str, Array]:
     """What each stage of one tower should give, by the name of the activation it leads to.
 
@@ -43,13 +44,14 @@ def stage_values(
     probe, cfg, conventions : as in the check
     wanted : stages of blocks, and after them, that are computed; None: all. The others are passed by, where the model
         shows them
+    through : whether the norm's own output is handed on in the reference, so that a pool may read what comes before it
     """
-    return prepared(spec, tower, shown, probe, cfg, conventions, wanted)()
+    return prepared(spec, tower, shown, probe, cfg, conventions, wanted, through)()
 
 
 def prepared(
     spec: Reference, tower: str, shown: Mapping[str, Array], probe: Probe, cfg: Config, conventions: Conventions,
-    wanted: Collection[str] | None = None,
+    wanted: Collection[str] | None = None, through: bool = False,
 ) -> Callable[[], dict[str, Array]]:  # fmt: skip
     """What gives `stage_values`, for a reference whose edits are made and unmade: called once for each."""
     own = subtree(shown, tower)
@@ -90,11 +92,13 @@ def prepared(
         return own.get("norm", values["norm"]), None
 
     block, norm = Pair(block_forward, spec.ops.block.backward), Pair(norm_forward, spec.ops.layer_norm.backward)
+    ops, source = replace(spec.ops, block=block), "norm"
+    if through:
+        ops, source = replace(ops, layer_norm=norm), ""
     if tower == "image":
-        ops = replace(spec.ops, block=block, layer_norm=norm, map_head=fed("map_head", "pool"))
+        ops = replace(ops, map_head=fed("map_head", "pool", source))
     else:
-        ops = replace(spec.ops, block=block, layer_norm=norm)
-        ops = replace(ops, pool=fed("pool", "pool"), linear=fed("linear", "head", "pool"))
+        ops = replace(ops, pool=fed("pool", "pool", source), linear=fed("linear", "head", "pool"))
     way = tower_of(ops, cfg, tower)
 
     def run() -> dict[str, Array]:

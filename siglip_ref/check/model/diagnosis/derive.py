@@ -80,8 +80,9 @@ class Derived:
 
 
 def repaired(finding: Finding, derived: Derived) -> Finding:
-    """What has no name, with the formula that is to be computed there; in place of a part explanation, the full one."""
-    if finding.numbers.get("share", 1.0) < FINDING:
+    """What has no name, with the formula that is to be computed there; in place of a part explanation, a full one of
+    several edits: one alone may be the very mistake."""
+    if finding.numbers.get("share", 1.0) < FINDING and len(derived.fitted.edits) > 1:
         return finding_of(derived.fitted, derived.stages[0])
     if finding.id != "unknown" or finding.tensor not in derived.stages:
         return finding
@@ -134,8 +135,8 @@ def _of_values(
     known = given[stage]
 
     # one program, in which edits are made and unmade
-    of_few = prepared(spec, tower, given, few, cfg, conventions, {stage})
-    of_all = prepared(spec, tower, shown, ground, cfg, conventions, {stage})
+    of_few = prepared(spec, tower, given, few, cfg, conventions, {stage}, through=True)
+    of_all = prepared(spec, tower, shown, ground, cfg, conventions, {stage}, through=True)
     fitted = search(
         singles(functions),
         partial(made, spec=spec),
@@ -247,7 +248,8 @@ def _explained(
         if changed <= set(map(named, _functions(name))):
             with made(edits), np.errstate(all="ignore"):
                 try:
-                    value = stage_values(spec, name.split("/")[0], shown, ground, cfg, conventions, {name})[name]
+                    of = name.split("/")[0]
+                    value = stage_values(spec, of, shown, ground, cfg, conventions, {name}, through=True)[name]
                 except (ValueError, IndexError):  # no program in this stage
                     continue
             right += [name] * (_off(shown[name], value, judge.of_value[name]) <= 1)
