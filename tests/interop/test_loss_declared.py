@@ -151,8 +151,15 @@ def objective_of(declared: dict[str, Any]) -> Objective:
     return Objective(**(values | ({"bias": False} if "bias" in values else {})))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize(
+    ("library", "dtype"),
+    [
+        ("torch", "float32"),
+        ("jax", "float64"),
+        pytest.param("torch", "float64", marks=pytest.mark.nightly),
+        pytest.param("jax", "float32", marks=pytest.mark.nightly),
+    ],
+)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_right_passes_and_wrong_fails(name: str, library: str, dtype: str) -> None:
     fn, declared = VARIANTS[name]
