@@ -1,7 +1,6 @@
 """A loss with labels or weights, in which pairs count otherwise than was declared: each way is tried at every probe."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -64,7 +63,7 @@ def _made(probe: Probe, convention: Convention, way: Counted) -> dict[str, Array
 
     def loss(x: Array, y: Array, log_scale: Array, bias: Array) -> LossAndGrads:
         bias = bias if objective.bias else 0 * bias
-        found = partial(weighted_loss, positive=positive, negative=negative)(x, y, log_scale, bias)
+        found = weighted_loss(x, y, log_scale, bias, positive=positive, negative=negative)
         return LossAndGrads(*(share * value for value in found))
 
     given = as_given(loss, convention.normalises, convention.linear)

@@ -90,11 +90,11 @@ def search(
     for edits in fitting(known, program, screen, whole, factors, pairs):
         with program(edits) as spec:
             found = numbers(spec)
-        same = next((group for known, group in groups if _same(known, found)), None)
-        if same is None:
+        its = next((group for known, group in groups if same(known, found)), None)
+        if its is None:
             groups.append((found, [edits]))
         else:
-            same.append(edits)
+            its.append(edits)
     if not groups:
         return None
     first, *others = [sorted(group, key=_length) for _, group in groups]
@@ -184,7 +184,8 @@ def _gain(before: Sequence[float], after: Sequence[float]) -> float:
     return float(np.sum(gains)) if np.isfinite(gains).all() else 0.0
 
 
-def _same(one: Array, other: Array) -> bool:
+def same(one: Array, other: Array) -> bool:
+    """Whether two predictions are one, to rounding in float64."""
     if one.shape != other.shape:
         return False
     return bool(np.max(np.abs(one - other), initial=0.0) <= _ALIKE * np.max(np.abs(one), initial=0.0))

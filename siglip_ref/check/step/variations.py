@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from siglip_ref.architecture.params import Params
+from siglip_ref.check.engine.edits import same
 from siglip_ref.check.engine.seen import Seen, is_wrong
 from siglip_ref.check.step.judge import Judged, Moves, Plan, judge, predict
 from siglip_ref.check.step.order import SPLITS
@@ -22,7 +23,6 @@ from siglip_ref.report.edits import DERIVED
 
 NO_CLIP = "clip-missing"
 _FILE = "model/optim.py"
-_ALIKE = 1e-9  # relative: predictions so near are one
 _MOST = 0.9  # of a tensor's numbers; those that are left lie where rounding decides
 _FEW = 2  # that may do so in small tensors
 _LISTED = 4
@@ -118,14 +118,14 @@ def _clips(taken: Sequence[Taken], plan: Plan) -> Iterator[Variation]:
     yield made("gradients that are not clipped", _CLIPPED, "kept", NO_CLIP)
     bounded = _CLIPPED.replace("factor * g", "np.clip(g, -max_norm, max_norm)")
     yield made("each number of the gradients cut to -max_norm .. max_norm, not their length", _CLIPPED, bounded)
-    for whose, same, id in (
+    for whose, alike, id in (
         ("each tensor", "n == name", "grad-clip-per-tensor"),
         ("each tower", "n.partition('/')[0] == name.partition('/')[0]", DERIVED),
         ("each tower and log_scale with bias", "('/' in n and n[0]) == ('/' in name and name[0])", DERIVED),
         ("kernels and all others", "kernels(n) == kernels(name)", DERIVED),
     ):
         what = f"{whose} clipped by a length of their own" if " and " in whose else f"{whose} clipped by its own length"
-        yield made(what, _CLIPPED, _CLIPPED.replace("factor", _OWN.format(same)), id)
+        yield made(what, _CLIPPED, _CLIPPED.replace("factor", _OWN.format(alike)), id)
     most, total = "max(np.abs(g).max() for g in kept.values())", "sum(np.abs(g).sum() for g in kept.values())"
     yield made("a clip by the largest number in place of the length", _LENGTH, _LENGTH.replace("norm(kept)", most))
     yield made("a clip by the sum of all sizes in place of the length", _LENGTH, _LENGTH.replace("norm(kept)", total))
@@ -266,7 +266,7 @@ def _near(seen: Seen, moves: Moves) -> bool:
 
 
 def _same(one: Moves, other: Moves) -> bool:
-    return all(np.max(np.abs(one[key] - other[key])) <= _ALIKE * np.max(np.abs(one[key])) for key in one)
+    return all(same(one[key], other[key]) for key in one)
 
 
 def _round_of(value: float) -> str:
