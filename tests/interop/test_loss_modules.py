@@ -1,0 +1,47 @@
+"""Modules with parameters of their own: each is judged at what it holds."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+import siglip_ref as sr
+
+
+class Own(torch.nn.Module):
+    """As most people write it."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...] = (), bias: bool = True, detached: bool = False) -> None:
+        super().__init__()
+        self.kind, self.detached = kind, detached
+        self.temp = torch.nn.Parameter(torch.full(shape, 2.0))
+        self.b = torch.nn.Parameter(torch.full(shape, -10.0)) if bias else None
+
+    def forward(self, image: Any, text: Any) -> Any:
+        temp = self.temp.detach() if self.detached else self.temp
+        scale = {"log_scale": temp.exp(), "scale": temp, "temperature": 1 / temp}[self.kind]
+        logits = scale * image @ text.T + (self.b if self.b is not None else 0)
+        loss = -F.logsigmoid((2 * torch.eye(len(image), dtype=image.dtype) - 1) * logits).sum() / len(image)
+        return {"accuracy": logits.max(), "contrastive_loss": loss} if self.kind == "scale" else (loss, logits)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("kind", ["log_scale", "scale", "temperature"])
+def test_modules_with_parameters_of_their_own(kind: str, shape: tuple[int, ...]) -> None:
+    module = Own(kind, shape)
+    report = sr.check_loss(module, parameters={"temp": kind, "b": "bias"})
+    assert report.passed, report
+    assert module.temp.grad is None and module.temp.item() == 2.0
+    frozen = sr.check_loss(Own(kind, shape, detached=True), parameters={"temp": kind, "b": "bias"})
+    assert [finding.id for finding in frozen.findings] == ["no-gradient-arrives"]
+
+
+def test_a_module_without_bias() -> None:
+    assert sr.check_loss(Own("log_scale", bias=False), parameters={"temp": "log_scale"}).passed
+
+
+@pytest.mark.parametrize("parameters", [{"tmp": "log_scale"}, {"temp": "tau"}, {"b": "bias"}])
+def test_the_refusal_lists_the_modules_parameters(parameters: dict[str, str]) -> None:
+    with pytest.raises(sr.UsageError, match=r"temp \[\], b \[\]"):
+        sr.check_loss(Own("log_scale"), parameters=parameters)
