@@ -18,7 +18,7 @@ BUDGETS = (
     ("engine", ("check/engine",), 1_535),
     ("call", ("check/call",), 1_040),
     ("diagnosis", ("check/diagnosis",), 3_690),
-    ("check loss", ("check/loss",), 1_452),
+    ("check loss", ("check/loss",), 1_470),
     ("check ranks", ("check/ranks",), 1_235),
     ("check model", ("check/model",), 3_600),
     ("check step", ("check/step",), 1_320),

@@ -16,13 +16,15 @@ Loss = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Library:
-    """The two frameworks, by the functions that a loss needs. several : every row k times, side by side."""
+    """The two frameworks, by the functions that a loss needs. several : every row k times, side by side; product : of
+    images and texts, all pairs."""
 
     logsigmoid: Loss
     exp: Loss
     eye: Loss
     number: Loss
     several: Loss
+    product: Loss = lambda x, y: x @ y.T
 
 
 TORCH = Library(
@@ -42,7 +44,7 @@ JAX = Library(
 
 
 def logits_of(at: Library, x: Any, y: Any, s: Any, b: Any = 0.0) -> Any:
-    return at.exp(s) * (x @ y.T) + b
+    return at.exp(s) * at.product(x, y) + b
 
 
 def soft(at: Library, logits: Any, labels: Any, weights: Any = 1.0) -> Any:

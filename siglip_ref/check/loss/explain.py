@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.call.contract_clauses import CLAUSES
-from siglip_ref.check.call.frameworks import Inputs, Outcome
+from siglip_ref.check.call.frameworks import Inputs, Outcome, Setting
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects_of
-from siglip_ref.check.diagnosis.product_findings import declared_otherwise, declaring, product_findings
+from siglip_ref.check.diagnosis.product_findings import DECLARED, declared_otherwise, declaring, product_findings
 from siglip_ref.check.diagnosis.products import Part, rounded_products
 from siglip_ref.check.engine.expected.expected import Convention, judge, truth
 from siglip_ref.check.engine.expected.probes import Probe
@@ -27,8 +27,9 @@ from siglip_ref.mistakes import CATALOGUE, Mistake, suspects
 from siglip_ref.report.data import Finding
 
 if TYPE_CHECKING:
-    from siglip_ref.check.loss.subject import ComparedLoss, LossSubject, Refusal
+    from siglip_ref.check.loss.subject import Called, ComparedLoss, LossSubject, Refusal
 
+_ROUNDING = 2.0**14  # times what is allowed in float32, beyond which no rounding to 8 bits throws a number
 UNSTABLE = {"log-of-sigmoid", "log-one-plus-exp"}  # of which a hint knows one, and the reference both
 EXCHANGED = "scale-and-bias-exchanged"
 
@@ -43,14 +44,37 @@ def explained(subject: "LossSubject", compared: "ComparedLoss") -> "Answer[Compa
     findings = [*of_refused_values(compared), *_of_the_contract(compared), *compared.registered.findings]
     of_plain, parts = _of_plain_calls(subject, compared)
     findings += of_plain + large_findings(compared)
-    argument = declaring(parts, compared.setting.dtype)
+    argument = declaring(parts, compared.setting.dtype) or _bearing_out(compared, findings)
     if argument:
         again = replace(subject, setting=replace(subject.setting, products=argument), costs=[])
         other = again.compare()
         if again.judge(other).verdict == "PASS" and not any(True for _ in again.others(other)):
             declared = declared_otherwise(argument, subject.setting.dtype)
-            return Answer([declared, *findings], "OTHER CONVENTION", other)
+            known = [finding for finding in findings if finding.id != "unknown"]
+            return Answer([declared, *known], "OTHER CONVENTION", other)
     return Answer(findings)
+
+
+def _bearing_out(compared: "ComparedLoss", findings: Sequence[Finding]) -> str:
+    """Of a loss that is not SigLIP's own, whose products nobody takes apart: the argument products= under which its
+    plain calls are right; empty if there is none."""
+    setting, convention = compared.setting, compared.convention
+    if convention.objective.plain or setting.dtype != "float32" or setting.products or not _no_name(findings):
+        return ""
+    calls = compared.plain.values()
+    if any(not row.excess <= _ROUNDING for one in calls for row in judge(one.outcome, one.right, "")):
+        return ""
+    settings = (replace(setting, products=argument) for argument in DECLARED)
+    return next((at.products for at in settings if all(_is_right(one, convention, at) for one in calls)), "")
+
+
+def _is_right(one: "Called", convention: Convention, setting: Setting) -> bool:
+    rows = judge(one.outcome, truth(one.probe, convention, setting), "")
+    return all(row.verdict != "FAIL" for row in rows)
+
+
+def _no_name(findings: Sequence[Finding]) -> bool:
+    return all(finding.id == "unknown" for finding in findings)
 
 
 # --- what calls show by themselves
