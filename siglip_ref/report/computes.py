@@ -148,8 +148,7 @@ def formula_in_words(formula: "Formula") -> str:
         notes.append(f"z = {-first.sign} on the diagonal, {first.sign} elsewhere")
     else:
         parts += [_term(term, formula.linear, place) for term in terms for place in range(len(term.weights))]
-    for one in formula.coupled:
-        parts.append(f"{_before(one.weight)}sum of {_COUPLED[one.kind].format(_share(one))}")
+    parts += [_coupled(one) for one in formula.coupled]
     if formula.coupled:
         notes.append(f"logit_ij = {logit_in_words(formula.coupled[0].logit, formula.linear)}")
     parts += [f"{_before(form)}{_names(name, formula.linear)}" for name, form in formula.extra]
@@ -203,6 +202,7 @@ def logit_in_words(logit: "Logit", linear: bool) -> str:
     scale, offset = expression_in_words(logit.scale, linear), expression_in_words(logit.offset, linear)
     product = similarity if scale == "1" else f"({scale}) {similarity}" if " + " in scale else f"{scale} {similarity}"
     inner = product if offset == "0" else f"{product} + {offset}".replace("+ -", "- ")
+    inner += f", and {expression_in_words(logit.own, linear)} more where i = j" if logit.own.parts else ""
     return inner if logit.cap.name == "identity" else _of(logit.cap, inner)
 
 
@@ -250,6 +250,10 @@ def _before(form: "OfPairs") -> str:
 def where_in_words(where: "Where") -> str:
     """i != j; what has no formula by its name."""
     return " and ".join(_SETS.get(name, name.replace("not ", "outside ")) for name in where.names)
+
+
+def _coupled(one: "Coupled") -> str:
+    return f"{_before(one.weight)}sum of {_COUPLED[one.kind].format(_share(one))}"
 
 
 def _share(one: "Coupled") -> str:
@@ -315,8 +319,8 @@ def difference_in_words(one: "Difference", linear: bool = False) -> str:
 def _difference(one: "Difference", linear: bool) -> str:
     got: Any = one.got
     right: Any = one.right
-    if one.place in ("scale", "offset"):
-        name = {"scale": "similarities are multiplied by", "offset": "what is added to them is"}[one.place]
+    if one.place in _NUMBERS:
+        name = _NUMBERS[one.place]
         return f"{name} {expression_in_words(got, linear)}, not {expression_in_words(right, linear)}"
     if one.place == "extra":
         return f"{_before(got[1])}{_names(got[0], linear)} is added to the loss"
@@ -325,6 +329,13 @@ def _difference(one: "Difference", linear: bool) -> str:
     if one.place == "labels":
         return _LABELS[got].format(one.of)
     return _PLACES[one.place](got, right)
+
+
+_NUMBERS = {
+    "scale": "similarities are multiplied by",
+    "offset": "what is added to them is",
+    "own": "what is added to the logits of own pairs, i = j, is",
+}
 
 
 def _rules(got: Any, right: Any) -> str:
@@ -346,6 +357,11 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
     "cap": _shapes,
     "backward": lambda got, right: backward_in_words(got),
     "coupled": lambda got, right: "pairs are not summed one by one",
+    "terms": lambda got, right: "pairs are summed one by one, without a softmax",
+    "directions": lambda got, right: f"what is summed is {' + '.join(map(_coupled, got))}",
+    "smoothing": lambda got, right: (
+        f"labels are smoothed: {number(1 - got)} + {number(got)}/B where i = j, {number(got)}/B elsewhere"
+    ),
     "kept": lambda got, right: f"{_kept(got)}, the value is not",
     "scalars": lambda got, right: _SCALARS.format(got),
     "unstable": lambda got, right: f"a logarithm of {got}, which is not finite where that leaves its range",

@@ -34,8 +34,6 @@ class Counted(NamedTuple):
 
 def declared_in_words(objective: "Objective") -> str:
     """The formula of what was declared."""
-    if objective.kind == "softmax":
-        return "1/(2 B) sum_i (cross-entropy of row i + cross-entropy of column i of the logits exp(log_scale) sim_ij)"
     logit = "exp(log_scale) sim_ij" + " + bias" * objective.bias
     share = {"batch": "1/B", "mean": "1/B^2" if objective.per_image == 1 else "1/(B M)"}[objective.reduction]
     weights = _WEIGHTS[objective.weights] if isinstance(objective.weights, str) else ""

@@ -27,6 +27,8 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
     """One line; what is said of the difference itself where no line of code would do. declared : a variant is meant, of
     which SigLIP's own weights, labels and divisor are no repair"""
     got: Any = one.got
+    if one.of == "softmax":
+        return _OF_SOFTMAX[one.place]
     if declared and one.place in ("weights", "function", "reduction"):
         return "make it what was declared, or declare what it is"
     if one.place in _BY_PLACE:
@@ -42,6 +44,14 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
     return _backward(got)
 
 
+_OF_SOFTMAX = {
+    "scale": "multiply the similarities by the scale, once",
+    "offset": "add nothing to the similarities",
+    "own": "take the margin off: the logits of own pairs are as all others",
+    "terms": "cross_entropy of the rows and of the columns of the logits",
+    "directions": "(cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2, each the mean over its rows",
+    "smoothing": "cross_entropy without label_smoothing",
+}
 _BY_PLACE = {
     "weights": "sum over every pair once: labels * logits of the whole B x B matrix; if pairs are meant to weigh "
     'otherwise, check_loss(fn, weights=(3.0, 1.0)), or positives="ids"',

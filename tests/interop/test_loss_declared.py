@@ -131,7 +131,10 @@ def test_what_a_right_one_computes_is_said_where_it_is_asked_for(name: str) -> N
     fn, declared = VARIANTS.get(name, (None, {"loss": "softmax"}))
     right = partial(fn, TORCH, wrong=False) if fn else clip
     said = sr.check_loss(right, "torch", explain=True, **declared).computes
-    assert said[0].startswith("your loss: 1/") and said[1] == "that is what was declared"
+    assert (
+        said[0].startswith("your loss: 0.5/B sum" if name == "softmax" else "your loss: 1/")
+        and said[1] == "that is what was declared"
+    )
     assert not sr.check_loss(right, "torch", **declared).computes
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from siglip_ref.check.call.frameworks import ARGUMENTS, Inputs, Outcome, Setting
 from siglip_ref.check.diagnosis.counted import counted_otherwise
 from siglip_ref.check.diagnosis.derive.derive import confirmed, derive
-from siglip_ref.check.diagnosis.derive.formula import Derived, Measured, Rows, siglip
+from siglip_ref.check.diagnosis.derive.formula import Derived, Measured, Rows, clip, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
 from siglip_ref.check.diagnosis.derive.proof import Held, precision
 from siglip_ref.check.engine.expected.convention import Objective
@@ -58,7 +58,7 @@ def _tell_how_pairs_count(loss: "LossSubject", compared: "ComparedLoss", report:
     objective = compared.convention.objective
     if report.verdict == "PASS" and loss.says_more:
         report.computes = [f"your loss: {declared_in_words(objective)}", "that is what was declared"]
-    if report.verdict != "FAIL" or objective.kind == "softmax":
+    if report.verdict != "FAIL":
         return
     seen = [one for label, call in compared.plain.items() for one in seen_of(label, call.outcome, call.right)]
     probes = {label: call.probe for label, call in compared.plain.items()}
@@ -78,7 +78,7 @@ def _tell_how_pairs_count(loss: "LossSubject", compared: "ComparedLoss", report:
 def _is_known(objective: Objective) -> bool:
     """Whether the experiments, which choose embeddings, scale and bias, can tell it: nothing else is given to fn, and
     pairs do not share their sum; smoothed labels are told of pairs that weigh alike."""
-    alone = not objective.extras and objective.kind == "sigmoid" and objective.per_image == 1
+    alone = not objective.extras and objective.per_image == 1
     alone &= objective.positives == "own"
     return alone and (objective.weights is None or not objective.smoothing)
 
@@ -112,7 +112,9 @@ def _derived(loss: "LossSubject", compared: "ComparedLoss", wrong: bool) -> Deri
         rows = Rows("unit + eps", 1e-8)
     declared, power = convention.objective, -1.0 if convention.objective.reduction == "batch" else -2.0
     weights = declared.weights if isinstance(declared.weights, tuple) else (1.0, 1.0)
-    right = siglip(convention.scale == "linear", rows, declared.bias, weights, power, declared.smoothing)
+    linear = convention.scale == "linear"
+    right = siglip(linear, rows, declared.bias, weights, power, declared.smoothing)
+    right = clip(linear, rows) if declared.kind == "softmax" else right
     probe = next((one.probe for one in compared.plain.values() if one.probe.shape[0] > 1), None)
     if probe is None:
         return Derived(None, False, measured=(Measured("raises"),))

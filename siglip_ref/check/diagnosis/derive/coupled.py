@@ -1,12 +1,13 @@
 """Parts of a loss that whole rows or columns of logits share: softmax, the hardest negatives, margins between pairs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.derive.formula import Coupled, Logit
+from siglip_ref.check.diagnosis.derive.formula import NOTHING, Coupled, Logit
 from siglip_ref.check.diagnosis.derive.instrument import Subject, drawn
-from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of
+from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 
@@ -135,9 +136,8 @@ def coupled(subject: Subject, pairs: int) -> tuple[Coupled, ...] | None:
     The value is a sum of multiples of these functions: least squares over random similarities say which.
     """
     data = _data(subject, pairs, _RANDOM)
-    for scale, offset in _logits():
-        logit = Logit(Number(scale), Number(offset))
-        for more in ([], *([one] for one in _SINGLE)):
+    for logit in _logits(subject, pairs):
+        for more in ([], *([one] for one in _SINGLE if not logit.own.parts)):
             names = [(name, 0.0) for name in _SUMS] + more
             factors = _factors(subject, data, logit, names)
             if factors is None:
@@ -163,13 +163,35 @@ def _data(subject: Subject, pairs: int, count: int) -> list[Datum]:
     return found
 
 
-def _logits() -> Iterator[tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]]:
-    for scale in ("exp(s)", "s", "exp(-s)", "1/s"):
-        for offset in ((), (("b", 1.0),)):
-            yield ((scale, 1.0),), offset
-    for factor in (1 / 0.07, 1.0, 10.0, 20.0, 100.0):
-        for offset in ((), (("b", 1.0),)):
-            yield (("1", factor),), offset
+def _logits(subject: Subject, pairs: int) -> Iterator[Logit]:
+    functions = (("exp(s)", 1.0), ("s", 1.0), ("exp(2 s)", 1.0), ("s^2", 1.0), ("exp(-s)", 1.0), ("1/s", 1.0))
+    for scale in (*functions, *(("1", factor) for factor in (1 / 0.07, 1.0, 10.0, 20.0, 100.0))):
+        plain = Logit(Number((scale,)), NOTHING)
+        yield plain
+        yield replace(plain, offset=Number((("b", 1.0),)))
+        own = _own(subject, pairs, scale)
+        if own is not None:
+            yield replace(plain, own=own)
+
+
+def _own(subject: Subject, pairs: int, scale: tuple[str, float]) -> Number | None:
+    """What a softmax adds to the logits of own pairs alone, a number or a multiple of the scale; None: nothing.
+
+    Where own pairs are far below the others, the value is a multiple of log(B - 1) - logit.
+    """
+    found = []
+    for log_scale in (5.0, 4.6):
+        s = subject.number(subject.given(log_scale))
+        steep = Number((scale,))(s, 0.0, pairs)
+        low, high = (np.float64(subject.value(place * np.eye(pairs), s, 0.0)) for place in (-0.875, -0.5))
+        with np.errstate(all="ignore"):
+            own = np.log(pairs - 1) + 0.875 * steep - low * 0.375 * steep / (low - high)
+        found.append((own, own / steep))
+    near = 1e-7 if subject.noise < 1e-12 else 1e-3
+    for name, (one, other) in zip(("1", scale[0]), zip(*found, strict=True), strict=True):
+        if np.isfinite(one) and abs(one) > near and abs(one - other) <= near * abs(one):
+            return Number(((name, simple(one, near)),))
+    return None
 
 
 def _factors(
@@ -196,7 +218,8 @@ def _factors(
 
 def _columns_of(datum: Datum, logit: Logit, names: Sequence[tuple[str, float]]) -> list[float]:
     similarity, s, b, _ = datum
-    z = logit.scale(s, b, len(similarity)) * similarity + logit.offset(s, b, len(similarity))
+    pairs = len(similarity)
+    z = logit.scale(s, b, pairs) * similarity + logit.offset(s, b, pairs) + logit.own(s, b, pairs) * np.eye(pairs)
     return [COUPLED[name](z, number)[0] for name, number in names]
 
 

@@ -16,7 +16,7 @@ _GUARD = 1e-6  # beside a length
 def differences(formula: Formula, right: Formula) -> list[Changed]:
     """All of them; empty for the right one: SigLIP's own, or what was declared."""
     found = list(_coupled(formula, right))
-    if not formula.coupled:
+    if not formula.coupled and right.terms:
         found += [*_labels(formula, right)]
         for place in ("function", "scale", "offset", "similarity", "cap"):
             found += _of_terms(formula, right, place)
@@ -25,6 +25,9 @@ def differences(formula: Formula, right: Formula) -> list[Changed]:
 
 
 def _coupled(formula: Formula, right: Formula) -> Iterator[Changed]:
+    if right.coupled:
+        yield from _of_softmax(formula, right)
+        return
     if not formula.coupled:
         return
     kinds = {(one.kind, one.weight) for one in formula.coupled}
@@ -33,6 +36,31 @@ def _coupled(formula: Formula, right: Formula) -> Iterator[Changed]:
     ids = ("softmax-loss",) if clip else ()
     without = replace(formula, terms=right.terms, coupled=())
     yield Difference("coupled", "both", formula.coupled, right.terms, ids), without
+
+
+def _of_softmax(formula: Formula, right: Formula) -> Iterator[Changed]:
+    """Of a loss that should be CLIP's."""
+    if not formula.coupled:
+        yield Difference("terms", "softmax", formula.terms, ()), replace(formula, terms=(), coupled=right.coupled)
+        return
+    logit, wanted = formula.coupled[0].logit, right.coupled[0].logit
+    for place in ("scale", "offset", "own"):
+        got, meant = getattr(logit, place), getattr(wanted, place)
+        if got != meant:
+            plain = replace(logit, **{place: meant})
+            parts = tuple(replace(one, logit=plain) for one in formula.coupled)
+            yield Difference(place, "softmax", got, meant), replace(formula, coupled=parts)
+    parts = tuple(replace(one, logit=logit) for one in right.coupled)
+    if parts == formula.coupled:
+        return
+    weights = {one.kind: one.weight for one in formula.coupled}
+    smoothed, both = weights.pop("diagonal logits", OfPairs()), weights.pop("all logits", OfPairs())
+    if weights == {one.kind: one.weight for one in parts} and smoothed == replace(
+        both, factor=-both.factor, power=-1.0
+    ):
+        yield Difference("smoothing", "softmax", smoothed.factor, 0.0), replace(formula, coupled=parts)
+    else:
+        yield Difference("directions", "softmax", formula.coupled, parts), replace(formula, coupled=parts)
 
 
 # --- labels and weights
@@ -192,7 +220,7 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
     if formula.unstable:
         of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
         plain = replace(formula, unstable="")
-        yield Difference("unstable", "both", formula.unstable, right.terms[0].function, of_exp), plain
+        yield Difference("unstable", "both", formula.unstable, "", of_exp), plain
     if formula.scalars:
         yield Difference("scalars", "both", formula.scalars, ""), replace(formula, scalars="")
     if formula.kept:

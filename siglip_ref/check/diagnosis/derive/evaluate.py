@@ -137,7 +137,8 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
 
 def _logits(logit: Logit, similarity: Array, s: float, b: float, pairs: int) -> tuple[Array, Array, Array]:
     """Logits, what they are before the cap, and the cap's slope."""
-    inner = logit.scale(s, b, pairs) * logit.similarity(similarity) + logit.offset(s, b, pairs)
+    own = logit.own(s, b, pairs) * np.eye(pairs)
+    inner = logit.scale(s, b, pairs) * logit.similarity(similarity) + logit.offset(s, b, pairs) + own
     if logit.cap.name == "identity":
         return inner, inner, np.ones_like(inner)
     return logit.cap(inner), inner, logit.cap.slope(inner)
@@ -158,16 +159,16 @@ def _add(
     pairs = len(similarity)
     scale = logit.scale(s, b, pairs)
     by_s, by_b = logit.scale.slopes(s, b, pairs)
-    o_s, o_b = logit.offset.slopes(s, b, pairs)
+    (o_s, o_b), m_s = logit.offset.slopes(s, b, pairs), logit.own.slopes(s, b, pairs)[0]
     h = logit.similarity(similarity)
     found.value += float(values.sum())
     by_similarity = slopes * scale * logit.similarity.slope(similarity)
     found.slopes = found.slopes + np.where(slopes == 0, 0.0, by_similarity)
-    of_scale, of_bias = slopes * (by_s * h + o_s), slopes * (by_b * h + o_b)
+    of_scale, of_bias = slopes * (by_s * h + o_s + m_s * np.eye(pairs)), slopes * (by_b * h + o_b)
     found.scale_pairs, found.bias_pairs = found.scale_pairs + of_scale, found.bias_pairs + of_bias
     found.of_scale += float(of_scale.sum())
     found.of_bias += float(of_bias.sum())
-    reach = abs(scale) + abs(logit.offset(s, b, pairs)) + 1
+    reach = abs(scale) + abs(logit.offset(s, b, pairs)) + abs(logit.own(s, b, pairs)) + 1
     # what rounding of a logit moves, and what is lost where a sigmoid is near 1
     moved = np.abs(slopes) * reach + weights
     # a logarithm of a sigmoid that is nearly 1 is off by what rounds 1

@@ -9,6 +9,7 @@ from siglip_ref.check.diagnosis.derive.shapes import Number, Shape
 IDENTITY = Shape("identity")
 SOFTPLUS = Shape("softplus")
 ONE = Number((("1", 1.0),))
+NOTHING = Number()
 KEPT = ("texts", "images", "images and texts", "logits")
 BOTH = Shape("softplus + linear", (0.5,))
 
@@ -27,12 +28,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Logit:
-    """cap(scale * similarity(image . text) + offset)."""
+    """cap(scale * similarity(image . text) + offset); own: what is added where i = j alone."""
 
     scale: Number
     offset: Number
     similarity: Shape = IDENTITY
     cap: Shape = IDENTITY
+    own: Number = NOTHING
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ class Difference:
     """One thing that is not SigLIP's.
 
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
-        and "cap" (Shape), "scale" and "offset" (Number), "rows" (Rows), "extra", "coupled", "unstable", "backward",
-        "kept" (Kept), "scalars"
-    of : which of several: "positives", "negatives", "both", or a tensor
+        and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
+        "backward", "kept" (Kept), "scalars"; of CLIP's loss "directions", "terms", "smoothing" (a number)
+    of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
     got, right : values of the formula
     ids : entries of the catalogue that it is
     """
@@ -177,6 +179,13 @@ def siglip(
     function = Shape("softplus + linear", (smoothing / 2,)) if smoothing else SOFTPLUS
     terms = (Term(((DIAGONAL, own),), function, -1, logit), Term(((OTHERS, other),), function, 1, logit))
     return Formula(terms, image_rows=rows, text_rows=rows, linear=linear)
+
+
+def clip(linear: bool = False, rows: Rows = Rows()) -> Formula:
+    """The softmax loss: half of each direction's mean."""
+    logit = Logit(Number((("s" if linear else "exp(s)", 1.0),)), NOTHING)
+    both = tuple(Coupled(f"softmax, {side}", OfPairs(0.5, -1.0), logit) for side in ("rows", "columns"))
+    return Formula((), both, image_rows=rows, text_rows=rows, linear=linear)
 
 
 def told_apart(terms: Sequence[Term]) -> tuple[Term, ...]:
