@@ -10,6 +10,7 @@ import torch
 from declared_losses import JAX, TORCH, VARIANTS, objective_of
 
 import siglip_ref as sr
+from siglip_ref.check.call import resources
 from siglip_ref.check.call.frameworks import Setting
 from siglip_ref.check.engine.expected.captions import with_captions
 from siglip_ref.check.engine.expected.convention import Objective, as_given
@@ -102,3 +103,33 @@ def test_variants_at_a_real_size(name: str, library: str) -> None:
     )
     assert report.passed and "4,100 pairs" in report.notes[0], report
     assert report.smallest_tolerance < 3
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("ids", "float64"), ("pairs", "float32"), ("rows", "bfloat16"), ("columns", "float16")]
+)
+def test_a_tile_that_is_dropped_at_a_real_size_fails(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "SECONDS", 1e9)  # however busy the machine is
+    fn, declared = VARIANTS[name]
+
+    def dropped(x: Any, *others: Any) -> Any:
+        return fn(TORCH, torch.cat([x[:1024], x[1024:].detach()]), *others, False)
+
+    right = sr.check_loss(partial(fn, TORCH, wrong=False), "torch", dtype, size="real", **declared)
+    assert right.passed and right.smallest_tolerance < 3 and "4,100 pairs" in right.notes[0], right
+    report = sr.check_loss(dropped, "torch", dtype, size="real", **declared)
+    assert report.verdict == "FAIL" and "beyond-a-tile" in [finding.id for finding in report.findings], report
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "dtype"), [("ids", "float64"), ("pairs", "float32")])
+def test_a_mean_over_one_pair_more_at_a_real_size_fails(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "SECONDS", 1e9)  # however busy the machine is
+    fn, declared = VARIANTS[name]
+
+    def mean(x: Any, *others: Any) -> Any:
+        return fn(TORCH, x, *others, False) * (len(x) / (len(x) + 1) if len(x) > 1200 else 1)
+
+    report = sr.check_loss(mean, "torch", dtype, size="real", **declared)
+    assert report.verdict == "FAIL" and "beyond-a-tile" in [finding.id for finding in report.findings], report
