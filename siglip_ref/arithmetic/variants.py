@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from siglip_ref.arithmetic.rounded import ACCUMULATOR, Format, Rounded, cast
+from siglip_ref.arithmetic.rounded import ACCUMULATOR, FORMATS, Format, Rounded, cast
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, number, sigmoid, softplus
 from siglip_ref.ops.pair_block import LossAndGrads
@@ -143,7 +143,8 @@ def softmax_loss(
     Parameters
     ----------
     positives : "signed", the logarithm of each softmax first, as cross-entropy does; "subtracted", each logit from its
-        logarithm of a sum; "apart", the mean of logits from the mean of those
+        logarithm of a sum; "apart", the mean of logits from the mean of those, and the logits of the gradient
+        computed anew, see `logits_twice`
     scale_first : the scale multiplied into one side's embeddings, and the second direction a product of its own
     by_logarithm : the softmax as exp of its logarithm
     """
@@ -152,14 +153,12 @@ def softmax_loss(
         scale = np.exp(log_scale)
         pairs, similarity = len(x), x @ y.T
         own, share = np.eye(pairs, dtype=bool), number(1, similarity) / (2 * pairs)
-        of_rows = (scale * x) @ y.T if scale_first else scale * similarity
-        of_columns = (scale * y) @ x.T if scale_first else of_rows.T
         total, slopes = 0, []
-        for logits in (of_rows, of_columns):
-            logits = logits if bias is None else logits + bias
+        of_rows = logits_twice(positives, scale_first, x, y, scale, bias)
+        of_columns = logits_twice(positives, True, y, x, scale, bias) if scale_first else [one.T for one in of_rows]
+        for logits, anew in (of_rows, of_columns):
             top = logits.max(-1, keepdims=True)
-            weight = np.exp(logits - top)
-            sums = weight.sum(-1, keepdims=True)
+            sums = np.exp(logits - top).sum(-1, keepdims=True)
             of_sums = top + np.log(sums)
             logarithms = logits - of_sums if positives == "apart" else logits - top - np.log(sums)
             if positives == "signed":
@@ -168,7 +167,11 @@ def softmax_loss(
                 total = total + of_sums.sum() / pairs - logits[own].sum() / pairs
             else:
                 total = total + (of_sums[:, 0] - logits[own]).sum() / pairs
-            slopes.append(share * ((np.exp(logarithms) if by_logarithm else weight / sums) - own))
+            if not by_logarithm:
+                chance = np.exp(anew - top) / sums
+            else:
+                chance = np.exp(anew - of_sums if positives == "apart" else logarithms)
+            slopes.append(share * (chance - own))
         d_logits = slopes[0] + slopes[1].T
         if scale_first:
             d_x, d_y = scale * (d_logits @ y), d_logits.T @ (scale * x)
@@ -177,6 +180,27 @@ def softmax_loss(
         return total / 2, d_similarity @ y, d_similarity.T @ x, (d_similarity * similarity).sum()
 
     return loss
+
+
+def logits_twice(
+    positives: Positives, scale_first: bool, x: Array, y: Array, scale: Array, bias: Array | None
+) -> list[Array]:
+    """The logits of a softmax's sums, and those of its gradient.
+
+    A loss that keeps no (B, B) matrix computes them anew, by another product: what it subtracts then errs otherwise.
+    In 16 bits such a loss computes in float32 inside, and "apart" is there as the others.
+    """
+    own = _logits(scale_first, x, y, scale)
+    anew = _logits(not scale_first, x, y, scale) if positives == "apart" and not _in_16_bits(x) else own
+    return [own, anew] if bias is None else [own + bias, anew + bias]
+
+
+def _logits(scale_first: bool, x: Array, y: Array, scale: Array) -> Array:
+    return (scale * x) @ y.T if scale_first else scale * (x @ y.T)
+
+
+def _in_16_bits(x: Array) -> bool:
+    return isinstance(x, Rounded) and (x.rounding.product_in or x.rounding.format).bits < FORMATS["float32"].bits
 
 
 def _sigmoid_by_logarithm(logits: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting
-from siglip_ref.check.engine.expected.convention import Objective
+from siglip_ref.check.engine.expected.convention import LossKind, Objective
 from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report
@@ -21,6 +21,10 @@ _THRESHOLD = (
     "errors of 1e-9 and less, and only where logits exceed 20: Torch's softplus returns its input there; "
     "float32 does not see it"
 )
+_STABLE = {
+    "sigmoid": "-logsigmoid(x) is max(-x, 0) + log1p(exp(-|x|)): that neither overflows nor takes log(0)",
+    "softmax": "log(sum(exp(l))) is m + log(sum(exp(l - m))), with m = max(l): that neither overflows nor takes log(0)",
+}
 _FOUND = " (found; write it down to declare it)"
 _NORM = {"none": "x / |x|", "additive": "x / (|x| + 1e-8)", "clamp": "x / max(|x|, 1e-12)"}
 
@@ -101,18 +105,19 @@ def hints(compared: "ComparedLoss") -> list[Finding]:
     steep = {label for label, one in compared.plain.items() if one.probe.steep}
     in_float64 = compared.setting.dtype == "float64"
     # sigmoid and softplus differ from 1 and the identity by exp(-20) = 2e-9 there
-    if wrong and in_float64 and all(row.error < 1e-8 and row.probe in steep for row in wrong):
+    kind = compared.convention.objective.kind
+    if kind == "sigmoid" and wrong and in_float64 and all(row.error < 1e-8 and row.probe in steep for row in wrong):
         return [Finding("softplus-threshold", "", "", _THRESHOLD, "F.softplus(x, threshold=50), or -F.logsigmoid(-x)")]
     tensors: dict[tuple[str, str, str], list[str]] = {}
     for name in dict.fromkeys(row.name for row in wrong):
         rows = [row for row in wrong if row.name == name]
-        hint = _hint(rows, steep)
+        hint = _hint(rows, steep, kind)
         if hint:
             tensors.setdefault(hint, []).append(name if rows[0].kind == "value" else f"d {name}")
     return [Finding(id, names[0], "", f"{', '.join(names)}: {said}", how) for (id, said, how), names in tensors.items()]
 
 
-def _hint(rows: Sequence[Row], steep: set[str]) -> tuple[str, str, str] | None:
+def _hint(rows: Sequence[Row], steep: set[str], kind: LossKind) -> tuple[str, str, str] | None:
     """Id, evidence and repair, from all the wrong rows of one tensor."""
     finite = [row for row in rows if row.trouble != "not finite"]
     if any(row.trouble == "modified" for row in rows):
@@ -123,10 +128,9 @@ def _hint(rows: Sequence[Row], steep: set[str]) -> tuple[str, str, str] | None:
         )
     if not finite:
         seen = ", ".join(row.probe for row in rows[:3])
-        stable = "-logsigmoid(x) is max(-x, 0) + log1p(exp(-|x|)): that neither overflows nor takes log(0)"
         # finite wherever logits are moderate: the formula is right, its evaluation is not
-        name = "log-of-sigmoid" if all(row.probe in steep for row in rows) else "unknown"
-        return name, f"NaN or infinite at {seen}, where the reference is finite", stable
+        name = "log-of-sigmoid" if kind == "sigmoid" and all(row.probe in steep for row in rows) else "unknown"
+        return name, f"NaN or infinite at {seen}, where the reference is finite", _STABLE[kind]
     return None
 
 

@@ -1,10 +1,11 @@
 """Which noise of losses ships, and how its table is measured, renewed and verified: behind `siglip-ref noise`.
 
 Shipped is what a check asks for again and again: every standard probe, and every larger batch, under every convention,
-in every regime; in 16 bits not the largest.
+in every regime; in 16 bits not the largest. So are the probes of losses over ranks, and those at the multiples that
+kernels want; the noise of these is what would be measured if it did not ship.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -18,10 +19,11 @@ from siglip_ref.check.diagnosis.product_findings import DECLARED
 from siglip_ref.check.engine.expected.convention import SOFTMAX, Convention
 from siglip_ref.check.engine.expected.exact import exact_loss
 from siglip_ref.check.engine.expected.expected import CONVENTIONS, conventions_of, given_of, key_of, of_distinct
-from siglip_ref.check.engine.expected.probes import Probe, loss_probes, points_of
+from siglip_ref.check.engine.expected.probes import Dims, Point, Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import MIDDLE, REAL, Repeated, repeated_probe
 from siglip_ref.check.engine.expected.repeated_noise import distinct_noise
-from siglip_ref.check.engine.expected.tolerance import Given, measured_noise
+from siglip_ref.check.engine.expected.shards import sharded_probes
+from siglip_ref.check.engine.expected.tolerance import Given, is_quick, loss_noise, measured_noise
 from siglip_ref.noise.table import FACTOR, FILE, STEPS, Key, Table, encode, read, stamp, write
 from siglip_ref.ops.elementary import Array
 
@@ -37,6 +39,8 @@ SETTINGS = (
     *(Setting("float32", "float32", "cpu", False, products=products) for products in DECLARED),
 )
 SOFTMAX_SETTINGS = PLAIN  # of which the softmax loss ships, too
+WORLDS = (2, 3, 4)  # numbers of ranks
+MULTIPLES = (8, 16, 32, 64, 128)  # of the batch, and of the width
 SAMPLE = 40  # entries that are measured anew before all others are believed
 
 Codes = tuple[Array, int]  # see `encode`
@@ -45,11 +49,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """One entry: a probe in a setting, under a convention."""
+    """One entry: a probe in a setting, under a convention; standard: one that every check of a loss begins with."""
 
     probe: Probe
     setting: Setting
     convention: Convention
+    standard: bool = True
 
     @property
     def asked(self) -> tuple[Given, Array, Array, float, float]:
@@ -72,24 +77,46 @@ class Wanted:
         """Measured now."""
         exact = exact_loss(self.probe, self.convention)
         if isinstance(self.probe, Repeated):
-            found = distinct_noise(self.asked[0], self.probe)
+            quick = not self.standard and is_quick(self.asked[0], self.probe.shape[0])
+            found = distinct_noise(self.asked[0], self.probe, quick)
             return encode(found, of_distinct(exact, self.probe), self.setting.regime)
-        return encode(measured_noise(*self.asked, exact), exact, self.setting.regime)
+        noise = measured_noise if self.standard else loss_noise
+        return encode(noise(*self.asked, exact), exact, self.setting.regime)
 
 
 def wanted() -> dict[Key, Wanted]:
     """Everything that ships, each entry once."""
     found: dict[Key, Wanted] = {}
+    for entry in (*_standard(), *_over_ranks(), *_at_multiples()):
+        found.setdefault(entry.key, entry)
+    return found
+
+
+def _standard() -> Iterator[Wanted]:
     of_softmax = product(SOFTMAX_SETTINGS, conventions_of(SOFTMAX))
     for setting, convention in (*product(SETTINGS, CONVENTIONS), *of_softmax):
-        asked = None, setting.dtype, setting.scalar_dtype
-        standard, _ = loss_probes(convention.objective.points(points_of(convention.embeddings, setting.dtype)), *asked)
         # a real batch in 16 bits is asked for seldom, and takes twelve seconds for each of 48 entries
-        large = [repeated_probe(point, *asked) for point in (MIDDLE, REAL)[: 1 if setting.dtype in NARROW else 2]]
-        for probe in (*standard, *(one for one in large if one)):
-            entry = Wanted(probe, setting, convention)
-            found.setdefault(entry.key, entry)
-    return found
+        for probe in _probes(convention, setting, None, (MIDDLE, REAL)[: 1 if setting.dtype in NARROW else 2]):
+            yield Wanted(probe, setting, convention)
+
+
+def _over_ranks() -> Iterator[Wanted]:
+    conventions = (*CONVENTIONS, *conventions_of(SOFTMAX))
+    for setting, convention, world in product(PLAIN, conventions, WORLDS):
+        for one in sharded_probes(world, True, setting.dtype, setting.scalar_dtype):
+            yield Wanted(one.probe, setting, convention, standard=False)
+
+
+def _at_multiples() -> Iterator[Wanted]:
+    for setting, convention, batch, dim in product(PLAIN, CONVENTIONS, MULTIPLES, MULTIPLES):
+        for probe in _probes(convention, setting, {"batch": batch, "dim": dim}, (MIDDLE,)):
+            yield Wanted(probe, setting, convention, standard=False)
+
+
+def _probes(convention: Convention, setting: Setting, dims: Dims, large: Sequence[Point]) -> list[Probe]:
+    asked = dims, setting.dtype, setting.scalar_dtype
+    points = convention.objective.points(points_of(convention.embeddings, setting.dtype))
+    return loss_probes(points, *asked)[0] + [one for point in large if (one := repeated_probe(point, *asked))]
 
 
 def regenerate(

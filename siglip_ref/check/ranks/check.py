@@ -7,7 +7,8 @@ from siglip_ref.check.call.frameworks import Inputs, Setting, wanted
 from siglip_ref.check.call.target import called_by
 from siglip_ref.check.engine.expected.convention import LossKind, Objective
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
-from siglip_ref.check.engine.expected.probes import POINTS, Probe, make_probe
+from siglip_ref.check.engine.expected.probes import Probe
+from siglip_ref.check.engine.expected.shards import sharded_probes
 from siglip_ref.check.loss.arguments import declared_conventions, setting_of
 from siglip_ref.check.ranks.arguments import examined, given_a_bias
 from siglip_ref.check.ranks.judge import judge_ranks
@@ -16,12 +17,6 @@ from siglip_ref.check.ranks.observed import Observed, Reduce, Value
 from siglip_ref.check.ranks.processes import run_processes
 from siglip_ref.check.ranks.world import Ran, Split, Task
 from siglip_ref.report.data import Report
-
-# The points at which what ranks can do wrong shows: every term weighs, as fresh, as trained, and with sure logits.
-HUNTED = ("balanced", "init", "trained", "saturated, wrong")
-# and those at a number of pairs a rank that tiles divide, so that no tail is left; one has a scale of less than 1
-WHOLE, WHOLE_HUNTED = 32, ("balanced", "small scale")
-WIDTH = 14
 
 
 def check_ranks(
@@ -112,20 +107,16 @@ check_distributed_loss = check_ranks  # its name before
 def calls_of(
     world: int, unequal: bool, scales: Sequence[str], setting: Setting
 ) -> tuple[list[Split], list[tuple[str, Probe]]]:
-    """The collective calls of one world size, and of each the kind of scale and the probe: every point, for every kind
-    of scale that the function may want; pairs a rank and ranks are never equal. Numbers have the mantissas of the
-    dtype, so that what travels in fewer bits shows."""
-    each = 5 if world != 5 else 6
-    shapes = [(each,) * world] + ([tuple(each - 2 + (3 * rank) % 4 for rank in range(world))] if unequal else [])
+    """The collective calls of one world size, and of each the kind of scale and the probe: every probe, for every kind
+    of scale that the function may want."""
     splits, probes = [], []
-    for sizes, hunted in [*((sizes, HUNTED) for sizes in shapes), ((WHOLE,) * world, WHOLE_HUNTED)]:
-        for point in (point for point in POINTS if point.name in hunted):
-            probe = make_probe(point, (sum(sizes), WIDTH), setting.dtype, setting.scalar_dtype)
-            for kind in scales:
-                scale = probe.scale if kind == "linear" else probe.log_scale
-                label = f"{point.name} (W={world}, pairs {'+'.join(map(str, sizes))})"
-                splits.append(Split(label, Inputs(probe.image_embed, probe.text_embed, scale, probe.bias), sizes))
-                probes.append((kind, probe))
+    for one in sharded_probes(world, unequal, setting.dtype, setting.scalar_dtype):
+        for kind in scales:
+            probe = one.probe
+            scale = probe.scale if kind == "linear" else probe.log_scale
+            inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
+            splits.append(Split(one.label, inputs, one.sizes))
+            probes.append((kind, probe))
     return splits, probes
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from siglip_ref.arithmetic.variants import Variant, pair_block
-from siglip_ref.check.engine.expected.probes import ONE, Point
+from siglip_ref.check.engine.expected.probes import ONE, SOFTMAX_POINTS, Point
 from siglip_ref.model.loss import sigmoid_loss, weighted_loss
 from siglip_ref.model.specification import chosen
 from siglip_ref.ops.elementary import Array
@@ -91,8 +91,10 @@ class Objective:
         return replace(self, bias=True) if self.kind == "softmax" else self
 
     def points(self, standard: Sequence[Point]) -> tuple[Point, ...]:
-        """Those of the standard ones at which it says something: the softmax of a single logit is 1, whatever it is."""
-        return tuple(point for point in standard if self.kind == "sigmoid" or point.shape != ONE)
+        """Those of the standard ones at which it says something, and its own: the softmax of a single logit is 1."""
+        if self.kind == "sigmoid":
+            return tuple(standard)
+        return (*(point for point in standard if point.shape != ONE), *SOFTMAX_POINTS)
 
     def match(self, pairs: int, captions: Array) -> Array:
         """Which pairs belong together, of so many images; captions : the text rows as they are given."""

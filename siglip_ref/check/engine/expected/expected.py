@@ -12,9 +12,9 @@ from siglip_ref.check.engine.expected.labelled import more_to_add_up, plain_of, 
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.repeated import Repeated
 from siglip_ref.check.engine.expected.repeated_noise import repeated_noise
-from siglip_ref.check.engine.expected.tolerance import SAFETY, Given, loss_noise, way_of
+from siglip_ref.check.engine.expected.tolerance import SAFETY, Given, is_quick, loss_noise, way_of
 from siglip_ref.model.loss import LossAndGrads
-from siglip_ref.noise.measure import Noise
+from siglip_ref.noise.measure import Noise, announce
 from siglip_ref.noise.table import Key, digest, table
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Kind, Row, compare, out_of_range
@@ -92,6 +92,8 @@ def noise_at(probe: Probe, given: Given, exact: LossAndGrads) -> Noise:
         rows = found or repeated_noise(given, probe)
         whole = {name: level[probe.order] if np.ndim(level) else level for name, level in rows.absolute.items()}
         return Noise(whole, rows.overflows)
+    if found is None and not is_quick(given, probe.shape[0]):
+        announce(f"a loss in {given.regime} at these shapes")
     scale = probe.scale if given.linear else probe.log_scale
     return found or loss_noise(given, probe.image_embed, probe.text_embed, scale, probe.bias, exact)
 

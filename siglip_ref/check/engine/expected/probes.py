@@ -116,6 +116,11 @@ RAW_POINTS = (
     Point("one huge row", TALL, COLD, None, lengths=(10, *(0,) * 21), hunts="lengths that leak into other rows"),
 )
 
+# For the softmax loss, which no bias reaches: a sum of exponentials of which every one is zero, unless shifted.
+SOFTMAX_POINTS = (
+    Point("logits about -1000", WIDE, BEYOND, -3.0, "opposite", full=True, hunts="a maximum that starts at 0"),
+)
+
 
 def points_of(embeddings: str, dtype: str) -> tuple[Point, ...]:
     """The standard points of a loss that is given "unit" or "raw" rows, in this dtype.

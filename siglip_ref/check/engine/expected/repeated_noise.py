@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.arithmetic.variants import PLAIN, Variant, pair_block
+from siglip_ref.arithmetic.variants import PLAIN, Variant, logits_twice, pair_block
 from siglip_ref.check.engine.expected.convention import as_given
 from siglip_ref.check.engine.expected.repeated import Repeated, chances
 from siglip_ref.check.engine.expected.tolerance import Given, is_quick, scalars_of, unit_rows_again
@@ -36,7 +36,7 @@ TILE = 4  # texts in the smallest tiles that a smaller batch may come in
 def repeated_noise(given: Given, probe: Repeated) -> Noise:
     """As `siglip_ref.check.engine.expected.tolerance.loss_noise` gives it, of the distinct rows of a batch of a real
     size."""
-    quick = is_quick(given)
+    quick = is_quick(given, len(probe.order))
     if not quick:
         announce(f"a loss in {given.regime} at {len(probe.order)} pairs")
     return distinct_noise(given, probe, quick)
@@ -135,24 +135,22 @@ def _softmax_of_one_copy(
     images: Array, texts: Array, log_scale: Array, bias: Array | None, order: Array, ops: Variant
 ) -> LossAndGrads:
     """The same of the softmax loss: one copy of each row against the whole batch, both ways."""
-    _, scale_first, by_logarithm = ops.form_of_loss or ("signed", False, False)
+    positives, scale_first, by_logarithm = ops.form_of_loss or ("signed", False, False)
     scale = np.exp(log_scale)
     own = (order == np.arange(len(images))[:, None]).argmax(-1)  # of the copies of a row one is its own
     blocks, sums = [], []
     for rows, others in ((images, texts), (texts, images)):
-        similarity = rows @ others[order].T
-        logits = (scale * rows) @ others[order].T if scale_first else scale * similarity
-        logits = logits if bias is None else logits + bias
+        logits, anew = logits_twice(positives, scale_first, rows, others[order], scale, bias)
         top = logits.max(-1, keepdims=True)
-        blocks.append((logits, similarity))
+        blocks.append((logits, anew, rows @ others[order].T))
         sums.append(top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))
     share, loss, d_log_scale, d_rows = number(1, scale) / (2 * len(order)), 0, 0, []
     for way, others in enumerate((texts, images)):
-        logits, similarity = blocks[way]
+        logits, anew, similarity = blocks[way]
         mine = np.arange(len(order)) == own[:, None]
         totals = sums[way], sums[1 - way][order].T
         # each direction's slopes begin with 1 / 2B, which in float16 may underflow
-        first, second = (share * (_quotient(logits, total, by_logarithm) - mine) for total in totals)
+        first, second = (share * (_quotient(anew, total, by_logarithm) - mine) for total in totals)
         loss = loss + (sums[way][:, 0] - logits[mine]).sum() / 2
         slopes = scale * (first + second)
         d_rows.append(slopes @ others[order])

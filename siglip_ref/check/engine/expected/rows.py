@@ -19,7 +19,7 @@ UNIT = 256  # exact rows hold integers, in units of 1/256
 _GRID = 2.0**20  # full rows are integers before their division: what draws the numbers may err in the last bits
 _TINY = 2.0**-16  # elements of tiny rows are about so large
 
-Texts = Literal["near", "far", "close", "own", "crossed", "duplicates", "axes", "tiny"]
+Texts = Literal["near", "far", "close", "own", "crossed", "duplicates", "axes", "tiny", "opposite"]
 
 
 def rows_of(texts: Texts, pairs: int, width: int, full: str | None, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -30,13 +30,18 @@ def rows_of(texts: Texts, pairs: int, width: int, full: str | None, rng: np.rand
     texts : close, near, far: they resemble their images very much, much or little; own: they are their images; crossed:
         half are the image's opposite, half the next image, so that similarities reach -1 and +1 at wrong places;
         duplicates: every third text is its neighbour's; axes: all rows lie along axes, so similarities are 0 or 1;
-        tiny: similarities below 2 ** -14, of which only tiny elements decide
+        tiny: similarities below 2 ** -14, of which only tiny elements decide; opposite: all images lie close together,
+        and all texts on the other side, so that every similarity is about -1
     full : a format whose whole mantissa is used; None: numbers are exact in bfloat16 and float16
     """
     if texts == "axes":
         return _along_axes(pairs, width)
     if texts == "tiny" and width >= 4:
         return _tiny(pairs, width, full or "float32", rng)
+    if texts == "opposite":
+        away = 0.1 * rng.standard_normal((2, pairs, width)) / math.sqrt(width)
+        away += np.array([1, -1])[:, None, None] / math.sqrt(width)
+        return _rows(away[0], full, rng), _rows(away[1], full, rng)
     image = _rows(rng.standard_normal((pairs, width)), full, rng)
     if texts == "own":
         return image, image
