@@ -7,6 +7,7 @@ from siglip_ref.check.engine.expected.probes import (
     FINE_POINTS,
     POINTS,
     RAW_POINTS,
+    SOFTMAX_POINTS,
     UNIT_POINTS,
     Probe,
     loss_probes,
@@ -100,7 +101,7 @@ def test_points_cover_small_and_large_batches_and_every_regime() -> None:
     assert np.diag(logits["saturated, right"]).min() > 50
     repeated = next(p for p in PROBES if p.name == "duplicate captions").text_embed
     assert len(np.unique(repeated, axis=0)) < len(repeated)
-    assert all(point.hunts for point in POINTS + FINE_POINTS + UNIT_POINTS + RAW_POINTS)
+    assert all(point.hunts for point in POINTS + FINE_POINTS + UNIT_POINTS + RAW_POINTS + SOFTMAX_POINTS)
 
 
 def test_every_usual_tile_divides_some_batch_and_some_width_and_none_divides_others() -> None:
@@ -157,3 +158,11 @@ def test_other_dims_are_explained(dims: object) -> None:
 def test_short_keeps_eight_bits() -> None:
     assert significant_bits([short(x) for x in np.geomspace(1e-3, 1e4, 99)]) <= 8
     assert all(abs(short(x) / x - 1) <= 2**-8 for x in np.geomspace(1e-3, 1e4, 99))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_all_logits_of_the_point_of_its_own_that_softmax_has_underflow_in_exp(dtype: str) -> None:
+    (probe,) = loss_probes(SOFTMAX_POINTS, None, dtype, dtype if dtype != "bfloat16" else "float32")[0]
+    logits = probe.scale * probe.image_embed @ probe.text_embed.T
+    assert logits.max() < -800 and (np.exp(logits) == 0).all()
+    assert np.ptp(logits, 1).min() > 4  # and no row is even

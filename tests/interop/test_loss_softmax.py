@@ -113,6 +113,45 @@ def test_mistakes_are_named(id: str, fn: Loss) -> None:
     assert report.verdict == "FAIL" and [finding.id for finding in report.findings] == [id], report
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_logits_that_are_computed_anew_for_the_gradient_pass(dtype: str) -> None:
+    """As of a loss that keeps no (B, B) matrix: another product, here in the other order of D, makes other errors."""
+
+    def log_sum(logits: Any) -> Any:
+        top = logits.max(1, keepdims=True)
+        return top + np.log(np.exp(logits - top).sum(1, keepdims=True))
+
+    def in_two_passes(x: Any, y: Any, log_scale: Any) -> tuple[Any, ...]:
+        scale, pairs = np.exp(log_scale), len(x)
+        of_rows, of_columns = log_sum(scale * (x @ y.T)), log_sum(scale * (y @ x.T))
+        logits = scale * (x[:, ::-1] @ y[:, ::-1].T)
+        slope = np.exp(logits - of_rows) + np.exp(logits - of_columns.T) - 2 * np.eye(pairs, dtype=x.dtype)
+        loss = (of_rows.mean() + of_columns.mean()) / 2 - scale * (x * y).sum(1).mean()
+        slope = slope / (2 * pairs)
+        return loss, scale * slope @ y, scale * slope.T @ x, (slope * logits).sum()
+
+    report = sr.check_loss(in_two_passes, "numpy", dtype=dtype, loss="softmax")
+    assert report.passed and report.smallest_tolerance < 3, report
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("floor", [0.0, None])
+def test_sums_of_exponentials_that_are_all_zero_or_infinite_fail(floor: float | None, dtype: str) -> None:
+    """A maximum that starts at 0, and none at all."""
+
+    def log_sum(logits: Any) -> Any:
+        top = torch.zeros(()) if floor is None else logits.max(1, keepdim=True).values.clamp(min=floor).detach()
+        return (top + (logits - top).exp().sum(1, keepdim=True).log())[:, 0]
+
+    def loss(x: Any, y: Any, log_scale: Any) -> Any:
+        logits = log_scale.exp() * x @ y.T
+        return ((log_sum(logits) + log_sum(logits.T)) / 2 - logits.diagonal()).mean()
+
+    report = sr.check_loss(loss, dtype=dtype, loss="softmax")
+    assert report.verdict == "FAIL" and "m = max(l)" in report.findings[0].repair, report
+    assert not {"log-of-sigmoid", "softplus-threshold"} & {finding.id for finding in report.findings}
+
+
 def test_a_sigmoid_check_that_meets_a_softmax_says_how_to_declare_it() -> None:
     report = sr.check_loss(with_bias)
     assert report.verdict == "FAIL" and report.findings[0].id == "softmax-loss"
