@@ -1,8 +1,8 @@
 """Which noise of losses ships, and how its table is measured, renewed and verified: behind `siglip-ref noise`.
 
 Shipped is what a check asks for again and again: every standard probe, and every larger batch, under every convention,
-in every regime; in 16 bits not the largest. So are the probes of losses over ranks, in float32 and float64, and those at
-the multiples that kernels want; the noise of these is what would be measured if it did not ship.
+in every regime; in 16 bits not the largest. So are the probes of losses over ranks, in float32 and float64, and those
+at the multiples that kernels want; the noise of these is what would be measured if it did not ship.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
