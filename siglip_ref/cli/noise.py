@@ -34,7 +34,7 @@ def verify(
 
 @noise.command()
 def regenerate(
-    everything: Annotated[bool, typer.Option("--all", help="measure every entry anew: ten minutes")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="measure every entry anew: an hour of one core")] = False,
     processes: Annotated[int, typer.Option(help="that measure at the same time")] = 1,
 ) -> None:
     """Measure what is missing, or what a change of the arithmetic changed; writes into the package."""

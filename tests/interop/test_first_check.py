@@ -1,4 +1,4 @@
-"""The first check of a process: no noise is measured, nothing heavy is imported on the way, little is emulated.
+"""The first check of a process: no noise is measured, nothing heavy is imported on the way, nothing is emulated.
 
 What it costs in seconds is measured by benchmarks/first_check.py; here its work is counted, which no other process and
 no processor changes.
@@ -14,7 +14,6 @@ import sys
 import torch
 import siglip_ref as sr
 from siglip_ref.arithmetic.rounded import Rounded
-from siglip_ref.noise import measure
 
 def loss(image, text, log_scale, bias):
     logits = log_scale.exp() * image @ text.T + bias
@@ -32,14 +31,16 @@ report = sr.check_loss(loss, "torch", {arguments})
 print(report.verdict, len(operations), "sympy" in sys.modules)
 """
 
-# Operations in emulated arithmetic. Of the last, 120,150 if its noise were measured, not found by `quick_noise`.
-ALLOWED = {'"bfloat16"': 0, '"float32"': 0, "dims=dict(batch=128, dim=64)": 15_000}
+KERNEL = "dims=dict(batch=128, dim=64)"  # a hundred thousand emulated operations, if its noise were measured
+FIRST = [
+    '"bfloat16"',
+    '"float32"',
+    *(f'"{dtype}", {KERNEL}' for dtype in ("float64", "float32", "bfloat16", "float16")),
+]
 
 
-@pytest.mark.parametrize("arguments", ALLOWED)
+@pytest.mark.parametrize("arguments", FIRST)
 def test_the_first_check_of_a_process_is_quick(arguments: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(arguments=arguments)], capture_output=True, text=True)
     assert done.stderr == "", "nothing is measured, which would be announced"
-    verdict, operations, sympy = done.stdout.split()
-    assert (verdict, sympy) == ("PASS", "False")
-    assert int(operations) <= ALLOWED[arguments]
+    assert done.stdout.split() == ["PASS", "0", "False"]
