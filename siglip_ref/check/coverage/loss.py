@@ -41,6 +41,11 @@ VARIANTS = (
     Objective(bias=False),
     Objective(positives="ids"),
     Objective(positives="captions"),
+    Objective(weights="pairs"),
+    Objective(weights="rows"),
+    Objective(weights="columns"),
+    Objective(smoothing=0.1),
+    Objective(per_image=2),
 )
 
 
