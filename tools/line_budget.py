@@ -17,7 +17,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_055),
     ("engine", ("check/engine",), 1_560),
     ("call", ("check/call",), 1_040),
-    ("diagnosis", ("check/diagnosis",), 3_725),
+    ("diagnosis", ("check/diagnosis",), 3_733),
     ("check loss", ("check/loss",), 1_492),
     ("check ranks", ("check/ranks",), 1_228),
     ("check model", ("check/model",), 3_600),
