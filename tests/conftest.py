@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator
 from typing import Any
 
@@ -12,6 +13,19 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.pop("COLUMNS", None)  # reports as wide as where nobody looks, in a process of xdist, too
+
+
+@pytest.hookimpl(tryfirst=True)  # before nightly tests are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test that is marked `sampled(k)` every k-th runs by day; all the others are nightly."""
+    cases = Counter[str]()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark:
+            test = item.nodeid.partition("[")[0]
+            if cases[test] % mark.args[0]:
+                item.add_marker(pytest.mark.nightly)
+            cases[test] += 1
 
 
 def pytest_runtest_setup() -> None:

@@ -32,6 +32,7 @@ def _agree(case: Case, arrays: dict, name: str, gradient: Balls, d_out: Balls, r
 
 
 @pytest.mark.parametrize("case", FAST, ids=lambda case: case.name)
+@pytest.mark.sampled(2)
 def test_backward_is_proven(case: Case) -> None:
     assert disproved(case) == []
 

@@ -137,6 +137,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.sampled(3)
 def test_mistakes_fail(mistake: str, dtype: str) -> None:
     report = check_loss(MISTAKES[mistake], framework="numpy", dtype=dtype)
     assert report.verdict == "FAIL"

@@ -98,6 +98,7 @@ def test_the_report_says_what_it_could_not_see() -> None:
 
 
 @pytest.mark.parametrize("name", list(packaged().vectors))
+@pytest.mark.sampled(3)
 def test_every_mistake_is_seen_blind_or_elsewhere(name: str) -> None:
     """What is seen shows in this vector as measured; what is not in the file shows nothing."""
     vector = packaged().find(name)
@@ -124,6 +125,7 @@ def test_out_of_range_is_neither_pass_nor_fail() -> None:
 
 
 @pytest.mark.parametrize("mistake", executable(), ids=lambda m: m.id)
+@pytest.mark.sampled(6)
 def test_every_demo_shows_its_mistake(mistake) -> None:  # type: ignore[no-untyped-def]
     if mistake.kind == "equivalent":
         assert show(mistake).passed

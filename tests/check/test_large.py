@@ -66,6 +66,7 @@ def exchanging(tile: int, places: tuple[int, int], side: int) -> Loss:
 
 
 @pytest.mark.parametrize("tile", TILES)
+@pytest.mark.sampled(3)
 def test_two_tiles_exchanged_fail(tile: int) -> None:
     """Also those 131 tiles apart, which a plain period of 131 rows would hide."""
     last = REAL.shape[0] // tile - 1

@@ -95,6 +95,7 @@ def test_own_weights_with_a_nan_never_pass():
 
 @pytest.mark.parametrize("name", ["image/patch/kernel", "text/block00/norm2/beta", "log_scale"])
 @pytest.mark.parametrize("change", [np.zeros_like, lambda x: x / 4, lambda x: -x, lambda x: x * np.float32(1.001)])
+@pytest.mark.sampled(4)
 def test_a_wrong_gradient_is_named(name, change):
     report = sr.check_model(spoiled("grads", name, change), "float32")
     wrong = [row.name for row in report.rows if row.verdict == "FAIL"]
@@ -146,6 +147,7 @@ def test_the_first_activation_that_deviates_is_named():
         {"embed_norm": "none", "embed_norm_eps": 0.0},
     ],
 )
+@pytest.mark.sampled(3)
 def test_another_convention_is_named_with_its_argument(changes):
     other = sr.preset("big_vision", **changes)
     adapter = ReferenceAdapter(config=replace(sr.config("tiny"), conventions=other))
@@ -245,6 +247,7 @@ def test_a_gradient_of_zeros_fails_in_16_bits_too(dtype):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("stage", ["image/block00/+attn", "text/block01/+mlp", "image/pool", "text/head"])
+@pytest.mark.sampled(3)
 def test_a_stage_that_is_a_fifth_off_fails_in_16_bits_too(stage, dtype):
     """Nothing is coarser than bfloat16: no rounding can explain it there."""
 
@@ -311,6 +314,7 @@ def test_a_wrapper_is_recognised_by_what_it_holds():
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("batch", [2, 4, *(pytest.param(n, marks=pytest.mark.nightly) for n in (3, 5, 7, 8))])
+@pytest.mark.sampled(3)
 def test_right_models_are_right_at_every_scale_where_terms_cancel_too(batch, dtype):
     """At large logits a pair counts 0 or 1, so gradients may vanish altogether: no measure for an error."""
     for seed in range(2):

@@ -34,6 +34,7 @@ def both(point: Point, convention: Convention, dtype: str) -> tuple[Noise, Noise
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("point", CHOSEN, ids=lambda point: point.name)
+@pytest.mark.sampled(4)
 def test_it_is_what_emulation_gives(point: Point, dtype: str) -> None:
     for convention in (CONVENTIONS[0], CONVENTIONS[5]):
         quick, full, exact = both(point, convention, dtype)
