@@ -37,10 +37,9 @@ def test_what_ships_belongs_to_this_text_and_nothing_is_missing() -> None:
 EXPLAINED = {
     "np.clip(": "a clamp: no number of a probe of towers, whose stream is small on purpose, reaches it there",
     "+ 1e-6)": "a millionth beside numbers of about one: at the edge of what float32 rounds off",
+    "own) / pairs).mean())]": "the slopes of a softmax loss sum to zero: their mean is rounding",
     "similarity = [": "softmax does not see what is added to all logits: what is left of it is rounding",
     "top = [": "any number will do in the place of the largest logit, up to overflow",
-    "(top[..., 0] + np.log(": "a row all of whose logits are below zero, which no probe of softmax has",
-    "logits = [scale * similarity -> (np.float32(": "rounded as float32 rounds",
     "scale = [np.exp(log_scale) -> (np.exp(log_scale) + 1e-6)]": "a millionth of a scale of about ten",
     "second**2": "second moments at the probes are below 1e-4, so their squares are rounded off in float32",
     "(shortened(_wide(rule.beta2, p), 'float16'))": "beta2 off by 4e-6 after three steps",
@@ -57,7 +56,9 @@ def test_no_edit_survives_in_float64_and_in_float32_only_what_is_explained() -> 
             if key.endswith("float64"):
                 clamped = key.startswith(CLAMPED) and "np.clip(" in name
                 assert clamped or (key.startswith(SOFTMAX) and reasons), (key, name)
-            assert float(most) < 1 or reasons, (key, name, most)
+            # a loss that computes in float32 is not changed by rounding to it, however far off that is in float64
+            no_change = key.endswith("float32") and "-> (np.float32(" in name
+            assert float(most) < 1 or reasons or no_change, (key, name, most)
 
 
 @pytest.mark.nightly
