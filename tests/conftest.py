@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     cases = Counter[str]()
     for item in items:
         mark = item.get_closest_marker("sampled")
-        if mark:
+        if mark and not item.get_closest_marker("nightly"):
             test = item.nodeid.partition("[")[0]
             if cases[test] % mark.args[0]:
                 item.add_marker(pytest.mark.nightly)

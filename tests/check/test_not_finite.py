@@ -178,6 +178,7 @@ def test_steps(way: Way, dtype: str, whole: bool) -> None:
 
 
 @pytest.mark.parametrize(("way", "dtype", "whole"), cases(("weights", "scale", "bias", "tower"), 3))
+@pytest.mark.sampled(3)
 def test_checkpoints(way: Way, dtype: str, whole: bool, tmp_path: Path) -> None:
     names = {"weights": "image/block00/mlp/in/kernel", "scale": "log_scale", "bias": "bias", "tower": "text/token"}
     cfg = replace(sr.config("tiny"), image_size=(20, 20))

@@ -80,6 +80,7 @@ def test_the_right_program_passes_in_float32(part: str) -> None:
     [pytest.param(*case, marks=pytest.mark.nightly) if case[0] in LARGE else case for case in CASES],
     ids=[f"{part} {mistake}" for part, _, mistake in CASES],
 )
+@pytest.mark.sampled(3)
 def test_a_mistake_is_flagged_and_named(part: str, way: str, mistake: str) -> None:
     report = check(part, way, mistake)
     assert report.verdict == "FAIL" and mistake in [finding.id for finding in report.findings], report

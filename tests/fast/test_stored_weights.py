@@ -51,6 +51,7 @@ def both_ways(weights, kind, batch):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled(2)
 def test_same_bits(kind, batch):
     """With one image the products of the MAP head are so small that BLAS rounds them otherwise than transposed ones."""
     weights = block_weights(kind)

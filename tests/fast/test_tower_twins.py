@@ -166,6 +166,7 @@ def test_towers(shape: tuple[int, int, int, int, int], threads: int, monkeypatch
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled(2)
 def test_towers_of_any_size(kind: type) -> None:
     @settings(deadline=None, max_examples=10)
     @given(**SIZES, depth=st.integers(1, 3), strided=st.booleans(), masked=st.booleans())

@@ -20,6 +20,7 @@ TWINS = replace(SPECIFICATION, ops=fast.OPS)
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", packaged().vectors)
+@pytest.mark.sampled(2)
 def test_vector(name: str, dtype: str) -> None:
     vector = packaged().find(name)
     noise = measured().noise_of(vector, dtype)

@@ -42,6 +42,7 @@ def told(name):
 
 
 @pytest.mark.parametrize("name", SOME)
+@pytest.mark.sampled(3)
 def test_what_is_in_no_catalogue_is_told_exactly(name):
     derived, right, lines = told(name)
     assert right == (new.NEW[name][1] is not None), lines

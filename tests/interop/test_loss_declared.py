@@ -30,6 +30,7 @@ from siglip_ref.model.loss import sigmoid_loss, weighted_loss
     ],
 )
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.sampled(3)
 def test_right_passes_and_wrong_fails(name: str, library: str, dtype: str) -> None:
     fn, declared = VARIANTS[name]
     at = TORCH if library == "torch" else JAX
@@ -52,6 +53,7 @@ CAPTIONED = [name for name in VARIANTS if "captions" in name]
         *(pytest.param(name, "float32", marks=pytest.mark.nightly) for name in CAPTIONED),
     ],
 )
+@pytest.mark.sampled(3)
 def test_planted_mistakes_in_jax(name: str, dtype: str) -> None:
     fn, declared = VARIANTS[name]
     report = sr.check_loss(partial(fn, JAX, wrong=True), "jax", dtype, **declared)

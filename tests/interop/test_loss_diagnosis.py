@@ -178,6 +178,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", NAMED)
+@pytest.mark.sampled(3)
 def test_forms_from_the_wild_are_named(name):
     fn, wanted, words = NAMED[name]
     report = sr.check_loss(fn, "torch")

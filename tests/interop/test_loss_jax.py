@@ -84,6 +84,7 @@ def log_of_sigmoid(x: Any, y: Any, log_scale: Any, bias: Any) -> Any:
     [(fn, dtype) for fn in (plain, big_vision) for dtype in DTYPES]
     + [(by_rows, "float64"), (positives_by_rows, "float32"), (by_hand, "float32"), (jax.jit(plain), "float32")],
 )
+@pytest.mark.sampled(3)
 def test_right_losses_pass(fn: Loss, dtype: str) -> None:
     report = sr.check_loss(fn, framework="jax", dtype=dtype)
     assert report.passed and not report.not_checked, report

@@ -63,6 +63,7 @@ RIGHT = [plain, with_bias, normalising, open_clip_loss("ClipLoss"), in_jax, in_n
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fn", RIGHT, ids=lambda fn: getattr(fn, "__name__", type(fn).__name__))
+@pytest.mark.sampled(3)
 def test_right_ones_pass(fn: Loss, dtype: str) -> None:
     report = sr.check_loss(fn, dtype=dtype, loss="softmax")
     assert report.passed, report

@@ -106,6 +106,7 @@ TAILS = {
 
 
 @pytest.mark.parametrize("name", TAILS)
+@pytest.mark.sampled(3)
 def test_a_tail_where_none_is_left_is_named(name: str) -> None:
     loss, wanted = TAILS[name]
     report = sr.check_loss(loss, "torch")

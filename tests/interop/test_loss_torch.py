@@ -45,6 +45,7 @@ def test_right_losses_pass_and_use_at_most_half_of_what_is_allowed(fn: losses.Lo
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.sampled(2)
 def test_at_the_shapes_of_a_kernel_right_losses_pass_and_wrong_ones_fail(dtype: str) -> None:
     """The noise there does not ship: see siglip_ref.noise.quick."""
     dims = {"batch": 64, "dim": 32}
@@ -63,6 +64,7 @@ def test_float64_gradients_agree_to_1e_11(fn: losses.Loss) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("fn", losses.WRONG, ids=name_of)
+@pytest.mark.sampled(3)
 def test_mistakes_fail(fn: losses.Loss, dtype: str) -> None:
     assert sr.check_loss(fn, dtype=dtype).verdict == "FAIL"
 
@@ -71,6 +73,7 @@ def test_mistakes_fail(fn: losses.Loss, dtype: str) -> None:
 @pytest.mark.parametrize(
     "fn", [losses.negatives_missing, losses.negatives_detached, losses.text_detached, losses.quarter], ids=name_of
 )
+@pytest.mark.sampled(3)
 def test_the_worst_mistakes_fail_in_16_bits_too(fn: losses.Loss, dtype: str) -> None:
     assert sr.check_loss(fn, dtype=dtype).verdict == "FAIL"
 

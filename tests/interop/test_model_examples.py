@@ -37,6 +37,7 @@ def example(name, depth=2):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["check_torch_model", "check_jax_model"])
+@pytest.mark.sampled(2)
 def test_the_examples_pass(name, dtype):
     report = sr.check_model(example(name).model(), dtype)
     require_pass(report, dtype)
@@ -121,6 +122,7 @@ def no_negatives(module):
     ],
     ids=["eps", "erf", "stopped_text", "no_negatives"],
 )
+@pytest.mark.sampled(2)
 def test_mistakes_in_jax_are_caught_and_placed(mistake, place):
     module = example("check_jax_model", depth=1)
     mistake(module)

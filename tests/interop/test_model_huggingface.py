@@ -23,6 +23,7 @@ def test_tiny_passes(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.sampled(2)
 def test_the_width_of_b16_passes(dtype):
     require_pass(sr.check_model(hugging_face(wide()), dtype), dtype)
 
@@ -175,6 +176,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+@pytest.mark.sampled(4)
 def test_mistakes_are_caught_and_placed(mistake, dtype):
     model = hugging_face()
     mistake(model)
@@ -191,6 +193,7 @@ def test_mistakes_are_caught_and_placed(mistake, dtype):
     [mistake for mistake in MISTAKES if mistake not in (eps_of_one_norm, eps_of_a_tower, erf, erf_in_one_block)],
     ids=lambda mistake: mistake.__name__,
 )
+@pytest.mark.sampled(4)
 def test_the_coarse_mistakes_are_caught_in_16_bits_too(mistake, dtype):
     model = hugging_face()
     mistake(model)
