@@ -36,7 +36,7 @@ def report_of(make, dtype="float32"):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", MISTAKES)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_every_mistake_is_named(name, dtype):
     report = report_of(MISTAKES[name], dtype)
     assert not report.passed
@@ -164,6 +164,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("make", UNKNOWN, ids=lambda make: make.__name__)
+@pytest.mark.sampled(3)
 def test_what_is_in_no_catalogue_is_placed_and_given_no_name(make):
     report = report_of(make)
     assert not report.passed

@@ -115,6 +115,7 @@ NIGHTLY = [pytest.param(dtype, marks=pytest.mark.nightly) for dtype in ("float64
 
 @pytest.mark.parametrize("dtype", ["float32", *NIGHTLY])
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.sampled(3)
 def test_what_is_wrong_at_another_scale_fails(name, dtype):
     last_stage, ids, phrase = WRONG[name]
     report = sr.check_model(hugging_face_with(last_stage), dtype)

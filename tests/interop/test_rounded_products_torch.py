@@ -72,6 +72,7 @@ def check(fn: Callable[..., Tensor], dtype: str, **options: Any) -> Report:
 
 
 @pytest.mark.parametrize(("dtype", "product", "form", "place"), CASES)
+@pytest.mark.sampled(3)
 def test_one_rounded_product_shows_and_is_named(dtype: str, product: str, form: str, place: str) -> None:
     report = check(rounding((product,), form, place), dtype)
     declarable = dtype == "float32" and place == "inputs" and form in DECLARABLE

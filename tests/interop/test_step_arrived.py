@@ -94,6 +94,7 @@ def test_a_model_whose_weights_stand_still_fails(dtype, lr):
     ],
     ids=["AdamW in bfloat16", "AdamW in float16", "AdamW in float16, slower", "BigVision"],
 )
+@pytest.mark.sampled(2)
 def test_updates_that_are_rounded_away_fail_by_name(kind, rule):
     report = check(Kept(kind, rule))
     assert report.verdict == "FAIL" and report.findings[0].id == LOST, report
