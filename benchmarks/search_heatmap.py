@@ -7,7 +7,7 @@ of the smoothed map inside the shape that was named? Chance is the share of a pi
 A model that was trained on whole pictures does not do it (`--near 0`): its pooling looks at the shape alone, so nothing
 teaches what a patch of the wall is to be, and the largest place lies there.
 
-    python benchmarks/search_heatmap.py [--pictures 3000] [--steps 1800] [--judged 400]
+    python benchmarks/search_heatmap.py [--pictures 8000] [--steps 3000] [--judged 400]
 """
 
 import argparse
@@ -103,8 +103,8 @@ def judged(model, rng, kinds, count):
 def main():
     """Draw, train, judge, write."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--pictures", type=int, default=3000)
-    options.add_argument("--steps", type=int, default=1800)
+    options.add_argument("--pictures", type=int, default=8000)
+    options.add_argument("--steps", type=int, default=3000)
     options.add_argument("--judged", type=int, default=400)
     options.add_argument("--near", type=float, default=1.0, help="share of close-ups in the training")
     options.add_argument("--patch", type=int, default=6)
