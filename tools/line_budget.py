@@ -18,7 +18,7 @@ BUDGETS = (
     ("engine", ("check/engine",), 1_560),
     ("call", ("check/call",), 1_040),
     ("diagnosis", ("check/diagnosis",), 3_733),
-    ("check loss", ("check/loss",), 1_492),
+    ("check loss", ("check/loss",), 1_493),
     ("check ranks", ("check/ranks",), 1_228),
     ("check model", ("check/model",), 3_600),
     ("check step", ("check/step",), 1_320),

@@ -19,6 +19,8 @@ from siglip_ref.noise.table import FACTOR, FILE, STEPS, Key, decode, encode, rea
 
 LARGEST = 600_000  # bytes of the file, which is read before the first check
 WANTED = making.wanted()
+# emulated, and in 16 bits: there another order of summation of the machine's float32 changes next to nothing
+STEADY = {key: one for key, one in WANTED.items() if one.standard and one.setting.dtype in making.NARROW}
 
 
 @pytest.fixture
@@ -32,7 +34,9 @@ def fresh() -> Iterator[None]:
 
 
 def test_what_ships_is_complete_current_and_as_measured_here() -> None:
-    assert making.verify(6, seed=15, asked=WANTED) == [], "siglip-ref noise regenerate"
+    assert making.verify(0, asked=WANTED) == making.verify(6, seed=15, asked=STEADY) == [], (
+        "siglip-ref noise regenerate"
+    )
 
 
 def test_it_is_small() -> None:
@@ -116,7 +120,7 @@ def test_codes_are_right_to_an_eighth_of_an_octave() -> None:
 def test_verify_sees_numbers_that_are_off(steps: int, seen: bool, tmp_path: Path) -> None:
     mark, found = read(FILE)
     write(tmp_path / "off.npz", mark, replace(found, codes=found.codes + steps))
-    lines = making.verify(2, file=tmp_path / "off.npz", asked=WANTED)
+    lines = making.verify(2, file=tmp_path / "off.npz", asked=STEADY)
     assert bool(lines) == seen and 2.0 ** (1 / STEPS) < FACTOR < 2.0 ** (4 / STEPS)
 
 

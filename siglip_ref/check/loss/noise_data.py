@@ -42,6 +42,7 @@ SETTINGS = (
 SOFTMAX_SETTINGS = PLAIN  # of which the softmax loss ships, too
 WORLDS = (2, 3, 4)  # numbers of ranks
 MULTIPLES = (8, 16, 32, 64, 128)  # of the batch, and of the width; in 16 bits from 16 on
+LOOSE = 2.0 * FACTOR  # where the machine's own float32 measured, in fewer runs: other BLAS kernels add in another order
 SAMPLE = 40  # entries that are measured anew before all others are believed
 
 Codes = tuple[Array, int]  # see `encode`
@@ -166,7 +167,7 @@ def verify(
     asked: Mapping[Key, Wanted] | None = None,
 ) -> list[str]:
     """What is wrong with the table, in words: its stamp, entries that are missing, and, of a random sample measured
-    anew, numbers that are not within FACTOR. asked : what `wanted` gives, if it is at hand."""
+    anew, numbers that are not within FACTOR, or LOOSE. asked : what `wanted` gives, if it is at hand."""
     mark, known = _known(file)
     asked = wanted() if asked is None else asked
     wrong = [] if mark == stamp() else ["it was measured with another arithmetic"]
@@ -176,7 +177,7 @@ def verify(
         progress(asked[key].words)
         (codes, overflows), (now, overflow_now) = known[key], asked[key].measure()
         octaves = (np.abs(codes - now).max() - 1) / STEPS  # both are rounded to a step
-        if octaves > np.log2(FACTOR) or overflows != overflow_now:
+        if octaves > np.log2(FACTOR if asked[key].standard else LOOSE) or overflows != overflow_now:
             wrong.append(f"{asked[key].words}: a factor of {2.0**octaves:.2f}")
     return wrong
 
