@@ -5,7 +5,7 @@ python check_torch_loss.py        prints the report
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 
 import siglip_ref as sr
 

@@ -78,7 +78,7 @@ def ours(ops: Ops, case: str, *sizes: str) -> Run:
 
 def torch_run(compiled: bool, case: str, *sizes: str) -> Run:
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 
     torch.set_num_threads(int(sys.argv[-1]))
     wrap: Any = torch.compile if compiled else lambda f: f

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,12 @@ from siglip_ref.noise.measure import Noise, announce
 from siglip_ref.noise.table import FACTOR, FILE, STEPS, Key, decode, encode, read, table, write
 
 LARGEST = 600_000  # bytes of the file, which is read before the first check
-WANTED = making.wanted()
-# emulated, and in 16 bits: there another order of summation of the machine's float32 changes next to nothing
-STEADY = {key: one for key, one in WANTED.items() if one.standard and one.setting.dtype in making.NARROW}
+wanted = cache(making.wanted)  # eight seconds, not at import
+
+
+def steady() -> dict[Key, making.Wanted]:
+    """Emulated, and in 16 bits: there another order of summation of the machine's float32 changes next to nothing."""
+    return {key: one for key, one in wanted().items() if one.standard and one.setting.dtype in making.NARROW}
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def fresh() -> Iterator[None]:
 
 
 def test_what_ships_is_complete_current_and_as_measured_here() -> None:
-    assert making.verify(0, asked=WANTED) == making.verify(6, seed=15, asked=STEADY) == [], (
+    assert making.verify(0, asked=wanted()) == making.verify(6, seed=15, asked=steady()) == [], (
         "siglip-ref noise regenerate"
     )
 
@@ -63,7 +67,7 @@ def key_of(given: Given, image_embed: np.ndarray, text_embed: np.ndarray, scale:
 
 
 def inputs() -> tuple[tuple[Given, np.ndarray, np.ndarray, float, float], LossAndGrads]:
-    entry = next(entry for entry in WANTED.values() if entry.setting.dtype == "float32")
+    entry = next(entry for entry in wanted().values() if entry.setting.dtype == "float32")
     return entry.asked, making.exact_loss(entry.probe, entry.convention)
 
 
@@ -120,7 +124,7 @@ def test_codes_are_right_to_an_eighth_of_an_octave() -> None:
 def test_verify_sees_numbers_that_are_off(steps: int, seen: bool, tmp_path: Path) -> None:
     mark, found = read(FILE)
     write(tmp_path / "off.npz", mark, replace(found, codes=found.codes + steps))
-    lines = making.verify(2, file=tmp_path / "off.npz", asked=STEADY)
+    lines = making.verify(2, file=tmp_path / "off.npz", asked=steady())
     assert bool(lines) == seen and 2.0 ** (1 / STEPS) < FACTOR < 2.0 ** (4 / STEPS)
 
 
@@ -129,6 +133,6 @@ def test_verify_sees_what_is_missing(tmp_path: Path) -> None:
     lost = next(iter(found.entries))
     less = {key: block for key, block in found.entries.items() if key != lost}
     write(tmp_path / "less.npz", mark, replace(found, entries=less))
-    assert [line[:8] for line in making.verify(0, file=tmp_path / "less.npz", asked=WANTED)] == ["no entry"]
+    assert [line[:8] for line in making.verify(0, file=tmp_path / "less.npz", asked=wanted())] == ["no entry"]
     write(tmp_path / "other.npz", "another", found)
-    assert making.verify(0, file=tmp_path / "other.npz", asked=WANTED) == ["it was measured with another arithmetic"]
+    assert making.verify(0, file=tmp_path / "other.npz", asked=wanted()) == ["it was measured with another arithmetic"]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 
 from siglip_ref.check.engine.expected.convention import Objective
 

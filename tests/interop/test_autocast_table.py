@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 
 from siglip_ref.arithmetic.rounded import FORMATS, rounded
 from siglip_ref.noise.measure import REGIMES

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 from declared_losses import JAX, TORCH, VARIANTS, Library, by_ids, logits_of, mean, objective_of, smoothed, soft, three
 
 import siglip_ref as sr
@@ -258,7 +258,10 @@ def test_the_captions_of_an_image_stand_side_by_side(library: str, at: Library) 
         return soft(at, logits_of(at, x, y, s, b), own).sum() / len(x)
 
     assert sr.check_loss(one_after_another, library, captions_per_image=3).verdict == "FAIL"
-    ordered = lambda x, y, s, b: one_after_another(x, y.reshape(len(x), 3, -1).swapaxes(0, 1).reshape(y.shape), s, b)  # noqa: E731
+
+    def ordered(x: Any, y: Any, s: Any, b: Any) -> Any:
+        return one_after_another(x, y.reshape(len(x), 3, -1).swapaxes(0, 1).reshape(y.shape), s, b)
+
     assert sr.check_loss(ordered, library, captions_per_image=3).passed
 
 

@@ -13,8 +13,8 @@ from test_rounded_products_torch import PRODUCTS, Product
 import siglip_ref as sr
 
 
-def rounding(form: str, which: tuple[str, ...] = tuple(PRODUCTS)) -> Callable[..., Any]:
-    return lambda x, y: Product.apply(x, y, which, form, "inputs")  # type: ignore[no-untyped-call]
+def rounding(form: str, which: tuple[str, ...] = tuple(PRODUCTS), place: str = "inputs") -> Callable[..., Any]:
+    return lambda x, y: Product.apply(x, y, which, form, place)
 
 
 def check(name: str, product: Callable[..., Any], wrong: bool = False, **options: Any) -> Any:
@@ -55,5 +55,4 @@ def test_a_mistake_beside_the_rounding_is_not_taken_for_it(declared: dict[str, s
 
 
 def test_an_output_that_is_rounded_is_no_argument() -> None:
-    product = lambda x, y: Product.apply(x, y, tuple(PRODUCTS), "bfloat16", "output")  # type: ignore[no-untyped-call]  # noqa: E731
-    assert check("rows", product).verdict == "FAIL"
+    assert check("rows", rounding("bfloat16", place="output")).verdict == "FAIL"

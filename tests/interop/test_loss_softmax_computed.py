@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # as everybody writes it
+from test_loss_softmax import WRONG as NAMED
+from test_loss_softmax import cross
 
 import siglip_ref as sr
-
-
-def cross(logits: Any, **how: Any) -> Any:
-    return F.cross_entropy(logits, torch.arange(len(logits)), **how)
 
 
 def both(logits: Any, **how: Any) -> Any:
@@ -152,14 +150,16 @@ def test_nothing_is_told_for_certain_that_is_not_known(name: str) -> None:
 
 
 def test_each_side_alone_detached_in_its_direction_is_measured_and_has_its_name() -> None:
-    keys = lambda x, y, s: (cross(s.exp() * x @ y.detach().T) + cross(s.exp() * y @ x.detach().T)) / 2  # noqa: E731
-    report = check(keys)
-    assert [finding.id for finding in report.findings] == ["softmax-keys-detached"]
+    name = "softmax-keys-detached"
+    report = check(NAMED[name][0])
+    assert [finding.id for finding in report.findings] == [name]
     assert report.computes[0].startswith("measured: ") and report.computes[1].startswith("not certain: ")
 
 
 def test_a_sigmoid_loss_that_is_wrong_is_told_as_one() -> None:
-    wrong = lambda x, y, s, b: -F.logsigmoid((2 * own(x) - 1) * (s.exp() * x @ y.T + b)).sum()  # noqa: E731
-    report = check(wrong)
+    def not_divided(x: Any, y: Any, s: Any, b: Any) -> Any:
+        return -F.logsigmoid((2 * own(x) - 1) * (s.exp() * x @ y.T + b)).sum()
+
+    report = check(not_divided)
     assert report.verdict == "FAIL"
     assert "pairs are summed one by one, without a softmax" in str(report.computes)

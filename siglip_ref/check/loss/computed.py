@@ -113,8 +113,8 @@ def _derived(loss: "LossSubject", compared: "ComparedLoss", wrong: bool) -> Deri
     declared, power = convention.objective, -1.0 if convention.objective.reduction == "batch" else -2.0
     weights = declared.weights if isinstance(declared.weights, tuple) else (1.0, 1.0)
     linear = convention.scale == "linear"
-    right = siglip(linear, rows, declared.bias, weights, power, declared.smoothing)
-    right = clip(linear, rows) if declared.kind == "softmax" else right
+    of_pairs = declared.bias, weights, power, declared.smoothing
+    right = clip(linear, rows) if declared.kind == "softmax" else siglip(linear, rows, *of_pairs)
     probe = next((one.probe for one in compared.plain.values() if one.probe.shape[0] > 1), None)
     if probe is None:
         return Derived(None, False, measured=(Measured("raises"),))

@@ -59,10 +59,11 @@ def _bearing_out(compared: "ComparedLoss", findings: Sequence[Finding]) -> str:
     """Of a loss that is not SigLIP's own, whose products nobody takes apart: the argument products= under which its
     plain calls are right; empty if there is none."""
     setting, convention = compared.setting, compared.convention
-    if convention.objective.plain or setting.dtype != "float32" or setting.products or not _no_name(findings):
+    named = any(finding.id != "unknown" for finding in findings)
+    if convention.objective.plain or setting.dtype != "float32" or setting.products or named:
         return ""
     calls = compared.plain.values()
-    if any(not row.excess <= _ROUNDING for one in calls for row in judge(one.outcome, one.right, "")):
+    if any(row.excess > _ROUNDING for row in compared.details if row.probe in compared.plain):
         return ""
     settings = (replace(setting, products=argument) for argument in DECLARED)
     return next((at.products for at in settings if all(_is_right(one, convention, at) for one in calls)), "")
@@ -71,10 +72,6 @@ def _bearing_out(compared: "ComparedLoss", findings: Sequence[Finding]) -> str:
 def _is_right(one: "Called", convention: Convention, setting: Setting) -> bool:
     rows = judge(one.outcome, truth(one.probe, convention, setting), "")
     return all(row.verdict != "FAIL" for row in rows)
-
-
-def _no_name(findings: Sequence[Finding]) -> bool:
-    return all(finding.id == "unknown" for finding in findings)
 
 
 # --- what calls show by themselves
