@@ -235,10 +235,20 @@ def add_product(
     one : 1 in the precision of all
     like : an array of that precision
     """
-    size, side = like.itemsize, STRIP * VECTOR // like.itemsize
+    side = STRIP * VECTOR // like.itemsize
     many = min(MANY, (rows + ROWS - 1) // ROWS * ROWS)
     room = np.zeros((many + side) * DEPTH + ROWS * side, like.dtype)
-    kept = room.ctypes.data
+    _add_product(turned, x, x_step, weights, step, out, out_step, rows, width, columns, one, many, side, room)
+
+
+@kernel()
+def _add_product(
+    turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int, width: int,
+    columns: int, one: Any, many: int, side: int, room: Any,
+) -> None:  # fmt: skip
+    """The same with room. It is the caller's: Numba frees an array when its name is used for the last time, and an
+    address is no use of it."""
+    size, kept = room.itemsize, room.ctypes.data
     strip = kept + many * DEPTH * size
     rim = strip + side * DEPTH * size
     for top in range(0, rows, many):
