@@ -1,15 +1,27 @@
 """What the speed benchmarks share: measure cases, write figures as JSON, table and plot beside this file.
 
-Cases that are not measured this time (`--case` chooses) keep their earlier figures.
+Cases that are not measured this time (`--case` chooses) keep their earlier figures, if they are of this processor.
 """
 
 import argparse
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from siglip_ref.cli.speed import CONTESTANTS, Result, bench, machine, read, table, write
 
 RESULTS = Path(__file__).parent / "results"
+# What holds each contestant to AVX2 on a processor with AVX-512: OpenBLAS, Numba, Torch with its two libraries, XLA.
+AVX2 = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NUMBA_CPU_NAME": "haswell",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+}
+HELD = ("fast", "torch", "torch.compile", "jax.jit")
 
 
 def measure(name: str, cases: Sequence[str]) -> None:
@@ -19,11 +31,15 @@ def measure(name: str, cases: Sequence[str]) -> None:
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--case", action="append", choices=cases)
     options.add_argument("--contestant", action="append", choices=CONTESTANTS)
+    options.add_argument("--avx2", action="store_true", help="hold to AVX2 who can be held; results/NAME_avx2.json")
     chosen = options.parse_args()
+    if chosen.avx2:
+        os.environ |= AVX2
+        name, chosen.contestant = f"{name}_avx2", chosen.contestant or HELD
     RESULTS.mkdir(exist_ok=True)
     place = RESULTS / f"{name}.json"
     new = bench(chosen.case or cases, chosen.contestant, chosen.threads, chosen.repeats)
-    known = {result.case: result for result in [*(read(place) if place.exists() else []), *new]}
+    known = {result.case: result for result in [*(read(place) if of_this_processor(place) else []), *new]}
     results = [known[case] for case in cases if case in known]
     write(place, results, chosen.threads)
     facts = ", ".join(f"{key} {value}" for key, value in machine(chosen.threads).items())
@@ -31,6 +47,11 @@ def measure(name: str, cases: Sequence[str]) -> None:
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.svg").write_text(plot(results))
     print(text)
+
+
+def of_this_processor(place: Path) -> bool:
+    """Whether there are earlier figures, and of the processor at hand: one table is of one machine."""
+    return place.exists() and json.loads(place.read_text())["machine"]["cpu"] == machine(1)["cpu"]
 
 
 def plot(results: Sequence[Result]) -> str:

@@ -112,7 +112,8 @@ class Worker:
     def __init__(self, case: Sequence[str], contestant: str, folder: str, threads: int) -> None:
         numbers = ("OMP", "MKL", "OPENBLAS", "NUMBA")
         environment = dict(os.environ) | {f"{name}_NUM_THREADS": str(threads) for name in numbers}
-        environment["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+        many = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {many}".strip()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "siglip_ref.cli.speed_worker", *case, contestant, folder, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

@@ -210,6 +210,7 @@ def other_results() -> dict[str, Callable[..., Any]]:
 
 
 @pytest.mark.parametrize("name", list(other_results()))
+@pytest.mark.sampled(2)
 def test_other_results_never_pass(name: str) -> None:
     never_passes(lambda: sr.check_loss(other_results()[name], "torch"))
 

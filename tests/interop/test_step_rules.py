@@ -111,6 +111,7 @@ def test_the_hand_made_step_is_right(schedule):
         (hand_made(after=unit_rows), "text/token brought to length 1 of each row after each step"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_the_rule_is_told(update, said):
     report = report_of(update)
     assert report.verdict == "FAIL" and len(report.findings) == 1, report

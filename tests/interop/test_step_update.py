@@ -122,6 +122,7 @@ def test_mistakes_of_big_vision_are_named(update, id):
     ],
     ids=["beta2", "eps", "mask", "decay", "lr", "no decay"],
 )
+@pytest.mark.sampled(2)
 def test_other_settings_are_told(update, words):
     report = sr.check_step(update, OPTAX_RULE)
     assert report.verdict == "OTHER CONVENTION", report

@@ -76,6 +76,7 @@ def our_messages(run):
 @pytest.mark.parametrize("kind", ["raise", "kill"])
 @pytest.mark.parametrize("hop", range(4))
 @pytest.mark.parametrize("rank", range(4))
+@pytest.mark.sampled(3)
 def test_a_failing_or_killed_rank_ends_the_job_with_its_name(rank, hop, kind):
     run = ring("loss", "--fault", f"{rank}:{hop}:{kind}", timeout=PATIENCE)
     assert run.code != 0 and not run.left, run
