@@ -76,9 +76,9 @@ def row(result: Result, rivals: Sequence[str]) -> str:
     return f"| {WORDS[result.case]} | {ours.median * 1e3:,.1f} ms | {' | '.join(ratios)} | {share} | {memory} |"
 
 
-def table(chosen: Collection[str] = tuple(WORDS), kernels: str = "") -> str:
-    """The cases that were measured, of these; kernels: "_avx2", those that were held to it."""
-    places = [RESULTS / f"{name}{kernels}.json" for name in ("loss_speed", "model_speed")]
+def table(chosen: Collection[str] = tuple(WORDS)) -> str:
+    """The cases that were measured, of these."""
+    places = [RESULTS / f"{name}.json" for name in ("loss_speed", "model_speed")]
     found = {result.case: result for place in places for result in read(place)}
     rivals = [name for name in RIVALS if any(name in found[case].entries for case in chosen if case in found)]
     machine = json.loads(places[1].read_text())["machine"]
@@ -145,7 +145,6 @@ def first_check() -> str:
 
 TABLES = {
     "performance": table,
-    "performance on AVX2 kernels": lambda: table(kernels="_avx2"),
     "performance in short": lambda: table(SHORT),
     "growth": growth,
     "first check": first_check,
