@@ -50,6 +50,14 @@ def children(mark):
     return found
 
 
+def wait_for(count, mark):
+    """Until there are so many: the command line of a process can be read a moment after it has started or ended."""
+    end = time.monotonic() + 60
+    while len(children(mark)) != count and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(children(mark)) == count
+
+
 def test_one_picture_is_answered_by_the_specification_and_nothing_stays(place, tmp_path):
     command = ["zeroshot", "--model", place / "model", "--image", place / "red.png", "--labels", "cat,dog"]
     run = subprocess.run(
@@ -69,12 +77,9 @@ def test_a_command_that_is_killed_leaves_no_child(place, tmp_path):
     command = [sys.executable, "-c", SLEEPER, str(place / "model")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "inside\n"
-        assert len(children(tmp_path)) == 1
+        wait_for(1, tmp_path)
         process.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 60
-    while children(tmp_path) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert children(tmp_path) == []
+    wait_for(0, tmp_path)
 
 
 @pytest.mark.parametrize(
