@@ -59,6 +59,10 @@ def ours(ops: Ops, case: str, *sizes: str) -> Run:
     cfg = sized(sizes[0])
     images, tokens = inputs(cfg, int(sizes[1]))
     params = init(cfg, dtype=np.float32) if case == "step" else dict(load(saved(sizes[0]), ops=ops).params)
+    if case in ("image", "text") and ops.compiled:
+        from siglip_ref.fast.prepack import prepacked
+
+        ops = prepacked(params, ops)  # as the other engines do when they load a model
     if case == "image":
         return lambda: image_embeddings(params, images, cfg, ops)
     if case == "text":

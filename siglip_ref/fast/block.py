@@ -14,7 +14,9 @@ from siglip_ref.fast.gelu import FORMS
 from siglip_ref.fast.kernels.block import Kept, Room, backward, forward
 from siglip_ref.fast.machine.blas import gemm_address
 from siglip_ref.fast.machine.fit import (
+    NONE,
     NOTHING,
+    Packed,
     as_rows,
     as_stored,
     empty,
@@ -65,9 +67,16 @@ class BlockCache:
 
 
 def block_forward(
-    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None
+    x: Array,
+    weights: Mapping[str, Array],
+    heads: int,
+    gelu: GeluForm,
+    eps: float,
+    mask: Array | None,
+    *,
+    packed: Packed = NONE,
 ) -> tuple[Array, Array, Any]:
-    """Twin of `siglip_ref.model.encoder.block_forward`."""
+    """Twin of `siglip_ref.model.encoder.block_forward`; packed : see `fit.Packed`."""
     w = tuple([weights[name] for name in ORDER])
     width, mlp = x.shape[-1], len(w[13])
     split, wanted = x.ndim == 3 and width % heads == 0, [(width,), (width,), *layer_shapes(width, mlp)]
@@ -75,7 +84,8 @@ def block_forward(
         plain: tuple[Array, Array, Any] = SPECIFICATION.block.forward(x, weights, heads, gelu, eps, mask)
         return plain
     batch, tokens, _ = x.shape
-    turned, w = as_stored(w, [batch * tokens] * len(w))
+    times = [batch * tokens] * len(w)
+    (turned, stored), read = as_stored(w, times), as_stored(w, times, packed)
     rows, seen = batch * tokens, seen_by_head(mask, batch, heads, tokens, tokens)
     flat, inside, two = (rows, width), (batch, tokens, width), (rows, 2)
     shapes = (two, inside, inside, inside, (batch * heads, tokens, 2), inside, flat, two, (rows, mlp))
@@ -84,10 +94,10 @@ def block_forward(
     normed, out = empty(flat, x), empty(flat, x)
     with parts_for(rows * width * mlp) as parts:
         forward(
-            gemm_address(x.dtype), turned, x_rows, w, seen, heads, root_of(x, heads), eps, FORMS[gelu],
+            gemm_address(x.dtype), read[0], x_rows, read[1], seen, heads, root_of(x, heads), eps, FORMS[gelu],
             NOTHING[x.dtype], tuple(kept), empty((parts, 1, tokens, tokens), x), normed, active, out, parts,
         )  # fmt: skip
-    cache = BlockCache(x_rows, turned, w, seen, heads, FORMS[gelu], eps, kept)
+    cache = BlockCache(x_rows, turned, stored, seen, heads, FORMS[gelu], eps, kept)
     return out.reshape(inside), kept.after.reshape(inside), cache
 
 

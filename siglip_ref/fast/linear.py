@@ -11,7 +11,8 @@ from siglip_ref.fast.machine.compile import SUMS, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import NOTHING, as_rows, as_stored, empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.machine.pool import parts_for
-from siglip_ref.fast.machine.product import LEAST, add_product
+from siglip_ref.fast.machine.product import LEAST, PACKED, add_product
+from siglip_ref.fast.machine.tile import STRIP, VECTOR
 from siglip_ref.ops.elementary import Array
 
 NOT_TURNED: Any = np.int64(NO)  # not a Python constant, for which Numba would compile what it is given to anew
@@ -58,20 +59,26 @@ def affine_part(
 ) -> Any:  # fmt: skip
     """One thread's part of out = x @ weights + bias (+ add, unless it is empty); returns its rows and columns.
 
-    turned : YES if `weights` holds the transposed matrix (F, C), as Torch stores it; NO for (C, F)
+    turned : YES if `weights` holds the transposed matrix (F, C), as Torch stores it; NO for (C, F); PACKED for strips
     """
     one, rows, columns = number(1, out[0, 0]), x.shape[0], out.shape[1]
     top, bottom, left, right = 0, rows, 0, columns
+    side = STRIP * VECTOR // x.itemsize if min(x.shape[1], columns) > LEAST else 0
     if rows >= columns:
         top, bottom = part(rows, thread, parts)
+    elif side:
+        strips = (columns + side - 1) // side
+        left, right = strips * thread // parts * side, min(columns, strips * (thread + 1) // parts * side)
     else:
         left, right = part(columns, thread, parts)
     if top == bottom or left == right:
         return top, top, left, left
     _begin(bias, add, out, top, bottom, left, right)
     first = _address(weights, left, 0) if turned == YES else _address(weights, 0, left)
-    if min(x.shape[1], columns) > LEAST:
+    if side:
         size = x.itemsize
+        if turned == PACKED:
+            first = _address(weights, left // side * x.shape[1], 0)
         add_product(turned, _address(x, top, 0), x.shape[1] * size, first, weights.shape[1] * size,
                     _address(out, top, left), columns * size, bottom - top, x.shape[1], right - left, one,
                     out)  # fmt: skip

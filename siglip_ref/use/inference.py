@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -72,7 +71,6 @@ def text_embeddings(
     return _unit(pooled, cfg.conventions, alone)
 
 
-@cache
 def _without_gradients(ops: Ops, whole: bool = False) -> Ops:
     """The same operations with an encoder that keeps nothing; towers operation by operation, unless whole."""
     names = () if whole else ("image_tower", "naflex_tower", "text_tower")

@@ -4,8 +4,13 @@ import numba
 import numpy as np
 import pytest
 
+from siglip_ref.fast import OPS
+from siglip_ref.fast.block import ORDER
 from siglip_ref.fast.linear import linear_forward
-from siglip_ref.fast.machine.product import DEPTH, LEAST, MANY, ROWS, STRIP, VECTOR
+from siglip_ref.fast.machine.fit import layer_shapes
+from siglip_ref.fast.machine.product import LEAST, MANY
+from siglip_ref.fast.machine.tile import DEPTH, ROWS, STRIP, VECTOR
+from siglip_ref.fast.prepack import prepacked
 
 SIDE = STRIP * VECTOR // 4  # columns of a strip in float32
 # Rows, width, columns: whole tiles; one row; a number more or less than whole tiles, strips, depths and blocks of rows.
@@ -69,3 +74,41 @@ def test_what_is_not_a_number_stays_in_its_row_and_column() -> None:
     wrong = np.zeros(out.shape, bool)
     wrong[2], wrong[:, -1] = True, True
     assert np.array_equal(~np.isfinite(out), wrong)
+
+
+@pytest.mark.parametrize(("width", "mlp"), [(96, 200), (130, 70), (400, 100)])  # strips that end within the last one
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_packed_weights_give_the_same_bits(width: int, mlp: int, turned: bool, kind: type) -> None:
+    draw = np.random.default_rng(width)
+    shapes = dict(zip(ORDER, [(width,), (width,), *layer_shapes(width, mlp)], strict=True))
+    weights = {name: draw.standard_normal(shape).astype(kind) for name, shape in shapes.items()}
+    if turned:
+        weights = {name: np.ascontiguousarray(weight.T).T for name, weight in weights.items()}
+    packed = prepacked({f"image/block00/{name}": weight for name, weight in weights.items()}, OPS)
+    assert len(packed.block.forward.keywords["packed"]) == 6  # of all kernels: four projections and the MLP
+    for batch, tokens in ((1, 3), (2, 150)):  # parts are columns; parts are rows
+        x, d_out = draw.standard_normal((2, batch, tokens, width)).astype(kind)
+        (out, _, cache), (same, _, again) = (
+            ops.block.forward(x, weights, 2, "tanh", 1e-6, None) for ops in (OPS, packed)
+        )
+        assert np.array_equal(out, same)
+        assert np.isfinite(out).all()
+        (d_x, _, d), (d_same, _, d_again) = (
+            ops.block.backward(d_out, kept) for ops, kept in ((OPS, cache), (packed, again))
+        )
+        assert np.array_equal(d_x, d_same)
+        assert all(np.array_equal(d[name], d_again[name]) for name in ORDER)
+
+
+def test_other_weights_than_the_packed_ones_are_read_as_they_are() -> None:
+    width, mlp = 96, 200
+    shapes = dict(zip(ORDER, [(width,), (width,), *layer_shapes(width, mlp)], strict=True))
+    draw = np.random.default_rng(0)
+    first, second = ({name: draw.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2))
+    packed, x = (
+        prepacked({f"text/block00/{name}": weight for name, weight in first.items()}, OPS),
+        draw.random((1, 9, width)),
+    )
+    found, wanted = (ops.block.forward(x, second, 2, "tanh", 1e-6, None)[0] for ops in (packed, OPS))
+    assert np.array_equal(found, wanted)

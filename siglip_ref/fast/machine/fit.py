@@ -1,15 +1,21 @@
 """Which arrays kernels take, and in which form; everything else is the specification's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 
 from siglip_ref.errors import UsageError
 from siglip_ref.fast.machine.blas import NO, SMALL, YES
 from siglip_ref.fast.machine.pool import threads_at_most
+from siglip_ref.fast.machine.product import PACKED
 from siglip_ref.ops.elementary import Array
 
 KINDS = (np.dtype(np.float32), np.dtype(np.float64))
+# By the `id` of a matrix, itself, so that no other one gets its `id`, and its strips (`product.pack`).
+Packed: TypeAlias = Mapping[int, tuple[Array, Array]]
+NONE: Packed = MappingProxyType({})
 NOTHING = {kind: np.empty((0, 0), kind) for kind in KINDS}  # stands for "no such argument"
 
 
@@ -65,17 +71,21 @@ def rows_in_memory(x: Array) -> Array:
     return x if x.flags.writeable else _unlocked(x)
 
 
-def as_stored(weights: Sequence[Array], rows: Sequence[int]) -> tuple[tuple[int, ...], tuple[Array, ...]]:
+def as_stored(
+    weights: Sequence[Array], rows: Sequence[int], packed: Packed = NONE
+) -> tuple[tuple[int, ...], tuple[Array, ...]]:
     """Weights as they lie in memory, for BLAS reads a matrix and its transpose alike.
 
     Parameters
     ----------
     weights : matrices (C, F), vectors (F,)
     rows : by how many rows each matrix will be multiplied
+    packed : what to read in place of some matrices
 
     Returns
     -------
-    turned : of each YES, if it is a transposed view, as those of Torch's checkpoints are, and stored (F, C); else NO
+    turned : of each YES, if it is a transposed view, as those of Torch's checkpoints are, and stored (F, C); PACKED, if
+        it has strips; else NO
     stored : row after row in memory; copied only if it is neither, or so small a product that BLAS, which does not pack
         those, would round it otherwise than its transpose
 
@@ -84,8 +94,12 @@ def as_stored(weights: Sequence[Array], rows: Sequence[int]) -> tuple[tuple[int,
     """
     turned, stored = [], []
     for weight, times in zip(weights, rows, strict=True):
-        packed = times * weight.size > SMALL * threads_at_most()
-        flip = packed and weight.flags.f_contiguous and not weight.flags.c_contiguous
+        if id(weight) in packed:
+            turned.append(PACKED)
+            stored.append(packed[id(weight)][1])
+            continue
+        large = times * weight.size > SMALL * threads_at_most()
+        flip = large and weight.flags.f_contiguous and not weight.flags.c_contiguous
         turned.append(YES if flip else NO)
         stored.append(rows_in_memory(weight.T if flip else weight))
     return tuple(turned), tuple(stored)

@@ -4,200 +4,26 @@
 
 BLAS copies both matrices into an order of its own at each call, which few rows do not pay for: 256 of an image, 64 of
 a text. Here only a strip of the weights is put in order, `DEPTH` deep and three vectors wide, used for all rows, and
-overwritten by the next. Its product with `ROWS` rows is kept in registers: a tile of ROWS x 3 vectors, to which one
-fused multiply-add a number and k is added. Each number is summed in the order of k whatever its neighbours are, so the
-result has the same bits for any number of threads and of rows.
+overwritten by the next; or all strips once for all, where a model is kept in memory (`pack`). A strip's product with
+`ROWS` rows is kept in registers: a tile of ROWS x 3 vectors, to which one fused multiply-add a number and k is added.
+Each number is summed in the order of k whatever its neighbours are, so the result has the same bits for any number of
+threads and of rows, and for weights that are packed.
 
-The loop over k is written in LLVM's language, because Numba has no vectors; what LLVM makes of it fits the processor.
 Source of the order of loops: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34,
 2008.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
-from numba import config, extending
-from numba.core import cgutils, types
 
 from siglip_ref.fast.machine.blas import YES
 from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.tile import DEPTH, ROWS, STRIP, VECTOR, copy, line, one_number, tile, turn
 
-_settings: Any = config  # its attributes are made at run time
-intrinsic: Any = extending.intrinsic  # what it makes takes one argument less than what it is given
-
-
-def _registers() -> tuple[int, int]:
-    """Bytes of a vector, and rows of a tile whose sums, strip and broadcast number fit the registers."""
-    named = _settings.CPU_FEATURES
-    if named is None:
-        known = _settings.CPU_NAME in (None, binding.get_host_cpu_name())
-        named = binding.get_host_cpu_features().flatten() if known else ""
-    if "+avx512f" in named:
-        return 64, 8
-    machine = binding.get_default_triple().split("-")[0]
-    return (32, 4) if machine in ("x86_64", "amd64") else (16, 8)
-
-
-VECTOR, ROWS = _registers()
-STRIP = 3  # vectors of a strip's width
-STEPS = 4  # of k in one turn of the loop: a fifth quicker than one, where a strip comes out of the second cache
-DEPTH = 384  # numbers of a strip from top to bottom: with the rows that meet it, it stays in the second cache
+PACKED = ord("P")  # beside YES and NO: strips that `pack` made
 MANY = 256  # rows that meet a strip before the next one is put in order; they stay in the second cache, too
 LEAST = 64  # layers as narrow as this are left to BLAS
-
-_INT, _INDEX, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
-
-
-def _vector(number: Any) -> ir.VectorType:
-    return ir.VectorType(number, VECTOR // (4 if isinstance(number, ir.FloatType) else 8))
-
-
-def _at(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
-    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
-
-
-def _load(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
-    found = builder.load(_at(builder, address, offset, kind))
-    found.align = 4  # any number's; strips and rows begin anywhere
-    return found
-
-
-def _store(builder: Any, value: Any, address: Any, offset: Any) -> None:
-    builder.store(value, _at(builder, address, offset, value.type)).align = 4
-
-
-def _mask(numbers: list[int]) -> ir.Constant:
-    return ir.Constant(ir.VectorType(_INDEX, len(numbers)), numbers)
-
-
-def _written(emit: Callable[..., None], integers: int) -> Any:
-    """A function of kernels whose code `emit` writes: of so many integers, and a number that says the precision."""
-
-    def typed(typing_context: Any, *given: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            emit(builder, arguments[-1].type, *arguments[:-1])
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * integers, given[-1]), generate
-
-    return typed
-
-
-def _emit_tile(builder: Any, number: Any, x: Any, strip: Any, depth: Any, out: Any, out_step: Any) -> None:
-    """out (ROWS x 3 vectors) += x (ROWS, depth), its rows DEPTH apart, @ strip (depth, 3 vectors)."""
-    vector = _vector(number)
-    places = [(row, part) for row in range(ROWS) for part in range(STRIP)]
-
-    def place(row: int, part: int) -> Any:
-        return builder.add(builder.mul(out_step, _INT(row)), _INT(part * VECTOR))
-
-    fetch = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
-        builder.module, ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INDEX, _INDEX, _INDEX]), "llvm.prefetch.p0"
-    )
-    for at in places:  # on its way while the sums are made: to be written, kept in the caches, data
-        builder.call(fetch, [_at(builder, out, place(*at), _BYTE), _INDEX(1), _INDEX(3), _INDEX(1)])
-    whole, zero = builder.and_(depth, _INT(-STEPS)), ir.Constant(vector, None)
-    sums = [zero] * len(places)
-    for first, last, steps in ((_INT(0), whole, STEPS), (whole, depth, 1)):
-        sums = _emit_sums(builder, number, x, strip, first, last, steps, sums)
-    for value, at in zip(sums, places, strict=True):
-        _store(builder, builder.fadd(_load(builder, out, place(*at), vector), value), out, place(*at))
-
-
-def _emit_sums(
-    builder: Any, number: Any, x: Any, strip: Any, first: Any, last: Any, steps: int, sums: list[Any]
-) -> list[Any]:
-    """A tile's sums with those of k from `first` to `last` added, so many steps in one turn of the loop."""
-    vector = _vector(number)
-    bytes_ = VECTOR // vector.count
-    name = f"llvm.fma.v{vector.count}f{8 * bytes_}"
-    fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-    above, head, inside, below = builder.block, *[builder.append_basic_block() for _ in range(3)]
-    builder.branch(head)
-    builder.position_at_end(head)
-    k, phis = builder.phi(_INT), [builder.phi(vector) for _ in sums]
-    builder.cbranch(builder.icmp_signed("<", k, last), inside, below)
-    builder.position_at_end(inside)
-    left, right = builder.add(x, builder.mul(k, _INT(bytes_))), builder.add(strip, builder.mul(k, _INT(STRIP * VECTOR)))
-    nothing, total = ir.Constant(vector, ir.Undefined), phis
-    for step in range(steps):
-        parts = [_load(builder, right, _INT((step * STRIP + part) * VECTOR), vector) for part in range(STRIP)]
-        for row in range(ROWS):
-            one = _load(builder, left, _INT((row * DEPTH + step) * bytes_), number)
-            spread = builder.shuffle_vector(
-                builder.insert_element(nothing, one, _INDEX(0)), nothing, _mask([0] * vector.count)
-            )
-            at = row * STRIP
-            added = [builder.call(fused, [spread, parts[p], total[at + p]]) for p in range(STRIP)]
-            total = [*total[:at], *added, *total[at + STRIP :]]
-    for phi, begin, then in zip((k, *phis), (first, *sums), (builder.add(k, _INT(steps)), *total), strict=True):
-        phi.add_incoming(begin, above)
-        phi.add_incoming(then, inside)
-    builder.branch(head)
-    builder.position_at_end(below)
-    return phis
-
-
-def _emit_turn(builder: Any, number: Any, stored: Any, step: Any, strip: Any) -> None:
-    """A square of one vector's side, transposed: halves of pairs of rows are exchanged, then quarters, and so on."""
-    vector = _vector(number)
-    side = half = vector.count
-    rows = [_load(builder, stored, builder.mul(step, _INT(row)), vector) for row in range(side)]
-    while half > 1:
-        half //= 2
-        upper = [side + j - half if j // half % 2 else j for j in range(side)]
-        lower = [side + j if j // half % 2 else j + half for j in range(side)]
-        for row in range(side):
-            if not row // half % 2:
-                pair = rows[row], rows[row + half]
-                rows[row] = builder.shuffle_vector(*pair, _mask(upper))
-                rows[row + half] = builder.shuffle_vector(*pair, _mask(lower))
-    for row, value in enumerate(rows):
-        _store(builder, value, strip, _INT(row * STRIP * VECTOR))
-
-
-def _emit_line(builder: Any, number: Any, stored: Any, strip: Any) -> None:
-    """Three vectors as they lie."""
-    for part in range(STRIP):
-        _store(builder, _load(builder, stored, _INT(part * VECTOR), _vector(number)), strip, _INT(part * VECTOR))
-
-
-def _emit_number(builder: Any, number: Any, source: Any, target: Any) -> None:
-    """One number."""
-    _store(builder, _load(builder, source, _INT(0), number), target, _INT(0))
-
-
-@intrinsic
-def _tile(typing_context, x, strip, depth, out, out_step, one):  # type: ignore[no-untyped-def]
-    return _written(_emit_tile, 5)(typing_context, one)
-
-
-@intrinsic
-def _copy(typing_context, source, target, size):  # type: ignore[no-untyped-def]
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        source, target, size = arguments
-        byte = _BYTE.as_pointer()
-        cgutils.raw_memcpy(builder, builder.inttoptr(target, byte), builder.inttoptr(source, byte), size, 1)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), generate
-
-
-@intrinsic
-def _turn(typing_context, stored, step, strip, one):  # type: ignore[no-untyped-def]
-    return _written(_emit_turn, 3)(typing_context, one)
-
-
-@intrinsic
-def _line(typing_context, stored, strip, one):  # type: ignore[no-untyped-def]
-    return _written(_emit_line, 2)(typing_context, one)
-
-
-@intrinsic
-def _number(typing_context, source, target, one):  # type: ignore[no-untyped-def]
-    return _written(_emit_number, 2)(typing_context, one)
 
 
 @kernel()
@@ -209,16 +35,16 @@ def _order(turned: int, weights: int, step: int, depth: int, columns: int, strip
         if turned == YES:
             for part in range(STRIP):
                 for k in range(0, whole, lanes):
-                    _turn(weights + part * lanes * step + k * size, step, strip + (k * STRIP + part) * VECTOR, one)
+                    turn(weights + part * lanes * step + k * size, step, strip + (k * STRIP + part) * VECTOR, one)
         else:
             for k in range(depth):
-                _line(weights + k * step, strip + k * STRIP * VECTOR, one)
+                line(weights + k * step, strip + k * STRIP * VECTOR, one)
     else:
         whole = 0
     for k in range(whole, depth):
         for j in range(columns):
             source = weights + (j * step + k * size if turned == YES else k * step + j * size)
-            _number(source, strip + k * STRIP * VECTOR + j * size, one)
+            one_number(source, strip + k * STRIP * VECTOR + j * size, one)
 
 
 @kernel()
@@ -228,11 +54,21 @@ def _rim(
     """A tile of which out has only so many rows and columns, by way of room for a whole one."""
     for i in range(rows):
         for j in range(columns):
-            _number(out + i * out_step + j * size, room + i * STRIP * VECTOR + j * size, one)
-    _tile(x, strip, depth, room, STRIP * VECTOR, one)
+            one_number(out + i * out_step + j * size, room + i * STRIP * VECTOR + j * size, one)
+    tile(x, strip, depth, room, STRIP * VECTOR, one)
     for i in range(rows):
         for j in range(columns):
-            _number(room + i * STRIP * VECTOR + j * size, out + i * out_step + j * size, one)
+            one_number(room + i * STRIP * VECTOR + j * size, out + i * out_step + j * size, one)
+
+
+@kernel()
+def pack(turned: int, weights: int, step: int, width: int, columns: int, strips: Any, one: Any) -> None:
+    """All strips of the weights, one below the other, each three vectors wide: strips (strips * width, 3 vectors)."""
+    size, side = strips.itemsize, strips.shape[1]
+    for j in range(0, columns, side):
+        first = weights + (j * step if turned == YES else j * size)
+        at = strips.ctypes.data + j * width * size
+        _order(turned, first, step, width, min(side, columns - j), at, size, one)
 
 
 @kernel()
@@ -244,7 +80,8 @@ def add_product(
 
     Parameters
     ----------
-    turned : YES where `weights` holds the transposed matrix (columns, width); NO for (width, columns)
+    turned : YES where `weights` holds the transposed matrix (columns, width); NO for (width, columns); PACKED for what
+        `pack` made of either
     x, weights, out : addresses
     x_step, step, out_step : from one row to the next, in bytes
     one : 1 in the precision of all
@@ -271,15 +108,19 @@ def _add_product(
         for k in range(0, width, DEPTH):
             depth = min(DEPTH, width - k)
             for i in range(top, bottom):
-                _copy(x + i * x_step + k * size, kept + (i - top) * DEPTH * size, depth * size)
+                copy(x + i * x_step + k * size, kept + (i - top) * DEPTH * size, depth * size)
             for j in range(0, columns, side):
                 across = min(side, columns - j)
-                first = weights + (j * step + k * size if turned == YES else k * step + j * size)
-                _order(turned, first, step, depth, across, strip, size, one)
+                at = strip
+                if turned == PACKED:
+                    at = weights + (j // side * width + k) * side * size
+                else:
+                    first = weights + (j * step + k * size if turned == YES else k * step + j * size)
+                    _order(turned, first, step, depth, across, strip, size, one)
                 for i in range(top, bottom, ROWS):
                     high = min(ROWS, bottom - i)
                     some, of_out = kept + (i - top) * DEPTH * size, out + i * out_step + j * size
                     if high == ROWS and across == side:
-                        _tile(some, strip, depth, of_out, out_step, one)
+                        tile(some, at, depth, of_out, out_step, one)
                     else:
-                        _rim(some, strip, depth, of_out, out_step, high, across, rim, size, one)
+                        _rim(some, at, depth, of_out, out_step, high, across, rim, size, one)

@@ -77,6 +77,7 @@ def build(
         _require_root(root, old)
     for note in made.notes:
         say(f"note: {note}")
+    made = made.prepacked()
     with one_owner(place, folder.LOCK, "index", HARM, say):
         same = old is not None and old.model["digest"] == identity["digest"]
         work = folder.Work(place, identity)
