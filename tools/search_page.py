@@ -52,8 +52,12 @@ def duplicates(found):
 
 def heatmap(found):
     judged = {name: one for name, one in found.items() if isinstance(one, dict) and "inside" in one}
-    parts = (f"{n}: {100 * one['inside']:.1f} % (chance {100 * one['chance']:.1f} %)" for n, one in judged.items())
+    parts = (
+        f"{name}: {', '.join(f'{100 * inside:.1f} %' for inside in one['inside'])} (chance {100 * one['chance']:.1f} %)"
+        for name, one in judged.items()
+    )
     what = f"heat maps, {found['judged']} pictures of two shapes: the peak is inside the named one"
+    what += f"; of {found['seeds']} trainings"
     return f"| {what} | {'; '.join(parts)} |"
 
 
