@@ -8,7 +8,7 @@ A model that was trained on whole pictures does not do it (`--near 0`): its pool
 teaches what a patch of the wall is to be, and the largest place lies there. Close-ups of walls without any shape, or a
 few of shapes among many of walls, do it less well: walls beside a shape, or colours, are then not learnt.
 
-    python benchmarks/search_heatmap.py [--pictures 4000] [--steps 1500] [--judged 400] [--seeds 2]
+    python benchmarks/search_heatmap.py [--pictures 4000] [--steps 1500] [--judged 400] [--seeds 3]
 """
 
 import argparse
@@ -164,7 +164,7 @@ def main():
     options.add_argument("--steps", type=int, default=1500)
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--judged", type=int, default=400)
-    options.add_argument("--seeds", type=int, default=2, help="trainings, each with pictures of its own")
+    options.add_argument("--seeds", type=int, default=3, help="trainings, each with pictures of its own")
     options.add_argument("--near", type=float, default=1.0, help="share of close-ups in the training")
     options.add_argument("--patch", type=int, default=6)
     options.add_argument("--lr", type=float, default=2e-3)
