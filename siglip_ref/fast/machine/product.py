@@ -19,7 +19,7 @@ import numpy as np
 
 from siglip_ref.fast.machine.blas import YES
 from siglip_ref.fast.machine.compile import kernel
-from siglip_ref.fast.machine.tile import DEPTH, ROWS, STRIP, VECTOR, copy, line, one_number, tile, turn
+from siglip_ref.fast.machine.tile import DEPTH, LINE, ROWS, STEPS, STRIP, VECTOR, copy, line, one_number, tile, turn
 
 PACKED = ord("P")  # beside YES and NO: strips that `pack` made
 MANY = 256  # rows that meet a strip before the next one is put in order; they stay in the second cache, too
@@ -49,13 +49,14 @@ def _order(turned: int, weights: int, step: int, depth: int, columns: int, strip
 
 @kernel()
 def _rim(
-    x: int, strip: int, depth: int, out: int, out_step: int, rows: int, columns: int, room: int, size: int, one: Any
-) -> None:
+    x: int, strip: int, depth: int, out: int, out_step: int, ahead: int, rows: int, columns: int, room: int, size: int,
+    one: Any,
+) -> None:  # fmt: skip
     """A tile of which out has only so many rows and columns, by way of room for a whole one."""
     for i in range(rows):
         for j in range(columns):
             one_number(out + i * out_step + j * size, room + i * STRIP * VECTOR + j * size, one)
-    tile(x, strip, depth, room, STRIP * VECTOR, one)
+    tile(x, strip, depth, room, STRIP * VECTOR, ahead, one)
     for i in range(rows):
         for j in range(columns):
             one_number(room + i * STRIP * VECTOR + j * size, out + i * out_step + j * size, one)
@@ -111,16 +112,18 @@ def _add_product(
                 copy(x + i * x_step + k * size, kept + (i - top) * DEPTH * size, depth * size)
             for j in range(0, columns, side):
                 across = min(side, columns - j)
-                at = strip
+                at = following = strip
                 if turned == PACKED:
                     at = weights + (j // side * width + k) * side * size
+                    following = at + width * side * size if j + side < columns else weights + (k + depth) * side * size
                 else:
                     first = weights + (j * step + k * size if turned == YES else k * step + j * size)
                     _order(turned, first, step, depth, across, strip, size, one)
                 for i in range(top, bottom, ROWS):
                     high = min(ROWS, bottom - i)
                     some, of_out = kept + (i - top) * DEPTH * size, out + i * out_step + j * size
+                    ahead = following + min((i - top) // ROWS * (depth // STEPS * LINE), depth * side * size)
                     if high == ROWS and across == side:
-                        tile(some, at, depth, of_out, out_step, one)
+                        tile(some, at, depth, of_out, out_step, ahead, one)
                     else:
-                        _rim(some, at, depth, of_out, out_step, high, across, rim, size, one)
+                        _rim(some, at, depth, of_out, out_step, ahead, high, across, rim, size, one)

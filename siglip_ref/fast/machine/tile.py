@@ -28,6 +28,7 @@ def _registers() -> tuple[int, int]:
 
 VECTOR, ROWS = _registers()
 STRIP = 3  # vectors of a strip's width
+LINE = 64  # bytes that the caches bring at once
 STEPS = 4  # of k in one turn of the loop: a fifth quicker than one, where a strip comes out of the second cache
 DEPTH = 384  # numbers of a strip from top to bottom: with the rows that meet it, it stays in the second cache
 
@@ -69,29 +70,38 @@ def _written(emit: Callable[..., None], integers: int) -> Any:
     return typed
 
 
-def _emit_tile(builder: Any, number: Any, x: Any, strip: Any, depth: Any, out: Any, out_step: Any) -> None:
-    """out (ROWS x 3 vectors) += x (ROWS, depth), its rows DEPTH apart, @ strip (depth, 3 vectors)."""
+def _fetch(builder: Any, address: Any, write: int, cache: int) -> None:
+    """A line of the caches, on its way into the first or the second."""
+    name, kinds = "llvm.prefetch.p0", [_BYTE.as_pointer(), _INDEX, _INDEX, _INDEX]
+    fetch = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name)
+    builder.call(fetch, [builder.inttoptr(address, kinds[0]), _INDEX(write), _INDEX(4 - cache), _INDEX(1)])
+
+
+def _emit_tile(
+    builder: Any, number: Any, x: Any, strip: Any, depth: Any, out: Any, out_step: Any, ahead: Any
+) -> None:  # fmt: skip
+    """out (ROWS x 3 vectors) += x (ROWS, depth), its rows DEPTH apart, @ strip (depth, 3 vectors).
+
+    Meanwhile `depth` / STEPS lines of the caches are brought from `ahead`.
+    """
     vector = _vector(number)
     places = [(row, part) for row in range(ROWS) for part in range(STRIP)]
 
     def place(row: int, part: int) -> Any:
         return builder.add(builder.mul(out_step, _INT(row)), _INT(part * VECTOR))
 
-    fetch = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
-        builder.module, ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INDEX, _INDEX, _INDEX]), "llvm.prefetch.p0"
-    )
-    for at in places:  # on its way while the sums are made: to be written, kept in the caches, data
-        builder.call(fetch, [_at(builder, out, place(*at), _BYTE), _INDEX(1), _INDEX(3), _INDEX(1)])
+    for at in places:  # on its way while the sums are made
+        _fetch(builder, builder.add(out, place(*at)), write=1, cache=1)
     whole, zero = builder.and_(depth, _INT(-STEPS)), ir.Constant(vector, None)
     sums = [zero] * len(places)
     for first, last, steps in ((_INT(0), whole, STEPS), (whole, depth, 1)):
-        sums = _emit_sums(builder, number, x, strip, first, last, steps, sums)
+        sums = _emit_sums(builder, number, x, strip, first, last, steps, sums, ahead)
     for value, at in zip(sums, places, strict=True):
         _store(builder, builder.fadd(_load(builder, out, place(*at), vector), value), out, place(*at))
 
 
 def _emit_sums(
-    builder: Any, number: Any, x: Any, strip: Any, first: Any, last: Any, steps: int, sums: list[Any]
+    builder: Any, number: Any, x: Any, strip: Any, first: Any, last: Any, steps: int, sums: list[Any], ahead: Any
 ) -> list[Any]:
     """A tile's sums with those of k from `first` to `last` added, so many steps in one turn of the loop."""
     vector = _vector(number)
@@ -105,6 +115,7 @@ def _emit_sums(
     builder.cbranch(builder.icmp_signed("<", k, last), inside, below)
     builder.position_at_end(inside)
     left, right = builder.add(x, builder.mul(k, _INT(bytes_))), builder.add(strip, builder.mul(k, _INT(STRIP * VECTOR)))
+    _fetch(builder, builder.add(ahead, builder.mul(k, _INT(LINE // STEPS))), write=0, cache=2)
     nothing, total = ir.Constant(vector, ir.Undefined), phis
     for step in range(steps):
         parts = [_load(builder, right, _INT((step * STRIP + part) * VECTOR), vector) for part in range(STRIP)]
@@ -154,8 +165,8 @@ def _emit_number(builder: Any, number: Any, source: Any, target: Any) -> None:
 
 
 @intrinsic
-def tile(typing_context, x, strip, depth, out, out_step, one):  # type: ignore[no-untyped-def]
-    return _written(_emit_tile, 5)(typing_context, one)
+def tile(typing_context, x, strip, depth, out, out_step, ahead, one):  # type: ignore[no-untyped-def]
+    return _written(_emit_tile, 6)(typing_context, one)
 
 
 @intrinsic
