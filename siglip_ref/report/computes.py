@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,14 @@ _FUNCTIONS = {
     "identity": "({u})",
     "square": "({u})^2",
     "absolute": "|{u}|",
+    "sigmoid to a power": "sigmoid({u})^{0}",
+    "sigmoid of the clamped": "sigmoid(clamp({u}, {0}, {1}))",
+    "sigmoid, at most": "min(sigmoid({u}), {0})",
+    "sigmoid of the shifted": "sigmoid({u} + {0})",
+    "sigmoid of a multiple": "sigmoid({0} {u})",
+    "sigmoid above one half": "sigmoid({u}) where {u} > 0, else 0",
+    "loss": "softplus({u})",
+    "slope of softplus": "sigmoid({u})",
     "clamp": "clamp({u}, {0}, {1})",
     "soft cap": "{0} tanh(({u}) / {0})",
     "cube": "{u}^3",
@@ -162,9 +171,30 @@ def formula_in_words(formula: "Formula") -> str:
     if formula.unstable:
         notes.append(f"not finite where {formula.unstable} leaves its range")
     notes += [backward_in_words(rule) for rule in formula.backward]
+    notes += [_WIDE[place].format(_power(power)) for place in _WIDE if (power := getattr(formula, place))]
+    slopes = [(term.sign, term.slope) for term in terms if term.slope]
+    if len(slopes) == len(terms) and len({slope for _, slope in slopes}) == 1:
+        notes.append(f"{_slope(slopes[0][1])} of each pair")
+    else:
+        notes += [f"{_SIDES[sign]}: {_slope(slope)}" for sign, slope in slopes]
     notes += [_kept(formula.kept)] if formula.kept else []
     notes += [_SCALARS.format(formula.scalars)] if formula.scalars else []
     return "; ".join([" + ".join(parts) or "0", *notes])
+
+
+_SIDES = {-1: "positives, u = -logit", 1: "negatives, u = logit"}
+_WIDE = {
+    "width": "similarities are multiplied by {}, D the width of the embeddings",
+    "over": "all is multiplied by {}, D the width of the embeddings",
+}
+
+
+def _power(power: float) -> str:
+    return ("" if power > 0 else "1/") + ("D" if abs(power) == 1 else "sqrt(D)" if abs(power) == 0.5 else f"D^{power}")
+
+
+def _slope(slope: "Shape") -> str:
+    return f"gradients take {_of(slope, 'u')} for the derivative by u"
 
 
 _SCALARS = "scale and bias are rounded to {} before they are used"
@@ -192,6 +222,8 @@ def _term(term: "Term", linear: bool, place: int) -> str:
 
 
 def _of(shape: "Shape", u: str) -> str:
+    if shape.name.startswith("slope of ") and shape.name not in _FUNCTIONS:
+        return f"d/du {_of(replace(shape, name=shape.name.removeprefix('slope of ')), u)}"
     form = _FUNCTIONS.get(shape.name, f"{shape.name}({{u}})")
     return form.format(*(number(p) for p in shape.parameters), u=u)
 
@@ -237,6 +269,9 @@ def form_in_words(form: "OfPairs") -> str:
         if power:
             side = above if power > 0 else below
             side.append(base if abs(power) == 1 else f"{base}^{abs(power):g}")
+    if form.to:
+        counted = form.of if form.of.startswith(("(", "ceil", "floor")) else f"(pairs of the image's one of {form.of})"
+        (above if form.to > 0 else below).append(counted)
     top = " ".join(above) if form.factor == 1 and above else " ".join([number(form.factor), *above])
     under = " ".join(below) if len(below) == 1 else f"({' '.join(below)})"
     return f"{top}/{under}" if below else top
@@ -268,6 +303,9 @@ def _rows(rows: "Rows") -> str:
         "whole matrix": "divided by the length of the whole matrix",
     }[rows.kind]
     words += f", {rows.order}" if rows.order else ""
+    if rows.undivided:
+        cut = "are not divided by it" if not rows.detached else "are those by the rows that are divided"
+        return f"{words}, gradients {cut}"
     return words + (", which is held constant in the backward" if rows.detached else "")
 
 
@@ -363,6 +401,9 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
         f"labels are smoothed: {number(1 - got)} + {number(got)}/B where i = j, {number(got)}/B elsewhere"
     ),
     "kept": lambda got, right: f"{_kept(got)}, the value is not",
+    "slope": lambda got, right: _slope(got),
+    "width": lambda got, right: _WIDE["width"].format(_power(got)),
+    "over": lambda got, right: _WIDE["over"].format(_power(got)),
     "scalars": lambda got, right: _SCALARS.format(got),
     "unstable": lambda got, right: f"a logarithm of {got}, which is not finite where that leaves its range",
 }

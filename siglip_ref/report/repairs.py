@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.derive.shapes import Number
 
 _FUNCTIONS = {
-    "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits); if they are meant so, "
-    "check_loss(fn, label_smoothing=0.1)",
+    "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits)",
     "softplus + multiple": "the targets of binary cross-entropy are 1 and 0 (not 1 and -1): -logsigmoid(z * logits)",
     "log of sigmoid + eps": "replace log(sigmoid(x) + eps) by F.logsigmoid(x)",
     "log of sigmoid, at least": "replace log(sigmoid(x).clamp(...)) by F.logsigmoid(x)",
@@ -38,12 +37,20 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
     if one.place in ("scale", "offset"):
         return _scale(got) if one.place == "scale" else _offset(got)
     if one.place == "function":
+        if got.name == "softplus + linear" and one.of == "both":
+            meant = f"; if they are meant so, check_loss(fn, label_smoothing={2 * got.parameters[0]:.6g})"
+            return _FUNCTIONS[got.name] + meant
         return _FUNCTIONS.get(got.name, "-F.logsigmoid(z * logits), with z = 1 on the diagonal and -1 elsewhere")
+    if one.place == "extra":
+        return _EXTRA if "softplus" in got[0] else "take it out of the loss"
+    if one.place == "rows" and got.undivided:
+        return "the gradient of x / |x| is (d - (d . x) x / |x|^2) / |x|"
     if one.place == "rows":
         return "the length needs its gradient: no detach" if got.detached else _ROWS[got.kind]
     return _backward(got)
 
 
+_EXTRA = "rows that fill up a block have the similarity 0: leave them out of the sum"
 _OF_SOFTMAX = {
     "scale": "multiply the similarities by the scale, once",
     "offset": "add nothing to the similarities",
@@ -60,7 +67,9 @@ _BY_PLACE = {
     "similarity": "the similarity is image_embed @ text_embed.T",
     "coupled": "no softmax and no choice of negatives: -F.logsigmoid(z * logits).sum() / len(image_embed); if CLIP's "
     'loss is meant, check_loss(fn, loss="softmax")',
-    "extra": "take it out of the loss",
+    "slope": "let autograd differentiate the value; a weight that is held constant needs its gradient",
+    "width": "the similarity is image_embed @ text_embed.T, neither a mean nor divided by a power of the width",
+    "over": "divide by the number of images, len(image_embed), not by the width",
     "kept": "save what the backward reads in the dtype in which the forward computed",
     "scalars": "leave scale and bias in float32, whatever the embeddings are in",
     "unstable": "F.logsigmoid(x), which is finite everywhere",

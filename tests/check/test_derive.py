@@ -119,6 +119,95 @@ def test_matrices_are_told_by_sets(rules, count):
         assert np.allclose(total(found, pairs), total(rules, pairs))
 
 
+@pytest.mark.parametrize(
+    ("rules", "count"),
+    [
+        ([(Where(("not diagonal", "not text in the second one after the image's of 4 parts")), OfPairs(1.0, -1.0))], 1),
+        ([(Where(("images of the last of chunks of 8",)), OfPairs())], 1),
+        ([(Where(("chunks of 8",)), OfPairs(1.0, 0.0, 0.0, "chunks of 8", -1.0))], 1),
+        (
+            [
+                (Where(("not diagonal", "chunks of 8")), OfPairs(1.0, -1.0)),
+                (Where(("image in an earlier one than the text of chunks of 8",)), OfPairs(2.0, -1.0)),
+            ],
+            2,
+        ),
+    ],
+)
+def test_matrices_are_told_by_parts_of_a_batch(rules, count):
+    """Rings of shards, tiles, means over each chunk."""
+    found = describe({pairs: total(rules, pairs) for pairs in (1, 2, 3, 4, 5, 6, 7, 11, 16, 19)}, 1e-9)
+    assert found is not None and len(found) == count
+    for pairs in (9, 23, 40):
+        assert np.allclose(total(found, pairs), total(rules, pairs))
+
+
+def changed(change):
+    """The reference with something done to what it gives: a function of rows, scale and bias, and the reference."""
+    return lambda x, y, s, b: change(x, y, s, b, reference(x, y, s, b))
+
+
+def padded(x, y, s, b, found):
+    more = -len(x) % 24 * np.logaddexp(0, b)
+    return found._replace(loss=found.loss + more, d_bias=found.d_bias + -len(x) % 24 / (1 + np.exp(-b)))
+
+
+def by_mean(x, y, s, b, found):
+    found = reference(x / x.shape[1], y, s, b)
+    return found._replace(d_image_embed=found.d_image_embed / x.shape[1])
+
+
+def held_weight(x, y, s, b, found):
+    """Focal, of which gradients hold the weight constant."""
+    z = 2 * np.eye(len(x)) - 1
+    u = -z * (np.exp(s) * x @ y.T + b)
+    p = 1 / (1 + np.exp(-u))
+    g = -z * p**3 / len(x)
+    loss = (p**2 * np.logaddexp(0, u)).sum() / len(x)
+    return type(found)(loss, np.exp(s) * g @ y, np.exp(s) * g.T @ x, np.exp(s) * (g * (x @ y.T)).sum(), g.sum())
+
+
+def lost_labels(x, y, s, b, found):
+    z = 2 * np.eye(len(x)) - 1
+    g = -1 / (1 + np.exp(z * (np.exp(s) * x @ y.T + b))) / len(x)
+    return type(found)(found.loss, np.exp(s) * g @ y, np.exp(s) * g.T @ x, np.exp(s) * (g * (x @ y.T)).sum(), g.sum())
+
+
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        (padded, ["extra"]),
+        (by_mean, ["width"]),
+        (lambda x, y, s, b, found: type(found)(*(one / np.sqrt(x.shape[1]) for one in found)), ["over"]),
+        (held_weight, ["function", "slope"]),
+        (lost_labels, ["backward"]),
+    ],
+)
+def test_kinds_of_mistakes_are_derived(change, places):
+    derived = derive(Subject(changed(change)), siglip())
+    assert derived.certain and [one.place for one in derived.differences] == places, in_words(derived)
+
+
+def test_gradients_that_are_lost_beyond_a_size_are_read_there():
+    """The incomplete last block of 32 images has no gradient; held back are batches of 19 at most."""
+
+    def change(x, y, s, b, found):
+        keep = np.arange(len(x)) < len(x) // 32 * 32
+        own = np.eye(len(x))
+        g = keep[:, None] * (1 / (1 + np.exp(-(np.exp(s) * x @ y.T + b))) - own) / len(x)
+        return type(found)(
+            found.loss, np.exp(s) * g @ y, np.exp(s) * g.T @ x, np.exp(s) * (g * (x @ y.T)).sum(), g.sum()
+        )
+
+    subject = Subject(changed(change))
+    [one] = [*held_back(subject, False)][:1]
+    rng = np.random.default_rng(1)
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in rng.standard_normal((2, 131, 16)))
+    large = replace(one, label="large", image_embed=x, text_embed=y, s=1.5, b=-2.0, found=subject.call(x, y, 1.5, -2.0))
+    derived = derive(subject, siglip(), [large])
+    assert derived.certain and "whole chunks of 32" in in_words(derived)[1]
+
+
 def test_a_chunk_is_looked_at_where_another_would_differ():
     """131 pairs do not tell chunks of 64 from chunks of 32."""
     rules = [(Where(("texts of whole chunks of 32, or all",)), OfPairs())]

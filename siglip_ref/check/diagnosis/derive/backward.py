@@ -11,18 +11,31 @@ from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, Parts, evaluate, 
 from siglip_ref.check.diagnosis.derive.fit import Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import ONE, Backward, Formula
 from siglip_ref.check.diagnosis.derive.instrument import Reading, Subject, drawn
-from siglip_ref.check.diagnosis.derive.sets import Where, describe, form_of, simple
+from siglip_ref.check.diagnosis.derive.sets import Where, describe, form_of, simple, telling_sizes, total
 from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array
 
 SIZES = (1, 2, 3, 4, 6, 7, 11)
 _SCALES = ("exp(-s)", "exp(s)", "1/s", "s", "exp(s/2)")
+_ROUNDS = 3
 _POINTS = ((1.0, -1.0), (2.2, -2.0), (0.4, 0.6), (3.0, -4.0), (1.7, 1.0), (2.7, -0.3))
 
 
-def backward_of(subject: Subject, formula: Formula) -> Formula | None:
-    """The formula with what its gradients do otherwise; None where that is nothing known."""
-    readings = list(_readings(subject, formula))
+def backward_of(subject: Subject, formula: Formula, more: Sequence[int] = ()) -> Formula | None:
+    """The formula with what its gradients do otherwise; None where that is nothing known. more: larger batches"""
+    sizes = sorted({*SIZES, *more})
+    for _ in range(_ROUNDS):
+        found = _backward_at(subject, formula, sizes)
+        rules = [rule for one in (found.backward if found else ()) for rule in one.rules]
+        unseen = telling_sizes(rules) - set(sizes)
+        if found is None or not unseen:
+            return found
+        sizes = sorted({*sizes, *unseen})
+    return None
+
+
+def _backward_at(subject: Subject, formula: Formula, sizes: Sequence[int]) -> Formula | None:
+    readings = list(_readings(subject, formula, sizes))
     rules: list[Backward] = []
     for name in (one for one in EMBEDS if one not in subject.frozen):
         found = _of_embedding(subject, name, readings)
@@ -33,7 +46,7 @@ def backward_of(subject: Subject, formula: Formula) -> Formula | None:
             found = [whole] if whole.kind != "as it is" else []
         rules += found
     for name in (one for one in ("log_scale", "bias") if one not in subject.frozen):
-        of_scalar = _of_scalar(subject, formula, name, readings)
+        of_scalar = _of_scalar(subject, formula, name, readings, rules)
         if of_scalar is None:
             return None
         rules += of_scalar
@@ -42,11 +55,12 @@ def backward_of(subject: Subject, formula: Formula) -> Formula | None:
     return _radial(subject, replace(formula, backward=tuple(rules)), readings)
 
 
+ScalarRow = tuple[int, float, float, float, float, Parts]  # B, scale, bias, what it is and what is right
 Read = tuple[int, float, float, Reading, Parts]
 
 
-def _readings(subject: Subject, formula: Formula) -> Iterator[Read]:
-    for pairs in SIZES:
+def _readings(subject: Subject, formula: Formula, sizes: Sequence[int]) -> Iterator[Read]:
+    for pairs in sizes:
         if pairs % subject.batch:
             continue
         for seed, (log_scale, bias) in enumerate(_POINTS if pairs == 6 else _POINTS[:2]):
@@ -98,15 +112,17 @@ def _of_embedding(subject: Subject, name: str, readings: Sequence[Read]) -> list
 
 
 def _middle(ratio: Array) -> float:
-    """A number that stands for a matrix: the largest of its weights."""
-    known = ratio[~np.isnan(ratio)]
-    return float(known[np.argmax(np.abs(known))]) if known.size else np.nan
+    """A number that stands for a matrix: the size of the largest of its weights; 0 is none."""
+    known = np.abs(ratio[~np.isnan(ratio)])
+    return float(known.max(initial=0.0)) or np.nan
 
 
 def _by_scale(table: Sequence[tuple[int, float, float, float]], near: float) -> Number | None:
     """How a factor depends on the scale: not at all, or by one of a few functions."""
     main = max({pairs for pairs, *_ in table}, key=lambda n: sum(pairs == n for pairs, *_ in table))
-    entries = [Entry(s, b, n, value, 1e3 * near * abs(value)) for n, s, b, value in table if n == main]
+    entries = [
+        Entry(s, b, n, value, 1e3 * near * abs(value)) for n, s, b, value in table if n == main and np.isfinite(value)
+    ]
     if len(entries) < 4 or np.ptp([entry.value for entry in entries]) <= 2e3 * near * max(
         abs(e.value) for e in entries
     ):
@@ -202,7 +218,9 @@ def _removed(name: str, readings: Sequence[Read]) -> bool | None:
 # --- scale and bias
 
 
-def _of_scalar(subject: Subject, formula: Formula, name: str, readings: Sequence[Read]) -> list[Backward] | None:
+def _of_scalar(
+    subject: Subject, formula: Formula, name: str, readings: Sequence[Read], known: Sequence[Backward]
+) -> list[Backward] | None:
     near = max(10 * _near(subject), FORMATS[formula.scalars].unit if formula.scalars else 0.0)
     rows = []
     for pairs, s, b, reading, parts in readings:
@@ -228,7 +246,25 @@ def _of_scalar(subject: Subject, formula: Formula, name: str, readings: Sequence
         form = form_of(by_pairs, 1e3 * near) if steady else None
         if form is not None:
             return [Backward(name, "times", ((Where(), form),), scalar)]
-    return _made_of(name, rows, near) or _masked(subject, formula, name)
+    return _as_embeddings(name, rows, near, known) or _made_of(name, rows, near) or _masked(subject, formula, name)
+
+
+def _as_embeddings(
+    name: str, rows: Sequence[ScalarRow], near: float, known: Sequence[Backward]
+) -> list[Backward] | None:
+    """Pairs weighed as in an embedding's gradient; perhaps times a function of the scale."""
+    for rule in (one for one in known if one.kind == "times"):
+        shares = [
+            float((total(rule.rules, n) * (parts.scale_pairs if name == "log_scale" else parts.bias_pairs)).sum())
+            for n, _, _, _, _, parts in rows
+        ]
+        for scalar in (rule.scalar, ONE, *(Number(((one, 1.0),)) for one in _SCALES)):
+            if all(
+                abs(got - share * scalar(s, b, n)) <= near * (np.abs(parts.slopes).sum() + abs(got))
+                for (n, s, b, got, _, parts), share in zip(rows, shares, strict=True)
+            ):
+                return [replace(rule, tensor=name, scalar=scalar)]
+    return None
 
 
 def _masked(subject: Subject, formula: Formula, name: str) -> list[Backward] | None:
@@ -256,9 +292,7 @@ def _masked(subject: Subject, formula: Formula, name: str) -> list[Backward] | N
     return [Backward(name, "times", rules)] if rules else None
 
 
-def _made_of(
-    name: str, rows: Sequence[tuple[int, float, float, float, float, Parts]], near: float
-) -> list[Backward] | None:
+def _made_of(name: str, rows: Sequence[ScalarRow], near: float) -> list[Backward] | None:
     """A sum of one or two of the parts that a gradient by a scalar may have."""
     got = np.array([row[3] for row in rows])
     names = sorted({key for row in rows for key in row[5].parts})

@@ -11,12 +11,15 @@ from siglip_ref.check.diagnosis.derive.instrument import (
     StopDerivingError,
     Subject,
     measure_noise,
+    power_of_width,
     rounding_of_scalars,
+    without_width,
 )
 from siglip_ref.check.diagnosis.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
 from siglip_ref.check.diagnosis.derive.shapes import KINKED, Number
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
+from siglip_ref.check.diagnosis.slopes import with_slopes
 
 _LARGEST = 200  # pairs of a batch in which weights are read
 
@@ -46,13 +49,17 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     try:
         measure_noise(subject, MAIN, subject.number(subject.given(LOG_SCALE)), BASE_BIAS)
         subject.scalars = rounding_of_scalars(subject)
-        formula = replace(value_of(subject), scalars=subject.scalars)
+        over = power_of_width(subject, BASE_BIAS)
+        inner = without_width(subject, over)
+        formula = replace(value_of(inner), scalars=subject.scalars)
     except StopDerivingError as stop:
         return Derived(None, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
     raw = right.image_rows.kind != "as given"
     try:
         fresh = [*held_back(subject, raw)]
-        whole = backward_of(subject, formula) or _kept(formula, fresh)
+        whole = backward_of(inner, formula) or _with_slopes(inner, formula) or _kept(formula, fresh)
+        subject.calls += inner.calls if inner is not subject else 0
+        formula, whole = replace(formula, over=over), whole and replace(whole, over=over)
     except StopDerivingError as stop:
         return Derived(formula, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
     if whole is None:
@@ -64,12 +71,19 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     more = _beyond(derived, held)
     if more:
         try:
-            again = backward_of(subject, replace(value_of(subject, more), scalars=subject.scalars))
+            again = backward_of(inner, replace(value_of(inner, more), scalars=subject.scalars), more)
         except StopDerivingError:
             return derived
+        again = again and replace(again, over=over)
         found = _proven(subject, again, right, [*fresh, *held]) if again is not None else derived
         return found if found.certain else derived
     return derived
+
+
+def _with_slopes(subject: Subject, formula: Formula) -> Formula | None:
+    """The formula with gradients of another function than the value's."""
+    found = with_slopes(subject, formula)
+    return backward_of(subject, found) if found else None
 
 
 def _kept(formula: Formula, fresh: Sequence[Held]) -> Formula | None:
@@ -129,6 +143,11 @@ def _readings(formula: Formula, right: Formula) -> list[Formula]:
         if (image, text) != (formula.image_rows, formula.text_rows):
             found.append(replace(formula, image_rows=image, text_rows=text))
     found += [replace(formula, equal=side, left_out=out) for side in ("texts", "images") for out in (False, True)]
+    for sides in (("image_rows", "text_rows"), ("image_rows",), ("text_rows",)):
+        if all(getattr(formula, side).kind == "unit" for side in sides):
+            back = {side: replace(getattr(formula, side), undivided=True) for side in sides}
+            found += [replace(formula, **back)]
+            found += [replace(formula, **{side: replace(rows, detached=True) for side, rows in back.items()})]
     if {term.function.name for term in formula.terms} == {"softplus"}:
         found += [replace(formula, unstable=of) for of in LIMITS["float64"]]
     return found

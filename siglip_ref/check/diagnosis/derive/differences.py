@@ -10,6 +10,7 @@ from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Ru
 from siglip_ref.check.diagnosis.derive.shapes import Number
 
 Changed = tuple[Difference, Formula]  # and the formula without this difference
+_OF_TERM = ("function", "slope")  # parts of a term, others are of its logit
 _GUARD = 1e-6  # beside a length
 
 
@@ -18,7 +19,7 @@ def differences(formula: Formula, right: Formula) -> list[Changed]:
     found = list(_coupled(formula, right))
     if not formula.coupled and right.terms:
         found += [*_labels(formula, right)]
-        for place in ("function", "scale", "offset", "similarity", "cap"):
+        for place in ("function", "scale", "offset", "similarity", "cap", "slope"):
             found += _of_terms(formula, right, place)
     found += [*_rows(formula, right), *_around(formula, right), *_backward(formula)]
     return found
@@ -81,7 +82,7 @@ def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
         if forms[0] != each:
             plain = [replace(t, weights=((t.weights[0][0], each),)) for t in formula.terms]
             yield (
-                Difference("reduction", "both", forms[0], each, _reduction(forms[0])),
+                Difference("reduction", "both", forms[0], each, () if formula.over else _reduction(forms[0])),
                 replace(formula, terms=tuple(plain)),
             )
         return
@@ -94,7 +95,7 @@ def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
         ids: tuple[str, ...] = ()
         if not rules:
             ids = ("negatives-missing",) if name == "negatives" else ()
-        elif _sets(terms) == (where,):
+        elif _sets(terms) == (where,) and len({t.weights[0][1] for t in formula.terms}) > 1:
             ids = ("positives-weighted",)
         logit = terms[0].logit if terms else formula.terms[0].logit if formula.terms else right.terms[0].logit
         function = terms[0].function if terms else right.terms[0].function
@@ -148,19 +149,19 @@ def _of_terms(formula: Formula, right: Formula, place: str) -> Iterator[Changed]
 
 
 def _part(term: Term, place: str) -> object:
-    return term.function if place == "function" else getattr(term.logit, place)
+    return getattr(term if place in _OF_TERM else term.logit, place)
 
 
 def _with(term: Term, place: str, value: object) -> Term:
-    if place == "function":
-        return replace(term, function=value)  # type: ignore[arg-type]  # of the type that this place has
+    if place in _OF_TERM:
+        return replace(term, **{place: value})  # type: ignore[arg-type]  # of the type that this place has
     return replace(term, logit=replace(term.logit, **{place: value}))  # type: ignore[arg-type]  # the same
 
 
 def _ids(place: str, got: object, of: str, formula: Formula) -> tuple[str, ...]:
     """Entries of the catalogue that a part of a logit, the same in all terms, is."""
-    if place == "function":
-        return ("log-of-sigmoid",) if "log of sigmoid" in getattr(got, "name", "") else ()
+    if place in _OF_TERM:
+        return ("log-of-sigmoid",) if place == "function" and "log of sigmoid" in getattr(got, "name", "") else ()
     if of != "both" or not isinstance(got, Number):
         return ()
     names = {name: factor for name, factor in got.parts}
@@ -200,7 +201,7 @@ def _alike(got: Rows, wanted: Rows) -> bool:
     """Whether rows become the same, but for the small number that guards the division, as each library has its own."""
     small = got.eps <= _GUARD and wanted.eps <= _GUARD
     unit = got.kind.startswith("unit") and wanted.kind.startswith("unit")
-    return got == wanted or (small and unit and (got.detached, got.order) == (wanted.detached, wanted.order))
+    return got == wanted or (small and unit and replace(got, kind="", eps=0) == replace(wanted, kind="", eps=0))
 
 
 def _rows_ids(got: Rows, wanted: Rows, sides: int) -> tuple[str, ...]:
@@ -221,6 +222,10 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
         of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
         plain = replace(formula, unstable="")
         yield Difference("unstable", "both", formula.unstable, "", of_exp), plain
+    for place in ("width", "over"):
+        if getattr(formula, place) != getattr(right, place):
+            plain = replace(formula, **{place: getattr(right, place)})
+            yield Difference(place, "both", getattr(formula, place), getattr(right, place)), plain
     if formula.scalars:
         yield Difference("scalars", "both", formula.scalars, ""), replace(formula, scalars="")
     if formula.kept:

@@ -51,12 +51,14 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
     s, b = in_format(formula.scalars, s, b)
     (u, back_x), (v, back_y) = rows_of(formula.image_rows, x), rows_of(formula.text_rows, y)
     equal = _equal(formula.equal, x, y)
+    wide, over = (float(x.shape[1]) ** power for power in (formula.width, formula.over))
+    u = u * wide
     parts = of_similarity(formula, u @ v.T, s, b, equal)
     if formula.kept:
         u, v = kept_of(formula.kept, u, v)
         parts = replace(of_similarity(formula, u @ v.T, s, b, equal), value=parts.value)
     d_x, d_y = _embeddings(formula, parts.slopes, u, v, s, b)
-    d_x, d_y = back_x(d_x), back_y(d_y)
+    d_x, d_y = back_x(wide * d_x), back_y(d_y)
     # a cast rounds in both directions
     d_s, d_b = in_format(
         formula.scalars, *(_scalar(formula, name, parts, s, b, len(x)) for name in ("log_scale", "bias"))
@@ -69,8 +71,11 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
     big_y = np.broadcast_to((room.T @ np.full(u.shape, top_u)) * lengths[1], d_y.shape)
     # slopes have the scale in them, and similarities are at most about 1 where rows are unit
     scalars = float(room.sum()) + abs(parts.of_scale), float(room.sum()) + abs(parts.of_bias)
-    sizes = LossAndGrads(np.asarray(parts.magnitude), big_x, big_y, np.asarray(scalars[0]), np.asarray(scalars[1]))
-    return LossAndGrads(np.asarray(parts.value), d_x, d_y, np.asarray(d_s), np.asarray(d_b)), sizes
+    sizes = (parts.magnitude, big_x, big_y, *scalars)
+    found, room = (
+        LossAndGrads(*(over * np.asarray(one) for one in all)) for all in ((parts.value, d_x, d_y, d_s, d_b), sizes)
+    )
+    return found, room
 
 
 def _grown(rows: Array, given: Array) -> Array:
@@ -80,16 +85,17 @@ def _grown(rows: Array, given: Array) -> Array:
     return np.where(np.isfinite(factor), factor, 1.0)[:, None]
 
 
-def stretched_by(rows: Sequence[Rows], pairs: int) -> float:
-    """By what the product of two unit rows is divided."""
-    return float(np.prod([np.sqrt(pairs) if one.kind == "whole matrix" else 1 + one.eps for one in rows]))
+def stretched_by(rows: Sequence[Rows], pairs: int, width: float = 0.0) -> float:
+    """By what the product of two unit rows of the instrument is divided."""
+    divided = float(np.prod([np.sqrt(pairs) if one.kind == "whole matrix" else 1 + one.eps for one in rows]))
+    return divided * float((2.0 * pairs) ** -width)
 
 
 def of_unit_rows(formula: Formula, similarity: Array, s: float, b: float) -> Parts:
     """The same by the similarities of unit rows, before anything becomes of those."""
     pairs = len(similarity)
     both = formula.image_rows, formula.text_rows
-    divided = stretched_by(both, pairs)
+    divided = stretched_by(both, pairs, formula.width)
     images, texts = (ORDERS[rows.order](pairs) if rows.order else np.arange(pairs) for rows in both)
     found = of_similarity(formula, similarity[images][:, texts] / divided, s, b)
     back = np.zeros_like(similarity)
@@ -114,7 +120,8 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
         u = term.sign * logits
         values = np.where(weights == 0, 0.0, weights * term.function(u))
         read = u if logits_in is None else term.sign * round_to(logits, logits_in)
-        slopes = np.where(weights == 0, 0.0, weights * term.function.slope(read)) * term.sign * chain
+        by_logit = term.slope(term.sign * inner) if term.slope else term.function.slope(read) * chain
+        slopes = np.where(weights == 0, 0.0, weights * by_logit) * term.sign
         _add(found, term.logit, similarity, s, b, values, slopes, inner, np.abs(weights))
         name = "positives" if term.sign < 0 else "negatives"
         _part(found, name, term.logit, similarity, slopes, s, b, pairs)

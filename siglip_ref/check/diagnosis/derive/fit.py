@@ -116,7 +116,7 @@ SCALES = ("exp(s)", "s", "1", "exp(-s)", "1/s", "softplus(s)", "exp(2 s)", "exp(
           "exp(b)", "b", "exp(-b)", "exp(|s|)", "2^s", "10^s", "sigmoid(s)")  # fmt: skip
 OFFSETS = ("b", "exp(s) b", "s b", "exp(-s) b", "b/s", "1", "exp(s)", "s", "exp(-s)", "log(B)", "log(B - 1)", "exp(b)",
            "b^2", "|b|", "softplus(b)", "tanh(b)", "1/B", "B", "1/s", "exp(-b)", "sqrt(s)")  # fmt: skip
-EXTRAS = ("1", "b", "b^2", "s", "s^2", "exp(s)", "exp(2 s)", "exp(-s)", "|b|", "1/s")
+EXTRAS = ("1", "softplus(b)", "softplus(-b)", "b", "b^2", "s", "s^2", "exp(s)", "exp(2 s)", "exp(-s)", "|b|", "1/s")
 _MANY = 12  # of which three together are tried
 
 

@@ -18,12 +18,14 @@ BOTH = Shape("softplus + linear", (0.5,))
 class Rows:
     """What becomes of one side's rows. kind: "as given", "unit", "unit + eps" (divided by their length + eps), or
     "whole matrix" (divided by the length of all); detached: the length is held constant in the backward; order: which
-    rows stand where, of `siglip_ref.check.diagnosis.derive.evaluate.ORDERS`."""
+    rows stand where, of `siglip_ref.check.diagnosis.derive.evaluate.ORDERS`; undivided: its gradient is not divided by
+    the length."""
 
     kind: str = "as given"
     eps: float = 0.0
     detached: bool = False
     order: str = ""
+    undivided: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Logit:
 
 @dataclass(frozen=True)
 class Term:
-    """Summed over pairs: weight * function(sign * logit). sign: -1 for pairs that belong together, +1 for others."""
+    """Summed over pairs: weight * function(sign * logit). sign: -1 for pairs that belong together, +1 for others;
+    slope: what gradients take for the derivative of function and cap, of sign * (logit before its cap)."""
 
     weights: tuple[Rule, ...]
     function: Shape
     sign: int
     logit: Logit
+    slope: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class Kept:
 class Formula:
     """A loss. linear: it is given the scale itself; equal: "texts" if pairs with equal texts count as positives, or not
     at all (left_out); unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond
-    a range; scalars: the format to which scale and bias are rounded, as they come in."""
+    a range; scalars: the format to which scale and bias are rounded, as they come in; width, over: powers of the
+    embeddings' width, by which similarities and the whole loss are multiplied."""
 
     terms: tuple[Term, ...]
     coupled: tuple[Coupled, ...] = ()
@@ -106,6 +111,8 @@ class Formula:
     unstable: str = ""
     kept: Kept | None = None
     scalars: str = ""
+    width: float = 0.0
+    over: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,8 @@ class Difference:
 
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
-        "backward", "kept" (Kept), "scalars"; of CLIP's loss "directions", "terms", "smoothing" (a number)
+        "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers);
+        of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
     got, right : values of the formula
     ids : entries of the catalogue that it is

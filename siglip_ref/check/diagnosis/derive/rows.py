@@ -48,6 +48,8 @@ def rows_of(rows: Rows, x: Array) -> tuple[Array, Back]:
     divisor = length + rows.eps
 
     def back(d: Array) -> Array:
+        if rows.undivided:
+            return d if rows.detached else d - (d * x).sum(axis, keepdims=True) / length**2 * x
         if rows.detached:
             return d / divisor
         return d / divisor - (d * x).sum(axis, keepdims=True) / divisor**2 * x / length

@@ -1,17 +1,18 @@
 """Sets of pairs that have a name, and matrices of weights told by them: value(B) on a set, for every B at once."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 
 import numpy as np
 
+from siglip_ref.check.diagnosis import parts
+from siglip_ref.check.diagnosis.parts import Member
 from siglip_ref.ops.elementary import Array
 
-Member = Callable[[Array, Array, int], Array]  # of row (image), column (text) and B
-
-_CHUNKS = (2, 3, 4, 5, 8, 16, 32, 64)
+_MANY = 40  # descriptions that are compared
 _LARGE = 8  # a chunk of so many pairs is larger than most batches in which weights are read
 
 
@@ -40,8 +41,7 @@ def _members() -> Iterator[tuple[str, Member]]:
     yield "same half", lambda i, j, n: (i < n // 2) == (j < n // 2)
     yield "j = i - 1, the first its own", lambda i, j, n: j == np.maximum(i - 1, 0)
     yield "i = j - 1, the first its own", lambda i, j, n: i == np.maximum(j - 1, 0)
-    for c in _CHUNKS:
-        yield from _of_chunks(c)
+    yield from parts.members()
     for c in (3, 4):
         for rest in range(c):
             yield f"i + j mod {c} = {rest}", partial(_sum_mod, c, rest, 1, 1)
@@ -54,21 +54,8 @@ def _sum_mod(c: int, rest: int, times_i: int, times_j: int, i: Array, j: Array, 
     return (times_i * i + times_j * j) % c == rest
 
 
-def _of_chunks(c: int) -> Iterator[tuple[str, Member]]:
-    """Sets that have to do with chunks of c."""
-    yield f"chunks of {c}", lambda i, j, n: i // c == j // c
-    yield f"j mod {c} = i", lambda i, j, n: i == j % c
-    yield f"i mod {c} = j", lambda i, j, n: j == i % c
-    yield f"i = j mod {c}", lambda i, j, n: (i - j) % c == 0
-    yield f"images of whole chunks of {c}", lambda i, j, n: (i < n // c * c) & (j == j)
-    yield f"texts of whole chunks of {c}", lambda i, j, n: (j < n // c * c) & (i == i)
-    yield f"images of whole chunks of {c}, or all", lambda i, j, n: (i < (n // c * c or n)) & (j == j)
-    yield f"texts of whole chunks of {c}, or all", lambda i, j, n: (j < (n // c * c or n)) & (i == i)
-    yield f"first {c} images", lambda i, j, n: (i < c) & (j == j)
-    yield f"first {c} texts", lambda i, j, n: (j < c) & (i == i)
-
-
 MEMBERS: dict[str, Member] = dict(_members())
+_NAMES = ("diagonal", *(name for name in MEMBERS if name not in ("diagonal", "everywhere")))
 # The same as others, for whole matrices of one B, are told by the first that fits.
 
 
@@ -107,7 +94,8 @@ POWERS = (
 
 @dataclass(frozen=True)
 class OfPairs:
-    """factor * B^power * (B - 1)^less.
+    """factor * B^power * (B - 1)^less * of^to; of: one of `parts.COUNTED`, or of `parts.PARTS`, for how many rows are
+    in the image's part.
 
     >>> OfPairs(2.0, -1.0)(4)
     0.5
@@ -116,11 +104,20 @@ class OfPairs:
     factor: float = 1.0
     power: float = 0.0
     less: float = 0.0
+    of: str = ""
+    to: float = 0.0
 
     def __call__(self, pairs: int) -> float:
         """Its value at B pairs; what is divided by B - 1 is divided by 1 at least."""
         less = max(float(pairs) - 1, 1.0 if self.less < 0 else 0.0)
-        return float(self.factor * float(pairs) ** self.power * less**self.less)
+        counted = float(parts.COUNTED[self.of](pairs)) if self.of in parts.COUNTED else 1.0
+        times = (counted**self.to if counted or self.to >= 0 else 0.0) if self.to else 1.0
+        return float(self.factor * float(pairs) ** self.power * less**self.less * times)
+
+    def on(self, pairs: int) -> Array:
+        """Its value on each pair, or one for all."""
+        own = parts.of_own(self.of, pairs) ** self.to if self.of in parts.PARTS else 1.0
+        return np.asarray(self(pairs) * own)
 
 
 def form_of(values: Mapping[int, float], near: float) -> OfPairs | None:
@@ -137,6 +134,29 @@ def form_of(values: Mapping[int, float], near: float) -> OfPairs | None:
             if 1 in values and abs(values[1] - OfPairs(middle, power, less)(1)) > near * abs(middle):
                 continue
             return OfPairs(simple(middle, near), power, less)
+    return _counted(values, near) if len(known) > 3 else None
+
+
+_BASES = tuple(
+    (power, of, to)
+    for power, to in ((0.0, 1.0), (-1.0, 1.0), (0.0, -1.0), (-1.0, -1.0), (1.0, -1.0))
+    for of in parts.COUNTED
+)
+
+
+@lru_cache(maxsize=64)
+def _bases(sizes: tuple[int, ...]) -> Array:
+    return np.array([[OfPairs(1.0, power, 0.0, of, to)(n) for n in sizes] for power, of, to in _BASES])
+
+
+def _counted(values: Mapping[int, float], near: float) -> OfPairs | None:
+    """Of numbers that chunks give."""
+    bases, wanted = _bases(tuple(values)), np.array([*values.values()])
+    factors = (bases @ wanted) / np.maximum((bases * bases).sum(1), 1e-300)
+    off = np.abs(factors[:, None] * bases - wanted).max(1)
+    for place in np.flatnonzero((off <= near * np.abs(wanted).max()) & (factors != 0)):
+        power, of, to = _BASES[place]
+        return OfPairs(simple(float(factors[place]), near), power, 0.0, of, to)
     return None
 
 
@@ -178,16 +198,16 @@ Rule = tuple[Where, OfPairs]
 
 def total(rules: Sequence[Rule], pairs: int) -> Array:
     """The matrix that rules stand for."""
-    return sum((value(pairs) * where(pairs) for where, value in rules), np.zeros((pairs, pairs)))
+    return sum((value.on(pairs) * where(pairs) for where, value in rules), np.zeros((pairs, pairs)))
 
 
 def telling_sizes(rules: Iterable[Rule]) -> set[int]:
     """Numbers of pairs at which chunks of one size are told from chunks of another."""
     found: set[int] = set()
-    for where, _ in rules:
-        for chunk in (int(word) for name in where.names for word in re.findall(r"\d+", name)):
+    for where, form in rules:
+        for chunk in (int(word) for name in (*where.names, form.of) for word in re.findall(r"\d+", name)):
             if chunk >= _LARGE:
-                found |= {chunk - 1, chunk + 1, 3 * chunk // 2 + 1, 2 * chunk + 1}
+                found |= {chunk - 1, chunk + 1, 3 * chunk // 2 + 1, 2 * chunk, 2 * chunk + 1}
     return found
 
 
@@ -209,25 +229,85 @@ def describe(matrices: Mapping[int, Array], near: float, most: int = 2) -> tuple
             return rules
     if most < 2:
         return None
-    for first in ("diagonal", *(name for name in names if name != "diagonal")):
-        for second in names:
-            if second in (first, "everywhere") or first == "everywhere":
-                continue
-            yes, no = (first,), (f"not {first}",)
-            for parts in (
-                (Where(yes), Where((*no, second)), Where((*no, f"not {second}"))),
-                (
-                    Where((*yes, second)),
-                    Where((*yes, f"not {second}")),
-                    Where((*no, second)),
-                    Where((*no, f"not {second}")),
-                ),
-            ):
-                if _split(matrices, order, parts, near):
-                    rules = _rules(matrices, parts, near)
-                    if rules is not None:
-                        return rules
+    best: tuple[Rule, ...] | None = None
+    for first, second in islice(_likely(matrices, order, near), _MANY):
+        yes, no = (first,), (f"not {first}",)
+        for chosen in (
+            (Where(yes), Where((*no, second)), Where((*no, f"not {second}"))),
+            (
+                Where((*yes, second)),
+                Where((*yes, f"not {second}")),
+                Where((*no, second)),
+                Where((*no, f"not {second}")),
+            ),
+        ):
+            if _split(matrices, order, chosen, near):
+                rules = _rules(matrices, chosen, near)
+                if rules is not None and (best is None or len(rules) < len(best)):
+                    best = rules
+    return best or _beside_diagonal(matrices, near) or _by_own(matrices, near)
+
+
+def _by_own(matrices: Mapping[int, Array], near: float) -> tuple[Rule, ...] | None:
+    """A mean over each part: one set, whose values go by how many rows are in the image's part."""
+    top = max(float(np.nanmax(np.abs(matrix), initial=0.0)) for matrix in matrices.values())
+    found = {n: np.where(np.isnan(m), np.nan, np.abs(m) > near * top) for n, m in matrices.items()}
+    if all(len(np.unique(m[m != 0])) < 2 for m in matrices.values()):
+        return None
+    support = describe(found, near)
+    if support is None or any(form != OfPairs() for _, form in support):
+        return None
+    inside = {n: total(support, n) * ~np.isnan(m) > 0 for n, m in matrices.items()}
+    for words in parts.PARTS:
+        values = {}
+        for n, m in matrices.items():
+            seen = (m * parts.of_own(words, n))[inside[n]]
+            if seen.size:
+                values[n] = float(np.median(seen)) if np.ptp(seen) <= 100 * near * np.abs(seen).max() else np.nan
+        form = None if np.isnan([*values.values()]).any() else form_of(values, 100 * near)
+        if form is not None and not form.of:
+            return tuple((where, replace(form, of=words, to=-1.0)) for where, _ in support)
     return None
+
+
+def _beside_diagonal(matrices: Mapping[int, Array], near: float) -> tuple[Rule, ...] | None:
+    """The diagonal's value, and the others by two sets."""
+    eyes = {n: np.eye(n, dtype=bool) for n in matrices}
+    if all(np.isnan(matrix[eyes[n]]).all() for n, matrix in matrices.items()):
+        return None
+    own = _rules(matrices, (DIAGONAL,), near) if _split(matrices, list(matrices), (DIAGONAL,), near) else None
+    if own is None:
+        return None
+    rest = describe({n: np.where(eyes[n], np.nan, matrix) for n, matrix in matrices.items() if n > 1}, near)
+    return None if rest is None else (*own, *((Where((*OTHERS.names, *where.names)), form) for where, form in rest))
+
+
+def _likely(matrices: Mapping[int, Array], order: Sequence[int], near: float) -> Iterator[tuple[str, str]]:
+    """Pairs of sets of whose four parts each holds one value at every B, those with the diagonal first."""
+    fits = np.ones((len(_NAMES), len(_NAMES)), bool)
+    for n in (one for one in order if one > 3):
+        values = matrices[n].ravel()
+        known = ~np.isnan(values)
+        allowed = near * max(float(np.abs(values[known]).max(initial=0.0)), 1e-300)
+        ranked = np.sort(values[known])
+        starts = ranked[np.r_[True, np.diff(ranked) > allowed]] if ranked.size else ranked
+        if len(starts) > 4:
+            return
+        masks = _stacked(n)[:, known]
+        kinds = np.zeros((4, len(_NAMES), len(_NAMES)), int)
+        for inside in np.searchsorted(starts, values[known], "right")[None] == 1 + np.arange(len(starts))[:, None]:
+            both = masks @ (masks * inside).T  # how many of one value are in both sets
+            one = (masks * inside).sum(1)
+            kinds += np.stack([both, one[:, None] - both, one - both, inside.sum() - one[:, None] - one + both]) > 0
+        fits &= (kinds <= 1).all(0)
+    for place, other in np.argwhere(fits):
+        if place != other:
+            yield _NAMES[place], _NAMES[other]
+
+
+@lru_cache(maxsize=12)
+def _stacked(pairs: int) -> Array:
+    return np.stack([_matrix(name, pairs).ravel() for name in _NAMES]).astype(np.float32)
 
 
 def _split(matrices: Mapping[int, Array], order: Sequence[int], parts: Sequence[Where], near: float) -> bool:

@@ -23,7 +23,7 @@ class Shape:
 
     def __call__(self, x: Array) -> Array:
         """Its values."""
-        return FUNCTIONS[self.name][0](x, *self.parameters)
+        return (SLOPES.get(self.name) or FUNCTIONS[self.name][0])(x, *self.parameters)
 
     def slope(self, x: Array) -> Array:
         """Its derivative."""
@@ -127,12 +127,26 @@ PAIR = (
     "absolute",
     "tanh",
 )
+# What gradients may take for a derivative.
+SLOPES: dict[str, Of] = {f"slope of {name}": FUNCTIONS[name][1] for name in PAIR} | {
+    "sigmoid to a power": lambda u, a: sigmoid(u) ** a,
+    "sigmoid of the clamped": lambda u, a, b: sigmoid(np.clip(u, a, b)),
+    "sigmoid, at most": lambda u, c: np.minimum(sigmoid(u), c),
+    "sigmoid of the shifted": lambda u, m: sigmoid(u + m),
+    "sigmoid of a multiple": lambda u, k: sigmoid(k * u),
+    "sigmoid above one half": lambda u: np.where(u > 0, sigmoid(u), 0.0),
+    "loss": softplus,
+}
 # Whose slope at 0 is a matter of choice.
 KINKED = ("softplus + hinge", "softplus of the size", "hinge", "hinge squared", "absolute")
 SIMILARITY = ("identity", "square", "absolute", "angle", "cube", "hinge", "distance")
 
 # Where a search for parameters begins.
 STARTS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "sigmoid to a power": ((2.0,), (0.5,)),
+    "sigmoid, at most": ((0.5,),),
+    "sigmoid of the shifted": ((1.0,),),
+    "sigmoid of a multiple": ((2.0,), (0.5,)),
     "softplus + linear": ((0.05,), (0.3,)),
     "softplus + multiple": ((1.0,),),
     "log of sigmoid + eps": ((1e-8,), (1e-6,), (1e-10,), (1e-12,), (1e-3,)),
@@ -187,6 +201,7 @@ NUMBERS: dict[str, tuple[_One, _One, _One]] = {
     "b^2": (lambda s, b, n: b * b, _none, lambda s, b, n: 2 * b),
     "|b|": (lambda s, b, n: abs(b), _none, lambda s, b, n: np.sign(b)),
     "softplus(b)": (lambda s, b, n: _softplus(b), _none, lambda s, b, n: _sigmoid(b)),
+    "softplus(-b)": (lambda s, b, n: _softplus(-b), _none, lambda s, b, n: -_sigmoid(-b)),
     "tanh(b)": (lambda s, b, n: np.tanh(b), _none, lambda s, b, n: 1 - np.tanh(b) ** 2),
     "sigmoid(s)": (lambda s, b, n: _sigmoid(s), lambda s, b, n: _sigmoid(s) * _sigmoid(-s), _none),
     "log(B)": (lambda s, b, n: np.log(n), _none, _none),

@@ -78,7 +78,10 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
         terms, rows = _with_rows(subject, kinds, matrices)
     else:
         raise StopDerivingError("weights")
-    formula = Formula(_ordered(told_apart(terms)), image_rows=rows[0], text_rows=rows[1], linear=subject.linear)
+    if len({kind.width for kind in kinds}) > 1:
+        raise StopDerivingError("scale")
+    whole = Formula((), image_rows=rows[0], text_rows=rows[1], linear=subject.linear, width=kinds[0].width)
+    formula = replace(whole, terms=_ordered(told_apart(terms)))
     return replace(formula, extra=_extra(subject, formula))
 
 
@@ -209,7 +212,7 @@ def _extra(subject: Subject, formula: Formula) -> tuple[tuple[str, OfPairs], ...
     for name, factor in found.parts:
         by_pairs = {MAIN: factor}
         if len(found.parts) == 1:
-            for pairs in (2, 3, 4):
+            for pairs in (2, 3, 4, 5, 7):
                 entry = _left(subject, formula, pairs, entries[4].s, entries[4].b)
                 by_pairs[pairs] = entry.value / of_number(name, 0, entry.s, entry.b, pairs)
         form = form_of(by_pairs, 1e-5) if len(by_pairs) > 1 else OfPairs(simple(factor, 1e-6))

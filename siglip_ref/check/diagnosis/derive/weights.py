@@ -32,6 +32,7 @@ MAIN = 6  # pairs, where experiments are made that need one number of them
 BY_VALUE, BY_GRADIENT = (1, 2, 3, 4), (5, 7, 11, 19)
 _MOVES = (0.5, -0.5, 0.2, -0.2)
 _NARROW = GRID * 0.45  # so that rows of twice the length are no nearer than unit ones can be
+_WIDTHS = (0.0, -0.5, 1.0, -1.0, 0.5)
 _OTHER = (3, 4)  # numbers of pairs, where it is seen whether a logit depends on B
 _FEWEST = 8  # of those settings, at which a curve must tell scale and offset
 # Scales (their logarithms) and biases at which scale and offset of a logit are measured.
@@ -49,10 +50,11 @@ class Kind:
     function: PairFunction
     logit: Logit
     rows: tuple[Rows, Rows] = (Rows(), Rows())
+    width: float = 0.0  # the power of the rows' width in the scale
 
     def scale(self, s: float, b: float, pairs: int) -> float:
         """What unit rows' similarities are multiplied by, with what the rows are divided by."""
-        return self.logit.scale(s, b, pairs) / stretched_by(self.rows, pairs)
+        return self.logit.scale(s, b, pairs) / stretched_by(self.rows, pairs, self.width)
 
     def gain(self, similarity: Array, s: float, b: float, pairs: int) -> Array:
         """What a pair of weight 1 adds when its similarity moves from 0."""
@@ -129,18 +131,26 @@ def kind_of(subject: Subject, pair: Pair, pairs: int = MAIN, known: Sequence[Kin
         offsets.append(Entry(curve.s, curve.b, pairs, o, loose_o))
     for other in _OTHER:
         for found in _at_other_size(subject, function, pair, other):
-            scales.append(replace(found[0], value=found[0].value * factor, loose=found[0].loose * factor))
+            scales.append(_by(found[0], factor))
             offsets.append(found[1])
     if len(scales) < _FEWEST:
         raise StopDerivingError("scale")
-    scale = expression(scales, SCALES, most=2)
+    for width in _WIDTHS if subject.dim == 1 else (0.0,):
+        apart = [_by(entry, (2.0 * entry.pairs) ** -width) for entry in scales]
+        scale = expression(apart, SCALES, most=2)
+        if scale is not None:
+            break
     if scale is None:
         raise StopDerivingError("scale")
     offset = expression(offsets, OFFSETS)
     if offset is None:
         raise StopDerivingError("offset")
     function, scale, offset = _normalised(function, scale, offset)
-    return Kind(function, Logit(scale, offset, function.similarity, function.cap), rows)
+    return Kind(function, Logit(scale, offset, function.similarity, function.cap), rows, width)
+
+
+def _by(entry: Entry, factor: float) -> Entry:
+    return replace(entry, value=entry.value * factor, loose=entry.loose * factor)
 
 
 def _at_other_size(subject: Subject, function: PairFunction, pair: Pair, pairs: int) -> Iterator[tuple[Entry, Entry]]:
