@@ -18,7 +18,7 @@ BUDGETS = (
     ("engine", ("check/engine",), 1_560),
     ("call", ("check/call",), 1_040),
     ("diagnosis", ("check/diagnosis",), 4_100),
-    ("check loss", ("check/loss",), 1_493),
+    ("check loss", ("check/loss",), 1_494),
     ("check ranks", ("check/ranks",), 1_228),
     ("check model", ("check/model",), 3_600),
     ("check step", ("check/step",), 1_320),

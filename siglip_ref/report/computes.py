@@ -74,6 +74,10 @@ _COUPLED = {
     "hardest, columns": "softplus of each column's {0} largest negative logits",
     "above the median, rows": "softplus of each row's negative logits from the median up",
     "above the median, columns": "softplus of each column's negative logits from the median up",
+    "above own, rows": "softplus of negative logits that exceed their row's positive one",
+    "above own, columns": "softplus of negative logits that exceed their column's positive one",
+    "number above own, rows": "1 for each negative logit that exceeds its row's positive one",
+    "number above own, columns": "1 for each negative logit that exceeds its column's positive one",
     "triplet, rows": "max(0, {0} + each row's largest negative logit - its positive one)",
     "triplet, columns": "max(0, {0} + each column's largest negative logit - its positive one)",
     "all triplets, rows": "max(0, {0} + every negative logit - its row's positive one)",
@@ -86,6 +90,7 @@ _COUPLED = {
 _BESIDES = {
     "one pair": "a batch of one pair gives something else",
     "ties": "where logits are equal another choice is made",
+    "kinks": "where a logit is 0 another slope is taken",
     "zeros": "rows of zeros do not count as equal",
 }
 _ELSEWHERE = "; what is wrong is not in the formula: another way of calling it, a larger batch, rounding"
@@ -179,7 +184,7 @@ def formula_in_words(formula: "Formula") -> str:
         notes += [f"{_SIDES[sign]}: {_slope(slope)}" for sign, slope in slopes]
     notes += [_kept(formula.kept)] if formula.kept else []
     notes += [_SCALARS.format(formula.scalars)] if formula.scalars else []
-    return "; ".join([" + ".join(parts) or "0", *notes])
+    return "; ".join([" + ".join(parts).replace("+ -", "- ") or "0", *notes])
 
 
 _SIDES = {-1: "positives, u = -logit", 1: "negatives, u = logit"}

@@ -188,6 +188,34 @@ def test_kinds_of_mistakes_are_derived(change, places):
     assert derived.certain and [one.place for one in derived.differences] == places, in_words(derived)
 
 
+def masked(x, y, s, b, found):
+    """Negatives above their image's own logit have the logit 0."""
+    logits = np.exp(s) * x @ y.T + b
+    suspect = logits > np.diagonal(logits)[:, None]
+    own = np.eye(len(x), dtype=bool)
+    u = np.where(suspect, 0.0, np.where(own, -logits, logits))
+    g = np.where(suspect, 0.0, 1 / (1 + np.exp(-logits)) - own) / len(x)
+    loss = np.logaddexp(0, u).sum() / len(x)
+    return type(found)(loss, np.exp(s) * g @ y, np.exp(s) * g.T @ x, np.exp(s) * (g * (x @ y.T)).sum(), g.sum())
+
+
+def of_the_size(x, y, s, b, found):
+    logits = np.exp(s) * x @ y.T + b
+    g = np.sign(logits) / (1 + np.exp(-abs(logits))) / len(x)
+    loss = np.logaddexp(0, abs(logits)).sum() / len(x)
+    return type(found)(loss, np.exp(s) * g @ y, np.exp(s) * g.T @ x, np.exp(s) * (g * (x @ y.T)).sum(), g.sum())
+
+
+@pytest.mark.parametrize(
+    ("change", "places", "words"),
+    [(masked, ["coupled"], "exceeds its row's positive one"), (of_the_size, ["function"], "softplus(|")],
+)
+def test_labels_that_other_pairs_decide_or_nothing(change, places, words):
+    derived = derive(Subject(changed(change)), siglip())
+    assert derived.certain and [one.place for one in derived.differences] == places, in_words(derived)
+    assert words in in_words(derived)[0]
+
+
 def test_gradients_that_are_lost_beyond_a_size_are_read_there():
     """The incomplete last block of 32 images has no gradient; held back are batches of 19 at most."""
 

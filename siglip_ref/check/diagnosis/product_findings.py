@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from siglip_ref.check.diagnosis.products import EITHER, LOGITS, Part
+from siglip_ref.check.diagnosis.products import EITHER, LOGITS, OF_IMAGE, OF_TEXT, Part
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.report.data import Finding
 
@@ -26,21 +26,28 @@ _BITS = {
 def product_findings(parts: Sequence[Part], times: float) -> list[Finding]:
     """One for each kind of rounding. times: the largest deviation, in units of the noise."""
     of_id: dict[str, list[Part]] = {}
-    for part in parts:
-        of_id.setdefault(_id(part), []).append(part)
+    low = {part.form for part in parts if _id(part) == LOW_LOGITS}
+    for part in parts:  # a cast of the logits rounds their gradient on its way back, before both products
+        of_id.setdefault(LOW_LOGITS if _is_way_back(part) and part.form in low else _id(part), []).append(part)
     return [_finding(id, found, times) for id, found in of_id.items()]
 
 
 def _finding(id: str, parts: Sequence[Part], times: float) -> Finding:
     told = []
     for form in dict.fromkeys(part.form for part in parts):
-        places = ", ".join(f"{part.place} of {part.product}" for part in parts if part.form == form)
+        back = id == LOW_LOGITS and any(_is_way_back(part) for part in parts)
+        kept = [part for part in parts if part.form == form and not (id == LOW_LOGITS and _is_way_back(part))]
+        places = ", ".join(f"{part.place} of {part.product}" for part in kept) + ", and their gradient" * back
         told.append(f"{places}: rounded to {_BITS[form]}")
     tensors = ", ".join(dict.fromkeys(name for part in parts for name in part.tensors))
     evidence = (
         f"{CATALOGUE[id].text}; {'; '.join(told)}; explains all rows that are wrong, up to {times:.0f} times the noise"
     )
     return Finding(id, tensors, "", evidence, CATALOGUE[id].repair)
+
+
+def _is_way_back(part: Part) -> bool:
+    return part.place == "inputs" and part.product in (OF_IMAGE, OF_TEXT)
 
 
 def _id(part: Part) -> str:

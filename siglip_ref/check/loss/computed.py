@@ -48,6 +48,8 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
     with np.errstate(all="ignore"):
         derived = _derived(loss, compared, wrong)
     declared = not compared.convention.objective.plain
+    if derived.formula is None and wrong and not _open(report.findings):
+        return  # what has a name need not be called unknown
     report.computes = in_words(derived, wrong, declared)
     if wrong and derived.certain and derived.differences and _open(report.findings):
         report.findings = [*of_refused_values(compared), *_findings(derived, declared)]

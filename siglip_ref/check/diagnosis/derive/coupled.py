@@ -57,6 +57,17 @@ def _above_median(logits: Array, number: float) -> tuple[float, Array]:
     return float(np.where(chosen, softplus(logits), 0).sum()), np.where(chosen, sigmoid(logits), 0.0)
 
 
+def _above_own(logits: Array, number: float) -> tuple[float, Array]:
+    """softplus of negatives that are above their row's own logit."""
+    above = logits > np.diagonal(logits)[:, None]
+    return float(np.where(above, softplus(logits), 0).sum()), np.where(above, sigmoid(logits), 0.0)
+
+
+def _count_above_own(logits: Array, number: float) -> tuple[float, Array]:
+    """How many those are."""
+    return float((logits > np.diagonal(logits)[:, None]).sum()), np.zeros_like(logits)
+
+
 def _triplet(logits: Array, number: float) -> tuple[float, Array]:
     """max(0, number + negative - positive), the hardest negative of each row."""
     eye = np.eye(len(logits), dtype=bool)
@@ -99,6 +110,8 @@ _ROWS: dict[str, Function] = {
     "softmax of the others": _others_softmax,
     "hardest": _hardest,
     "above the median": _above_median,
+    "above own": _above_own,
+    "number above own": _count_above_own,
     "triplet": _triplet,
     "all triplets": _all_triplets,
 }
@@ -115,6 +128,10 @@ COUPLED: dict[str, Function] = (
 
 
 # --- the search
+
+_TOGETHER = tuple(
+    [(f"{name}, {side}", 0.0) for name in ("above own", "number above own")] for side in ("rows", "columns")
+)
 
 
 _RANDOM = 36  # sets of similarities, scales and biases; more than there are functions
@@ -137,7 +154,7 @@ def coupled(subject: Subject, pairs: int) -> tuple[Coupled, ...] | None:
     """
     data = _data(subject, pairs, _RANDOM)
     for logit in _logits(subject, pairs):
-        for more in ([], *([one] for one in _SINGLE if not logit.own.parts)):
+        for more in ([], *([one] for one in _SINGLE if not logit.own.parts), *_TOGETHER):
             names = [(name, 0.0) for name in _SUMS] + more
             factors = _factors(subject, data, logit, names)
             if factors is None:

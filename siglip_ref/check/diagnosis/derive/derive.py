@@ -16,7 +16,8 @@ from siglip_ref.check.diagnosis.derive.instrument import (
     without_width,
 )
 from siglip_ref.check.diagnosis.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
-from siglip_ref.check.diagnosis.derive.shapes import KINKED, Number
+from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
+from siglip_ref.check.diagnosis.derive.shapes import EVEN, KINKED, Number
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
 from siglip_ref.check.diagnosis.slopes import with_slopes
@@ -102,7 +103,9 @@ def _beyond(derived: Derived, held: Sequence[Held]) -> tuple[int, ...]:
 def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[Held]) -> Derived:
     """The formula as one of its readings that everything bears out, without what does not show."""
     for besides in _BESIDES:
-        if "ties" in besides and not (formula.coupled or any(t.function.name in KINKED for t in formula.terms)):
+        if "ties" in besides and not formula.coupled:
+            continue
+        if "kinks" in besides and not any(t.function.name in KINKED for t in formula.terms):
             continue
         meant = [one for one in held if not kinds_of(one) & set(besides)]
         readings = [one for one in _readings(formula, right) if one.equal or "zeros" not in besides]
@@ -129,7 +132,7 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
 
 # Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one;
 # where rows are equal that have no direction.
-_BESIDES: tuple[tuple[str, ...], ...] = ((), ("one pair",), ("ties",), ("one pair", "ties"), ("zeros",))
+_BESIDES: tuple[tuple[str, ...], ...] = ((), ("one pair",), ("ties",), ("one pair", "ties"), ("kinks",), ("zeros",))
 
 
 def _readings(formula: Formula, right: Formula) -> list[Formula]:
@@ -169,6 +172,11 @@ def _equivalents(formula: Formula) -> list[Formula]:
         if term.logit.cap.name == "identity"
     )
     both = [formula]
+    [term, *more] = formula.terms or (None,)
+    if term and not more and term.function.name in EVEN and len(term.weights) == 1 and term.weights[0][0] == Where():
+        form = term.weights[0][1]
+        apart = ((DIAGONAL, -1), (OTHERS, 1))  # an even function has the same of both labels
+        both.append(replace(formula, terms=tuple(replace(term, weights=((w, form),), sign=s) for w, s in apart)))
     if len(terms) == len(formula.terms) and terms:
         both.append(replace(formula, terms=tuple(sorted(terms, key=lambda term: term.sign))))
     return both

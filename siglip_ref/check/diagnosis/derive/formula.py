@@ -149,7 +149,7 @@ class Derived:
     """The result. certain: everything was reproduced at inputs that no experiment used.
 
     formula : None where none was found; differences : to SigLIP's; failed : what the formula does not reproduce, as
-        (tensor, inputs); besides : inputs that a certain formula does not speak of, "one pair", "ties" or "zeros";
+        (tensor, inputs); besides : inputs that a certain formula does not speak of, of `proof.kinds_of`;
         calls : of the loss; compared : tensors that the proof compared
     """
 

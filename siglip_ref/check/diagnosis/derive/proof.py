@@ -64,11 +64,14 @@ def held_back(subject: Subject, raw: bool, seed: int = 0) -> Iterator[Held]:
 
 
 def kinds_of(one: Held) -> set[str]:
-    """What is special about inputs: one pair; ties, rows that are equal, so that logits are; several rows of zeros."""
+    """What is special about inputs: one pair; ties, rows that are equal, so that logits are; logits of 0, a kink;
+    several rows of zeros."""
     rows = (one.image_embed, one.text_embed)
     found = {"one pair"} if len(one.image_embed) == 1 else set()
     if any(len(np.unique(side, axis=0)) < len(side) for side in rows) or not np.any(rows[0] @ rows[1].T):
         found.add("ties")
+    if one.b == 0 and (rows[0] @ rows[1].T == 0).any():
+        found.add("kinks")
     if any((~side.any(-1)).sum() > 1 for side in rows):
         found.add("zeros")
     return found

@@ -139,6 +139,7 @@ SLOPES: dict[str, Of] = {f"slope of {name}": FUNCTIONS[name][1] for name in PAIR
 }
 # Whose slope at 0 is a matter of choice.
 KINKED = ("softplus + hinge", "softplus of the size", "hinge", "hinge squared", "absolute")
+EVEN = ("softplus of the size", "square", "absolute")
 SIMILARITY = ("identity", "square", "absolute", "angle", "cube", "hinge", "distance")
 
 # Where a search for parameters begins.
