@@ -34,7 +34,7 @@ def derive(taken: Sequence[Taken], plan: Plan, judged: Judged, settings: bool = 
     """What explains all steps; settings : only another value of a setting is tried."""
     functions = _ADAMW if isinstance(plan.rule, optim.AdamW) else _BIG_VISION
     spec = edited(functions)
-    chosen = _chosen(judged, plan)
+    chosen = chosen_of(judged, plan)
     few = [_few(one, chosen, plan) for one in taken[:_SEARCHED]]
     first = [one for one in judged.seen if one.name in chosen and one.probe in LABELS[:_SEARCHED]]
 
@@ -60,7 +60,7 @@ def derive(taken: Sequence[Taken], plan: Plan, judged: Judged, settings: bool = 
     return search(offers, partial(made, spec=spec), screen, whole, numbers, rest, not settings)
 
 
-def _chosen(judged: Judged, plan: Plan) -> list[str]:
+def chosen_of(judged: Judged, plan: Plan) -> list[str]:
     """The smallest tensors of each kind: wrong or right, decayed or not."""
     wrong = {one.name for one in judged.seen if is_wrong(one)}
     sizes = {one.name: np.size(one.got) for one in judged.seen}

@@ -91,7 +91,7 @@ def _variations(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Iterator[
         new = "p = p * (1 - rule.decay)"
         edit = Edit(_FILE, "step = step + _narrow(_wide(rule.decay, p), p) * p", new)
         yield Variation("a decay without the schedule", "multiply the decay by the schedule, too", (edit,))
-    yield from _arriving(taken, plan)
+    yield from arriving(taken, plan)
     yield from _after(taken, plan, judged)
 
 
@@ -181,7 +181,7 @@ def _fewer_bits() -> Iterator[Variation]:
         yield Variation(what, repair, (Edit(_FILE, _MOVED, _MOVED.replace("= ", f"= {few}(", 1) + ")"),))
 
 
-def _arriving(taken: Sequence[Taken], plan: Plan) -> Iterator[Variation]:
+def arriving(taken: Sequence[Taken], plan: Plan) -> Iterator[Variation]:
     """Gradients of some micro-batches, or of some tensors times a number."""
     counts = (plan.parts,) if plan.parts > 1 else SPLITS
     micro = plan.micro
@@ -202,6 +202,10 @@ def _arriving(taken: Sequence[Taken], plan: Plan) -> Iterator[Variation]:
             of = [[clip(one, plan.rule.max_norm, 0.0, plan.rule.frozen) for one in of_step] for of_step in found]
             grads = tuple(_sum(of_step, np.full(n, 1 / n)) for of_step in of)
             yield Variation(f"each of {n} micro-batches clipped by itself", "clip once, the mean", grads=grads)
+            for divisor, how in ((n, "each divided"), (1, "none divided")):
+                grads = tuple(_clipped_as_they_come(of_step, plan, divisor) for of_step in found)
+                what = f"the gradients that are added up clipped after each of {n} micro-batches"
+                yield Variation(what, "clip once, behind the last micro-batch", how=f"{how} by {n}", grads=grads)
     for whose, chosen in (
         ("both towers", lambda name: "/" in name),
         ("the image tower", lambda name: name.startswith("image/")),
@@ -251,6 +255,17 @@ def _after(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Iterator[Varia
 def mean(parts: Sequence[Params]) -> Params:
     """Of the gradients of micro-batches."""
     return _sum(parts, np.full(len(parts), 1 / len(parts)))
+
+
+def _clipped_as_they_come(parts: Sequence[Params], plan: Plan, divisor: int) -> Params:
+    """What adds up where it is clipped after every micro-batch."""
+    rule, total = plan.rule, {name: 0 * g for name, g in parts[0].items()}
+    eps = rule.clip_eps if isinstance(rule, AdamW) else 0.0
+    for part in parts:
+        total = total | clip(
+            {name: g + part[name] / divisor for name, g in total.items()}, rule.max_norm, eps, rule.frozen
+        )
+    return total
 
 
 def _sum(parts: Sequence[Params], weights: Array) -> Params:

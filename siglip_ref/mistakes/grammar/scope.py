@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any, get_args
 
 from siglip_ref.mistakes.grammar.forms import alone, instead
+from siglip_ref.mistakes.grammar.helpers import KINDS, ORDERS
 
 FREE = "_free_"  # a factor that is not known
 ROWS = "_rows_"  # rows of a table that are not known
@@ -16,8 +17,21 @@ _WRAPPED = (  # what may happen to any tensor
     "X[..., ::-1]", "X[:, ::-1]", "X.swapaxes(-1, -2)", "np.roll(X, 1, -2)",
     "np.roll(X, -1, -2)", "np.roll(X, 1, -1)", "np.roll(X, -1, -1)", "X / np.sqrt(X.shape[-1])",
     "X * np.sqrt(X.shape[-1])", "X / X.shape[-1]", "X * X", "np.sqrt(X)", "np.abs(X)", "np.maximum(X, 0)",
-    "np.sign(X)", "np.tanh(X)", f"X * {FREE}",
+    "np.sign(X)", "np.tanh(X)", "X + 1", f"X * {FREE}",
 )  # fmt: skip
+_OF_TOKENS = (  # other rows of a table that is looked up
+    "np.roll(X, 1, -1)", "np.roll(X, -1, -1)", "X[:, ::-1]", "np.maximum(X - 1, 0)", "np.maximum(X, 1)",
+    "np.minimum(X + 1, len(table) - 1)",
+    *(f"np.pad(X[:, {cut}], ((0, 0), {beside}){more})" for cut, beside in ((":-1", "(1, 0)"), ("1:", "(0, 1)"))
+      for more in ("", ", constant_values=1", ", 'edge'")),
+)  # fmt: skip
+_MEANS = {  # of images, as other models are given them: mean and deviation of a channel
+    "ImageNet": ("[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]"),
+    "CLIP": ("[0.48145466, 0.4578275, 0.40821073]", "[0.26862954, 0.26130258, 0.27577711]"),
+}
+_OF_IMAGES = ("(X + 1) / 2", "2 * X - 1", "(X + 1) * 127.5", "X / 255", "X[:, ::-1]", "X[:, :, ::-1]",
+              *(f"((X + 1) / 2 - np.array({mean})) / np.array({std})" for mean, std in _MEANS.values()))  # fmt: skip
+_CAPS = (20, 30, 50, 100)
 _EPS = ("1e-05", "1e-06", "1e-08", "1e-12", "0.001", "0.0")
 _SETTINGS = ("ops", "cfg", "conventions", "heads", "tower", "rule", "state", "weights", "params", "grads", "layout",
              "keep", "name", "slots", "moved", "patch")  # fmt: skip
@@ -68,12 +82,18 @@ class Scope:
             yield from ("None", "0.0", f"{text} * {FREE}", *(f"{text} * {one}" for one in self.settings))
         elif isinstance(node, ast.Name):
             yield from self._of_name(node, statement)
+            if text in ("x", "x_key", "images"):  # tokens of a sequence that are left out; another range of colours
+                left_out = ("X[:, 1:]", "X[:, :-1]", "0 * X + X[:, :1]", "np.concatenate([X, 0 * X[:, :1]], 1)")
+                yield from (form.replace("X", text) for form in (_OF_IMAGES if text == "images" else left_out))
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in self.keys:
             yield from self._of_weight(node)
         if isinstance(node, ast.Subscript) and isinstance(statement, ast.Assign):  # another term, of what stands beside
             beside = statement.value.elts if isinstance(statement.value, ast.Tuple) else []
             others = [ast.unparse(other) for other in beside if isinstance(other, ast.Subscript) and other is not node]
             yield from (f"{text} + ({term}) * {other}" for term in self.terms for other in others)
+        if tensor and isinstance(statement, ast.Assign) and node is statement.value and not self.backward:
+            yield from (f"{cap} * np.tanh(({text}) / {cap})" for cap in _CAPS)
+            yield from (f"np.clip({text}, -{cap}, {cap})" for cap in _CAPS)
         if tensor and self.backward and isinstance(node, ast.Name | ast.Call):
             yield f"without({text}, {ROWS})"
         if tensor:
@@ -118,7 +138,19 @@ def _of_kind(node: ast.expr, text: str) -> Iterator[str]:
         yield from (repr(node.value / 2), f"{text} * {FREE}")
     elif isinstance(node, ast.Compare | ast.BoolOp):
         yield f"not ({text})"
+    elif isinstance(node, ast.Subscript) and ast.unparse(node.slice) == "tokens":
+        base = ast.unparse(node.value)
+        yield from (f"{base}[{form.replace('X', 'tokens')}]" for form in _OF_TOKENS)
+        yield from (f"{text} * (tokens != {pad})[..., None]" for pad in (0, 1))
+        yield f"{text} / np.maximum(1, np.sqrt(({text} ** 2).sum(-1, keepdims=True)))"
+    elif isinstance(node, ast.Subscript) and text.startswith("table[:"):  # positions
+        yield from (f"turned({text})", f"({text})[1:]")
+        yield from (f"resampled({text}, 0.1, {kind!r})" for kind in KINDS)
     elif isinstance(node, ast.Tuple):
+        calls = [one for one in node.elts if isinstance(one, ast.Call) and len(one.args) == 2]
+        if len(calls) == 3 and len({ast.unparse(one.args[1]) for one in calls}) == 1:  # of a fused projection
+            fused = ", ".join(ast.unparse(one.args[0]) for one in calls)
+            yield from (f"regrouped(({fused}), {ast.unparse(calls[0].args[1])}, {order!r})" for order in ORDERS)
         parts = list(map(ast.unparse, node.elts))
         for i, j in combinations(range(len(parts)), 2):
             order = [*parts]

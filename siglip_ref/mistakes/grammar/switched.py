@@ -14,12 +14,14 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 
 from siglip_ref.mistakes.change import Reference, reference_of
+from siglip_ref.mistakes.grammar import helpers
 from siglip_ref.mistakes.grammar.forms import SCALED
 from siglip_ref.mistakes.grammar.scope import FREE, ROWS, Scope
 from siglip_ref.mistakes.grammar.words import decided, formula
 from siglip_ref.ops.record import Function, alone_of
 
 HERE = "_here_"
+_HELPERS = {name: getattr(helpers, name) for name in ("without", "regrouped", "turned", "resampled")}
 _FACTOR = np.ones(())  # what FREE is at present
 _TAKEN: list[int] = []  # and ROWS
 _ON: set[int] = set()  # the edits that are made at present
@@ -84,15 +86,21 @@ def _plain(text: str) -> str:
 def made(edits: Collection[Single], spec: Any = None) -> Iterator[Any]:
     """Make these edits in everything that `edited` gave, such as `spec`; two of one expression do not go together."""
     numbers = {one.number for one in edits}
-    _ON.update(numbers)
-    _AT.update(_WHERE[number] for number in numbers)
-    _FACTOR[...] = max((one.factor for one in edits), key=lambda factor: abs(factor - 1), default=1.0)
-    _TAKEN[:] = [row for one in edits for row in one.rows]
+    before = {*_ON}, {*_AT}, float(_FACTOR), [*_TAKEN]
+    factor = max((one.factor for one in edits), key=lambda factor: abs(factor - 1), default=1.0)
+    _set(numbers, {_WHERE[number] for number in numbers}, factor, [row for one in edits for row in one.rows])
     try:
         yield spec
     finally:
-        _ON.clear()
-        _AT.clear()
+        _set(*before)
+
+
+def _set(on: set[int], at: set[int], factor: float, rows: list[int]) -> None:
+    for held, new in ((_ON, on), (_AT, at)):
+        held.clear()
+        held.update(new)
+    _FACTOR[...] = factor
+    _TAKEN[:] = rows
 
 
 def singles(functions: Iterable[str]) -> list[Single]:
@@ -120,12 +128,6 @@ def edited(functions: tuple[str, ...]) -> Reference:
     return reference_of({module: _names(module, code) for module, code in by_module.items()})
 
 
-def without(x: Any, rows: Sequence[int]) -> Any:
-    """A table with zeros in these rows."""
-    kept = np.isin(np.arange(len(x)), rows, invert=True)
-    return x * kept.reshape(-1, *[1] * (x.ndim - 1))
-
-
 def named(function: Function) -> str:
     """A function's "module:name"."""
     plain = alone_of(function)
@@ -135,7 +137,7 @@ def named(function: Function) -> str:
 def _names(module: str, changed: Mapping[str, Any]) -> dict[str, Any]:
     """A module's names, with functions that hold their edits, and all others bound to these."""
     home = import_module(module)
-    names = vars(home) | {"np": np, "_on": _ON, "_at": _AT, FREE: _FACTOR, ROWS: _TAKEN, "without": without}
+    names = vars(home) | {"np": np, "_on": _ON, "_at": _AT, FREE: _FACTOR, ROWS: _TAKEN} | _HELPERS
     for name, value in vars(home).items():
         if isinstance(value, FunctionType) and value.__module__ == module:
             names[name] = FunctionType(value.__code__, names, name, value.__defaults__, value.__closure__)

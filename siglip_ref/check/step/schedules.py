@@ -1,0 +1,69 @@
+"""Schedules that are near the declared one: told apart by the factors of the first steps."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from siglip_ref.model.optim import cosine
+from siglip_ref.ops.elementary import Array
+
+_LONGEST = 64  # steps of a schedule whose length is found
+_ALIKE = 1e-5
+_TIMES = (2, 3, 4, 8)
+
+
+def said_of(factors: Sequence[float], declared: Callable[[int], float]) -> str:
+    """The factors of the steps in place of the declared ones, and the schedules that have them."""
+    count = len(factors)
+    should = np.array([float(declared(k)) for k in range(_LONGEST)])
+    read = f"{_listed(factors)} as the schedule's factors in place of {_listed(should[:count])}"
+    names = [words for words, other in _near(should, np.arange(count)) if _same(other[:count], np.asarray(factors))]
+    return f"{read}: {' or '.join(dict.fromkeys(names))}" if names else read
+
+
+def _near(should: Array, k: Array) -> Iterator[tuple[str, Array]]:
+    """Other readings of the declared schedule; of a cosine with a warm-up other forms, too."""
+    for shift in (-2, -1, 1, 2):
+        yield f"schedule(k {'+' if shift > 0 else '-'} {abs(shift)})", should[np.maximum(0, k + shift)]
+    for n in _TIMES:
+        yield f"schedule({n} k)", should[n * k]
+        yield f"schedule({n} k + {n - 1})", should[n * k + n - 1]
+        yield f"schedule(k // {n})", should[k // n]
+    yield from (("its square", should**2), ("its root", np.sqrt(np.abs(should))))
+    for total, warmup in _lengths(should):
+        rise = np.minimum(1.0, k / warmup) if warmup else np.ones(len(k))
+        past, left = np.maximum(k - warmup, 0), max(total - warmup, 1)
+        late = np.maximum(k - warmup - 1, 0) / max(left - 1, 1)
+        yield "a cosine counted from step 0 over all steps, times the warm-up", rise * _half(k / total)
+        yield "a cosine without the warm-up", _half(k / total)
+        yield "a warm-up that begins at 1, not at 0", np.minimum(1.0, (k + 1) / max(warmup, 1)) * _half(past / left)
+        yield "a warm-up one step longer", np.minimum(1.0, k / (warmup + 1)) * _half(late)
+        yield "a cosine that lasts all steps from the end of the warm-up", rise * _half(past / total)
+        yield "a cosine that ends a step earlier", rise * _half(past / max(left - 1, 1))
+        yield "a straight line in place of the cosine", rise * (1 - past / left)
+        yield "the warm-up, and no decay after it", rise
+        yield "a quarter of a cosine in place of half of one", rise * np.cos(np.pi / 2 * past / left)
+        yield "a whole cosine in place of half of one", rise * _half(2 * past / left, 2.0)
+        for least in (0.1, 0.01, 0.001):
+            yield f"a cosine that ends at {least:g}, not at 0", rise * (least + (1 - least) * _half(past / left))
+
+
+def _half(x: Array, most: float = 1.0) -> Array:
+    return (1 + np.cos(np.pi * np.minimum(x, most))) / 2
+
+
+def _lengths(should: Array) -> Iterator[tuple[int, int]]:
+    """Of a cosine, how long it lasts, and its warm-up; found where it is short enough."""
+    for total in range(2, _LONGEST):
+        for warmup in range(total):
+            if _same(np.array([float(cosine(k, total, warmup)) for k in (1, 2, total - 1)]),
+                     should[[1, 2, total - 1]]):  # fmt: skip
+                yield total, warmup
+
+
+def _same(one: Array, other: Array) -> bool:
+    return bool(np.all(np.abs(one - other) <= _ALIKE))
+
+
+def _listed(factors: Sequence[float] | Array) -> str:
+    return ", ".join(f"{factor:.4g}" for factor in factors)

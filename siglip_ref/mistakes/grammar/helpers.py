@@ -1,0 +1,61 @@
+"""What texts of the grammar may call: rows left out, a fused projection read in another order, a table resampled."""
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+ORDERS = tuple(" ".join(order) for order in permutations(("qkv", "head", "size")) if order != ("qkv", "head", "size"))
+KINDS = ("bilinear", "bicubic")
+_SHARP = {"bicubic": -0.75}  # Torch's
+
+
+def without(x: Any, rows: Sequence[int]) -> Any:
+    """A table with zeros in these rows."""
+    kept = np.isin(np.arange(len(x)), rows, invert=True)
+    return x * kept.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def regrouped(parts: Sequence[Any], heads: int, order: str) -> list[Any]:
+    """Queries, keys and values, each (B, N, C), of a fused projection whose numbers are read in another order; each
+    (B, H, N, h)."""
+    fused = np.concatenate(parts, -1)
+    sizes = {"qkv": 3, "head": heads, "size": fused.shape[-1] // (3 * heads)}
+    axes = order.split()
+    split = fused.reshape(*fused.shape[:2], *(sizes[axis] for axis in axes))
+    places = [2 + axes.index(axis) for axis in ("qkv", "head", "size")]
+    return list(split.transpose(places[0], 0, places[1], 1, places[2]))
+
+
+def turned(table: Any) -> Any:
+    """A square grid of positions, rows and columns exchanged."""
+    side = _side(table)
+    return table.reshape(side, side, -1).swapaxes(0, 1).reshape(table.shape)
+
+
+def resampled(table: Any, more: float, kind: str) -> Any:
+    """A square grid drawn to its own size at (i + 1/2) side / (side + more) - 1/2, as Torch does."""
+    side = _side(table)
+    at = (np.arange(side) + 0.5) * side / (side + more) - 0.5
+    weights, low = np.zeros((side, side)), np.floor(at).astype(int)
+    for step in range(-1, 3):
+        distance = np.abs(at - (low + step))
+        np.add.at(weights, (np.arange(side), np.clip(low + step, 0, side - 1)), _weight(distance, kind))
+    grid = np.einsum("ir,jc,rcd->ijd", weights, weights, table.reshape(side, side, -1))
+    return grid.reshape(table.shape)
+
+
+def _weight(distance: Any, kind: str) -> Any:
+    if kind == "bilinear":
+        return np.maximum(1 - distance, 0.0)
+    a, d = _SHARP[kind], distance
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    return np.where(d <= 1, near, np.where(d < 2, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a, 0.0))
+
+
+def _side(table: Any) -> int:
+    side = int(np.sqrt(len(table)))
+    if side * side != len(table):
+        raise ValueError("no square grid")
+    return side

@@ -1,0 +1,68 @@
+"""Steps with one or two mistakes that no single edit shows: state after a restart, what is frozen, another schedule."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import siglip_ref as sr
+from siglip_ref.check.step.combined import _program
+from siglip_ref.check.step.forms import ADAMW, BIG_VISION
+from siglip_ref.mistakes import Edit, reference
+from siglip_ref.model.optim import State, adamw_step, cosine
+
+RULE = sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0)
+ADAFACTOR = sr.BigVision(lr=1e-3, max_norm=1.0)
+FROZEN = replace(RULE, frozen=lambda name: name.startswith("image/"))
+
+
+def schedule(k):
+    return float(cosine(k, 6, 1))
+
+
+def from_the_start(k):
+    return float(min(1, k) * (1 + np.cos(np.pi * k / 6)) / 2)
+
+
+def stepping(rule, edits=(), times=None, state=lambda k, state: state, still=()):
+    """An update by the specification with edits in it. state : what a step is handed of the last one's; still :
+    parameters without a gradient."""
+    optim = reference(tuple(Edit("model/optim.py", old, new) for old, new in edits)).optim
+
+    def update(params, grads, held):
+        k, inner = held or (0, State())
+        factor = np.float64(times(k)) if times else 1.0
+        given = {name: g for name, g in grads.items() if name not in still}
+        step = optim.adamw_step if isinstance(rule, sr.AdamW) else optim.big_vision_step
+        moved, inner = step(params, given, state(k, inner), rule, factor)
+        return moved, (k + 1, inner)
+
+    return update
+
+
+CASES = [
+    (RULE, stepping(RULE, state=lambda k, s: s._replace(steps=0) if k == 2 else s), {}, "count of steps that begins"),
+    (RULE, stepping(RULE, times=from_the_start), {"schedule": schedule}, "0, 0.933, 0.75 as the schedule's factors"),
+    (RULE, stepping(RULE, still=("log_scale", "bias")), {}, "log_scale, bias without gradients"),
+    (FROZEN, stepping(FROZEN, [("norm(kept) + eps", "norm(grads) + eps"), ("for name, g in kept.items()}",
+     "for name, g in [*kept.items(), *((n, 0 * h) for n, h in grads.items() if frozen(n))]}")]), {},
+     "frozen parameters that still decay"),
+    (ADAFACTOR, stepping(ADAFACTOR, [("_narrow(1 - momentum, p) * u", "u"), ("_power(_wide(steps, p)",
+     "_power(_wide(steps + 1, p)")]), {}, "adds up whole updates"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "update", "given", "said"), CASES)
+def test_what_differs_is_told(rule, update, given, said):
+    report = sr.check_step(update, rule, dtype="float32", framework="numpy", **given)
+    assert report.verdict == "FAIL"
+    assert [one.id for one in report.findings] == ["derived"] and said in report.findings[0].evidence
+
+
+@pytest.mark.parametrize("places", [ADAMW, BIG_VISION])
+def test_no_form_is_taken_unasked(places):
+    spec, forms = _program(places)
+    params, grads = {"w/kernel": np.arange(1.0, 3)}, {"w/kernel": np.ones(2)}
+    assert len({one.what for one in forms}) == len(forms) == sum(len(place.forms) for place in places)
+    right = adamw_step(params, grads, State(), RULE)[0]
+    assert np.array_equal(spec.optim.adamw_step(params, grads, State(), RULE)[0]["w/kernel"], right["w/kernel"])
