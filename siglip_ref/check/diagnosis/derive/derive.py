@@ -58,7 +58,9 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     raw = right.image_rows.kind != "as given"
     try:
         fresh = [*held_back(subject, raw)]
-        whole = backward_of(inner, formula) or _with_slopes(inner, formula) or _kept(formula, fresh)
+        whole = backward_of(inner, formula)
+        if whole is None or failures(replace(whole, over=over), fresh, first=True):
+            whole = _with_slopes(inner, formula, over, fresh) or whole or _kept(formula, fresh)
         subject.calls += inner.calls if inner is not subject else 0
         formula, whole = replace(formula, over=over), whole and replace(whole, over=over)
     except StopDerivingError as stop:
@@ -81,10 +83,11 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     return derived
 
 
-def _with_slopes(subject: Subject, formula: Formula) -> Formula | None:
-    """The formula with gradients of another function than the value's."""
+def _with_slopes(subject: Subject, formula: Formula, over: float, fresh: Sequence[Held]) -> Formula | None:
+    """The formula with gradients of another function than the value's, if that gives everything."""
     found = with_slopes(subject, formula)
-    return backward_of(subject, found) if found else None
+    whole = backward_of(subject, found) if found else None
+    return None if whole is None or failures(replace(whole, over=over), fresh, first=True) else whole
 
 
 def _kept(formula: Formula, fresh: Sequence[Held]) -> Formula | None:
