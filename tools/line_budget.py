@@ -26,7 +26,7 @@ BUDGETS = (
     ("check files", ("check/files",), 1_314),
     ("report, mistakes", ("report", "mistakes"), 2_245),
     ("vectors", ("vectors",), 1_470),
-    ("fast", ("fast",), 2_850),
+    ("fast", ("fast",), 2_905),
     ("checkpoint", ("checkpoint",), 2_195),
     ("use", ("use",), 2_560),
     ("training", ("training",), 2_220),

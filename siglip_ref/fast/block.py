@@ -67,16 +67,22 @@ class BlockCache:
 
 
 def block_forward(
+    x: Array, weights: Mapping[str, Array], heads: int, gelu: GeluForm, eps: float, mask: Array | None
+) -> tuple[Array, Array, Any]:
+    """Twin of `siglip_ref.model.encoder.block_forward`."""
+    return block_with(NONE, x, weights, heads, gelu, eps, mask)
+
+
+def block_with(
+    packed: Packed,
     x: Array,
     weights: Mapping[str, Array],
     heads: int,
     gelu: GeluForm,
     eps: float,
     mask: Array | None,
-    *,
-    packed: Packed = NONE,
 ) -> tuple[Array, Array, Any]:
-    """Twin of `siglip_ref.model.encoder.block_forward`; packed : see `fit.Packed`."""
+    """The same with kernels that are packed."""
     w = tuple([weights[name] for name in ORDER])
     width, mlp = x.shape[-1], len(w[13])
     split, wanted = x.ndim == 3 and width % heads == 0, [(width,), (width,), *layer_shapes(width, mlp)]

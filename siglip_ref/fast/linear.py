@@ -54,6 +54,25 @@ def _begin(bias: Any, add: Any, out: Any, top: int, bottom: int, left: int, righ
 
 
 @kernel()
+def strip_of(x: Any, least: int) -> Any:
+    """Columns of a strip of our own product, for numbers like those of x; 0 for a layer that is left to BLAS."""
+    return STRIP * VECTOR // x.itemsize if least > LEAST else 0
+
+
+@kernel()
+def share(rows: int, columns: int, side: int, thread: int, parts: int) -> Any:
+    """One thread's rows of a result, or where it has more columns, its columns, in whole strips of so many."""
+    if rows >= columns:
+        top, bottom = part(rows, thread, parts)
+        return top, bottom, 0, columns
+    if side == 0:
+        left, right = part(columns, thread, parts)
+        return 0, rows, left, right
+    strips = (columns + side - 1) // side
+    return 0, rows, min(columns, strips * thread // parts * side), min(columns, strips * (thread + 1) // parts * side)
+
+
+@kernel()
 def affine_part(
     routine: int, turned: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, thread: int, parts: int
 ) -> Any:  # fmt: skip
@@ -62,15 +81,8 @@ def affine_part(
     turned : YES if `weights` holds the transposed matrix (F, C), as Torch stores it; NO for (C, F); PACKED for strips
     """
     one, rows, columns = number(1, out[0, 0]), x.shape[0], out.shape[1]
-    top, bottom, left, right = 0, rows, 0, columns
-    side = STRIP * VECTOR // x.itemsize if min(x.shape[1], columns) > LEAST else 0
-    if rows >= columns:
-        top, bottom = part(rows, thread, parts)
-    elif side:
-        strips = (columns + side - 1) // side
-        left, right = strips * thread // parts * side, min(columns, strips * (thread + 1) // parts * side)
-    else:
-        left, right = part(columns, thread, parts)
+    side = strip_of(x, min(x.shape[1], columns))
+    top, bottom, left, right = share(rows, columns, side, thread, parts)
     if top == bottom or left == right:
         return top, top, left, left
     _begin(bias, add, out, top, bottom, left, right)
@@ -79,7 +91,7 @@ def affine_part(
         size = x.itemsize
         if turned == PACKED:
             first = _address(weights, left // side * x.shape[1], 0)
-        add_product(turned, _address(x, top, 0), x.shape[1] * size, first, weights.shape[1] * size,
+        add_product(NO, turned, _address(x, top, 0), x.shape[1] * size, first, weights.shape[1] * size,
                     _address(out, top, left), columns * size, bottom - top, x.shape[1], right - left, one,
                     out)  # fmt: skip
         return top, bottom, left, right
@@ -98,6 +110,13 @@ def affine(routine: int, turned: int, x: Any, weights: Any, bias: Any, add: Any,
     else:
         for thread in prange(parts):
             affine_part(routine, turned, x, weights, bias, add, out, thread, parts)
+
+
+@kernel()
+def _clear(out: Any, top: int, bottom: int, left: int, right: int) -> None:
+    for i in range(top, bottom):
+        for j in range(np.uintp(left), np.uintp(right)):
+            out[i, j] = 0
 
 
 @kernel(fastmath=SUMS)
@@ -120,17 +139,24 @@ def d_weights_part(
         d_bias[left:right] = zero
     _add_rows(d_out, left, right, d_bias)
     # d_weights = x.T @ d_out
-    top, bottom = 0, width
-    if width >= columns:
-        top, bottom = part(width, thread, parts)
-        left, right = 0, columns
-    if top < bottom and left < right:
-        few = at_once(rows, bottom - top, right - left)
-        for a in range(0, rows, few):
-            gemm(routine, YES, NO, bottom - top, right - left, min(few, rows - a), one, _address(x, a, top), width,
-                 _address(d_out, a, left), columns, keep, _address(d_weights, top, left),
-                 columns)  # fmt: skip
-            keep = one
+    side = strip_of(x, min(width, columns))
+    top, bottom, left, right = share(width, columns, side, thread, parts)
+    if top == bottom or left == right:
+        return
+    if side:
+        size = x.itemsize
+        if keep == zero:
+            _clear(d_weights, top, bottom, left, right)
+        add_product(YES, NO, _address(x, 0, top), width * size, _address(d_out, 0, left), columns * size,
+                    _address(d_weights, top, left), columns * size, bottom - top, rows, right - left, one,
+                    d_weights)  # fmt: skip
+        return
+    few = at_once(rows, bottom - top, right - left)
+    for a in range(0, rows, few):
+        gemm(routine, YES, NO, bottom - top, right - left, min(few, rows - a), one, _address(x, a, top), width,
+             _address(d_out, a, left), columns, keep, _address(d_weights, top, left),
+             columns)  # fmt: skip
+        keep = one
 
 
 @kernel()
@@ -139,18 +165,24 @@ def _d_inputs_part(
 ) -> None:  # fmt: skip
     one, rows, width, columns = number(1, keep), d_x.shape[0], d_x.shape[1], d_out.shape[1]
     # d_x = keep * d_x + d_out @ weights.T
-    top, bottom, left, right = 0, rows, 0, width
-    if rows >= width:
-        top, bottom = part(rows, thread, parts)
-    else:
-        left, right = part(width, thread, parts)
-    if top < bottom and left < right:
-        few = at_once(bottom - top, columns, right - left)
-        first = _address(weights, 0, left) if turned == YES else _address(weights, left, 0)
-        for a in range(top, bottom, few):
-            gemm(routine, NO, NO if turned == YES else YES, min(few, bottom - a), right - left, columns, one,
-                 _address(d_out, a, 0), columns, first, weights.shape[1], keep, _address(d_x, a, left),
-                 width)  # fmt: skip
+    side = strip_of(d_x, min(width, columns))
+    top, bottom, left, right = share(rows, width, side, thread, parts)
+    if top == bottom or left == right:
+        return
+    first = _address(weights, 0, left) if turned == YES else _address(weights, left, 0)
+    other = NO if turned == YES else YES
+    if side:
+        size = d_x.itemsize
+        if keep == number(0, keep):
+            _clear(d_x, top, bottom, left, right)
+        add_product(NO, other, _address(d_out, top, 0), columns * size, first, weights.shape[1] * size,
+                    _address(d_x, top, left), width * size, bottom - top, columns, right - left, one,
+                    d_x)  # fmt: skip
+        return
+    few = at_once(bottom - top, columns, right - left)
+    for a in range(top, bottom, few):
+        gemm(routine, NO, other, min(few, bottom - a), right - left, columns, one, _address(d_out, a, 0), columns,
+             first, weights.shape[1], keep, _address(d_x, a, left), width)  # fmt: skip
 
 
 @kernel(parallel=True)

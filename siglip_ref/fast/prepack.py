@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from siglip_ref.fast.block import block_forward
+from siglip_ref.fast.block import block_with
 from siglip_ref.fast.machine.fit import KINDS, as_stored
 from siglip_ref.fast.machine.product import LEAST, pack
 from siglip_ref.fast.machine.tile import STRIP, VECTOR
@@ -24,7 +24,7 @@ def prepacked(params: Mapping[str, Array], ops: Ops) -> Ops:
     kernels = [kernel for name, kernel in params.items() if "/block" in name and name.endswith("/kernel")]
     wide = [kernel for kernel in kernels if min(kernel.shape) > LEAST and kernel.dtype in KINDS]
     packed = {id(kernel): (kernel, _strips(kernel)) for kernel in wide}
-    return replace(ops, block=ops.block._replace(forward=partial(block_forward, packed=packed)))
+    return replace(ops, block=ops.block._replace(forward=partial(block_with, packed)))
 
 
 def _strips(kernel: Array) -> Array:

@@ -6,7 +6,7 @@ import pytest
 
 from siglip_ref.fast import OPS
 from siglip_ref.fast.block import ORDER
-from siglip_ref.fast.linear import linear_forward
+from siglip_ref.fast.linear import linear_backward, linear_forward
 from siglip_ref.fast.machine.fit import layer_shapes
 from siglip_ref.fast.machine.product import LEAST, MANY
 from siglip_ref.fast.machine.tile import DEPTH, ROWS, STRIP, VECTOR
@@ -86,7 +86,7 @@ def test_packed_weights_give_the_same_bits(width: int, mlp: int, turned: bool, k
     if turned:
         weights = {name: np.ascontiguousarray(weight.T).T for name, weight in weights.items()}
     packed = prepacked({f"image/block00/{name}": weight for name, weight in weights.items()}, OPS)
-    assert len(packed.block.forward.keywords["packed"]) == 6  # of all kernels: four projections and the MLP
+    assert len(packed.block.forward.args[0]) == 6  # of all kernels: four projections and the MLP
     for batch, tokens in ((1, 3), (2, 150)):  # parts are columns; parts are rows
         x, d_out = draw.standard_normal((2, batch, tokens, width)).astype(kind)
         (out, _, cache), (same, _, again) = (
@@ -112,3 +112,37 @@ def test_other_weights_than_the_packed_ones_are_read_as_they_are() -> None:
     )
     found, wanted = (ops.block.forward(x, second, 2, "tanh", 1e-6, None)[0] for ops in (packed, OPS))
     assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_gradient_is_the_sum(shape: tuple[int, int, int], kind: type, turned: bool) -> None:
+    x, weights, bias = layer(shape, kind, turned)
+    draw = np.random.default_rng(1)
+    d_out, before = draw.standard_normal((shape[0], shape[2])).astype(kind), draw.standard_normal(x.shape).astype(kind)
+    cache = linear_forward(x, weights, bias)[1]
+    d_x, d_weights, _ = linear_backward(d_out, cache)
+    more = linear_backward(d_out, cache, before.copy())[0]
+    wide = np.longdouble
+    for found, left, right, terms, begin in (
+        (d_x, d_out, weights.T, shape[2], 0),
+        (more, d_out, weights.T, shape[2], before),
+        (d_weights, x.T, d_out, shape[0], 0),
+    ):
+        exact = left.astype(wide) @ right.astype(wide) + begin
+        size = np.abs(left.astype(wide)) @ np.abs(right.astype(wide)) + np.abs(begin)
+        # As above; of few terms, no more than half a rounding of each.
+        assert (np.abs(found - exact) <= max(0.05 * terms, min(terms / 2, 4)) * np.finfo(kind).eps * size).all()
+
+
+def test_gradients_have_the_same_bits_for_any_number_of_threads() -> None:
+    before, (x, weights, bias) = numba.get_num_threads(), layer((300, 200, 250), np.float32, True)
+    d_out, found = np.random.default_rng(2).standard_normal((300, 250)).astype(np.float32), []
+    try:
+        for threads in {1, before}:
+            numba.set_num_threads(threads)
+            found.append(linear_backward(d_out, linear_forward(x, weights, bias)[1]))
+    finally:
+        numba.set_num_threads(before)
+    assert all(np.array_equal(a, b) for others in found for a, b in zip(found[0], others, strict=True))

@@ -35,7 +35,13 @@ def _order(turned: int, weights: int, step: int, depth: int, columns: int, strip
         if turned == YES:
             for part in range(STRIP):
                 for k in range(0, whole, lanes):
-                    turn(weights + part * lanes * step + k * size, step, strip + (k * STRIP + part) * VECTOR, one)
+                    turn(
+                        weights + part * lanes * step + k * size,
+                        step,
+                        strip + (k * STRIP + part) * VECTOR,
+                        STRIP * VECTOR,
+                        one,
+                    )
         else:
             for k in range(depth):
                 line(weights + k * step, strip + k * STRIP * VECTOR, one)
@@ -45,6 +51,21 @@ def _order(turned: int, weights: int, step: int, depth: int, columns: int, strip
         for j in range(columns):
             source = weights + (j * step + k * size if turned == YES else k * step + j * size)
             one_number(source, strip + k * STRIP * VECTOR + j * size, one)
+
+
+@kernel()
+def _lay(x: int, step: int, rows: int, depth: int, kept: int, size: int, one: Any) -> None:
+    """Rows of the transpose of x (depth, rows), DEPTH apart."""
+    lanes = VECTOR // size
+    square = depth // lanes * lanes
+    for i in range(0, rows, lanes):
+        high = min(lanes, rows - i)
+        if high == lanes:
+            for k in range(0, square, lanes):
+                turn(x + k * step + i * size, step, kept + (i * DEPTH + k) * size, DEPTH * size, one)
+        for row in range(i, i + high):
+            for k in range(square if high == lanes else 0, depth):
+                one_number(x + k * step + row * size, kept + (row * DEPTH + k) * size, one)
 
 
 @kernel()
@@ -74,13 +95,14 @@ def pack(turned: int, weights: int, step: int, width: int, columns: int, strips:
 
 @kernel()
 def add_product(
-    turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int, width: int,
-    columns: int, one: Any, like: Any,
+    x_turned: int, turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int,
+    width: int, columns: int, one: Any, like: Any,
 ) -> None:  # fmt: skip
     """out += x @ weights.
 
     Parameters
     ----------
+    x_turned : YES where `x` holds the transposed matrix (width, rows); NO for (rows, width)
     turned : YES where `weights` holds the transposed matrix (columns, width); NO for (width, columns); PACKED for what
         `pack` made of either
     x, weights, out : addresses
@@ -91,13 +113,13 @@ def add_product(
     side = STRIP * VECTOR // like.itemsize
     many = min(MANY, (rows + ROWS - 1) // ROWS * ROWS)
     room = np.zeros((many + side) * DEPTH + ROWS * side, like.dtype)
-    _add_product(turned, x, x_step, weights, step, out, out_step, rows, width, columns, one, many, side, room)
+    _add_product(x_turned, turned, x, x_step, weights, step, out, out_step, rows, width, columns, one, many, side, room)
 
 
 @kernel()
 def _add_product(
-    turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int, width: int,
-    columns: int, one: Any, many: int, side: int, room: Any,
+    x_turned: int, turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int,
+    width: int, columns: int, one: Any, many: int, side: int, room: Any,
 ) -> None:  # fmt: skip
     """The same with room. It is the caller's: Numba frees an array when its name is used for the last time, and an
     address is no use of it."""
@@ -108,8 +130,11 @@ def _add_product(
         bottom = min(rows, top + many)
         for k in range(0, width, DEPTH):
             depth = min(DEPTH, width - k)
-            for i in range(top, bottom):
-                copy(x + i * x_step + k * size, kept + (i - top) * DEPTH * size, depth * size)
+            if x_turned == YES:
+                _lay(x + k * x_step + top * size, x_step, bottom - top, depth, kept, size, one)
+            else:
+                for i in range(top, bottom):
+                    copy(x + i * x_step + k * size, kept + (i - top) * DEPTH * size, depth * size)
             for j in range(0, columns, side):
                 across = min(side, columns - j)
                 at = following = strip

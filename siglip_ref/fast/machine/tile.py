@@ -135,7 +135,7 @@ def _emit_sums(
     return phis
 
 
-def _emit_turn(builder: Any, number: Any, stored: Any, step: Any, strip: Any) -> None:
+def _emit_turn(builder: Any, number: Any, stored: Any, step: Any, out: Any, out_step: Any) -> None:
     """A square of one vector's side, transposed: halves of pairs of rows are exchanged, then quarters, and so on."""
     vector = _vector(number)
     side = half = vector.count
@@ -150,7 +150,7 @@ def _emit_turn(builder: Any, number: Any, stored: Any, step: Any, strip: Any) ->
                 rows[row] = builder.shuffle_vector(*pair, _mask(upper))
                 rows[row + half] = builder.shuffle_vector(*pair, _mask(lower))
     for row, value in enumerate(rows):
-        _store(builder, value, strip, _INT(row * STRIP * VECTOR))
+        _store(builder, value, out, builder.mul(out_step, _INT(row)))
 
 
 def _emit_line(builder: Any, number: Any, stored: Any, strip: Any) -> None:
@@ -181,8 +181,8 @@ def copy(typing_context, source, target, size):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def turn(typing_context, stored, step, strip, one):  # type: ignore[no-untyped-def]
-    return _written(_emit_turn, 3)(typing_context, one)
+def turn(typing_context, stored, step, out, out_step, one):  # type: ignore[no-untyped-def]
+    return _written(_emit_turn, 4)(typing_context, one)
 
 
 @intrinsic
