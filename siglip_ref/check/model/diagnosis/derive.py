@@ -38,7 +38,6 @@ _SIZE = 2e7  # multiplications of a forward pass, from which on nothing is deriv
 _STEP = 1e-5  # of a parameter, along a direction
 _TRIED = 12  # edits that are alike at the stage: whether they are so in a whole model
 _SURE = 2.0  # times what is allowed: both sides round
-_NEAR = 1e-5  # relative: slopes along a random direction so near are one
 _FINEST, _LEAST = 1e-7, 1e-9  # of a derivative by differences, of the loss
 
 _OPS = SPECIFICATION
@@ -274,7 +273,7 @@ def _unproven(placed: list[Edited], held: Probe, run: Run, judge: Judge, cfg: Co
         got = float(np.sum(grad * along))
         top = max(float(np.max(np.abs(grad))), _usual(name, judge))
         room = _SURE * judge.of_grad[name] * top * float(np.sqrt(np.sum(np.square(along))))
-        if not abs(got - slope) <= room + _NEAR * abs(slope) + _LEAST * abs(float(loss)):
+        if not abs(got - slope) <= room + _FINEST * abs(slope) + _LEAST * abs(float(loss)):
             return f"d {name}"
     return ""
 
