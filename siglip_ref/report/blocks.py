@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 _REPAIRS = {
     "rounded": "send embeddings in the dtype in which they are multiplied at home",
+    "matching": "the match of image i of rank r is text i of rank r: its label stands where that text does",
+    "logit": "a logit is exp(log_scale) sim + bias, in every block",
+    "unequal": "sum over the pairs that are there, each once, and divide by the number of all ranks' pairs",
+    "instead": "d log_scale is the sum of slope x (logit - bias), d bias the sum of slopes, each for its own input",
+    "left out": "an image meets every text of another rank as a negative, that with its own local index too",
     "missing": "every rank scores the texts of every rank once: W blocks, and W - 1 exchanges of texts between them",
     "repeated": "every block counts once: look for what computes it again, or for texts that did not change in between",
     "weighed": "every block counts once: look for what its sum is multiplied or divided by",
@@ -28,7 +33,9 @@ _LOST = (
     "every block gives a gradient to its images and to its texts: no detach, no gather without gradient (its backward "
     "is a sum over ranks, a reduce-scatter), and what other ranks computed for these rows is added up at their owner"
 )
-_LEFT = "add up what every block gives, the own one too: nothing may be overwritten on the way"
+_LEFT = (
+    "every block gives a gradient to both, the own one too: nothing detached or overwritten, all added up at its owner"
+)
 _SHARES = "the gradients of scale and bias are sums over all blocks: add up what every block gives, the remote ones too"
 _LISTED = 3
 
@@ -95,8 +102,8 @@ def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[s
         more = f" and {len(blocks.failed) - _LISTED} more" if len(blocks.failed) > _LISTED else ""
         lost = f"; it does not give {places}{more}" if blocks.failed else "; nothing is left to prove it with"
         return [f"measured: {words}", f"not certain: this is read off the gradients at two calls{lost}"]
-    of = f"; {blocks.transit.what} in {blocks.transit.form}" if blocks.transit.what else ""
-    lines = [f"your loss over ranks: {words}{of}"]
+    of = [f"; {told(fault)}" for fault in faults if fault.way.kind]
+    lines = ["".join((f"your loss over ranks: {words}", *of))]
     lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, reduce)})" for fault in faults]
     if not faults:
         lines.append("that is SigLIP's own: every gradient lies with its owner, once")

@@ -244,3 +244,32 @@ def test_a_gradient_that_is_not_finite_somewhere_proves_nothing():
     report = check(fn)
     assert report.verdict == "FAIL"
     assert not any(line.startswith("your loss") for line in report.computes)
+
+
+CHANGED = {
+    "the bias in d log_scale": (
+        lambda found, bias: (*found[:3], found[3] + bias * found[4], found[4]),
+        "log_scale: the sum of slope x logit over all pairs",
+    ),
+    "scalars exchanged": (lambda found, bias: (*found[:3], found[4], found[3]), "log_scale: the gradient of bias"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_scalar_that_is_another_sum_is_told_as_that(name):
+    change, words = CHANGED[name]
+
+    def fn(image, text, log_scale, bias, comm):
+        return change(loss_of()(image, text, log_scale, bias, comm), bias)
+
+    report = check(fn)
+    assert any(line.startswith("not SigLIP's") and words in line for line in report.computes), report.computes
+
+
+def test_matches_in_another_order_than_the_texts_are_told():
+    def fn(image, text, log_scale, bias, comm):
+        found = loss_of()(image, text[::-1], log_scale, bias, comm)
+        return (*found[:2], found[2][::-1], *found[3:])
+
+    lines = check(fn).computes
+    assert lines[0].startswith("your loss over ranks") and "where p = r b + b - 1 - i" in lines[1], lines

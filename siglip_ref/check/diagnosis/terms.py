@@ -20,11 +20,12 @@ def simple(weight: float) -> float:
 
 class Group(NamedTuple):
     """Terms that have a name together. hop: which, where they are those of one hop; place: whole blocks, of which
-    ranks."""
+    ranks; only: a name where nothing else counts so often."""
 
     name: str
     hop: int = 0
     place: Literal["", "remote", "own"] = ""
+    only: bool = False
 
 
 Odd = tuple[tuple[float, tuple[Group, ...]], ...]  # by weight, the groups of terms that count so often
@@ -36,7 +37,8 @@ def odd_groups(weights: Weights, world: int) -> Odd:
     found: dict[float, list[Group]] = {}
     for group, members in _groups(weights, world):
         left = {odd[key] for key in members if key in odd}
-        if len(left) == 1 and all(key in odd for key in members):
+        more = group.only and any(weight in left for key, weight in odd.items() if key not in members)
+        if len(left) == 1 and all(key in odd for key in members) and not more:
             found.setdefault(left.pop(), []).append(group)
             odd = {key: weight for key, weight in odd.items() if key not in members}
     return tuple((weight, tuple(groups)) for weight, groups in found.items())
@@ -83,6 +85,17 @@ def _groups(weights: Weights, world: int) -> Iterator[tuple[Group, list[Key]]]:
                 [key for key in keys if key[0] != key[1]],
             )
         yield Group(f"{of}the own block", place="" if kind else "own"), [key for key in keys if key[0] == key[1]]
+        between = [key for key in keys if key[0] != key[1] and kind != "positives"]
+        for size in range(2, world - 1 if world > 3 else world):
+            yield (
+                Group(f"{of}the texts of other groups of {size} ranks", only=True),
+                [key for key in between if key[0] // size != key[1] // size],
+            )
+        if world > 2:
+            yield Group(f"{of}the texts of higher ranks", only=True), [key for key in between if key[1] > key[0]]
+            yield Group(f"{of}the texts of lower ranks", only=True), [key for key in between if key[1] < key[0]]
+            mirrored = [key for key in between if (key[0] + key[1]) % world == 0]
+            yield Group(f"{of}the texts of rank -r, modulo W, where that is another rank", only=True), mirrored
         for hop in range(1, world):
             # not "hop 1": in which order a ring meets texts is its own choice
             name = f"the texts of rank r {'- 1' if 2 < world == hop + 1 else f'+ {hop}'}"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting, describe
-from siglip_ref.check.diagnosis.blocks.derive import Blocks, derive
+from siglip_ref.check.diagnosis.blocks.derive import Blocks, worked_out
 from siglip_ref.check.diagnosis.blocks.faults import Fault, faults_of
-from siglip_ref.check.diagnosis.blocks.parts import TRANSITS, calls_of
+from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects_of
 from siglip_ref.check.engine.check import check
@@ -84,14 +84,9 @@ class ComparedRanks(Compared):
 
     @cached_property
     def blocks(self) -> Blocks:
-        """What the loss computes, as blocks of ranks, with something rounded on its way if that gives what came: no
-        further call is needed."""
+        """What the loss computes, as blocks of ranks: no further call is needed."""
         with np.errstate(all="ignore"):
-            tried = (
-                replace(derive(calls_of(self.seen, self.contexts, transit)), transit=transit) for transit in TRANSITS
-            )
-            first = next(tried)
-            return first if first.certain else next((one for one in tried if one.certain), first)
+            return worked_out(calls_of(self.seen, self.contexts))
 
     @property
     def objective(self) -> Objective:

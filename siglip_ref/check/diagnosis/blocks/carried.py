@@ -9,8 +9,8 @@ from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Group, Odd, Weights, describe, listed, odd_groups
 
 Kind = Literal[
-    "rounded", "factor", "missing", "repeated", "weighed", "matches", "unmatched", "own again", "zeros", "due", "stays",
-    "shifted", "elsewhere",
+    "rounded", "matching", "logit", "unequal", "instead", "factor", "missing", "repeated", "weighed", "matches",
+    "unmatched", "own again", "left out", "zeros", "due", "stays", "shifted", "elsewhere",
 ]  # fmt: skip
 DUE = "; its gradient went to the rank whose rows were due"
 SHIFTED = {"text_embed": "text-grad-to-wrong-rank"}  # whose shift over ranks has a name
@@ -121,7 +121,8 @@ def _by_place(by_hop: Mapping[int, Steps], name: str, world: int) -> Told:
     if all_of_it:
         step = next(iter(together))[0][0]
         said = [f"the right rows, but rank r holds those of rank r {_beside(-step % world, world)}, modulo W"]
-    return Told("; ".join(said), "", ("shifted",), id=SHIFTED.get(name, "unknown") if named or all_of_it else "unknown")
+    kind: Kind = "shifted" if named or all_of_it else "elsewhere"
+    return Told("; ".join(said), "", (kind,), id=SHIFTED.get(name, "unknown") if named or all_of_it else "unknown")
 
 
 def _place(steps: Steps, world: int) -> str:

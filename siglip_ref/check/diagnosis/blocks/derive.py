@@ -10,7 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.blocks.parts import EXACT, Call, Part, Transit
+from siglip_ref.check.diagnosis.blocks.parts import Call, Part
+from siglip_ref.check.diagnosis.blocks.ways import Way, ways
 from siglip_ref.check.diagnosis.blocks.weigh import Lies, common, weigh
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import simple
@@ -21,6 +22,7 @@ EXPERIMENT = "balanced"  # the point at which every part weighs
 Met = Mapping[Part, float]
 
 _NEAR = 1e-3  # of a factor; it was found by least squares
+_MANY = 1e3  # times that a part lies somewhere: it is none of the parts
 _NICE = (1.0, 2.0, 0.5, np.log(2), 1 / np.log(2))
 
 
@@ -60,20 +62,18 @@ class Times:
         """What it comes to."""
         each = sum(call.sizes) / call.world
         powers = float(call.world) ** self.ranks * each**self.pairs
-        return self.number * powers * float(call.probe.scale) ** self.scale
+        return self.number * powers * call.scale**self.scale
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One of the five. lies: of an embedding's gradient, by number of ranks, whose part lies where; as_met: of a
-    scalar, whether it is the sum of what was met, or of every pair once; zeros: with blocks that nobody met as against
-    zeros, of which the texts learn nothing; hops: of those alone, a key of HOPS."""
+    """One of the five. lies: of an embedding's gradient, by number of ranks, whose part lies where; basis: of a scalar,
+    by number of ranks, the parts of which it is the sum; of: what is summed of them, where it is not what is due."""
 
     times: Times
     lies: Mapping[int, Lies] | None = None
-    as_met: bool = True
-    zeros: bool = False
-    hops: str = ""
+    basis: Mapping[int, Met] | None = None
+    of: str = ""
 
 
 # Of which blocks a scalar's gradient may be the sum, by hop and number of ranks: one that is kept from block to block.
@@ -90,49 +90,100 @@ HOPS: Mapping[str, Callable[[int, int], bool]] = {
 @dataclass(frozen=True)
 class Blocks:
     """What a loss over ranks computes. met: by number of ranks, how often each part was; failed: tensors and calls that
-    it does not give; compared: tensors at calls of which nothing was used; transit: what is rounded on its way."""
+    it does not give; compared: tensors at calls of which nothing was used; varied: in which tensors what is made in
+    which other way."""
 
     met: Mapping[int, Met]
     tensors: Mapping[str, Tensor]
     failed: tuple[tuple[str, str], ...]
     compared: int
-    transit: Transit = EXACT
+    varied: tuple[tuple[Way, tuple[str, ...]], ...] = ()
 
     @property
     def certain(self) -> bool:
         """Whether it gives everything, at calls that no experiment used, too."""
         return bool(self.met) and not self.failed and self.compared > 0
 
+    @property
+    def wrong(self) -> set[str]:
+        """Tensors that it does not give everywhere."""
+        return {name for name, _ in self.failed}
 
-def derive(calls: Sequence[Call]) -> Blocks:
-    """What comes of these calls, as far as it can be told."""
+
+def worked_out(calls: Sequence[Call]) -> Blocks:
+    """What comes of these calls, as far as it can be told; where parts made as usual do not give a tensor, in another
+    way if that does: one way for all such tensors, or two."""
+    found = derive(calls)
+    for _ in range(2):
+        ends = {label for _, label in found.failed}
+        unequal = all(not call.even for call in calls if call.label in ends)
+        given = {name: one for name, one in found.tensors.items() if name not in found.wrong}
+        best: Blocks | None = None
+        for way in ways(unequal) if found.failed else ():
+            made = [replace(call, way=way) for call in calls]
+            if (best is None or best.failed) and (unequal or _promising(made, found)):
+                one = derive(made, given)
+                if one.wrong < found.wrong and (best is None or len(one.wrong) < len(best.wrong)):
+                    won = tuple(name for name in one.tensors if name in found.wrong - one.wrong)
+                    best = replace(one, varied=(*found.varied, (way, won)))
+        if best is None:
+            break
+        found = best
+    return found
+
+
+def _promising(calls: Sequence[Call], before: Blocks) -> bool:
+    """Whether the parts give in the smallest calls what they did not give before."""
+    worlds = sorted({call.world for call in calls})
+    small = [_experiments(calls, world)[-1] for world in worlds if _experiments(calls, world)]
+    sides = [side for side, name in enumerate(EMBEDS) if name in before.wrong]
+    if sides and small:
+        found = [weigh(small[0], side) for side in sides]
+        return any(one is not None and max(map(abs, one.values()), default=0.0) < _MANY for one in found)
+    if not small or small[0].way.kind == "matching":
+        return False
+    bases = [before.met, {world: right_of(world) for world in worlds}]
+    return any(_sum_of(small, name, name, basis) for name in before.wrong - set(EMBEDS) for basis in bases if basis)
+
+
+def _experiments(calls: Sequence[Call], world: int) -> list[Call]:
+    """Of one number of ranks, or all (0): the calls that are taken apart, the largest first."""
+    used = [call for call in calls if call.even and call.probe.name == EXPERIMENT and world in (0, call.world)]
+    return sorted(used, key=lambda call: -sum(call.sizes))
+
+
+def derive(calls: Sequence[Call], given: Mapping[str, Tensor] | None = None) -> Blocks:
+    """What comes of these calls if their parts are made as they say. given : what is known of some tensors already."""
+    given = given or {}
     worlds = sorted({call.world for call in calls}, reverse=True)
     used = [call for call in calls if call.even and call.probe.name == EXPERIMENT]
-    sides = [_side(used, side, worlds) for side in range(2)]
-    known = {name: side for name, side in zip(EMBEDS, sides, strict=True) if side is not None}
-    source = known.get(EMBEDS[0]) if known.get(EMBEDS[0], _NOTHING).times.number else known.get(EMBEDS[1])
-    met = {world: _met(world, source, known.get(EMBEDS[1])) for world in worlds} if source else {}
+    known = dict(given)
+    for side, name in enumerate(EMBEDS):
+        if name not in known and (of_side := _side(used, side, worlds)) is not None:
+            known[name] = of_side
+    image, text = (known.get(name) for name in EMBEDS)
+    source = image if image and image.times.number else text
+    met = {world: _met(world, source, text) for world in worlds} if source else {}
+    every = {world: right_of(world) for world in worlds}
+    other = {world: _met(world, text, text) for world in worlds} if text and text.times.number else every
     names = list(dict.fromkeys(name for call in used for name in call.seen))
-    for name in names:
-        found = _scalar(used, name, met) if name not in EMBEDS and met else None
+    for name in (name for name in names if name not in EMBEDS and name not in known and met):
+        found = _scalar(used, name, (met, every, other))
         if found:
             known[name] = found
-    if "loss" in known and not known["loss"].as_met:  # the value meets every pair, though a gradient does not
-        met = {world: right_of(world) for world in worlds}
-        known |= {n: found for n in names if n not in EMBEDS and (found := _scalar(used, n, met))}
+    loss = known.get("loss")
+    if loss and loss.basis and not loss.of:  # the value may meet pairs from which no gradient comes
+        met = next((basis for basis in (met, every, other) if loss.basis == basis), met)
     known = {name: known[name] for name in names if name in known}
     failed = [
         (name, call.label)
         for call in calls
         for name in call.seen
-        if name not in known or not _gives(known[name], call, name, met)
+        if name not in given and (name not in known or not _gives(known[name], call, name))
     ]
     failed += [(name, call.label) for call in calls for name in call.lost]
     compared = sum(len(call.seen) for call in calls if not any(call is one for one in used))
     return Blocks(met, known, tuple(failed), compared)
-
-
-_NOTHING = Tensor(Times(0.0))
 
 
 def _side(used: Sequence[Call], side: int, worlds: Sequence[int]) -> Tensor | None:
@@ -189,49 +240,69 @@ def right_of(world: int) -> dict[Part, float]:
     return {part: float(part.usual) for part in _parts(world)}
 
 
-def _scalar(used: Sequence[Call], name: str, met: Mapping[int, Met]) -> Tensor | None:
+def _scalar(used: Sequence[Call], name: str, bases: Sequence[Mapping[int, Met]]) -> Tensor | None:
+    """What is due summed over what was met, against zeros too, or over every pair; or something else, or over less."""
     used = [call for call in used if name in call.seen]
-    kinds = [Tensor(Times()), Tensor(Times(), zeros=True), Tensor(Times(), as_met=False)]
-    for one in (*kinds, *(Tensor(Times(), hops=hops) for hops in HOPS if hops)):
-        found = []
-        for call in used:
-            total = _sum(call, name, basis_of(one, met, call.world))
-            found.append((call, float(np.asarray(call.seen[name].got)) / total if total else 0.0))
-        times = factor(found)
-        one = replace(one, times=times or Times())
-        if times is not None and all(_gives(one, call, name, met) for call in used):
-            return one
+    worlds = sorted({call.world for call in used}, reverse=True)
+    tried: list[tuple[str, Mapping[int, Met]]] = []
+    others = (*(other for other in _numbers(used) if other != name), "logit", "similarity")
+    for of, hops in (*product((name,), HOPS), *product(others, ("",))):
+        for basis, zeros in product(bases, (False, True)):
+            summed = {world: _basis(basis[world], world, hops, zeros) for world in worlds}
+            if (of, summed) not in tried:
+                tried.append((of, summed))
+                if found := _sum_of(used, name, of, summed):
+                    return found
     return None
 
 
-def basis_of(tensor: Tensor, met: Mapping[int, Met], world: int) -> Met:
-    """Of what a scalar is the sum."""
-    if not tensor.as_met:
-        return right_of(world)
-    if tensor.hops:
-        counts = HOPS[tensor.hops]
-        return {p: w * counts((p.texts - p.images) % world, world) for p, w in met[world].items()}
-    if not tensor.zeros:
-        return met[world]
-    seen = {part.block for part, weight in met[world].items() if weight}
-    return {p: 1.0 if p.kind == "zeros" and p.block not in seen else weight for p, weight in met[world].items()}
+def _numbers(used: Sequence[Call]) -> list[str]:
+    return [name for name in dict.fromkeys(name for call in used for name in call.seen) if name not in EMBEDS]
 
 
-def _sum(call: Call, name: str, met: Met) -> float:
-    return sum(weight * call.parts[part].scalars[name] for part, weight in met.items() if weight)
+def _sum_of(used: Sequence[Call], name: str, of: str, basis: Mapping[int, Met]) -> Tensor | None:
+    """A number times a sum, if that is what came."""
+    used = [call for call in used if name in call.seen]
+    found = []
+    for call in used:
+        total = _sum(call, of, basis[call.world])
+        found.append((call, float(np.asarray(call.seen[name].got)) / total if total else 0.0))
+    silent = all(not _sum(call, of, basis[call.world]) and not np.any(call.seen[name].got) for call in used)
+    if (times := Times() if silent and found else factor(found)) is None:
+        return None
+    one = Tensor(times, basis=basis, of="" if of == name else of)
+    return one if all(_gives(one, call, name) for call in used) else None
 
 
-def _gives(tensor: Tensor, call: Call, name: str, met: Mapping[int, Met]) -> bool:
+def _basis(met: Met, world: int, hops: str, zeros: bool) -> Met:
+    """Of what a scalar is the sum. zeros : with blocks that nobody met as against zeros, of which texts learn
+    nothing."""
+    counts = HOPS[hops]
+    if hops:
+        met = {p: w * counts((p.texts - p.images) % world, world) for p, w in met.items()}
+    if not zeros:
+        return met
+    seen = {part.block for part, weight in met.items() if weight}
+    return {p: 1.0 if p.kind == "zeros" and p.block not in seen else weight for p, weight in met.items()}
+
+
+def _sum(call: Call, of: str, met: Met) -> float:
+    return sum(weight * call.parts[part].scalars[of] for part, weight in met.items() if weight)
+
+
+def _gives(tensor: Tensor, call: Call, name: str) -> bool:
     factor = tensor.times.at(call)
     if tensor.lies is None:
-        value: Array | None = np.array(_sum(call, name, basis_of(tensor, met, call.world)) if factor else 0.0)
+        met = (tensor.basis or {})[call.world]
+        value: Array | None = np.array(_sum(call, tensor.of or name, met) if factor else 0.0)
         top = 1.0
     else:
         lies = tensor.lies[call.world]
         value, top = _rows(call, EMBEDS.index(name), lies), max(map(abs, lies.values()), default=1.0)
-    return value is not None and distance(call.seen[name], factor * value) <= 2 * max(
-        1.0, abs(factor), abs(factor) * top
-    )
+    seen = call.seen[name]
+    if tensor.of in call.seen:  # rounds as that does
+        seen = replace(seen, allowed=np.maximum(seen.allowed, call.seen[tensor.of].allowed))
+    return value is not None and distance(seen, factor * value) <= 2 * max(1.0, abs(factor), abs(factor) * top)
 
 
 def factor(found: Sequence[tuple[Call, float]]) -> Times | None:

@@ -11,6 +11,7 @@ from siglip_ref.check.diagnosis.blocks.told import (
     patterns_of,
     tellings,
 )
+from siglip_ref.check.diagnosis.blocks.ways import EXACT, UNEQUAL, Way
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Counted, Group, Odd
 from siglip_ref.check.engine.findings import DETACHED
@@ -21,13 +22,14 @@ _ALL = 5  # the loss and its gradients
 @dataclass(frozen=True)
 class Fault:
     """kind : what is wrong; told : in words, by tensor; id : of the catalogue, or ""; factor : of one, its form;
-    remote : whether all remote blocks are what counts otherwise."""
+    remote : whether all remote blocks are what counts otherwise; way : another way in which parts are made."""
 
     kind: Kind
     told: Mapping[str, str]
     id: str = ""
     factor: Times | None = None
     remote: bool = False
+    way: Way = EXACT
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -38,9 +40,9 @@ class Fault:
 def faults_of(blocks: Blocks) -> list[Fault]:
     """Factors first, then what was met, then what lies elsewhere."""
     found = _factors(blocks)
-    if blocks.transit.what:
-        rounded = f"{blocks.transit.what} are rounded to {blocks.transit.form} on their way to the product"
-        found.append(Fault("rounded", dict.fromkeys(blocks.tensors, rounded)))
+    found += [
+        Fault(way.kind or "factor", dict.fromkeys(names, way_in_words(way)), way=way) for way, names in blocks.varied
+    ]
     told = tellings(blocks)
     wrong = {name: by_world for name, by_world in told.items() if any(one.text for one in by_world.values())}
     forms = {pattern.tensor: pattern.form for pattern in patterns_of(blocks)}
@@ -60,16 +62,38 @@ def faults_of(blocks: Blocks) -> list[Fault]:
     return found
 
 
+def way_in_words(way: Way) -> str:
+    """What is so in the tensors that it concerns."""
+    if way.kind == "rounded":
+        return f"{way.of} are rounded to {way.form} on their way to the product"
+    if way.kind == "logit":
+        return f"in {way.of} a logit is {way.form}"
+    if way.kind == "matching":
+        return f"image i of rank r matches {way.of}, where p = {way.form}"
+    return _UNEQUAL[way.form]
+
+
+_DIVIDED = "where shards are unequal every block is divided by W times the pairs of {}, not by B"
+_UNEQUAL = {
+    "padded texts": "where shards are unequal, texts of zeros up to the longest shard count as negatives",
+    "padded images": "where shards are unequal, images of zeros up to the longest shard count as negatives",
+    "padded": "where shards are unequal, images and texts of zeros up to the longest shard count as negatives",
+    "cut": "where shards are unequal, rows beyond the shortest shard's are left out",
+    "cut texts": "where shards are unequal, texts beyond the shortest shard's are left out",
+    **{rank: _DIVIDED.format(rank) for rank in UNEQUAL if rank.split()[0] in ("the", "rank")},
+}
+
+
 _FIRST: tuple[Kind, ...] = (
-    "zeros", "matches", "unmatched", "own again", "stays", "shifted", "elsewhere", "weighed", "repeated", "missing",
-    "due",
+    "instead", "zeros", "matches", "unmatched", "own again", "left out", "stays", "shifted", "elsewhere", "weighed",
+    "repeated", "missing", "due",
 )  # fmt: skip
 
 
 def _factors(blocks: Blocks) -> list[Fault]:
     """What all tensors are multiplied by, as the loss is, and what some are besides."""
     groups: dict[Times, list[str]] = {}
-    every = {name: tensor.times for name, tensor in blocks.tensors.items()}
+    every = {name: tensor.times for name, tensor in blocks.tensors.items() if not tensor.of}
     shared = every.get("loss", Times())
     if shared != Times() and shared.number and all(times != Times() and times.number for times in every.values()):
         groups[shared] = list(every)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.check.diagnosis.blocks.ways import EXACT, Way, counts_of, line_of, matches_of, rows_of
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
 from siglip_ref.check.engine.expected.convention import Convention, Unit
 from siglip_ref.check.engine.expected.probes import Probe
@@ -40,31 +41,6 @@ class Part(NamedTuple):
         return self.kind == "negatives" or self.kind == ("positives" if self.images == self.texts else "diagonal")
 
 
-class Transit(NamedTuple):
-    """What is rounded on its way to the product. what: one of SENT; form: of FORMATS of arithmetic.rounded."""
-
-    what: str
-    form: str
-
-    def texts(self, rows: Array, remote: bool) -> Array:
-        """As they arrive, at their own rank or at another."""
-        return (
-            self._in(rows) if self.what in ("texts", "images and texts") or (remote and self.what == SENT[0]) else rows
-        )
-
-    def images(self, rows: Array) -> Array:
-        """As they arrive."""
-        return self._in(rows) if self.what in ("images", "images and texts") else rows
-
-    def _in(self, rows: Array) -> Array:
-        return round_to(rows, FORMATS[self.form])
-
-
-SENT = ("texts of other ranks", "texts", "images", "images and texts")
-EXACT = Transit("", "float64")
-TRANSITS = (EXACT, *(Transit(what, form) for what in SENT for form in ("bfloat16", "float16")))
-
-
 class Amount(NamedTuple):
     """What a part gives: rows to the images and to the texts, by whose rank it is; numbers to the three scalars."""
 
@@ -74,19 +50,31 @@ class Amount(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """One collective call: its inputs, what came of it, and the parts that it may be made of.
+    """One collective call: its inputs, what came of it, and in which way the parts are made that it may be made of.
 
-    lost : what came in another shape, or is not finite; back : by side and rank, what becomes of a gradient of unit
-    rows there
+    lost : what came in another shape, or is not finite
     """
 
     label: str
-    probe: Probe
-    sizes: tuple[int, ...]
+    context: Context
     seen: Mapping[str, Seen]
     lost: tuple[str, ...]
-    parts: Mapping[Part, Amount]
-    back: tuple[Sequence[Callable[[Array], Array]], ...]
+    way: Way = EXACT
+
+    @property
+    def probe(self) -> Probe:
+        """Its inputs."""
+        return self.context.probe
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Pairs of each rank."""
+        return self.context.sizes
+
+    @property
+    def scale(self) -> float:
+        """As the function has it: of its logarithm, if that was given."""
+        return float(self.probe.scale if self.context.convention.linear else np.exp(self.probe.log_scale))
 
     @property
     def world(self) -> int:
@@ -97,6 +85,16 @@ class Call:
     def even(self) -> bool:
         """Whether all ranks have as many pairs."""
         return len(set(self.sizes)) == 1
+
+    @cached_property
+    def parts(self) -> Mapping[Part, Amount]:
+        """What every part gives."""
+        return amounts(self.probe, self.context.convention, self.sizes, self.way)
+
+    @cached_property
+    def back(self) -> tuple[Sequence[Callable[[Array], Array]], ...]:
+        """By side and rank, what becomes of a gradient of unit rows there."""
+        return tuple([unit.back for unit in side] for side in _units(self.probe, self.context.convention, self.sizes))
 
     def rows_of(self, side: int) -> tuple[list[Array], list[Array]]:
         """Of an embedding's gradient what came, and what is allowed, by rank."""
@@ -109,7 +107,7 @@ class Call:
         return self.back[side][holder](self.parts[part].rows[side])
 
 
-def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context], transit: Transit = EXACT) -> list[Call]:
+def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> list[Call]:
     """All calls over ranks from which an embedding's gradient came."""
     by_label: dict[str, dict[str, Seen]] = {}
     lost: dict[str, list[str]] = {}
@@ -118,18 +116,11 @@ def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context], transit: Tra
             by_label.setdefault(one.probe, {})[one.name] = one
         else:
             lost.setdefault(one.probe, []).append(one.name)
-    found = []
-    for label, tensors in by_label.items():
-        context = contexts.get(label)
-        if context is not None and len(context.sizes) > 1 and set(EMBEDS) & set(tensors):
-            found.append(_call(label, context, tensors, lost.get(label, ()), transit))
-    return found
-
-
-def _call(label: str, context: Context, tensors: Mapping[str, Seen], lost: Sequence[str], transit: Transit) -> Call:
-    probe, convention, sizes = context.probe, context.convention, context.sizes
-    back = tuple([unit.back for unit in side] for side in _units(probe, convention, sizes))
-    return Call(label, probe, sizes, tensors, tuple(lost), amounts(probe, convention, sizes, transit), back)
+    return [
+        Call(label, contexts[label], tensors, tuple(lost.get(label, ())))
+        for label, tensors in by_label.items()
+        if label in contexts and len(contexts[label].sizes) > 1 and set(EMBEDS) & set(tensors)
+    ]
 
 
 def _units(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[list[Unit]]:
@@ -139,32 +130,44 @@ def _units(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[l
     return [[convention.unit(rows) for rows in side] for side in sides]
 
 
-def amounts(probe: Probe, convention: Convention, sizes: Sequence[int], transit: Transit = EXACT) -> dict[Part, Amount]:
+def amounts(probe: Probe, convention: Convention, sizes: tuple[int, ...], way: Way = EXACT) -> dict[Part, Amount]:
     """What every part gives, in gradients of unit rows, divided by B."""
     images, texts = ([unit.rows for unit in side] for side in _units(probe, convention, sizes))
-    scale = float(probe.scale if convention.linear else np.exp(probe.log_scale))
-    of_scale = 1.0 if convention.linear else scale
+    scale = float(probe.scale if convention.linear else probe.log_scale)
     parts: dict[Part, Amount] = {}
     for i, j in product(range(len(images)), range(len(texts))):
-        x, y = transit.images(images[i]), transit.texts(texts[j], remote=i != j)
+        x, y = rows_of(way, images[i], texts[j], remote=i != j)
+        line = line_of(way, scale, float(probe.bias), convention.linear, remote=i != j)
+        counts = counts_of(way, sizes, i, j)
         similarity = x @ y.T
-        logits = scale * similarity + probe.bias
-        own = np.eye(len(x), len(y), dtype=bool)
-        met = sigmoid(np.full_like(logits, probe.bias))
+        logits = line.slope * similarity + line.offset
+        own = matches_of(way, sizes, i, j)
+        counted = np.zeros(own.shape, bool)
+        counted[tuple(slice(end) for end in counts.rows)] = True
+        blank = np.full_like(logits, line.offset)
         slopes: dict[Kind, tuple[Array, Array]] = {
             "positives": (np.where(own, softplus(-logits), 0), np.where(own, -sigmoid(-logits), 0)),
             "negatives": (np.where(own, 0, softplus(logits)), np.where(own, 0, sigmoid(logits))),
             "diagonal": (np.where(own, softplus(logits), 0), np.where(own, sigmoid(logits), 0)),
-            "zeros": (softplus(np.full_like(logits, probe.bias)), met),
+            "zeros": (softplus(blank), sigmoid(blank)),
         }
+        if way.kind == "matching" and i != j:  # what is usual of another rank's block are its matches, as such
+            slopes["positives"], slopes["diagonal"] = slopes["diagonal"], slopes["positives"]
         for kind, (losses, slope) in slopes.items():
-            to = 0.0 if kind == "zeros" else 1.0  # nothing goes to images, or to the scale, from zeros
+            zeros, more = kind == "zeros", counts.padding if kind == "negatives" else 0
+            met = np.where(counted, slope, 0) * counts.times
+            linear, constant = float((met * similarity).sum()) * (not zeros), float(met.sum())
+            constant += more * float(sigmoid(np.array(line.offset)))
             numbers = {
-                "loss": losses.sum(),
-                convention.scale_name: to * of_scale * (slope * similarity).sum(),
-                "bias": slope.sum(),
+                "loss": counts.times * float(np.where(counted, losses, 0).sum())
+                + more * float(softplus(np.array(line.offset))),
+                convention.scale_name: line.by_scale[0] * linear + line.by_scale[1] * constant,
+                "bias": line.by_bias[0] * linear + line.by_bias[1] * constant,
+                "similarity": linear,
+                "logit": line.slope * linear + line.offset * constant,
             }
             pairs = sum(sizes)
-            rows = (to * scale * (slope @ y) / pairs, scale * (slope.T @ x) / pairs)
-            parts[Part(i, j, kind)] = Amount(rows, {name: float(n) / pairs for name, n in numbers.items()})
+            # nothing goes to images, or to the scale, from zeros
+            rows = ((not zeros) * line.slope * (met @ y) / pairs, line.slope * (met.T @ x) / pairs)
+            parts[Part(i, j, kind)] = Amount(rows, {name: n / pairs for name, n in numbers.items()})
     return parts

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told, carried
-from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met, Tensor, Times, basis_of
+from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met, Tensor, Times
 from siglip_ref.check.diagnosis.blocks.parts import Part
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
@@ -32,9 +32,23 @@ def tellings(blocks: Blocks) -> dict[str, dict[int, Told]]:
             found[name] = {world: _of_rows(lies, name, world) for world, lies in (tensor.lies or {}).items()}
         else:
             zeros = name in ("loss", "bias")
-            bases = {world: basis_of(tensor, blocks.met, world) for world in blocks.met}
-            found[name] = {world: _of_met(basis, world, zeros) for world, basis in bases.items()}
+            found[name] = {world: _of_met(basis, world, zeros) for world, basis in (tensor.basis or {}).items()}
+            if tensor.of:
+                found[name] = {world: _instead(tensor, told) for world, told in found[name].items()}
     return found
+
+
+def _instead(tensor: Tensor, told: Told) -> Told:
+    times = "" if tensor.times == Times() else f"{tensor.times} times "
+    beside = f", of blocks of which {told.text}" if told.text else ""
+    return Told(f"{times}{_SUMS.get(tensor.of, f'the gradient of {tensor.of}')}{beside}", "", ("instead",))
+
+
+_SUMS = {
+    "logit": "the sum of slope x logit over all pairs, the bias in the logit too",
+    "similarity": "the sum of slope x similarity over all pairs",
+    "loss": "the loss",
+}
 
 
 def patterns_of(blocks: Blocks) -> Iterator[Pattern]:
@@ -55,7 +69,7 @@ def _pattern(name: str, tensor: Tensor, by_world: Mapping[int, Told]) -> Pattern
     text = in_words(by_world)
     odd = {(1,) * world: told.odd for world, told in by_world.items() if told.odd is not None}
     form: Hashable = counted(odd) if len(odd) == len(by_world) else text
-    if tensor.times != Times():
+    if tensor.times != Times() and not tensor.of:
         return Pattern(name, id, f"{factor} times this: {text}", (factor, form))
     return Pattern(name, id, text, form)
 
@@ -122,7 +136,7 @@ def _usual(met: Met, world: int) -> tuple[Weights, list[str], tuple[Diagonal, ..
         ("matches", matches, lambda where, w: f"{where}: the diagonal counts as matches" + _often(w)),
         ("unmatched", unmatched, lambda where, w: f"{where}: its own pairs count as no match" + _often(w)),
         ("own again", again, lambda where, w: f"{where} once more, without its matches" + _often(w)),
-        ("repeated", others, lambda where, w: f"{where}: pairs of the diagonal count {w:g} times as no match"),
+        ("left out", others, lambda where, w: f"{where}: pairs of the diagonal {_count(w)}"),
     ]
     for kind, table, words in tables:
         for weight, places in table.items():
@@ -132,6 +146,10 @@ def _usual(met: Met, world: int) -> tuple[Weights, list[str], tuple[Diagonal, ..
             said.append(words(listed(groups), weight))
             diagonals.append((kind, groups, weight))
     return usual, said, tuple(diagonals)
+
+
+def _count(weight: float) -> str:
+    return f"count {weight:g} times as no match" if weight else "are left out"
 
 
 def _often(weight: float) -> str:

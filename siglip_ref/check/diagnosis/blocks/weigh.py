@@ -14,6 +14,7 @@ _APART = 1e-5  # of the largest singular value: parts that are more alike cannot
 _SURE = 0.02  # of a weight: one that is known less well is not known
 _FITS = 2.0  # times what is allowed: both sides round
 _DIGITS = 1e-9
+_LARGE = 1e5  # a weight; columns of next to nothing, times enough, are anything
 
 
 def weigh(call: Call, side: int) -> Lies | None:
@@ -21,8 +22,11 @@ def weigh(call: Call, side: int) -> Lies | None:
     does, or where parts are too much alike."""
     got, allowed = call.rows_of(side)
     found: Lies = {}
+    silent = set[tuple[int, Part]]()  # parts of no pair: as often as the others
     for holder in range(call.world):
-        full = [part for part in call.parts if part.kind != "zeros"]
+        # where other pairs match, a block may have one, which is the same rows as a match or not
+        only = call.way.kind == "matching"
+        full = [part for part in call.parts if part.kind != "zeros" and (part.usual or not only)]
         mine = [part for part in full if part.owner(side) == holder]
         zeros = [part for part in call.parts if part.kind == "zeros" and part.owner(side) == holder and side == 1]
         # of other ranks' rows only what is as it should be: a diagonal's two kinds differ by the same rows everywhere
@@ -32,29 +36,34 @@ def weigh(call: Call, side: int) -> Lies | None:
         for parts in (mine, mine + zeros, mine + others):
             weights = _solved([call.share(side, holder, part) for part in parts], got[holder], allowed[holder])
             if weights is not None:
-                found |= {(holder, p): w for p, w in zip(parts, weights, strict=True) if w}
+                found |= {(holder, p): w for p, w in zip(parts, weights, strict=True) if w is not None and w}
+                silent |= {(holder, p) for p, w in zip(parts, weights, strict=True) if w is None and p.usual}
                 break
         else:
             return None
-    return found
+    return found | dict.fromkeys(silent, common(found) or 1.0)
 
 
-def _solved(columns: Sequence[Array], got: Array, allowed: Array) -> list[float] | None:
-    """Weights under which the columns add up to what came, each as a simple number where it may be one."""
+def _solved(columns: Sequence[Array], got: Array, allowed: Array) -> list[float | None] | None:
+    """Weights under which the columns add up to what came, each as a simple number where it may be one; None of columns
+    of zeros."""
     matrix = np.stack([(column / allowed).ravel() for column in columns], -1)
     wanted = (got / allowed).ravel()
     if np.abs(wanted).max() <= _FITS:
         return [0.0] * len(columns)
+    there = (matrix != 0).any(0)
+    if not there.all():
+        found = _solved([column for column, is_there in zip(columns, there, strict=True) if is_there], got, allowed)
+        left = iter(found or ())
+        return None if found is None else [next(left) if is_there else None for is_there in there]
     norms = np.sqrt((matrix * matrix).sum(0))
-    if not (norms > 0).all():
-        return None
     left, singular, right = np.linalg.svd(matrix / norms, full_matrices=False)
     if len(wanted) < len(columns) or singular[-1] < _APART * singular[0]:
         return None
     weights = right.T @ ((left.T @ wanted) / singular) / norms
     loose = np.sqrt(((right / singular[:, None]) ** 2).sum(0)) / norms  # if all that came is off by what is allowed
     top = max(float(np.abs(weights).max()), 1e-300)
-    if (loose > _SURE * top).any():
+    if (loose > _SURE * top).any() or top > _LARGE:
         return None
     rounded = [_rounded(w, max(d, _DIGITS * top)) for w, d in zip(weights.tolist(), loose.tolist(), strict=True)]
     return rounded if np.abs(matrix @ rounded - wanted).max() <= _FITS * max(1.0, top) else None

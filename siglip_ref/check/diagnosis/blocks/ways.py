@@ -1,0 +1,197 @@
+"""Other ways to make the parts of a loss over ranks, generated: what is rounded before the product, which pairs match,
+what a logit is, what becomes of shards of unequal sizes. One is kept where it gives what nothing else does."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.ops.elementary import Array
+
+_STEP = 1e-30  # into the imaginary: a derivative without a difference
+
+
+class Way(NamedTuple):
+    """kind: of what; of: of which rows, blocks or order; form: a format, or a key of the tables below."""
+
+    kind: Literal["", "rounded", "matching", "logit", "unequal"] = ""
+    of: str = ""
+    form: str = ""
+
+
+EXACT = Way()
+SENT = ("texts of other ranks", "texts", "images of other ranks", "images", "images and texts")
+
+
+def rows_of(way: Way, images: Array, texts: Array, remote: bool) -> tuple[Array, Array]:
+    """As they come to the product."""
+    if way.kind != "rounded" or ("other ranks" in way.of and not remote):
+        return images, texts
+    form = FORMATS[way.form]
+    return (
+        round_to(images, form) if "images" in way.of else images,
+        round_to(texts, form) if "texts" in way.of else texts,
+    )
+
+
+# --- logits
+
+
+class Line(NamedTuple):
+    """A logit as a function of the similarity, s x + c, and what s and c change by with scale and bias."""
+
+    slope: float
+    offset: float
+    by_scale: tuple[float, float]
+    by_bias: tuple[float, float]
+
+
+# Of the scale e, its logarithm t and the bias b: what a similarity is multiplied by, and what is added.
+LOGITS: Mapping[str, Callable[[Any, Any, Any], tuple[Any, Any]]] = {
+    "": lambda e, t, b: (e, b),
+    "exp(log_scale) sim": lambda e, t, b: (e, 0 * b),
+    "exp(log_scale) sim - bias": lambda e, t, b: (e, -b),
+    "exp(log_scale) (sim + bias)": lambda e, t, b: (e, e * b),
+    "exp(log_scale) sim + 2 bias": lambda e, t, b: (e, 2 * b),
+    "sim + bias": lambda e, t, b: (1 + 0 * e, b),
+    "log_scale sim + bias": lambda e, t, b: (t, b),
+    "exp(2 log_scale) sim + bias": lambda e, t, b: (e * e, b),
+    "exp(-log_scale) sim + bias": lambda e, t, b: (1 / e, b),
+    "-exp(log_scale) sim + bias": lambda e, t, b: (-e, b),
+    "-(exp(log_scale) sim + bias)": lambda e, t, b: (-e, -b),
+    "sim": lambda e, t, b: (1 + 0 * e, 0 * b),
+}
+WHERE = ("all blocks", "remote blocks", "the own block")
+
+
+def line_of(way: Way, scale: float, bias: float, linear: bool, remote: bool) -> Line:
+    """scale : the scale itself if linear, else its logarithm."""
+    here = way.kind == "logit" and way.of != WHERE[2 if remote else 1]
+    of = LOGITS[way.form if here else ""]
+
+    def at(s: complex, b: complex) -> tuple[complex, complex]:
+        return of(s, np.log(s), b) if linear else of(np.exp(s), s, b)
+
+    def change(s: complex, b: complex) -> tuple[float, float]:
+        up, right = at(s, b)
+        return float(np.imag(up)) / _STEP, float(np.imag(right)) / _STEP
+
+    slope, offset = at(scale, bias)
+    step = _STEP * 1j
+    return Line(float(np.real(slope)), float(np.real(offset)), change(scale + step, bias), change(scale, bias + step))
+
+
+# --- which pairs match
+
+# At which column rank r's image i looks for its text, of W ranks with b pairs each ...
+COLUMNS: Mapping[str, Callable[[Array, Array, int, int], Array]] = {
+    "r b + i": lambda r, i, w, b: r * b + i,
+    "i": lambda r, i, w, b: i,
+    "i W + r": lambda r, i, w, b: i * w + r,
+    "r W + i": lambda r, i, w, b: r * w + i,
+    "r + i": lambda r, i, w, b: r + i,
+    "r b + i + 1": lambda r, i, w, b: r * b + i + 1,
+    "r b + i - 1": lambda r, i, w, b: r * b + i - 1,
+    "r b + b - 1 - i": lambda r, i, w, b: r * b + b - 1 - i,
+    "r (b - 1) + i": lambda r, i, w, b: r * (b - 1) + i,
+    "r (b + 1) + i": lambda r, i, w, b: r * (b + 1) + i,
+    "(r + 1) b + i": lambda r, i, w, b: (r + 1) * b + i,
+    "(r - 1) b + i": lambda r, i, w, b: (r - 1) * b + i,
+    "(W - 1 - r) b + i": lambda r, i, w, b: (w - 1 - r) * b + i,
+    "B - 1 - (r b + i)": lambda r, i, w, b: w * b - 1 - r * b - i,
+    "r b": lambda r, i, w, b: r * b + 0 * i,
+    "r": lambda r, i, w, b: r + 0 * i,
+}
+# ... and which text stands there.
+ORDERS: Mapping[str, Callable[[Array, Array, int, int], Array]] = {
+    "global text p": lambda p, r, w, b: p,
+    "text p // W of rank p mod W": lambda p, r, w, b: p % w * b + p // w,
+    "global text (p mod b) W + p // b": lambda p, r, w, b: p % b * w + p // b,
+    "text p mod b of rank W - 1 - p // b": lambda p, r, w, b: (w - 1 - p // b) * b + p % b,
+    "text b - 1 - p mod b of rank p // b": lambda p, r, w, b: p // b * b + b - 1 - p % b,
+    "text p + 1 modulo b of rank p // b": lambda p, r, w, b: p // b * b + (p + 1) % b,
+    "text p - 1 modulo b of rank p // b": lambda p, r, w, b: p // b * b + (p - 1) % b,
+    "text p + r modulo b of rank p // b": lambda p, r, w, b: p // b * b + (p + r) % b,
+    "text p - r modulo b of rank p // b": lambda p, r, w, b: p // b * b + (p - r) % b,
+    "global text p + 1 modulo B": lambda p, r, w, b: (p + 1) % (w * b),
+    "global text p - 1 modulo B": lambda p, r, w, b: (p - 1) % (w * b),
+    "text p mod b of rank p // b + r, modulo W": lambda p, r, w, b: (p + r * b) % (w * b),
+    "text p mod b of rank p // b - r, modulo W": lambda p, r, w, b: (p - r * b) % (w * b),
+    "text p // W of rank p mod W + r, modulo W": lambda p, r, w, b: (p % w + r) % w * b + p // w,
+    "text p // W of rank p mod W - r, modulo W": lambda p, r, w, b: (p % w - r) % w * b + p // w,
+}
+
+
+@lru_cache(maxsize=64)
+def _matches(way: Way, sizes: tuple[int, ...]) -> Array:
+    """Images by texts, where they match."""
+    world, each, total = len(sizes), sizes[0], sum(sizes)
+    found: Array = np.zeros((total, total), bool)
+    ranks = np.repeat(np.arange(world), sizes)
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    column = COLUMNS[way.form](ranks, rows, world, each)
+    inside = (column >= 0) & (column < total)
+    text = ORDERS[way.of](column, ranks, world, each)
+    found[np.arange(total)[inside], text[inside]] = True
+    return found
+
+
+def matches_of(way: Way, sizes: tuple[int, ...], images: int, texts: int) -> Array:
+    """Of one block; without another way, and with unequal shards, its diagonal."""
+    if way.kind != "matching" or len(set(sizes)) != 1:
+        return np.eye(sizes[images], sizes[texts], dtype=bool)
+    each = sizes[0]
+    block = _matches(way, sizes)[images * each : (images + 1) * each, texts * each : (texts + 1) * each]
+    return np.asarray(block)
+
+
+# --- shards of unequal sizes
+
+
+class Counts(NamedTuple):
+    """Of one block: what it is multiplied by, the rows of images and texts that count, and pairs of padding more."""
+
+    times: float = 1.0
+    rows: tuple[int | None, int | None] = (None, None)
+    padding: int = 0
+
+
+# Of the sizes of all ranks, and those of the block's images and texts.
+UNEQUAL: Mapping[str, Callable[[Sequence[int], int, int], Counts]] = {
+    "padded texts": lambda all, i, j: Counts(padding=i * (max(all) - j)),
+    "padded images": lambda all, i, j: Counts(padding=(max(all) - i) * j),
+    "padded": lambda all, i, j: Counts(padding=max(all) ** 2 - i * j),
+    "the images' rank": lambda all, i, j: Counts(sum(all) / len(all) / i),
+    "the texts' rank": lambda all, i, j: Counts(sum(all) / len(all) / j),
+    "the longest shard": lambda all, i, j: Counts(sum(all) / len(all) / max(all)),
+    "the shortest shard": lambda all, i, j: Counts(sum(all) / len(all) / min(all)),
+    "rank 0": lambda all, i, j: Counts(sum(all) / len(all) / all[0]),
+    "cut": lambda all, i, j: Counts(rows=(min(all), min(all))),
+    "cut texts": lambda all, i, j: Counts(rows=(None, min(all))),
+}
+
+
+def counts_of(way: Way, sizes: tuple[int, ...], images: int, texts: int) -> Counts:
+    """Of the block of two ranks."""
+    if way.kind != "unequal":
+        return Counts()
+    return UNEQUAL[way.form](sizes, sizes[images], sizes[texts])
+
+
+def ways(unequal: bool) -> Iterator[Way]:
+    """All of them; those of unequal shards, or all others."""
+    if unequal:
+        yield from (Way("unequal", "", form) for form in UNEQUAL)
+        return
+    yield from (Way("rounded", of, form) for of, form in product(SENT, ("bfloat16", "float16")))
+    yield from (Way("logit", of, form) for form, of in product(LOGITS, WHERE) if form)
+    known = set[bytes]()
+    for of, form in product(ORDERS, COLUMNS):
+        way = Way("matching", of, form)
+        table = b"".join(_matches(way, sizes).tobytes() for sizes in ((5,) * 3, (5,) * 4, (4,) * 2))
+        if table not in known:
+            known.add(table)
+            yield way
