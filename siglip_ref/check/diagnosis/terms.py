@@ -85,7 +85,8 @@ def _groups(weights: Weights, world: int) -> Iterator[tuple[Group, list[Key]]]:
                 [key for key in keys if key[0] != key[1]],
             )
         yield Group(f"{of}the own block", place="" if kind else "own"), [key for key in keys if key[0] == key[1]]
-        between = [key for key in keys if key[0] != key[1] and kind != "positives"]
+        every = len({key[0] for key in keys}) == world  # of a table of hops, the first row stands for all ranks
+        between = [key for key in keys if every and key[0] != key[1] and kind != "positives"]
         for size in range(2, world - 1 if world > 3 else world):
             yield (
                 Group(f"{of}the texts of other groups of {size} ranks", only=True),

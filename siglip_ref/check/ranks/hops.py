@@ -83,7 +83,9 @@ def _meanings(
 ) -> Iterator[tuple[str, Owners, float]]:
     """In words, whose texts are met that way (none, where it is wrong), and the sum over the pairs of the block."""
     ranks = range(len(sizes))
-    parts = {part: sum(sizes) * amount.scalars["loss"] for part, amount in amounts(probe, convention, sizes).items()}
+    parts = {
+        part: sum(sizes) * amount.scalars["loss"] for part, amount in amounts(probe, convention, tuple(sizes)).items()
+    }
 
     def block(owner: int, *kinds: Kind) -> float:
         return sum(parts[Part(rank, owner, kind)] for kind in kinds)

@@ -52,10 +52,12 @@ def _solved(columns: Sequence[Array], got: Array, allowed: Array) -> list[float 
     if np.abs(wanted).max() <= _FITS:
         return [0.0] * len(columns)
     there = (matrix != 0).any(0)
+    if not there.any():
+        return None
     if not there.all():
         found = _solved([column for column, is_there in zip(columns, there, strict=True) if is_there], got, allowed)
-        left = iter(found or ())
-        return None if found is None else [next(left) if is_there else None for is_there in there]
+        weighed = iter(found or ())
+        return None if found is None else [next(weighed) if is_there else None for is_there in there]
     norms = np.sqrt((matrix * matrix).sum(0))
     left, singular, right = np.linalg.svd(matrix / norms, full_matrices=False)
     if len(wanted) < len(columns) or singular[-1] < _APART * singular[0]:
@@ -65,8 +67,10 @@ def _solved(columns: Sequence[Array], got: Array, allowed: Array) -> list[float 
     top = max(float(np.abs(weights).max()), 1e-300)
     if (loose > _SURE * top).any() or top > _LARGE:
         return None
-    rounded = [_rounded(w, max(d, _DIGITS * top)) for w, d in zip(weights.tolist(), loose.tolist(), strict=True)]
-    return rounded if np.abs(matrix @ rounded - wanted).max() <= _FITS * max(1.0, top) else None
+    rounded: list[float | None] = [
+        _rounded(w, max(d, _DIGITS * top)) for w, d in zip(weights.tolist(), loose.tolist(), strict=True)
+    ]
+    return rounded if np.abs(matrix @ np.array(rounded, np.float64) - wanted).max() <= _FITS * max(1.0, top) else None
 
 
 def _rounded(weight: float, loose: float) -> float:
