@@ -17,7 +17,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_060),
     ("engine", ("check/engine",), 1_560),
     ("call", ("check/call",), 1_040),
-    ("diagnosis", ("check/diagnosis",), 4_330),
+    ("diagnosis", ("check/diagnosis",), 4_333),
     ("check loss", ("check/loss",), 1_494),
     ("check ranks", ("check/ranks",), 1_228),
     ("check model", ("check/model",), 3_600),
