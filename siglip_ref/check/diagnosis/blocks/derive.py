@@ -138,7 +138,8 @@ def _promising(calls: Sequence[Call], before: Blocks) -> bool:
     small = [_experiments(calls, world)[-1] for world in worlds if _experiments(calls, world)]
     sides = [side for side, name in enumerate(EMBEDS) if name in before.wrong]
     if sides and small:
-        found = [weigh(small[0], side) for side in sides]
+        having = {side: [call for call in small if EMBEDS[side] in call.seen][:1] for side in sides}
+        found = [weigh(call, side) for side, calls in having.items() for call in calls]
         return any(one is not None and max(map(abs, one.values()), default=0.0) < _MANY for one in found)
     if not small or small[0].way.kind == "matching":
         return False
