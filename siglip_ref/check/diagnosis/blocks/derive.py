@@ -138,8 +138,7 @@ def _promising(calls: Sequence[Call], before: Blocks) -> bool:
     small = [_experiments(calls, world)[-1] for world in worlds if _experiments(calls, world)]
     sides = [side for side, name in enumerate(EMBEDS) if name in before.wrong]
     if sides and small:
-        having = {side: [call for call in small if EMBEDS[side] in call.seen][:1] for side in sides}
-        found = [weigh(call, side) for side, calls in having.items() for call in calls]
+        found = [weigh(call, side) for side in sides for call in [c for c in small if EMBEDS[side] in c.seen][:1]]
         return any(one is not None and max(map(abs, one.values()), default=0.0) < _MANY for one in found)
     if not small or small[0].way.kind == "matching":
         return False
