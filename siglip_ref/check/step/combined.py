@@ -139,7 +139,8 @@ class _Search:
             if max(off) <= _NEAR and self._right([made], _scheduled(self._plan, factors)):
                 said = said_of(factors, self._plan.schedule)
                 beside = f" and with {made[0].what}" if made else ""
-                repair = "count optimiser steps from 0, and read the declared schedule at each"
+                read = "count optimiser steps from 0, and read the declared schedule at each"
+                repair = "; ".join(dict.fromkeys([read, *(one.repair for one in made)]))
                 return Finding(
                     DERIVED, self._judged.first_wrong, "", f"every step is right with {said}{beside}", repair
                 )

@@ -22,7 +22,7 @@ class Place:
 _TIME = "keep one count of optimiser steps, beginning at 1, and save and load it"
 _CLIP = "clip once, the gradients of all that is trained, by their common length"
 _DECAY = "let what is declared decay, by lr times decay, and nothing else"
-_SAVED = "save and load the optimiser's whole state: both moments and the count of steps"
+_SAVED = "save and load the optimiser's whole state, in its own precision: both moments and the count of steps"
 _NONE = "State(state.steps, {n: v for n, v in state.slots.items() if not n.startswith(%r)})"
 _LATER = "({} if k == 2 else state)"
 
