@@ -177,6 +177,6 @@ BIG_VISION = (
     )),
     Place(OPTIM, "square = g * g + rule.eps", "rule.eps", "add eps = 1e-30 to the squares", (
         ("no eps", "0.0"),
-        ("1e-8 in place of eps", "1e-8"),
+        ("1e-8 in place of eps", "0.00000001"),
     )),
 )  # fmt: skip
