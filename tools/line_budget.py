@@ -21,7 +21,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_494),
     ("check ranks", ("check/ranks",), 1_228),
     ("check model", ("check/model",), 3_600),
-    ("check step", ("check/step",), 1_720),
+    ("check step", ("check/step",), 1_726),
     ("coverage", ("check/coverage",), 575),
     ("check files", ("check/files",), 1_314),
     ("report, mistakes", ("report", "mistakes"), 2_251),

@@ -19,14 +19,14 @@ _LISTED = 4
 def at_another_time(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding | None:
     """What all steps are right with, where that is the schedule or the gradients of another step."""
     for words, other in _schedules(plan):
-        if is_right(taken, other, judged):
+        if judge(taken, other).right:
             evidence = f"every step is right with {words} in place of schedule(k), k = 0 at the first"
             return Finding(
                 DERIVED, "", "", evidence, "count optimiser steps, from 0: one for each call of the optimiser"
             )
     before = [{name: 0 * g for name, g in taken[0].grads.items()}, *(one.grads for one in taken[:-1])]
     late = [replace(one, grads=grads) for one, grads in zip(taken, before, strict=True)]
-    if is_right(late, plan, judged) or (
+    if judge(late, plan).right or (
         len(taken) > 1
         and _nothing_moves(taken[0])
         and _right(late[1:], replace(plan, schedule=partial(_at, plan, 1, 1)))
