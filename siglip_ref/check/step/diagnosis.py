@@ -22,22 +22,18 @@ from siglip_ref.check.step.variations import NO_CLIP, by_another_rule, mean
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.model.optim import AdamW, alike, kernels, matrices
 from siglip_ref.report.data import Finding, Sight
-from siglip_ref.report.edits import DERIVED, finding_of
+from siglip_ref.report.edits import finding_of
 from siglip_ref.report.verdict import Verdict
 
 USUAL = ("max_norm", "lr", "decay")  # settings that are changed most
 
 
 def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
-    """As `_diagnosed`; where the catalogue names nothing, forms of the optimiser are tried together."""
+    """As `_diagnosed`; where something stays unknown, forms of the optimiser are tried together."""
     verdict, found, fitted = _diagnosed(taken, plan, judged)
-    known = any(one.id in CATALOGUE or one.id == DERIVED for one in found) or fitted is not None
-    other = None if known or verdict != "FAIL" else together(taken, plan, judged)
-    return (
-        (verdict, [replace(other, tensor=other.tensor or judged.first_wrong)], None)
-        if other
-        else (verdict, found, fitted)
-    )
+    if verdict == "FAIL" and any(one.id == "unknown" for one in found) and (other := together(taken, plan, judged)):
+        return verdict, [replace(other, tensor=other.tensor or judged.first_wrong)], None
+    return verdict, found, fitted
 
 
 def _diagnosed(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
