@@ -58,11 +58,10 @@ def ours(ops: Ops, case: str, *sizes: str) -> Run:
         return lambda: sigmoid_loss(x, y, math.log(10), -10.0, tile=tile, ops=ops)
     cfg = sized(sizes[0])
     images, tokens = inputs(cfg, int(sizes[1]))
-    params = init(cfg, dtype=np.float32) if case == "step" else dict(load(saved(sizes[0]), ops=ops).params)
-    if case in ("image", "text") and ops.compiled:
-        from siglip_ref.fast.prepack import prepacked
-
-        ops = prepacked(params, ops)  # as the other engines do when they load a model
+    model = None if case == "step" else load(saved(sizes[0]), ops=ops)
+    if model and case in ("image", "text"):
+        model = model.prepacked()  # as the other engines do when they load a model
+    params, ops = (dict(model.params), model.ops) if model else (init(cfg, dtype=np.float32), ops)
     if case == "image":
         return lambda: image_embeddings(params, images, cfg, ops)
     if case == "text":

@@ -91,7 +91,8 @@ def block_with(
         return plain
     batch, tokens, _ = x.shape
     times = [batch * tokens] * len(w)
-    (turned, stored), read = as_stored(w, times), as_stored(w, times, packed)
+    turned, stored = plain_weights = as_stored(w, times)
+    read = as_stored(w, times, packed) if packed else plain_weights
     rows, seen = batch * tokens, seen_by_head(mask, batch, heads, tokens, tokens)
     flat, inside, two = (rows, width), (batch, tokens, width), (rows, 2)
     shapes = (two, inside, inside, inside, (batch * heads, tokens, 2), inside, flat, two, (rows, mlp))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +72,7 @@ def text_embeddings(
     return _unit(pooled, cfg.conventions, alone)
 
 
+@lru_cache(maxsize=4)  # few: a record of packed weights holds them
 def _without_gradients(ops: Ops, whole: bool = False) -> Ops:
     """The same operations with an encoder that keeps nothing; towers operation by operation, unless whole."""
     names = () if whole else ("image_tower", "naflex_tower", "text_tower")

@@ -94,8 +94,8 @@ class Model:
     def prepacked(self) -> "Model":
         """The same model with the kernels of its blocks packed once, for many calls: the same bits.
 
-        Quicker the fewer rows are computed together, which benchmarks/results/model_speed.md shows, for as much memory
-        again. A model that computes with the specification is returned as it is.
+        Quicker the fewer rows are computed together (docs/performance.md), for as much memory again. A model
+        that computes with the specification is returned as it is.
         """
         if not self.ops.compiled:
             return self

@@ -106,10 +106,8 @@ def test_other_weights_than_the_packed_ones_are_read_as_they_are() -> None:
     shapes = dict(zip(ORDER, [(width,), (width,), *layer_shapes(width, mlp)], strict=True))
     draw = np.random.default_rng(0)
     first, second = ({name: draw.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2))
-    packed, x = (
-        prepacked({f"text/block00/{name}": weight for name, weight in first.items()}, OPS),
-        draw.random((1, 9, width)),
-    )
+    packed = prepacked({f"text/block00/{name}": weight for name, weight in first.items()}, OPS)
+    x = draw.random((1, 9, width))
     found, wanted = (ops.block.forward(x, second, 2, "tanh", 1e-6, None)[0] for ops in (packed, OPS))
     assert np.array_equal(found, wanted)
 

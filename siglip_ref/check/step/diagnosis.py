@@ -11,12 +11,13 @@ from siglip_ref.check.engine.coverage import sorted_out
 from siglip_ref.check.engine.edits import Fitted
 from siglip_ref.check.engine.explain import explain, share_explained
 from siglip_ref.check.engine.findings import FINDING
+from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.arrived import LOST
 from siglip_ref.check.step.combined import together
 from siglip_ref.check.step.derive import derive
 from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
-from siglip_ref.check.step.order import SPLITS, at_another_time, in_the_decay, is_right
+from siglip_ref.check.step.order import SPLITS, at_another_time, in_the_decay
 from siglip_ref.check.step.run import Taken
 from siglip_ref.check.step.variations import NO_CLIP, by_another_rule, mean
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
@@ -39,7 +40,7 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
 def _diagnosed(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
     """Another setting under which every step is right, else what explains the steps, and what they compute."""
     measured: dict[float, list[str]] = {}
-    declared = next((words for words, other in alternatives(plan) if is_right(taken, other, judged)), None)
+    declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
     split = _split(taken, plan, judged)
     predicted = {} if declared else {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
     mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
@@ -51,7 +52,7 @@ def _diagnosed(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verd
         evidence = f"{declared}: every step is right then"
         finding = Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")
         return "OTHER CONVENTION", [finding], None
-    other = None if listed else at_another_time(taken, plan, judged)
+    other = None if listed else at_another_time(taken, plan)
     if not other and (not listed or len(whole) > 1 or whole == [NO_CLIP]):
         other = by_another_rule(taken, plan, judged)
     derived = None if other else derive(taken, plan, judged)
@@ -141,6 +142,13 @@ def candidates(plan: Plan) -> list[Mistake]:
     """The mistakes that steps can show."""
     made = executable("several steps")
     return made + [CATALOGUE[id] for id in ACCUMULATION] if plan.micro else made
+
+
+def _is_right(taken: Sequence[Taken], plan: Plan, judged: Judged) -> bool:
+    """Whether every step is right under another plan; what is far off needs no measured noise to be refused."""
+    moves = predict(taken, plan, [one.grads for one in taken])
+    near = all(distance(one, moves[one.probe, one.name]) <= 2 for one in judged.seen)
+    return near and judge(taken, plan).right
 
 
 def _changes(moves: Moves, judged: Judged) -> bool:

@@ -16,7 +16,7 @@ SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
 _LISTED = 4
 
 
-def at_another_time(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding | None:
+def at_another_time(taken: Sequence[Taken], plan: Plan) -> Finding | None:
     """What all steps are right with, where that is the schedule or the gradients of another step."""
     for words, other in _schedules(plan):
         if judge(taken, other).right:
@@ -34,13 +34,6 @@ def at_another_time(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Findi
         evidence = "every step is right with the gradients of the step before; the first has none"
         return Finding(DERIVED, "", "", evidence, "call backward() before the optimiser's step, on the same batch")
     return None
-
-
-def is_right(taken: Sequence[Taken], plan: Plan, judged: Judged) -> bool:
-    """Whether every step is right under another plan; what is far off needs no measured noise to be refused."""
-    moves = predict(taken, plan, [one.grads for one in taken])
-    near = all(distance(one, moves[one.probe, one.name]) <= 2 for one in judged.seen)
-    return near and judge(taken, plan).right
 
 
 def in_the_decay(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding | None:
