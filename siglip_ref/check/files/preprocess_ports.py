@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from siglip_ref.check.engine.resample import cubic, resample_weights
+from siglip_ref.mistakes.resample import cubic, resample_weights
 from siglip_ref.use.pictures import Pixels
 
 # name: what was done to an image (height, width, 3) that is square

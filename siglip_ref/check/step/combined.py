@@ -21,6 +21,7 @@ from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, pred
 from siglip_ref.check.step.run import Taken
 from siglip_ref.check.step.schedules import said_of
 from siglip_ref.check.step.variations import arriving
+from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.mistakes import Edit, Reference, reference
 from siglip_ref.model.optim import AdamW, kernels, norm
 from siglip_ref.ops.elementary import Array
@@ -64,7 +65,7 @@ class _Search:
         moved = {name for one in taken for name, move in one.moved.items() if np.any(move)}
         self._still = [name for name in taken[0].before if name not in moved and not plan.rule.frozen(name)]
         self._offers = [
-            replace(one, what=one.what.format(still=_few(self._still)))
+            replace(one, what=one.what.format(still=few(self._still, _LISTED)))
             for one in forms
             if self._still or "{" not in one.what
         ]
@@ -214,8 +215,3 @@ def _room(one: Seen) -> Array:
 def _scheduled(plan: Plan, factors: Sequence[float]) -> Plan:
     last, read = len(factors) - 1, tuple(factors)
     return replace(plan, schedule=lambda k: read[min(k, last)])
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -9,6 +9,7 @@ import numpy as np
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.judge import Judged, Plan, judge, predict
 from siglip_ref.check.step.run import Taken
+from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import DERIVED
 
@@ -52,7 +53,7 @@ def in_the_decay(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding 
     less = [name for name in names if name not in chosen and plan.rule.decays(name)]
     if not (more or less) or not judge(taken, replace(plan, rule=replace(plan.rule, decays=chosen.__contains__))).right:
         return None
-    said = [f"{_few(group)} {verb}" for group, verb in ((more, "decay, too"), (less, "do not decay")) if group]
+    said = [f"{few(group, _LISTED)} {verb}" for group, verb in ((more, "decay, too"), (less, "do not decay")) if group]
     repair = "choose by name what decays, as it was declared; if this is meant, declare it: decays=lambda name: ..."
     return Finding(DERIVED, (more or less)[0], "", f"every step is right where {' and '.join(said)}", repair)
 
@@ -86,8 +87,3 @@ def _nothing_moves(one: Taken) -> bool:
 
 def _either(name: str, fits: Sequence[set[str]], plan: Plan) -> bool:
     return name in fits[0] and name in fits[1] and plan.rule.decays(name)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

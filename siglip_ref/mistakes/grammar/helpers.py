@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from siglip_ref.mistakes.resample import cubic, resample_weights, tent
+
 ORDERS = tuple(" ".join(order) for order in permutations(("qkv", "head", "size")) if order != ("qkv", "head", "size"))
-KINDS = ("bilinear", "bicubic")
-_SHARP = {"bicubic": -0.75}  # Torch's
+_KERNELS = {"bilinear": tent, "bicubic": cubic(-0.75)}
+KINDS = tuple(_KERNELS)
 
 
 def without(x: Any, rows: Sequence[int]) -> Any:
@@ -37,21 +39,9 @@ def turned(table: Any) -> Any:
 def resampled(table: Any, more: float, kind: str) -> Any:
     """A square grid drawn to its own size at (i + 1/2) side / (side + more) - 1/2, as Torch does."""
     side = _side(table)
-    at = (np.arange(side) + 0.5) * side / (side + more) - 0.5
-    weights, low = np.zeros((side, side)), np.floor(at).astype(int)
-    for step in range(-1, 3):
-        distance = np.abs(at - (low + step))
-        np.add.at(weights, (np.arange(side), np.clip(low + step, 0, side - 1)), _weight(distance, kind))
+    weights = resample_weights(side, side + more, 1.0, 2.0, _KERNELS[kind])
     grid = np.einsum("ir,jc,rcd->ijd", weights, weights, table.reshape(side, side, -1))
     return grid.reshape(table.shape)
-
-
-def _weight(distance: Any, kind: str) -> Any:
-    if kind == "bilinear":
-        return np.maximum(1 - distance, 0.0)
-    a, d = _SHARP[kind], distance
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    return np.where(d <= 1, near, np.where(d < 2, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a, 0.0))
 
 
 def _side(table: Any) -> int:

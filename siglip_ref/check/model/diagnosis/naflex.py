@@ -9,13 +9,13 @@ import numpy as np
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.one_tower import sides_of
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.check.engine.resample import cubic, resample_weights, tent
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import readable, stage_values
 from siglip_ref.mistakes import CATALOGUE, reference
+from siglip_ref.mistakes.resample import cubic, resample_weights, tent
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops, Pair
 from siglip_ref.report.compare import compare

@@ -9,7 +9,7 @@ from siglip_ref.ops.elementary import Array
 
 def resample_weights(
     size: int,
-    to: int,
+    to: float,
     stretch: float,
     reach: float,
     kernel: Callable[[Array], Array],
@@ -20,19 +20,21 @@ def resample_weights(
 
     Parameters
     ----------
+    to : new places; of a part of one the distances know, and no more: Torch, asked to scale by (size + 0.1) / size
     stretch, reach : of the kernel, and how far it reaches before it is stretched
     aligned : the first and the last places lie on one another
     cut : places beyond the edge are left out, as a filter against aliasing does; else they count for the edge
     """
     step = (size - 1) / max(to - 1, 1) if aligned else size / to
-    centre = np.arange(to) * step if aligned else (np.arange(to) + 0.5) * step - 0.5
+    places = np.arange(int(to))
+    centre = places * step if aligned else (places + 0.5) * step - 0.5
     far = int(np.ceil(reach * stretch)) + 1
     old = np.floor(centre)[:, None] + np.arange(-far, far + 1)
     weight = kernel((old - centre[:, None]) / stretch)
     if cut:
         weight = weight * ((old >= 0) & (old < size))
-    out = np.zeros((to, size))
-    np.add.at(out, (np.arange(to)[:, None], np.clip(old, 0, size - 1).astype(int)), weight)
+    out = np.zeros((len(places), size))
+    np.add.at(out, (places[:, None], np.clip(old, 0, size - 1).astype(int)), weight)
     return out / out.sum(-1, keepdims=True)
 
 
