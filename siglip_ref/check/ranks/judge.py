@@ -125,7 +125,13 @@ class RanksSubject(Subject[ComparedRanks]):
             return ComparedRanks([], self.candidates[0], self.ways[0], [], [])
         tried = [self._under(convention, self.ways[0]) for convention in self.truths]
         right = next((one for one in tried if not one.wrong), None)
-        return right or tried[list(self.truths).index(self._behaves())]
+        if right or len(tried) == 1:
+            return right or tried[0]
+        likely = tried[list(self.truths).index(self._behaves())]
+        if not any(way.kind == "logit" for way, _ in likely.blocks.varied):
+            return likely
+        # Logits that are another convention's are no mistake if under that convention the rest is told.
+        return min([likely, *tried], key=lambda one: (not one.blocks.certain, len(one.faults)))
 
     def _under(self, convention: Convention, way: Way) -> ComparedRanks:
         calls, truths = self.observed[convention.scale], self.truths[convention]
