@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _REPAIRS = {
     "rounded": "send embeddings in the dtype in which they are multiplied at home",
+    "earlier": "exchange embeddings in every call and use what came in it: nothing is kept from the call before",
     "matching": "the match of image i of rank r is text i of rank r: its label stands where that text does",
     "logit": "a logit is exp(log_scale) sim + bias, in every block",
     "unequal": "sum over the pairs that are there, each once, and divide by the number of all ranks' pairs",

@@ -226,6 +226,33 @@ def test_what_holds_at_the_experiments_alone_has_no_name():
     assert "derived" not in [finding.id for finding in report.findings]
 
 
+@pytest.mark.parametrize("scale", ["log", "auto"])
+def test_texts_that_were_kept_from_the_call_before_are_told(scale):
+    kept = [{} for _ in range(4)]
+
+    def stale(image, text, log_scale, bias, comm):
+        now = gathered(text, comm)
+        key = text.shape, comm.size
+        texts = kept[comm.rank].get(key, now)
+        kept[comm.rank][key] = now
+        texts[comm.rank] = text
+        total, d_image, d_text = np.zeros(3), np.zeros_like(image), np.zeros_like(text)
+        for rank, y in enumerate(texts):
+            part = pair_block(image, y, log_scale, bias, np.eye(len(image), dtype=bool) & (rank == comm.rank))
+            total += [part.loss, part.d_log_scale, part.d_bias]
+            d_image += part.d_image_embed
+            d_text += part.d_text_embed * (rank == comm.rank)
+        sums = np.zeros_like(total)
+        comm.Allreduce(total, sums)
+        pairs = comm.size * len(image)
+        return sums[0] / pairs, d_image / pairs, d_text / pairs, sums[1] / pairs, sums[2] / pairs
+
+    report = check(stale, scale=scale)
+    words = "loss, image_embed, log_scale, bias: texts of other ranks are those of the call before, of the same shape"
+    assert any(words in line for line in report.computes) and "this reproduces" in report.computes[-1]
+    assert {one.id for one in report.findings} == {"derived", "gather-detached-cross-terms"}
+
+
 def test_what_is_no_sum_of_blocks_is_not_called_one():
     def fn(image, text, log_scale, bias, comm):
         found = loss_of()(image, text, log_scale, bias, comm)

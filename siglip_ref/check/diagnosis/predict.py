@@ -45,12 +45,13 @@ def _product(x: Array, y: Array) -> Array:
 @dataclass(frozen=True)
 class Context:
     """The call that a probe's label stands for. sizes: pairs of each rank; one number: one process; final: gradients
-    of scale and bias were taken as each rank holds them."""
+    of scale and bias were taken as each rank holds them; before: the probe of the call before, of the same shape."""
 
     probe: Probe
     convention: Convention
     sizes: tuple[int, ...]
     final: bool = False
+    before: Probe | None = None
 
 
 class Predicted(dict[tuple[str, str], Array]):

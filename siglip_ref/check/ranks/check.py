@@ -1,6 +1,7 @@
 """check_ranks: a chunked loss on real ranks, judged where each gradient has its owner."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any, Literal
 
 from siglip_ref.check.call.frameworks import Inputs, Setting, wanted
@@ -86,13 +87,19 @@ def check_ranks(
     stop = None
     for world in asked.worlds:
         (progress or str)(f"{world} ranks")
-        splits, probes = calls_of(world, unequal, sorted({c.scale for c in candidates}), setting)
+        scales = sorted({c.scale for c in candidates})
+        splits, probes = calls_of(world, unequal, scales, setting)
         task = Task(
             given_a_bias(fn, asked.bias), setup, setting, splits, world, backend, asked.limit, axis_name or "ranks"
         )
         ran = _run(asked.framework, task, asked.in_group, ranks)
+        last: dict[tuple[int, ...], Probe] = {}
+        found: dict[tuple[str, str], Observed] = {}
         for split, (kind, probe), of_ranks in zip(splits, probes, ran.outcomes, strict=False):
-            observed.setdefault(kind, []).append(Observed(probe, split, of_ranks, wanted(setting, "plain")))
+            found[kind, split.label] = Observed(probe, split, of_ranks, wanted(setting, "plain"), last.get(split.sizes))
+            last[split.sizes] = probe
+        for key in (key for key in product(scales, dict.fromkeys(split.label for split in splits)) if key in found):
+            observed.setdefault(key[0], []).append(found[key])
         stop = ran.stop
         if stop:
             break
@@ -108,15 +115,17 @@ def calls_of(
     world: int, unequal: bool, scales: Sequence[str], setting: Setting
 ) -> tuple[list[Split], list[tuple[str, Probe]]]:
     """The collective calls of one world size, and of each the kind of scale and the probe: every probe, for every kind
-    of scale that the function may want."""
+    of scale that the function may want; after the first, two calls in turn have other rows, so that it shows what was
+    kept from the call before."""
+    first, *rest = sharded_probes(world, unequal, setting.dtype, setting.scalar_dtype)
+    turns = [(rest[k % len(rest)], scales[k % len(scales)]) for k in range(len(rest) * len(scales))]
     splits, probes = [], []
-    for one in sharded_probes(world, unequal, setting.dtype, setting.scalar_dtype):
-        for kind in scales:
-            probe = one.probe
-            scale = probe.scale if kind == "linear" else probe.log_scale
-            inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
-            splits.append(Split(one.label, inputs, one.sizes))
-            probes.append((kind, probe))
+    for one, kind in [*product([first], scales), *turns]:
+        probe = one.probe
+        scale = probe.scale if kind == "linear" else probe.log_scale
+        inputs = Inputs(probe.image_embed, probe.text_embed, scale, probe.bias)
+        splits.append(Split(one.label, inputs, one.sizes))
+        probes.append((kind, probe))
     return splits, probes
 
 

@@ -80,7 +80,7 @@ class ComparedRanks(Compared):
     def contexts(self) -> dict[str, Context]:
         """The calls by label."""
         final = self.way[0] == "none"
-        return {c.split.label: Context(c.probe, self.convention, c.split.sizes, final) for c in self.calls}
+        return {c.split.label: Context(c.probe, self.convention, c.split.sizes, final, c.before) for c in self.calls}
 
     @cached_property
     def blocks(self) -> Blocks:

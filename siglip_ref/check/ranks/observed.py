@@ -33,12 +33,14 @@ def ways_of(reduce: Reduce, value: Value, others: Sequence[Reduce]) -> list[Way]
 
 @dataclass(frozen=True)
 class Observed:
-    """What the ranks of one call brought back, and the probe they were given. asked: inputs whose gradients are."""
+    """What the ranks of one call brought back, and the probe they were given. asked: inputs whose gradients are;
+    before: the probe of the call before it with shards of the same sizes."""
 
     probe: Probe
     split: Split
     ranks: Sequence[RankOutcome]
     asked: Sequence[str] = ARGUMENTS
+    before: Probe | None = None
 
     def together(self, reduce: Reduce, value: Value) -> Outcome:
         """The loss, each shard's gradient from its owner, scale and bias reduced as declared."""

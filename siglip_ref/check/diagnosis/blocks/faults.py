@@ -66,6 +66,8 @@ def way_in_words(way: Way) -> str:
     """What is so in the tensors that it concerns."""
     if way.kind == "rounded":
         return f"{way.of} are rounded to {way.form} on their way to the product"
+    if way.kind == "earlier":
+        return f"{way.of} are those of the call before, of the same shape"
     if way.kind == "logit":
         return f"in {way.of} a logit is {way.form}"
     if way.kind == "matching":

@@ -89,7 +89,7 @@ class Call:
     @cached_property
     def parts(self) -> Mapping[Part, Amount]:
         """What every part gives."""
-        return amounts(self.probe, self.context.convention, self.sizes, self.way)
+        return amounts(self.probe, self.context.convention, self.sizes, self.way, self.context.before)
 
     @cached_property
     def back(self) -> tuple[Sequence[Callable[[Array], Array]], ...]:
@@ -130,13 +130,16 @@ def _units(probe: Probe, convention: Convention, sizes: Sequence[int]) -> list[l
     return [[convention.unit(rows) for rows in side] for side in sides]
 
 
-def amounts(probe: Probe, convention: Convention, sizes: tuple[int, ...], way: Way = EXACT) -> dict[Part, Amount]:
-    """What every part gives, in gradients of unit rows, divided by B."""
+def amounts(
+    probe: Probe, convention: Convention, sizes: tuple[int, ...], way: Way = EXACT, before: Probe | None = None
+) -> dict[Part, Amount]:
+    """What every part gives, in gradients of unit rows, divided by B. before: the probe of the call before."""
     images, texts = ([unit.rows for unit in side] for side in _units(probe, convention, sizes))
+    earlier = [[unit.rows for unit in side] for side in _units(before or probe, convention, sizes)]
     scale = float(probe.scale if convention.linear else probe.log_scale)
     parts: dict[Part, Amount] = {}
     for i, j in product(range(len(images)), range(len(texts))):
-        x, y = rows_of(way, images[i], texts[j], remote=i != j)
+        x, y = rows_of(way, (images[i], texts[j]), (earlier[0][i], earlier[1][j]), remote=i != j)
         line = line_of(way, scale, float(probe.bias), convention.linear, remote=i != j)
         counts = counts_of(way, sizes, i, j)
         similarity = x @ y.T

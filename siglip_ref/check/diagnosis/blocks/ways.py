@@ -17,7 +17,7 @@ _STEP = 1e-30  # into the imaginary: a derivative without a difference
 class Way(NamedTuple):
     """kind: of what; of: of which rows, blocks or order; form: a format, or a key of the tables below."""
 
-    kind: Literal["", "rounded", "matching", "logit", "unequal"] = ""
+    kind: Literal["", "rounded", "earlier", "matching", "logit", "unequal"] = ""
     of: str = ""
     form: str = ""
 
@@ -26,15 +26,12 @@ EXACT = Way()
 SENT = ("texts of other ranks", "texts", "images of other ranks", "images", "images and texts")
 
 
-def rows_of(way: Way, images: Array, texts: Array, remote: bool) -> tuple[Array, Array]:
-    """As they come to the product."""
-    if way.kind != "rounded" or ("other ranks" in way.of and not remote):
-        return images, texts
-    form = FORMATS[way.form]
-    return (
-        round_to(images, form) if "images" in way.of else images,
-        round_to(texts, form) if "texts" in way.of else texts,
-    )
+def rows_of(way: Way, now: tuple[Array, Array], before: tuple[Array, Array], remote: bool) -> tuple[Array, Array]:
+    """Images and texts as they come to the product. before: those of the call before."""
+    if way.kind not in ("rounded", "earlier") or ("other ranks" in way.of and not remote):
+        return now
+    others = before if way.kind == "earlier" else [round_to(rows, FORMATS[way.form]) for rows in now]
+    return others[0] if "images" in way.of else now[0], others[1] if "texts" in way.of else now[1]
 
 
 # --- logits
@@ -187,6 +184,7 @@ def ways(unequal: bool) -> Iterator[Way]:
         yield from (Way("unequal", "", form) for form in UNEQUAL)
         return
     yield from (Way("rounded", of, form) for of, form in product(SENT, ("bfloat16", "float16")))
+    yield from (Way("earlier", of) for of in SENT)
     yield from (Way("logit", of, form) for form, of in product(LOGITS, WHERE) if form)
     known = set[bytes]()
     for of, form in product(ORDERS, COLUMNS):
