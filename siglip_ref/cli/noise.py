@@ -22,8 +22,8 @@ def verify(
     seed: Annotated[int, typer.Option(help="which ones")] = 0,
 ) -> None:
     """Is every standard entry there, of this arithmetic, and within a factor 1.5 of what this processor measures?"""
-    from siglip_ref.check.loss import noise_data as of_losses
-    from siglip_ref.check.model import noise_data as of_models
+    from siglip_ref.check.loss.measured import noise as of_losses
+    from siglip_ref.check.model.measured import noise as of_models
 
     wrong = [*of_losses.verify(sample, seed, progress=_say), *of_models.verify(sample, seed, progress=_say)]
     for line in wrong:
@@ -38,8 +38,8 @@ def regenerate(
     processes: Annotated[int, typer.Option(help="that measure at the same time")] = 1,
 ) -> None:
     """Measure what is missing, or what a change of the arithmetic changed; writes into the package."""
-    from siglip_ref.check.loss import noise_data as of_losses
-    from siglip_ref.check.model import noise_data as of_models
+    from siglip_ref.check.loss.measured import noise as of_losses
+    from siglip_ref.check.model.measured import noise as of_models
 
     losses = of_losses.regenerate(processes=processes, everything=everything, progress=_say)
     models = of_models.regenerate(everything=everything, progress=_say)

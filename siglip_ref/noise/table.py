@@ -6,7 +6,8 @@ is asked for. So an entry that is out of date cannot be used: other inputs have 
 another stamp, which closes the whole table.
 
 A number is stored as the logarithm of its ratio to one unit roundoff of its row, in steps of a fourth of an octave: to
-within 9 %, where another processor's order of summation may change it by half. See `siglip_ref.check.loss.noise_data`.
+within 9 %, where another processor's order of summation may change it by half. See
+`siglip_ref.check.loss.measured.noise`.
 """
 
 import hashlib

@@ -8,8 +8,8 @@ import pytest
 
 from siglip_ref.architecture.conventions import PRESETS
 from siglip_ref.architecture.sizes import config
-from siglip_ref.check.model import noise_data as making
 from siglip_ref.check.model import noise_table
+from siglip_ref.check.model.measured import noise as making
 from siglip_ref.check.model.noise import measured_noise
 from siglip_ref.check.model.probe import model_probe
 from siglip_ref.noise.measure import announce

@@ -12,7 +12,7 @@ import siglip_ref as sr
 from siglip_ref.check.engine.expected import expected, tolerance
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.expected.tolerance import Given
-from siglip_ref.check.loss import noise_data as making
+from siglip_ref.check.loss.measured import noise as making
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise import table as noise_table
 from siglip_ref.noise.measure import Noise, announce

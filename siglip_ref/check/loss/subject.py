@@ -11,20 +11,20 @@ from siglip_ref.check.call.contract_clauses import CLAUSES, Clause
 from siglip_ref.check.call.frameworks import ALONE, Framework, Inputs, Outcome, Setting, Way, describe
 from siglip_ref.check.call.refusals import refuses_everything
 from siglip_ref.check.call.resources import Cost, measured
-from siglip_ref.check.coverage.loss import key_of, plain_setting
 from siglip_ref.check.diagnosis.predict import loss_sight
 from siglip_ref.check.engine.expected.captions import with_captions
 from siglip_ref.check.engine.expected.convention import Objective
 from siglip_ref.check.engine.expected.expected import Convention, Truth, conventions_of, judge, truth
 from siglip_ref.check.engine.expected.probes import POINTS, Dims, Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import Size, repeated_probe
-from siglip_ref.check.engine.shipped import shipped
+from siglip_ref.check.engine.single_edits.shipped import shipped
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.loss.behaviour import speaks_for
 from siglip_ref.check.loss.case import worst_of
 from siglip_ref.check.loss.computed import tell_what_it_computes
 from siglip_ref.check.loss.explain import explained, refused_values
 from siglip_ref.check.loss.large import affordable, looks_for, points_at
+from siglip_ref.check.loss.measured.single_edits import key_of, plain_setting
 from siglip_ref.check.loss.messages import (
     blind_spots,
     convention_finding,

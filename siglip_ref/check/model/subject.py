@@ -13,7 +13,7 @@ from siglip_ref.architecture.one_tower import OneTower
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.answers import answered
 from siglip_ref.check.engine.coverage import in_the_catalogue
-from siglip_ref.check.engine.shipped import PAIRS, key_of_model, shipped
+from siglip_ref.check.engine.single_edits.shipped import PAIRS, key_of_model, shipped
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
 from siglip_ref.check.model.diagnosis.derive import Derived, derive, repaired

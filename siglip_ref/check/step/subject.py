@@ -8,15 +8,14 @@ from typing import Any
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.call.frameworks import describe
 from siglip_ref.check.engine.edits import Fitted
-from siglip_ref.check.engine.shipped import key_of_step, shipped
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.arrived import LOST, Lost, finding_of, lost, rows_of
 from siglip_ref.check.step.diagnosis import diagnose, step_sight
 from siglip_ref.check.step.judge import Judged, Plan, judge
-from siglip_ref.check.step.run import STEPS, Taken
+from siglip_ref.check.step.run import Taken
 from siglip_ref.report.compare import Row, compare
-from siglip_ref.report.data import Edits, Finding, Report, Sight
+from siglip_ref.report.data import Finding, Report, Sight
 from siglip_ref.report.edits import in_words
 from siglip_ref.report.verdict import Judgement, Verdict, judgement
 
@@ -107,12 +106,6 @@ class StepSubject(Subject[ComparedStep]):
         """Mistakes of training, made in the reference's steps."""
         done = compared.done
         return step_sight(done.taken, compared.plan, compared.judged, done.dtype, restarted=self.restarted)
-
-    def edits(self, compared: ComparedStep) -> Edits | None:
-        """As measured for this very rule: of an update alone, without a schedule."""
-        plan = self.plan
-        alone = compared.done.micro is None and plan.parts == 1 and all(plan.schedule(k) == 1 for k in range(STEPS))
-        return shipped(key_of_step(plan.rule, compared.done.dtype)) if alone else None
 
     def tell(self, compared: ComparedStep, report: Report) -> None:
         """The rule's settings, and what the steps compute where that is something else."""

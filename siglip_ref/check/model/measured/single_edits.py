@@ -12,8 +12,8 @@ from siglip_ref.architecture.one_tower import OneTower, Side, one_tower
 from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Tower, config
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.check.coverage.measure import HeldBack, Tensors, distance
-from siglip_ref.check.engine.shipped import PAIRS, key_of_model
+from siglip_ref.check.engine.single_edits.measure import HeldBack, Tensors, distance
+from siglip_ref.check.engine.single_edits.shipped import PAIRS, key_of_model
 from siglip_ref.check.model.adapters import Dtype, Run
 from siglip_ref.check.model.judge import Judge, judged_rows, make_judge
 from siglip_ref.check.model.placed import Placed, stages_of, with_mistakes

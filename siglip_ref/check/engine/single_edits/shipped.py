@@ -6,26 +6,25 @@ nothing was measured for a run. `siglip-ref coverage` makes it anew.
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.model.optim import AdamW, BigVision
 from siglip_ref.noise.table import PACKAGE, digest, stamp
 from siglip_ref.report.data import Edits
 
 PAIRS = 4  # of a check of a model
-FILE = PACKAGE / "check/coverage/edits.json"
+FILE = PACKAGE / "check/engine/single_edits/edits.json"
 # Folders and files whose text decides a figure, by the first word of its key.
 _GRAMMAR = tuple(f"mistakes/grammar/{name}.py" for name in ("forms", "places"))
-_ALL = ("arithmetic", "check/coverage/measure.py", *_GRAMMAR, "mistakes/change.py", "ops")
+_ALL = ("arithmetic", "check/engine/single_edits/measure.py", *_GRAMMAR, "mistakes/change.py", "ops")
+_OF_MODEL = tuple(f"check/model/{name}.py" for name in ("judge", "noise", "probe"))
 SOURCES = {
-    "loss": (*_ALL, "check/coverage/loss.py", "noise", "check/engine/expected", "model/loss.py"),
-    "step": (*_ALL, "check/coverage/step.py", "model/optim.py", "check/step/check.py", "check/step/judge.py"),
-    "model": (*_ALL, "check/coverage/model.py", "model", *(f"check/model/{n}.py" for n in ("judge", "noise", "probe"))),
+    "loss": (*_ALL, "check/loss/measured/single_edits.py", "noise", "check/engine/expected", "model/loss.py"),
+    "model": (*_ALL, "check/model/measured/single_edits.py", "model", *_OF_MODEL),
 }
 
 
@@ -35,17 +34,6 @@ def shipped(key: str) -> Edits | None:
     subject = key.split(",")[0]
     found = figures.get(key) if marks.get(subject) == stamp_of(subject) else None
     return Edits(found["changing"], found["survivors"]) if found else None
-
-
-def key_of_step(rule: AdamW | BigVision, dtype: str) -> str:
-    """What names the figure of an optimiser's steps: every setting, since eps or a decay may hide.
-
-    >>> key_of_step(AdamW(lr=0.1), "float32")
-    'step, AdamW(0.1 0.9 0.999 1e-08 0.01 None 1e-06 kernels nothing alike), float32'
-    """
-    settings = (getattr(rule, field.name) for field in fields(rule))
-    told = " ".join(str(getattr(value, "__name__", value)) for value in settings)
-    return f"step, {type(rule).__name__}({told}), {dtype}"
 
 
 def key_of_model(cfg: Config, conventions: Conventions, dtype: str) -> str:

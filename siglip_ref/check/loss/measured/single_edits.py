@@ -10,13 +10,13 @@ import numpy as np
 from siglip_ref.arithmetic.rounded import FORMATS
 from siglip_ref.arithmetic.variants import PLAIN
 from siglip_ref.check.call.frameworks import Outcome, Setting
-from siglip_ref.check.coverage.measure import PATIENCE, HeldBack, Tensors, at_most, distance
 from siglip_ref.check.engine.expected.captions import with_captions
 from siglip_ref.check.engine.expected.convention import SOFTMAX, Convention, Objective, as_given
 from siglip_ref.check.engine.expected.expected import CONVENTIONS, Truth, judge, truth
 from siglip_ref.check.engine.expected.probes import Probe, loss_probes, points_of
 from siglip_ref.check.engine.expected.repeated import MIDDLE, repeated_probe
 from siglip_ref.check.engine.expected.tolerance import SAFETY
+from siglip_ref.check.engine.single_edits.measure import PATIENCE, HeldBack, Tensors, at_most, distance
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.mistakes.grammar.places import single_edits
 from siglip_ref.noise.measure import LOSS_FORMS, in_the_form

@@ -1,39 +1,28 @@
-"""Which figures ship, and how they are measured, renewed and verified: behind `siglip-ref coverage`."""
+"""How figures are measured, renewed and verified: behind `siglip-ref coverage`."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from inspect import getsource
 from pathlib import Path
 from typing import Any
 
-from siglip_ref.architecture.conventions import PRESETS
-from siglip_ref.check.coverage.loss import VARIANTS, OfLoss
-from siglip_ref.check.coverage.measure import Ground, Tried, measured
-from siglip_ref.check.coverage.model import OfModel
-from siglip_ref.check.coverage.step import OfStep
-from siglip_ref.check.engine.expected.expected import CONVENTIONS
-from siglip_ref.check.engine.shipped import FILE, read, stamp_of, write
+from siglip_ref.check.engine.single_edits.measure import Ground, Tried, measured
+from siglip_ref.check.engine.single_edits.shipped import FILE, read, stamp_of, write
 from siglip_ref.mistakes import Edit
 from siglip_ref.mistakes.change import module_of
-from siglip_ref.model.optim import AdamW
 
-RULES: tuple[AdamW, ...] = ()
 EVERY = 61  # of the edits this one is tried again before figures of another text are believed
 
 Progress = Callable[[str], None]
 
 
-def grounds() -> list[Ground]:
-    """Everything that ships."""
-    declared = (replace(CONVENTIONS[0], objective=objective) for objective in VARIANTS)
-    losses: list[Ground] = [OfLoss(convention) for convention in (CONVENTIONS[0], *declared)]
-    return [*losses, *(OfStep(rule) for rule in RULES), OfModel(PRESETS["huggingface"])]
-
-
 def remake(
-    processes: int = 1, everything: bool = False, say: Progress = lambda line: None, file: Path = FILE
+    grounds: Sequence[Ground],
+    processes: int = 1,
+    everything: bool = False,
+    say: Progress = lambda line: None,
+    file: Path = FILE,
 ) -> list[str]:
     """Measure what is missing or out of date; the keys that were measured.
 
@@ -43,7 +32,7 @@ def remake(
     marks, figures = read(file)
     known = {key: figures[key] for key in figures if not everything}
     done, kept = list[str](), dict[str, Any]()
-    for ground in grounds():
+    for ground in grounds:
         keys = [ground.key(dtype) for dtype in ground.dtypes]
         subject = keys[0].split(",")[0]
         current = marks.get(subject) == stamp_of(subject)
@@ -57,11 +46,13 @@ def remake(
     return done
 
 
-def verify(say: Progress = lambda line: None, every: int = EVERY, file: Path = FILE) -> list[str]:
+def verify(
+    grounds: Sequence[Ground], say: Progress = lambda line: None, every: int = EVERY, file: Path = FILE
+) -> list[str]:
     """What is wrong with the figures, in words: stamps, figures that are missing, a sample that is another now."""
     marks, known = read(file)
     found = []
-    for ground in grounds():
+    for ground in grounds:
         keys = [ground.key(dtype) for dtype in ground.dtypes]
         subject = keys[0].split(",")[0]
         found += [f"no figure: {key}" for key in keys if key not in known]

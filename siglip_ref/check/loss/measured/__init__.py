@@ -1,0 +1,1 @@
+"""What of losses is measured once and ships as data: their noise, and which single edits a check sees."""
