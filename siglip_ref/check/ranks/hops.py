@@ -101,6 +101,5 @@ def _meanings(
     yield "its own texts, without positives", (), block(rank, "negatives", "diagonal")
     for owner in ranks:
         if owner != rank and sizes[owner] == sizes[rank]:
-            matched = block(owner, "negatives", "positives")
-            yield f"texts of rank {owner}, with positives on the diagonal", (), matched
+            yield f"texts of rank {owner}, with positives on the diagonal", (), block(owner, "negatives", "positives")
     yield "nothing", (), 0.0

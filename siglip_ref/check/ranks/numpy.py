@@ -34,7 +34,10 @@ def run_numpy(task: Task, ranks: Ranks) -> Ran:
     thread.join(task.limit)
     done = outcomes[:]
     if thread.is_alive():
-        return Ran(done, _too_late(task, len(done)))
+        label = task.splits[min(len(done), len(task.splits) - 1)].label
+        what = "they may compute, or wait for each other"
+        evidence = f"after {task.limit:g} s not all ranks had returned, at {label}; {what}"
+        return Ran(done, Stop("time", 0, evidence, f"limit={2 * task.limit:g}, if they are only slow here"))
     if not failure:
         return Ran(done)
     rank, cause = getattr(failure[0], "rank", 0), failure[0].__cause__ or failure[0]
@@ -44,14 +47,6 @@ def run_numpy(task: Task, ranks: Ranks) -> Ran:
         raise failure[0]
     evidence = f"rank {rank} failed at {task.splits[len(done)].label}: {in_a_line(cause)}"
     return Ran(done, Stop("failed", rank, evidence, "make that call alone, with that rank's shard"))
-
-
-def _too_late(task: Task, done: int) -> Stop:
-    label = task.splits[min(done, len(task.splits) - 1)].label
-    evidence = (
-        f"after {task.limit:g} s not all ranks had returned, at {label}; they may compute, or wait for each other"
-    )
-    return Stop("time", 0, evidence, f"limit={2 * task.limit:g}, if they are only slow here")
 
 
 def _on_rank(task: Task, split: Split) -> Callable[[Any], RankOutcome]:
