@@ -17,6 +17,7 @@ from siglip_ref.check.step.combined import together
 from siglip_ref.check.step.derive import derive
 from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
+from siglip_ref.check.step.numbers import read_off
 from siglip_ref.check.step.order import SPLITS, at_another_time, in_the_decay
 from siglip_ref.check.step.run import Taken
 from siglip_ref.check.step.variations import NO_CLIP, by_another_rule, mean
@@ -32,8 +33,12 @@ USUAL = ("max_norm", "lr", "decay")  # settings that are changed most
 def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
     """As `_diagnosed`; where something stays unknown, forms of the optimiser are tried together."""
     verdict, found, fitted = _diagnosed(taken, plan, judged)
-    if verdict == "FAIL" and any(one.id == "unknown" for one in found) and (other := together(taken, plan, judged)):
-        return verdict, [replace(other, tensor=other.tensor or judged.first_wrong)], None
+    if verdict == "FAIL" and any(one.id == "unknown" for one in found):
+        other = together(taken, plan, judged)
+        if other is None or other.id == "unknown":
+            other = read_off(taken, plan, judged) or other
+        if other:
+            return verdict, [replace(other, tensor=other.tensor or judged.first_wrong)], None
     return verdict, found, fitted
 
 

@@ -1,0 +1,390 @@
+"""Numbers of a step that are read off: by which a gradient, a moment, an update, a parameter is multiplied, in which of
+the steps and in which tensors; told where with them every tensor is right at every step.
+
+Each is an unknown of every step (and, where that is needed, of every tensor), solved by least squares: far fewer than
+there are numbers that moved, so what is left over proves it or refutes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+
+from siglip_ref.check.engine.seen import Seen, distance, is_wrong
+from siglip_ref.check.step.factors import parts
+from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
+from siglip_ref.check.step.run import Taken
+from siglip_ref.mistakes import Edit, Reference, reference
+from siglip_ref.model.optim import AdamW, kernels, norm
+from siglip_ref.ops.elementary import Array
+from siglip_ref.report.data import Finding
+from siglip_ref.report.edits import DERIVED
+
+_FILE = "model/optim.py"
+_HEAD = "def norm("
+_KNOB = "_knobs: dict = {}\n\n\ndef _knob(kind, name, step, usual):\n"
+_KNOB += "    return _knobs.get((kind, name, step), usual)\n\n\n"
+_MOVED = "moved[name] = p * _narrow(1 - lr * decay, p) - step * (first / length)"
+_RIGHT = 2.0  # of what is allowed
+_ITERATIONS, _BESIDE = 10, 1e-4
+_ENOUGH = 3  # numbers of a tensor for each unknown of its own
+_ALIKE = 2e-3  # relative: numbers so near are one
+_LISTED = 4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A number of each step. what : of which it is said; usual : what it is by the rule, at step k; edits : where it
+    enters the optimiser's text; free : whether a factor common to all steps changes (next to) nothing."""
+
+    key: str
+    what: str
+    repair: str
+    edits: tuple[Edit, ...]
+    usual: tuple[float, ...] = (1.0, 1.0, 1.0)
+    free: bool = False
+
+
+def _ask(key: str, usual: str = "1.0") -> str:
+    return f"_knob({key!r}, name, state.steps, {usual})"
+
+
+def _edit(old: str, new: str) -> Edit:
+    return Edit(_FILE, old, new)
+
+
+_GRADIENT = "hand the optimiser the gradients of this step's loss, multiplied by nothing else"
+_STATE = "keep both moments from step to step as they are"
+_DECAYED = "let nothing but the declared decay change a parameter beside the update"
+_COUNT = "count the steps from 1, one for each update"
+_ADAMW = (
+    Kind("g", "the gradient is multiplied by", _GRADIENT,
+         (_edit("p, g = params[name], grads[name]", f"p, g = params[name], {_ask('g')} * grads[name]"),), free=True),
+    Kind("l", "the learning rate is multiplied by", "multiply lr by the declared schedule and nothing else",
+         (_edit("_wide(rule.lr, p) * rate\n", f"_wide(rule.lr, p) * rate * {_ask('l')}\n"),)),
+    Kind("u", "the update, and not the decay, is multiplied by", "add lr first / (root of second + eps), once",
+         (_edit("- step * (first / length)", f"- {_ask('u')} * step * (first / length)"),)),
+    Kind("d", "every parameter loses, beside what is declared, this part of itself:", _DECAYED,
+         (_edit("_narrow(1 - lr * decay, p)", f"_narrow(1 - lr * decay - {_ask('d', '0.0')}, p)"),), (0.0, 0.0, 0.0)),
+    Kind("e", "behind the update every parameter is multiplied by", _DECAYED,
+         (_edit('slots[f"first/{name}"], slots[f"second', f"moved[name] = moved[name] * {_ask('e')}\n        "
+                'slots[f"first/{name}"], slots[f"second'),)),
+    Kind("c", "the count of steps in both bias corrections is", _COUNT,
+         (_edit("np.sqrt(1 - _power(beta2, steps))", f"np.sqrt(1 - _power(beta2, {_ask('c', 'steps')}))"),
+          _edit("1 - _power(beta1, steps)", f"1 - _power(beta1, {_ask('c', 'steps')})")), (1.0, 2.0, 3.0)),
+    Kind("c1", "the count of steps in the first moment's bias correction is", _COUNT,
+         (_edit("1 - _power(beta1, steps)", f"1 - _power(beta1, {_ask('c1', 'steps')})"),), (1.0, 2.0, 3.0)),
+    Kind("c2", "the count of steps in the second moment's bias correction is", _COUNT,
+         (_edit("np.sqrt(1 - _power(beta2, steps))", f"np.sqrt(1 - _power(beta2, {_ask('c2', 'steps')}))"),),
+         (1.0, 2.0, 3.0)),
+    Kind("m", "the first moment of the step before is multiplied, beside beta1, by", _STATE,
+         (_edit('slots.get(f"first/{name}", 0 * p) + _narrow(1 - beta1, p)',
+                f'slots.get(f"first/{{name}}", 0 * p) * {_ask("m")} + _narrow(1 - beta1, p)'),)),
+    Kind("v", "the second moment of the step before is multiplied, beside beta2, by", _STATE,
+         (_edit('slots.get(f"second/{name}", 0 * p)', f'slots.get(f"second/{{name}}", 0 * p) * {_ask("v")}'),)),
+    Kind("s", "the square of the gradient, in the second moment, is multiplied by", "square the gradient that is used",
+         (_edit("p) * (g * g)", f"p) * ({_ask('s')} * g * g)"),)),
+    Kind("f", "the gradient in the first moment, and not in the second, is multiplied by",
+         "one gradient for both moments",
+         (_edit("_narrow(1 - beta1, p) * g", f"_narrow(1 - beta1, p) * g * {_ask('f')}"),)),
+)  # fmt: skip
+_BIG_VISION = (
+    Kind("g", "the gradient is multiplied by", _GRADIENT,
+         (_edit("grads[name].reshape(shape)", f"({_ask('g')} * grads[name]).reshape(shape)"),), free=True),
+    Kind("l", "the whole step, decay too, is multiplied by", "multiply by the declared schedule and nothing else",
+         (_edit("_wide(1, p) * schedule", f"_wide(1, p) * schedule * {_ask('l')}"),)),
+    Kind("u", "the update behind the momentum, and not the decay, is multiplied by",
+         "multiply the momentum by lr, once",
+         (_edit("_narrow(_wide(rule.lr, p) * rate, p)", f"_narrow(_wide(rule.lr, p) * rate, p) * {_ask('u')}"),)),
+    Kind("b", "the update before the momentum is multiplied by", "hand Adafactor's update to the momentum as it is",
+         (_edit("_narrow(1 - momentum, p) * update", f"_narrow(1 - momentum, p) * {_ask('b')} * update"),)),
+    Kind("d", "every parameter loses, beside what is declared, this part of itself:", _DECAYED,
+         (_edit("moved[name] = p - ", f"moved[name] = p - {_ask('d', '0.0')} * p - "),),
+         (0.0, 0.0, 0.0)),
+    Kind("e", "behind the update every parameter is multiplied by", _DECAYED,
+         (_edit("slots |= second", f"moved[name] = moved[name] * {_ask('e')}\n        slots |= second"),)),
+    Kind("m", "the momentum of the step before is multiplied, beside its factor, by", _STATE,
+         (_edit("_narrow(momentum, p) * slots", f"{_ask('m')} * _narrow(momentum, p) * slots"),)),
+    Kind("r", "the rate of the second moment, less one, is multiplied by", "rate = min(beta2_cap, 1 - steps^-power)",
+         (_edit("np.where(rate < cap, rate, cap)", f"1 - {_ask('r')} * (1 - np.where(rate < cap, rate, cap))"),)),
+)  # fmt: skip
+_PAIRED = "gluedb"  # kinds of which two are tried together
+
+Values = dict[str, Array]  # by tensor, of each kind and step: one row
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was found. kinds : whose numbers; values : by tensor; own : whether each tensor has its own."""
+
+    kinds: tuple[Kind, ...]
+    values: Values
+    own: bool
+
+
+def read_off(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding | None:
+    """Which numbers, one set for all tensors, or for those that are wrong, or for each its own, make every step right.
+
+    Nothing is said where two kinds of them do, with other words for the same.
+    """
+    search = _Search(taken, plan, judged)
+    kinds = _ADAMW if isinstance(plan.rule, AdamW) else _BIG_VISION
+    paired = [one for one in kinds if one.key in _PAIRED]
+    groups = [search.names, *([search.wrong] if search.wrong != search.names else [])]
+    alone, two = [(one,) for one in kinds], list(combinations(paired, 2))
+    for sets, ways in ((alone, (False, True)), (two, (False,))):
+        for own in ways:
+            found = [
+                Read(made, values, own)
+                for made in sets
+                for names in ([search.wrong] if own else groups)
+                if (values := search.solved(made, names, own)) is not None
+            ]
+            if found:  # of one kind the plainest alone
+                return search.told(
+                    [one for k, one in enumerate(found) if one.kinds not in [f.kinds for f in found[:k]]]
+                )
+    return None
+
+
+class _Search:
+    """The optimiser's text with a number at each place, and what the program's tensors did."""
+
+    def __init__(self, taken: Sequence[Taken], plan: Plan, judged: Judged) -> None:
+        self._taken, self._plan, self._judged = taken, plan, judged
+        self.names = [n for n in taken[0].grads if not plan.rule.frozen(n)]
+        wrong = {one.name for one in judged.seen if is_wrong(one)}
+        self.wrong = [name for name in self.names if name in wrong]
+        self._by = {(one.probe, one.name): one for one in judged.seen}
+        self._labels = LABELS[: len(taken)]
+        self._last = dict[str, float]()
+
+    def solved(self, kinds: tuple[Kind, ...], names: Sequence[str], own: bool) -> Values | None:
+        """Gauss and Newton's steps, from what is usual; None where a tensor is wrong with what they find."""
+        usual = np.concatenate([one.usual[: len(self._taken)] for one in kinds])
+        unknowns = len(usual)
+        sizes = {name: sum(np.size(one.grads[name]) for one in self._taken) for name in names}
+        small = own and any(size < _ENOUGH * unknowns for size in sizes.values())
+        values = {name: usual.copy() for name in names}
+        spec = _program(kinds)
+        best = np.inf
+        for _ in range(_ITERATIONS):
+            here = self._left(spec, kinds, values)
+            if not all(np.isfinite(x).all() for x in here.values()):
+                return None
+            slopes = []
+            for i in range(unknowns):
+                moved = {name: row + _BESIDE * np.eye(unknowns)[i] for name, row in values.items()}
+                beside = self._left(spec, kinds, moved)
+                slopes.append({name: (beside[name] - here[name]) / _BESIDE for name in names})
+            grams, sides = {}, {}
+            for name in names:
+                slope = np.stack([one[name] for one in slopes], 1)
+                grams[name], sides[name] = slope.T @ slope, slope.T @ here[name]
+            if not own:
+                gram, side = sum(grams.values()), sum(sides.values())
+                grams, sides = dict.fromkeys(names, gram), dict.fromkeys(names, side)
+            far = 0.0
+            for name in names:
+                if not (np.isfinite(grams[name]).all() and np.isfinite(sides[name]).all()):
+                    return None
+                move = -np.linalg.lstsq(grams[name], sides[name], rcond=1e-9)[0]
+                far = max(far, float(np.max(np.abs(move))))
+                most = 1.0 + np.abs(values[name])
+                values[name] = values[name] + np.clip(move, -most, most)
+            if far < 1e-7 or (best <= far < 1e-3):
+                break
+            best = min(best, far)
+        values = self._plain(kinds, values)
+        if not self.right(kinds, values):
+            return None
+        # a tensor of a few numbers fits anything: what it has proves something only where one law gives it
+        return None if small and not all(self._law(values, i) for i in range(len(kinds))) else values
+
+    def right(self, kinds: tuple[Kind, ...], values: Values) -> bool:
+        """Whether every tensor is, at every step."""
+        spec = _program(kinds)
+        moves = self._moves(spec, kinds, values)
+        if not all(distance(one, moves[one.probe, one.name]) <= _RIGHT for one in self._judged.seen):
+            return False
+        with _Set(spec, kinds, values, len(self._taken)):
+            return judge(self._taken, self._plan, spec).right
+
+    def told(self, found: Sequence[Read]) -> Finding:
+        """In words; of several that fit, all."""
+        said = list(dict.fromkeys(self._words(one) for one in found))
+        first = found[0]
+        repair = "; ".join(dict.fromkeys(kind.repair for kind in first.kinds))
+        if len(said) > 1:
+            listed = "; or ".join(said[:_LISTED])
+            evidence = f"measured: every step is right with one of these, which nothing here tells apart: {listed}"
+            return Finding(DERIVED, self._judged.first_wrong, "", evidence, repair)
+        return Finding(DERIVED, self._judged.first_wrong, "", f"every step is right where {said[0]}", repair)
+
+    def _words(self, read: Read) -> str:
+        steps = len(self._taken)
+        groups: list[tuple[Array, list[str]]] = []
+        for name, row in read.values.items():
+            its = next((g for g in groups if np.allclose(g[0], row, rtol=_ALIKE, atol=_ALIKE * 1e-3)), None)
+            if its:
+                its[1].append(name)
+            else:
+                groups.append((row, [name]))
+        said = []
+        for i, kind in enumerate(read.kinds):
+            mine = slice(i * steps, (i + 1) * steps)
+            usual = np.asarray(kind.usual[:steps])
+            changed = [
+                (row[mine], names) for row, names in groups if not np.allclose(row[mine], usual, rtol=1e-6, atol=1e-9)
+            ]
+            if read.own and (law := self._law(read.values, i)):
+                said.append(f"{kind.what} {law}")
+                continue
+            for row, names in changed[:_LISTED]:
+                whose = self._whose(names) + (self._of_a_clip(row, names) if kind.key == "g" else "")
+                said.append(f"{kind.what} {_at(row, usual)}{whose}")
+            if len(changed) > _LISTED:
+                said.append(f"{len(changed) - _LISTED} more groups of tensors have other numbers")
+        return ", and ".join(said)
+
+    def _whose(self, names: Sequence[str]) -> str:
+        if len(names) == len(self.names):
+            return ", in all tensors alike"
+        decays = self._plan.rule.decays
+        for words, chosen in (("all kernels", kernels), ("all that decay", decays)):
+            of, rest = [n for n in self.names if chosen(n)], [n for n in self.names if not chosen(n)]
+            for which, these in ((words, of), (f"{words.replace('all', 'all but', 1)}", rest)):
+                if set(these) == {*names}:
+                    return f", in {which} ({len(names)} of {len(self.names)} tensors)"
+        where = parts(names, set(self.names) - {*names})
+        more = f" and {len(where) - _LISTED} more" if len(where) > _LISTED else ""
+        return f", in {', '.join(where[:_LISTED])}{more} ({len(names)} of {len(self.names)} tensors)"
+
+    def _law(self, values: Values, number: int) -> str:
+        """What each tensor's own numbers follow, if they follow one thing that a tensor has."""
+        for words, of in _LAWS:
+            ratios = []
+            for name, row in values.items():
+                with np.errstate(all="ignore"):
+                    has = np.array([of(one, name) for one in self._taken], np.float64)
+                    ratios.append(row[number * len(has) : (number + 1) * len(has)] / has)
+            every = np.stack(ratios)
+            middle = float(np.median(every))
+            if np.isfinite(every).all() and middle and np.all(np.abs(every / middle - 1) <= 5 * _ALIKE):
+                times = "" if abs(middle - 1) <= 5 * _ALIKE else f"{middle:.4g} times "
+                return f"{times}{words}, of each tensor, at each step"
+        return ""
+
+    def _of_a_clip(self, row: Array, names: Sequence[str]) -> str:
+        """Whether the factors are those of a clip by the length of some of the gradients; Adam sees ratios alone."""
+        limit, rest = self._plan.rule.max_norm, [name for name in self.names if name not in names]
+        whole = np.array([float(norm({n: one.grads[n] for n in self.names})) for one in self._taken])
+        made = row * (np.minimum(1.0, limit / whole) if limit is not None else 1.0)
+        if limit is not None and np.all(np.abs(made / made[0] - 1) <= 10 * _ALIKE):
+            return ": as if they were not clipped"
+        for words, chosen in (("these", names), ("the others", rest)):
+            lengths = np.array([float(norm({n: one.grads[n] for n in chosen})) for one in self._taken])
+            at = limit if limit is not None else float((made * lengths)[np.argmin(made)])
+            ratio = made / np.minimum(1.0, at / np.maximum(lengths, 1e-300))
+            if np.all(np.abs(ratio / ratio[0] - 1) <= 10 * _ALIKE):
+                return f": as by a clip at {at:.4g} that counts only {words}"
+        return ""
+
+    def _plain(self, kinds: tuple[Kind, ...], values: Values) -> Values:
+        """Round numbers where they do as well; and of what is free, most of the steps as usual."""
+        steps = len(self._taken)
+        made = {name: row.copy() for name, row in values.items()}
+        for i, kind in enumerate(kinds):
+            mine = slice(i * steps, (i + 1) * steps)
+            for row in made.values():
+                if kind.free and np.all(row[mine] != 0):
+                    counts = [int(np.sum(np.abs(row[mine] / x - 1) <= _ALIKE)) for x in row[mine]]
+                    row[mine] /= row[mine][int(np.argmax(counts))]
+                usual = np.asarray(kind.usual[:steps])
+                row[mine] = np.where(np.abs(row[mine] - usual) <= 1e-3 * np.maximum(usual, 1e-3), usual, row[mine])
+        rounded = {name: np.array([_round(x) for x in row]) for name, row in made.items()}
+        for one in (rounded, made):
+            if self.right(kinds, one):
+                return one
+        return values
+
+    def _moves(self, spec: Reference, kinds: tuple[Kind, ...], values: Values) -> Moves:
+        with _Set(spec, kinds, values, len(self._taken)):
+            return predict(self._taken, self._plan, [one.grads for one in self._taken], spec=spec)
+
+    def _left(self, spec: Reference, kinds: tuple[Kind, ...], values: Values) -> dict[str, Array]:
+        moves = self._moves(spec, kinds, values)
+        return {
+            name: np.concatenate([_weighed(self._by[label, name], moves[label, name]) for label in self._labels])
+            for name in values
+        }
+
+
+_LAWS = (
+    ("the root mean square of its numbers", lambda one, name: np.sqrt(np.mean(one.before[name] ** 2))),
+    ("the length of its numbers", lambda one, name: np.sqrt(np.sum(one.before[name] ** 2))),
+    ("the largest of its numbers", lambda one, name: np.max(np.abs(one.before[name]))),
+    ("its length over its gradient's (as LARS)",
+     lambda one, name: np.sqrt(np.sum(one.before[name] ** 2) / np.sum(one.grads[name] ** 2))),
+    ("its length over its move's (as LAMB)",
+     lambda one, name: np.sqrt(np.sum(one.before[name] ** 2) / np.sum(one.moved[name] ** 2))),
+    ("one over its gradient's length", lambda one, name: 1 / np.sqrt(np.sum(one.grads[name] ** 2))),
+    ("one over the root of its number of inputs", lambda one, name: len(np.atleast_1d(one.grads[name])) ** -0.5),
+    ("one over its number of inputs", lambda one, name: 1 / len(np.atleast_1d(one.grads[name]))),
+    ("one over the root of how many numbers it has", lambda one, name: np.size(one.grads[name]) ** -0.5),
+)  # fmt: skip
+
+
+def _weighed(one: Seen, move: Array) -> Array:
+    room = np.where(np.asarray(one.allowed) > 0, one.allowed, np.inf)
+    return np.ravel((move - one.got) / room)
+
+
+class _Set:
+    """With these numbers in the optimiser's text."""
+
+    def __init__(self, spec: Reference, kinds: Sequence[Kind], values: Values, steps: int) -> None:
+        self._knobs = spec.optim._knobs
+        self._new = {
+            (kind.key, name, k): row[i * steps + k]
+            for name, row in values.items()
+            for i, kind in enumerate(kinds)
+            for k in range(steps)
+        }
+
+    def __enter__(self) -> None:
+        self._knobs.update(self._new)
+
+    def __exit__(self, *_: object) -> None:
+        self._knobs.clear()
+
+
+@lru_cache(maxsize=64)
+def _program(kinds: tuple[Kind, ...]) -> Reference:
+    return reference((Edit(_FILE, _HEAD, _KNOB + _HEAD), *(edit for kind in kinds for edit in kind.edits)))
+
+
+def _round(x: float) -> float:
+    """Two digits, or one over few, where that is near."""
+    for near in (float(f"{x:.2g}"), *(1 / n for n in (3, 6, 7, 9, 12, 16, 32) if x)):
+        if abs(near - x) <= 1e-3 * abs(x):
+            return near
+    return x
+
+
+def _at(row: Array, usual: Array) -> str:
+    """The numbers, with the steps at which they are others than usual."""
+    listed = ", ".join(f"{x:.4g}" for x in row)
+    if np.allclose(row, row[0], rtol=1e-6) and np.allclose(usual, usual[0]):
+        return f"{row[0]:.4g} at each step"
+    off = [k for k in range(len(row)) if abs(row[k] - usual[k]) > 1e-6]
+    if len(off) == 1:
+        return f"{row[off[0]]:.4g} at step {off[0] + 1} alone" + (
+            f" (not {usual[off[0]]:.4g})" if usual[off[0]] != 1 else ""
+        )
+    where = ", ".join(str(k + 1) for k in range(len(row)))
+    return f"{listed} at steps {where}" + (
+        f" (not {', '.join(f'{x:.4g}' for x in usual)})" if usual[0] != usual[-1] else ""
+    )
