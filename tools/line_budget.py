@@ -21,7 +21,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_637),
     ("check ranks", ("check/ranks",), 1_240),
     ("check model", ("check/model",), 3_704),
-    ("check step", ("check/step",), 1_713),
+    ("check step", ("check/step",), 2_037),
     ("check files", ("check/files",), 1_314),
     ("report, mistakes", ("report", "mistakes"), 2_275),
     ("vectors", ("vectors",), 1_470),
