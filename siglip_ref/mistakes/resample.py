@@ -15,6 +15,7 @@ def resample_weights(
     kernel: Callable[[Array], Array],
     aligned: bool = False,
     cut: bool = False,
+    step: float | None = None,
 ) -> Array:
     """Of each old place in each new one, shape (to, size), rows summing to one.
 
@@ -23,9 +24,11 @@ def resample_weights(
     to : new places; of a part of one the distances know, and no more: Torch, asked to scale by (size + 0.1) / size
     stretch, reach : of the kernel, and how far it reaches before it is stretched
     aligned : the first and the last places lie on one another
+    step : between new places, in old ones; None: as `aligned` has it
     cut : places beyond the edge are left out, as a filter against aliasing does; else they count for the edge
     """
-    step = (size - 1) / max(to - 1, 1) if aligned else size / to
+    if step is None:
+        step = (size - 1) / max(to - 1, 1) if aligned else size / to
     places = np.arange(int(to))
     centre = places * step if aligned else (places + 0.5) * step - 0.5
     far = int(np.ceil(reach * stretch)) + 1

@@ -29,7 +29,9 @@ from siglip_ref.check.model.diagnosis.diagnosis import (
     unusual,
 )
 from siglip_ref.check.model.diagnosis.findings import ROUNDED, and_more
+from siglip_ref.check.model.diagnosis.gradients import of_gradients
 from siglip_ref.check.model.diagnosis.naflex import of_naflex
+from siglip_ref.check.model.diagnosis.stems import of_stems
 from siglip_ref.check.model.judge import make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF, reference
@@ -136,6 +138,8 @@ class ModelSubject(Subject[ComparedModel]):
             found = self._explained(compared)[1]
             judge = compared.found_at.judge
             found = of_naflex(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
+            found = of_stems(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
+            found = of_gradients(found, compared.run, judge, compared.probe)
             if unread:
                 found, unread = explain_unread(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             no_formula = {one.id for one in found} & {*_RANDOM, ROUNDED}
@@ -226,6 +230,8 @@ def _computes(derived: Derived | str) -> list[str]:
         return [_NOT_DERIVED[derived]] if derived in _NOT_DERIVED else []
     stages = f"{', '.join(derived.stages[:3])}{and_more(len(derived.stages) - 3)}"
     lines = in_words(derived.fitted, stages, _PROOF)
+    if derived.unproven.startswith("d ") and derived.fitted.certain:
+        return [lines[0], _VALUES.format(name=derived.unproven.removeprefix("d "))]
     if derived.unproven:
         measured = lines[0] if lines[0].startswith("measured") else f"measured: {lines[0]}"
         return [measured, f"not certain: with it, {derived.unproven} of a further run is not the model's"]
@@ -234,6 +240,10 @@ def _computes(derived: Derived | str) -> list[str]:
 
 _RANDOM = ("dropout-in-eval", "cached-rng-mismatch")
 _NOT_DERIVED = {"size": "not derived: size"}
+_VALUES = (
+    "every value is reproduced in a further run on other weights, images and captions; its gradients are not the "
+    "derivative of it ({name}): something in it is held constant, or has a backward of its own"
+)
 _PROOF = (
     "reproduced in a further run on other weights, images and captions: every activation, the loss, and the gradient "
     "of every parameter along a random direction"

@@ -18,8 +18,8 @@ from siglip_ref.check.engine.seen import Seen, distance
 from siglip_ref.check.step.derive import chosen_of
 from siglip_ref.check.step.forms import ADAMW, BIG_VISION, OPTIM, PROCEDURES, Place
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
+from siglip_ref.check.step.order import said_of
 from siglip_ref.check.step.run import Taken
-from siglip_ref.check.step.schedules import said_of
 from siglip_ref.check.step.variations import arriving
 from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.mistakes import Edit, Reference, reference

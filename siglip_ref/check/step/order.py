@@ -1,6 +1,7 @@
-"""Steps that are right at another time, or with other tensors in the decay: no formula is wrong, its inputs are."""
+"""Steps that are right at another time, by another schedule, or with other tensors in the decay: no formula is wrong,
+its inputs are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -8,13 +9,18 @@ import numpy as np
 
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.judge import Judged, Plan, judge, predict
-from siglip_ref.check.step.run import Taken
+from siglip_ref.check.step.run import STEPS, Taken
 from siglip_ref.checkpoint.tables.mismatch import few
+from siglip_ref.model.optim import cosine
+from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import DERIVED
 
 SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
 _LISTED = 4
+_TIMES = (2, 3, 4, 8)
+_LONGEST = 64  # steps of a schedule whose length is found
+_ALIKE = 1e-5
 
 
 def at_another_time(taken: Sequence[Taken], plan: Plan) -> Finding | None:
@@ -30,7 +36,7 @@ def at_another_time(taken: Sequence[Taken], plan: Plan) -> Finding | None:
     if judge(late, plan).right or (
         len(taken) > 1
         and _nothing_moves(taken[0])
-        and _right(late[1:], replace(plan, schedule=partial(_at, plan, 1, 1)))
+        and _right(late[1:], replace(plan, schedule=partial(_at, plan, partial(_counted, 1, 1, 1))))
     ):
         evidence = "every step is right with the gradients of the step before; the first has none"
         return Finding(DERIVED, "", "", evidence, "call backward() before the optimiser's step, on the same batch")
@@ -59,17 +65,29 @@ def in_the_decay(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding 
 
 
 def _schedules(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """The schedule read at another step: one late, or advanced by every micro-batch."""
-    times = {"schedule(k - 1)": (1, -1)}
-    for parts in sorted({plan.parts, *SPLITS} - {1}):
-        times |= {f"schedule({parts} k)": (parts, 0), f"schedule({parts} (k + 1))": (parts, parts)}
-        times[f"schedule({parts} k + {parts - 1})"] = (parts, parts - 1)
-    for words, (factor, more) in times.items():
-        yield words, replace(plan, schedule=partial(_at, plan, factor, more))
+    """The schedule read at other steps, where that is another one."""
+    for words, at in _readings(sorted({plan.parts, *SPLITS} - {1})):
+        if any(plan.schedule(at(k)) != plan.schedule(k) for k in range(STEPS)):
+            yield words, replace(plan, schedule=partial(_at, plan, at))
 
 
-def _at(plan: Plan, factor: int, more: int, k: int) -> float:
-    return plan.schedule(max(0, factor * k + more))
+def _readings(parts: Sequence[int]) -> Iterator[tuple[str, Callable[[int], int]]]:
+    """At which step a schedule may be read in place of step k: some late or early, or advanced by every micro-batch."""
+    for shift in (-2, -1, 1, 2):
+        yield f"schedule(k {'+' if shift > 0 else '-'} {abs(shift)})", partial(_counted, 1, shift, 1)
+    for n in parts:
+        yield f"schedule({n} k)", partial(_counted, n, 0, 1)
+        yield f"schedule({n} (k + 1))", partial(_counted, n, n, 1)
+        yield f"schedule({n} k + {n - 1})", partial(_counted, n, n - 1, 1)
+        yield f"schedule(k // {n})", partial(_counted, 1, 0, n)
+
+
+def _counted(factor: int, more: int, divisor: int, k: int) -> int:
+    return max(0, factor * k + more) // divisor
+
+
+def _at(plan: Plan, at: Callable[[int], int], k: int) -> float:
+    return plan.schedule(at(k))
 
 
 def _right(taken: Sequence[Taken], plan: Plan) -> bool:
@@ -87,3 +105,56 @@ def _nothing_moves(one: Taken) -> bool:
 
 def _either(name: str, fits: Sequence[set[str]], plan: Plan) -> bool:
     return name in fits[0] and name in fits[1] and plan.rule.decays(name)
+
+
+def said_of(factors: Sequence[float], declared: Callable[[int], float]) -> str:
+    """The factors of the steps in place of the declared ones, and the schedules that have them."""
+    count = len(factors)
+    should = np.array([float(declared(k)) for k in range(_LONGEST)])
+    read = f"{_listed(factors)} as the schedule's factors in place of {_listed(should[:count])}"
+    names = [words for words, other in _near(should, np.arange(count)) if _same(other[:count], np.asarray(factors))]
+    return f"{read}: {' or '.join(dict.fromkeys(names))}" if names else read
+
+
+def _near(should: Array, k: Array) -> Iterator[tuple[str, Array]]:
+    """Other readings of the declared schedule; of a cosine with a warm-up other forms, too."""
+    for words, at in _readings(_TIMES):
+        yield words, should[[at(one) for one in k.tolist()]]
+    yield from (("its square", should**2), ("its root", np.sqrt(np.abs(should))))
+    for total, warmup in _lengths(should):
+        rise = np.minimum(1.0, k / warmup) if warmup else np.ones(len(k))
+        past, left = np.maximum(k - warmup, 0), max(total - warmup, 1)
+        late = np.maximum(k - warmup - 1, 0) / max(left - 1, 1)
+        yield "a cosine counted from step 0 over all steps, times the warm-up", rise * _half(k / total)
+        yield "a cosine without the warm-up", _half(k / total)
+        yield "a warm-up that begins at 1, not at 0", np.minimum(1.0, (k + 1) / max(warmup, 1)) * _half(past / left)
+        yield "a warm-up one step longer", np.minimum(1.0, k / (warmup + 1)) * _half(late)
+        yield "a cosine that lasts all steps from the end of the warm-up", rise * _half(past / total)
+        yield "a cosine that ends a step earlier", rise * _half(past / max(left - 1, 1))
+        yield "a straight line in place of the cosine", rise * (1 - past / left)
+        yield "the warm-up, and no decay after it", rise
+        yield "a quarter of a cosine in place of half of one", rise * np.cos(np.pi / 2 * past / left)
+        yield "a whole cosine in place of half of one", rise * _half(2 * past / left, 2.0)
+        for least in (0.1, 0.01, 0.001):
+            yield f"a cosine that ends at {least:g}, not at 0", rise * (least + (1 - least) * _half(past / left))
+
+
+def _half(x: Array, most: float = 1.0) -> Array:
+    return (1 + np.cos(np.pi * np.minimum(x, most))) / 2
+
+
+def _lengths(should: Array) -> Iterator[tuple[int, int]]:
+    """Of a cosine, how long it lasts, and its warm-up; found where it is short enough."""
+    for total in range(2, _LONGEST):
+        for warmup in range(total):
+            if _same(np.array([float(cosine(k, total, warmup)) for k in (1, 2, total - 1)]),
+                     should[[1, 2, total - 1]]):  # fmt: skip
+                yield total, warmup
+
+
+def _same(one: Array, other: Array) -> bool:
+    return bool(np.all(np.abs(one - other) <= _ALIKE))
+
+
+def _listed(factors: Sequence[float] | Array) -> str:
+    return ", ".join(f"{factor:.4g}" for factor in factors)

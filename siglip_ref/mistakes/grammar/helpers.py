@@ -11,6 +11,8 @@ from siglip_ref.mistakes.resample import cubic, resample_weights, tent
 ORDERS = tuple(" ".join(order) for order in permutations(("qkv", "head", "size")) if order != ("qkv", "head", "size"))
 _KERNELS = {"bilinear": tent, "bicubic": cubic(-0.75)}
 KINDS = tuple(_KERNELS)
+NORMS = ("standardised", "by_rms", "by_length")
+_EPS = 1e-6
 
 
 def without(x: Any, rows: Sequence[int]) -> Any:
@@ -28,6 +30,22 @@ def regrouped(parts: Sequence[Any], heads: int, order: str) -> list[Any]:
     split = fused.reshape(*fused.shape[:2], *(sizes[axis] for axis in axes))
     places = [2 + axes.index(axis) for axis in ("qkv", "head", "size")]
     return list(split.transpose(places[0], 0, places[1], 1, places[2]))
+
+
+def standardised(x: Any) -> Any:
+    """Less its mean, over its deviation, along the last axis: a layer norm without weights."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + _EPS)
+
+
+def by_rms(x: Any) -> Any:
+    """Over its root mean square, along the last axis."""
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + _EPS)
+
+
+def by_length(x: Any) -> Any:
+    """Over its length, along the last axis."""
+    return x / np.sqrt((x * x).sum(-1, keepdims=True))
 
 
 def turned(table: Any) -> Any:

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, get_args
 
 from siglip_ref.mistakes.grammar.forms import alone, instead
-from siglip_ref.mistakes.grammar.helpers import KINDS, ORDERS
+from siglip_ref.mistakes.grammar.helpers import KINDS, NORMS, ORDERS
 
 FREE = "_free_"  # a factor that is not known
 ROWS = "_rows_"  # rows of a table that are not known
@@ -109,6 +109,12 @@ class Scope:
         elif node.id.isupper():  # a number of the formula
             yield f"{node.id} * {FREE}"
         elif node.id in self.since:
+            if node.id == "bias" and "kernel" in self.since:  # by what a kernel in few bits is divided by
+                lengths = ("np.abs(kernel).max(0)", "np.abs(kernel).max()", "np.sqrt((kernel * kernel).sum(0))")
+                yield from (f"bias {sign} {length}" for length in lengths for sign in "*/")
+            if node.id in ("x", "normed"):  # other tokens beside
+                yield from (f"np.concatenate([{node.id}, {n}], 1)" for n, at in self.since.items()
+                            if n != node.id and at < statement.lineno)  # fmt: skip
             yield from ("None",) if node.id in self.optional else ()
             yield from (n for n, line in self.since.items() if line < statement.lineno and n not in self.forms)
 
@@ -152,6 +158,8 @@ def _of_kind(node: ast.expr, text: str) -> Iterator[str]:
             fused = ", ".join(ast.unparse(one.args[0]) for one in calls)
             yield from (f"regrouped(({fused}), {ast.unparse(calls[0].args[1])}, {order!r})" for order in ORDERS)
         parts = list(map(ast.unparse, node.elts))
+        if len(calls) == 3:  # queries and keys that are normed
+            yield from (f"({norm}({parts[0]}), {norm}({parts[1]}), {parts[2]})" for norm in NORMS)
         for i, j in combinations(range(len(parts)), 2):
             order = [*parts]
             order[i], order[j] = parts[j], parts[i]
@@ -219,6 +227,8 @@ def _is_alike(one: Any, other: Any) -> bool:
 
 def _of_call(node: ast.Call) -> Iterator[str]:
     name, given = ast.unparse(node.func), list(map(ast.unparse, node.args))
+    if name == "weight.sum":  # keys of zeros that are not masked: scores of 0
+        yield f"{ast.unparse(node)} + {FREE} * np.exp(-x.max(-1, keepdims=True))"
     rest = ", ".join([*given, *(f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords)])
     if name.endswith(".forward") and given:
         yield f"({given[0]}, None)"

@@ -21,7 +21,7 @@ from siglip_ref.mistakes.grammar.words import decided, formula
 from siglip_ref.ops.record import Function, alone_of
 
 HERE = "_here_"
-_HELPERS = {name: getattr(helpers, name) for name in ("without", "regrouped", "turned", "resampled")}
+_HELPERS = {name: getattr(helpers, name) for name in ("without", "regrouped", "turned", "resampled", *helpers.NORMS)}
 _FACTOR = np.ones(())  # what FREE is at present
 _TAKEN: list[int] = []  # and ROWS
 _ON: set[int] = set()  # the edits that are made at present

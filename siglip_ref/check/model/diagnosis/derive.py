@@ -166,7 +166,8 @@ def _proven(
                 if not np.isnan(of_named):
                     alike += [edits] * (abs(loss - of_named) <= _FINEST * abs(of_named))
                 elif missing := _unproven(placed, held, run, judge, cfg, conventions):
-                    unproven = unproven or missing
+                    named = edits if missing.startswith("d ") and not unproven.startswith("d ") else named
+                    unproven = missing if missing.startswith("d ") else unproven or missing
                 else:
                     named, of_named = edits, loss
         except Exception:  # whatever an edit raises: no program in a whole model
@@ -179,7 +180,7 @@ def _of_gradients(
     again: Callable[[], tuple[Probe, Run]],
 ) -> Derived | str:  # fmt: skip
     """Where every value is right: the edit of the first way back that is wrong."""
-    wrong = [name for name, grad in judge.exact.grads.items() if not _by(name, run.grads[name], grad, judge) <= 1]
+    wrong = [name for name, grad in judge.exact.grads.items() if not by(name, run.grads[name], grad, judge) <= 1]
     if not wrong or "/" not in wrong[-1] or not all(np.isfinite(grad).all() for grad in run.grads.values()):
         return "stage"
     stage = stage_of(wrong[-1])  # what stands last in the network comes first on the way back
@@ -192,7 +193,7 @@ def _of_gradients(
         back = forward_with(placed, ground, cfg, conventions)[2]
 
         def off(_: Reference, back: Callable[[], dict[str, Array]] = back) -> list[float]:
-            return [_by(name, run.grads[name], grad, judge) for name, grad in back().items()]
+            return [by(name, run.grads[name], grad, judge) for name, grad in back().items()]
 
         def numbers(_: Reference, back: Callable[[], dict[str, Array]] = back) -> Array:
             return np.concatenate([np.ravel(grad) / (np.max(np.abs(grad)) or 1.0) for grad in back().values()])
@@ -210,14 +211,14 @@ def _of_gradients(
         with made(fitted.edits):
             loss, activations, way_back = forward_with(placed, held, cfg, conventions)
             grads = way_back()
-        unproven = _wrong_value(got, activations | {"loss": loss}, judge) or next(
-            (f"d {n}" for n in grads if not _by(n, got.grads[n], grads[n], judge) <= _SURE), ""
+        unproven = wrong_value(got, activations | {"loss": loss}, judge) or next(
+            (f"d {n}" for n in grads if not by(n, got.grads[n], grads[n], judge) <= _SURE), ""
         )
         return Derived(fitted, tuple(one for one in stages_of(cfg, tower) if one in stages), unproven)
     return "stage"
 
 
-def _by(name: str, got: Array, expected: Array, judge: Judge) -> float:
+def by(name: str, got: Array, expected: Array, judge: Judge) -> float:
     """How far off a gradient is, in what is allowed."""
     return _off(got, expected, judge.of_grad[name], _usual(name, judge))
 
@@ -259,7 +260,7 @@ def _explained(
 def _unproven(placed: list[Edited], held: Probe, run: Run, judge: Judge, cfg: Config, conventions: Conventions) -> str:
     """What a further run shows that the edits do not give."""
     loss, activations, _ = forward_with(placed, held, cfg, conventions)
-    if wrong := _wrong_value(run, activations | {"loss": loss}, judge):
+    if wrong := wrong_value(run, activations | {"loss": loss}, judge):
         return wrong
     rng = np.random.default_rng(7)
     for name, grad in run.grads.items():
@@ -278,7 +279,7 @@ def _unproven(placed: list[Edited], held: Probe, run: Run, judge: Judge, cfg: Co
     return ""
 
 
-def _wrong_value(run: Run, expected: Mapping[str, Array], judge: Judge) -> str:
+def wrong_value(run: Run, expected: Mapping[str, Array], judge: Judge) -> str:
     """The first activation, or the loss, that is not what is expected."""
     got = run.activations | {"loss": np.reshape(run.loss, ())}
     shown = [name for name in expected if name in got and name in judge.of_value]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,8 @@ def _ways() -> Iterator[_Wrong]:
     ):
         text = f"the table of positions is resized {words} ({filters.text})"
         yield _Wrong(_RESIZE, text, repair, _resized(weights))
+    for words, weights in _resizes():
+        yield _Wrong("derived", f"the table of positions is resized {words}", repair, _resized(weights))
     yield _Wrong(
         "derived", "the table of positions is resized to columns and rows exchanged", "rows first", _transposed
     )
@@ -96,6 +99,27 @@ def _ways() -> Iterator[_Wrong]:
         "give the mask to every block, for its keys",
         lambda ops: replace(ops, attention=_unmasked(ops.attention, 4)),
     )
+
+
+def _resizes() -> Iterator[tuple[str, Callable[[int, int], Array]]]:
+    """Every kernel, with and without antialias, at places of either step, of either first place."""
+
+    def made(kernel: Callable[[Array], Array], reach: float, wide: bool, ends: bool, corner: bool) -> Any:
+        def weights(size: int, to: int) -> Array:
+            step = (size - 1) / max(to - 1, 1) if ends else size / to
+            return resample_weights(size, to, max(1.0, step) if wide else 1.0, reach, kernel, corner, wide, step)
+
+        return weights
+
+    for (kind, kernel, reach), wide, ends, corner in product(_KERNELS, (True, False), (True, False), (False, True)):
+        step = "(size - 1) / (to - 1), as align_corners=True has it," if ends else "size / to"
+        first = "0" if corner else "step / 2 - 1/2"
+        how = f"{kind}, {'with' if wide else 'without'} antialias"
+        yield f"{how}, at places {step} apart, the first at {first}", made(kernel, reach, wide, ends, corner)
+
+
+_KERNELS = (("bilinearly", tent, 1.0), ("bicubically (a = -0.5)", cubic(-0.5), 2.0),
+            ("bicubically (a = -0.75)", cubic(-0.75), 2.0))  # fmt: skip
 
 
 def _unmasked(pair: Pair, at: int) -> Pair:
