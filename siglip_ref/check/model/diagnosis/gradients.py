@@ -115,7 +115,7 @@ def _begins(tower: str, wrong: Sequence[str], shown: Mapping[str, Array]) -> str
     """Where, on the way back through a tower, the first gradient is wrong."""
     mine = [name for name in shown if name.startswith(f"{tower}/")]
     stages = list(dict.fromkeys(_stage(name) for name in mine))
-    order = [one for one in ("head", "pool", "norm") if one in stages]
+    order: list[str] = [one for one in ("head", "pool", "norm") if one in stages]
     order += sorted((one for one in stages if one.startswith("block")), reverse=True)
     begins = next((k for k, one in enumerate(order) if any(_stage(n) == one for n in mine if n in wrong)), len(order))
     before = [n for n in mine if _stage(n) not in order[: begins + 1] and not n.endswith("k/bias")]
@@ -138,8 +138,8 @@ def _begins(tower: str, wrong: Sequence[str], shown: Mapping[str, Array]) -> str
                 return f"on the way back through the {tower} tower it begins at {first}{alone}, behind {through}{after}"
             right += [whole] if here else []
         return f"on the way back through the {tower} tower it begins at {tower}/{stage}"
-    first = [name for name in wrong if name.startswith(f"{tower}/")]
-    return f"in the {tower} tower only {', '.join(first[:_LISTED])} is wrong, where it begins" if first else ""
+    mine = [name for name in wrong if name.startswith(f"{tower}/")]
+    return f"in the {tower} tower only {', '.join(mine[:_LISTED])} is wrong, where it begins" if mine else ""
 
 
 def _stage(name: str) -> str:
