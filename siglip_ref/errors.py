@@ -1,9 +1,12 @@
 """The one error for wrong use: what was expected, what came, what is near it, why it happened, how to repair it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, TypeVar
 
 MOST = 5
+T = TypeVar("T")
 _ALIKE = 0.6
 _PART = 4  # letters of a part that says something
 
@@ -58,3 +61,31 @@ def near(name: str, known: Iterable[str]) -> list[str]:
     parts = [part for part in name.lower().replace("_", "-").split("-") if len(part) >= _PART]
     sharing = [one for lower, one in by_lower.items() if any(part in lower for part in parts)]
     return list(dict.fromkeys([*close, *sharing]))[:MOST]
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first ones, and how many more.
+
+    >>> few(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(name[:200] for name in names[:most])
+    return (shown + (f" and {len(names) - most} more" if len(names) > most else "")) or "none"
+
+
+def lookup(known: Mapping[str, T], name: str, kind: str, repair: str) -> T:
+    """What has this name; UsageError that lists all names. kind : of things, in the singular."""
+    if name not in known:
+        cause = f"there is no {kind} by this name"
+        raise UsageError(f"one of {', '.join(known)}", repr(name), cause, repair, near(str(name), known))
+    return known[name]
+
+
+def need(module: str, why: str, package: str = "") -> Any:
+    """An optional package's module; UsageError where it is not installed. package : as pip knows it, if otherwise."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = package or module
+        cause, repair = "it is an optional dependency", f"pip install {name}"
+        raise UsageError(f"{name}, {why}", "no such package", cause, repair) from error

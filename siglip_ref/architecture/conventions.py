@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import lookup
 from siglip_ref.ops.gelu import GeluForm
 from siglip_ref.ops.normalize import NormKind
 from siglip_ref.ops.pooling import Pooling
@@ -43,11 +43,6 @@ def preset(name: str, **changes: object) -> Conventions:
     >>> preset("huggingface", text_gelu="erf").text_gelu
     'erf'
     """
-    if name not in PRESETS:
-        raise UsageError(
-            expected=f"one of {', '.join(PRESETS)}",
-            got=repr(name),
-            cause="there is no preset of conventions by this name",
-            repair='sr.preset("big_vision", text_gelu="erf") changes single fields of a preset',
-        )
-    return replace(PRESETS[name], **changes)  # type: ignore[arg-type]  # replace checks the names itself
+    repair = 'sr.preset("big_vision", text_gelu="erf") changes single fields of a preset'
+    found = lookup(PRESETS, name, "preset of conventions", repair)
+    return replace(found, **changes)  # type: ignore[arg-type]  # replace checks the names itself

@@ -1,6 +1,8 @@
 """Model sizes by name: the toys, and every released SigLIP and SigLIP 2 model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from siglip_ref.architecture.conventions import PRESETS, Conventions
 from siglip_ref.errors import UsageError
@@ -46,6 +48,13 @@ class Config:
     def patches(self) -> int:
         """N of the image tower."""
         return self.grid[0] * self.grid[1]
+
+
+def config_of(sizes: Mapping[str, Any], conventions: Mapping[str, Any]) -> Config:
+    """The model that a record spells out, as `dataclasses.asdict` and JSON give it."""
+    fields = dict(sizes) | {side: Tower(**sizes[side]) for side in ("image", "text")}
+    height, width = sizes["image_size"]
+    return Config(**fields | {"image_size": (height, width), "conventions": Conventions(**conventions)})
 
 
 # Source: big_vision models/vit.py, decode_variant; the g-opt row: SigLIP 2, section 2.

@@ -6,7 +6,7 @@ import numpy as np
 
 from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, few
 from siglip_ref.ops.elementary import Array
 
 
@@ -28,7 +28,7 @@ def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cf
         missing, unknown = wanted.keys() - params.keys(), params.keys() - wanted.keys()
         raise UsageError(
             expected=f"the {len(wanted)} parameters of {cfg.name}",
-            got=f"missing: {_some(missing)}; unknown: {_some(unknown)}",
+            got=f"missing: {few(sorted(missing))}; unknown: {few(sorted(unknown))}",
             cause="the parameters belong to another model size",
             repair=f'sr.init(sr.config("{cfg.name}")) has the right names',
         )
@@ -37,7 +37,7 @@ def require_inputs(params: Mapping[str, Array], images: Array, tokens: Array, cf
         wrong = [f"{name} {found[name]}, not {shape}" for name, shape in wanted.items() if found[name] != shape]
         raise UsageError(
             expected=f"the shapes of {cfg.name}",
-            got=_some(wrong),
+            got=few(sorted(wrong)),
             cause="the parameters belong to another model size, or a kernel is transposed",
             repair="kernels are (in, out); siglip_ref.architecture.params.shapes(cfg) lists every shape",
         )
@@ -87,9 +87,3 @@ def _require_patches(images: Array, cfg: Config) -> None:
             cause="whole images given to a NaFlex model, or grids of another batch",
             repair="siglip_ref.use.preprocess.patches cuts an image; stack them, with their grids",
         )
-
-
-def _some(names: object) -> str:
-    """At most four names, and how many more."""
-    listed = sorted(names)  # type: ignore[call-overload]
-    return (", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")) or "none"

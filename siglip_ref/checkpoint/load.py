@@ -19,9 +19,9 @@ from siglip_ref.checkpoint.plan import choose
 from siglip_ref.checkpoint.provenance import GIVEN, Setting
 from siglip_ref.checkpoint.stores import open_store
 from siglip_ref.checkpoint.tables import big_vision
-from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.checkpoint.tables.names import Table, Tensor, of_sides, to_ours
 from siglip_ref.checkpoint.tables.wrapped import BOTH, Format, Sides
+from siglip_ref.errors import few
 
 __all__ = ["Checkpoint", "Format", "find_weights", "load_checkpoint", "require_whole", "resolve"]
 

@@ -15,11 +15,10 @@ from siglip_ref.checkpoint.provenance import DEFAULT, SHAPES, Setting
 from siglip_ref.checkpoint.tables import big_vision, huggingface, open_clip
 from siglip_ref.checkpoint.tables.axes import in_order
 from siglip_ref.checkpoint.tables.lora import is_adapter, merged
-from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.checkpoint.tables.names import Shape, Table, require_match
 from siglip_ref.checkpoint.tables.one_tower import read_tower
-from siglip_ref.checkpoint.tables.wrapped import BOTH, Found, find, unwrapped, without_wrappers
-from siglip_ref.errors import UsageError
+from siglip_ref.checkpoint.tables.wrapped import BOTH, Found, about, find, unwrapped, without_wrappers
+from siglip_ref.errors import UsageError, few
 
 SETTINGS = {"huggingface": "config.json", "open_clip": "open_clip_config.json"}
 
@@ -124,12 +123,7 @@ def _plan(one: Found, store: Store, file: Path, adapters: Mapping[str, Any] | No
 
 def _width(one: Found, shapes: Mapping[str, Shape]) -> int | None:
     """Of the image tower, by the bias of its patches."""
-    bias = {
-        "huggingface": "vision_model.embeddings.patch_embedding.bias",
-        "open_clip": "visual.trunk.patch_embed.proj.bias",
-        "big_vision": "img/embedding/bias",
-    }[one.format]
-    return (shapes.get(bias) or (None,))[0]
+    return (shapes.get(about(one.format)["wide"]) or (None,))[0]
 
 
 def _settings(file: Path, one: Found) -> dict[str, Any] | None:

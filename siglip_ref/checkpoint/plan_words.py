@@ -5,9 +5,9 @@ from pathlib import Path
 
 from siglip_ref.checkpoint.formats.files import Store, unreadable
 from siglip_ref.checkpoint.tables.lora import is_adapter
-from siglip_ref.checkpoint.tables.mismatch import MERGE, few
+from siglip_ref.checkpoint.tables.mismatch import MERGE
 from siglip_ref.checkpoint.tables.wrapped import BEGIN, BOTH, BUFFERS, WRAPPERS, Found
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, few
 
 
 def notes_on(found: Found, store: Store, names: Mapping[str, str], prefix: str) -> list[str]:

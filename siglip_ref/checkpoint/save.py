@@ -11,22 +11,9 @@ from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.checkpoint.load import Format
 from siglip_ref.checkpoint.tables import big_vision, huggingface, open_clip
-from siglip_ref.checkpoint.tables.mismatch import few
 from siglip_ref.checkpoint.tables.names import Table, Tensor, to_theirs
-from siglip_ref.errors import UsageError
-
-# Axes of length 1 that their tensors have and ours have not.
-ODD: dict[str, dict[str, str]] = {
-    "huggingface": {"vision_model.head.probe": "11W", "logit_scale": "1", "logit_bias": "1"},
-    "open_clip": {"visual.trunk.pos_embed": "1NW", "visual.trunk.attn_pool.latent": "11W"},
-    "big_vision": {
-        "img/pos_embedding": "1NW",
-        "txt/pos_embedding": "1NW",
-        "img/MAPHead_0/probe": "11W",
-        "t": "1",
-        "b": "1",
-    },
-}
+from siglip_ref.checkpoint.tables.wrapped import about
+from siglip_ref.errors import UsageError, few
 
 
 def save_checkpoint(
@@ -77,19 +64,18 @@ def to_their_tensors(params: Mapping[str, Tensor], table: Table, cfg: Config, fo
     by_theirs: dict[str, list[Any]] = {}
     for entry in table:
         by_theirs.setdefault(entry.theirs, []).append(entry)
-    out = {}
+    out, axes = {}, about(format)["axes"]
     for name, entries in by_theirs.items():
         parts = [to_theirs(params[e.ours], e, cfg.patch) for e in sorted(entries, key=lambda e: e.part)]
         whole = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
         whole = whole.reshape(entries[0].shape) if entries[0].shape else whole
-        out[name] = _with_ones(whole, ODD[format].get(name.removeprefix("params/")))
+        out[name] = _with_ones(whole, axes.get(name.removeprefix("params/"), 0))
     return out
 
 
-def _with_ones(array: Tensor, wanted: str | None) -> Tensor:
-    """Axes of length 1 in front: "11W" of a vector, "1NW" of a matrix, "1" of a number."""
-    missing = 0 if wanted is None else len(wanted) - array.ndim
-    return array.reshape((1,) * missing + array.shape)
+def _with_ones(array: Tensor, axes: int) -> Tensor:
+    """With axes of length 1 in front, to so many of them."""
+    return array.reshape((1,) * (axes - array.ndim) + array.shape)
 
 
 def _write_shards(place: Path, tensors: dict[str, Tensor], shard: int) -> None:

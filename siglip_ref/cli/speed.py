@@ -6,7 +6,6 @@ else the machine does hits all alike. Figures are medians with their spread; wha
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from siglip_ref.cli.speed_saved import sized
 from siglip_ref.errors import UsageError
+from siglip_ref.process.machine import processor, version
 
 # name of a case: what the worker is told. loss: pairs, width; the others: model, batch
 CASES = {
@@ -237,21 +237,10 @@ def read(path: Path) -> list[Result]:
 
 def machine(threads: int) -> dict[str, str]:
     """What the figures depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def found(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "missing"
-
     names = ("numpy", "scipy", "numba", "torch", "jax", "transformers", "onnxruntime", "openvino")
-    info = Path("/proc/cpuinfo")
-    model = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    cpu = model[0] if model else platform.processor()
-    return {"cpu": cpu, "cores": str(os.cpu_count()), "threads": str(threads)} | {n: found(n) for n in names} | {
-        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE", "chosen by OpenBLAS")
-    }  # fmt: skip
+    found = {name: version(name) or "missing" for name in names}
+    about = {"cpu": processor(), "cores": str(os.cpu_count()), "threads": str(threads)}
+    return about | found | {"openblas_coretype": os.environ.get("OPENBLAS_CORETYPE", "chosen by OpenBLAS")}
 
 
 def table(results: Sequence[Result]) -> str:

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, few
 from siglip_ref.process.typed import visible
 
 
@@ -27,10 +27,9 @@ def require_free(
     _require_no_input(files, inputs)
     taken = [path for path in files if _is_taken(path)] + [path for path in folders if _is_filled(path)]
     if taken and not force:
-        names = ", ".join(map(str, taken[:3])) + f" and {len(taken) - 3} more" * (len(taken) > 3)
         raise UsageError(
             expected="a free place for the output: a new file, a new or empty folder",
-            got=f"{names}, there already",
+            got=f"{few(list(map(str, taken)), 3)}, there already",
             cause="what is there may be somebody's work, so it is not replaced unasked",
             repair="choose another name, or add --force to replace files of the same names",
         )

@@ -1,9 +1,13 @@
-"""Tables as CSV whose every cell comes back as it was: with line ends, quotation marks, bytes that are no text."""
+"""Tables as CSV: ours, whose every cell comes back as it was, and those that people write."""
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from siglip_ref.errors import UsageError
+from siglip_ref.process.typed import read_text, tidy, visible
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> bytes:
@@ -35,3 +39,43 @@ def read_csv(file: Path, columns: Sequence[str]) -> Iterator[list[str]]:
                 yield row
         except csv.Error as error:
             raise ValueError(f"{file.name}: {error}") from error
+
+
+def read_typed(file: Path, columns: tuple[str, str]) -> tuple[list[tuple[str, str]], int]:
+    """Two columns of a CSV as people write it, where both hold something; how many rows there are in all.
+
+    Its first line names them; semicolons or tabs may stand where the comma is the decimal point.
+    """
+    text = read_text(file)
+    wanted = f"a CSV in {file}, its first line naming the columns {' and '.join(columns)}"
+    fits = (sign for sign in ",;\t" if {*columns} <= {*_head(_rows(text, sign, strict=False))})
+    try:
+        rows = _rows(text, next(fits, ","), strict=True)
+    except csv.Error as error:
+        cause = "a quotation mark that is never closed, or not a CSV"
+        repair = 'close it; within quotation marks write "" for one'
+        raise UsageError(wanted, str(error), cause, repair) from error
+    head = _head(rows)
+    wrong = [f"the column {name} twice" for name in columns if head.count(name) > 1]
+    wrong += [f"no column {name}" for name in columns if name not in head]
+    if wrong:
+        got = f"the first line {visible(', '.join(rows[0]))[:80]}" if rows[0] else "an empty file"
+        raise UsageError(wanted, got, " and ".join(wrong), f"make the first line: {','.join(columns)}")
+    one, other = map(head.index, columns)
+    cells = [(row[one], row[other]) for row in rows[1:] if len(row) > max(one, other)]
+    return [(a, b) for a, b in cells if a and b], len(rows) - 1
+
+
+def _head(rows: list[list[str]]) -> list[str]:
+    return [cell.lower() for cell in rows[0]]
+
+
+def _rows(text: str, separator: str, strict: bool) -> list[list[str]]:
+    """Those that hold something, or one that is empty; strict: csv.Error of a quotation mark that is not closed."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict)
+    try:
+        return [row for row in ([tidy(cell) for cell in row] for row in reader) if any(row)] or [[]]
+    except csv.Error as error:
+        if not strict:  # not the separator that is looked for, perhaps
+            return [[]]
+        raise csv.Error(f"{error}, by line {reader.line_num}") from error

@@ -3,33 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from siglip_ref.errors import few
 from siglip_ref.report.data import Finding, Meeting
+from siglip_ref.report.words import WORDS
 
 if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met
     from siglip_ref.check.diagnosis.blocks.faults import Fault
 
-_REPAIRS = {
-    "rounded": "send embeddings in the dtype in which they are multiplied at home",
-    "earlier": "exchange embeddings in every call and use what came in it: nothing is kept from the call before",
-    "matching": "the match of image i of rank r is text i of rank r: its label stands where that text does",
-    "logit": "a logit is exp(log_scale) sim + bias, in every block",
-    "unequal": "sum over the pairs that are there, each once, and divide by the number of all ranks' pairs",
-    "instead": "d log_scale is the sum of slope x (logit - bias), d bias the sum of slopes, each for its own input",
-    "left out": "an image meets every text of another rank as a negative, that with its own local index too",
-    "missing": "every rank scores the texts of every rank once: W blocks, and W - 1 exchanges of texts between them",
-    "repeated": "every block counts once: look for what computes it again, or for texts that did not change in between",
-    "weighed": "every block counts once: look for what its sum is multiplied or divided by",
-    "matches": "the matches of a rank's images are its own texts: labels are +1 on the diagonal of the block of its "
-    "own images and texts, whichever that is on each rank, and -1 everywhere else",
-    "unmatched": "the matches of a rank's images are its own texts: labels are +1 on the diagonal of its own block",
-    "own again": "the own block is computed once, with its matches: it is no remote one, neither at hop 0 nor at hop W",
-    "zeros": "every rank scores what was sent to it: wait for the message and use it, and let every rank be sent one",
-    "due": "a text's gradient belongs to the rank of that text, and to no other: send it there, or sum it there alone",
-    "stays": "bring every gradient to the rank that owns its texts: send it on with them, then home; or sum over ranks",
-    "shifted": "bring every gradient to the rank that owns its texts: after hop W - 1 it makes one more move, home",
-    "elsewhere": "bring every gradient to the rank that owns the rows, once",
-}
 _LOST = (
     "every block gives a gradient to its images and to its texts: no detach, no gather without gradient (its backward "
     "is a sum over ranks, a reduce-scatter), and what other ranks computed for these rows is added up at their owner"
@@ -49,7 +30,7 @@ def repair_of(fault: "Fault", reduce: str) -> str:
     if fault.kind == "missing" and names <= {"log_scale", "scale", "bias"}:
         return _SHARES
     if fault.kind != "factor" or fault.factor is None:
-        return _REPAIRS[fault.kind]
+        return WORDS["repair_ranks"][fault.kind]
     times = fault.factor
     form = str(times)
     if not times.number:
@@ -99,9 +80,8 @@ def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[s
     same = len(set(said.values())) == 1
     words = next(iter(said.values())) if same else " / ".join(f"{text} (W={world})" for world, text in said.items())
     if not blocks.certain:
-        places = ", ".join(f"{name} at {label}" for name, label in blocks.failed[:_LISTED])
-        more = f" and {len(blocks.failed) - _LISTED} more" if len(blocks.failed) > _LISTED else ""
-        lost = f"; it does not give {places}{more}" if blocks.failed else "; nothing is left to prove it with"
+        places = few([f"{name} at {label}" for name, label in blocks.failed], _LISTED)
+        lost = f"; it does not give {places}" if blocks.failed else "; nothing is left to prove it with"
         return [f"measured: {words}", f"not certain: this is read off the gradients at two calls{lost}"]
     of = [f"; {told(fault)}" for fault in faults if fault.way.kind]
     lines = ["".join((f"your loss over ranks: {words}", *of))]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siglip_ref.errors import few
 from siglip_ref.report.repairs import repair_of
+from siglip_ref.report.words import WORDS
 
 if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.derive.formula import (
@@ -25,95 +27,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.derive.shapes import Number, Shape
 
 _DIAGONAL, _OTHERS, _ALL = ("diagonal",), ("not diagonal",), ("everywhere",)
-_SETS = {
-    "diagonal": "i = j",
-    "not diagonal": "i != j",
-    "everywhere": "all pairs",
-    "above the diagonal": "i < j",
-    "not above the diagonal": "i >= j",
-}
-_FUNCTIONS = {
-    "softplus": "softplus({u})",
-    "softplus + linear": "(softplus({u}) - {0} ({u}))",
-    "softplus + multiple": "(softplus({u}) + {0} ({u}))",
-    "softplus, finite up to": "softplus({u})",
-    "log of sigmoid + eps": "-log(sigmoid(-({u})) + {0})",
-    "log of sigmoid, at least": "-log(max(sigmoid(-({u})), {0}))",
-    "focal": "sigmoid({u})^{0} softplus({u})",
-    "softplus + sigmoid": "(softplus({u}) + {0} sigmoid({u}))",
-    "generalised cross-entropy": "(1 - sigmoid(-({u}))^{0}) / {0}",
-    "softplus + hinge": "(softplus({u}) + max(0, {u}))",
-    "softplus of the size": "softplus(|{u}|)",
-    "softplus squared": "softplus({u})^2",
-    "hinge": "max(0, {u})",
-    "hinge squared": "max(0, {u})^2",
-    "sigmoid squared": "sigmoid({u})^2",
-    "identity": "({u})",
-    "square": "({u})^2",
-    "absolute": "|{u}|",
-    "sigmoid to a power": "sigmoid({u})^{0}",
-    "sigmoid of the clamped": "sigmoid(clamp({u}, {0}, {1}))",
-    "sigmoid, at most": "min(sigmoid({u}), {0})",
-    "sigmoid of the shifted": "sigmoid({u} + {0})",
-    "sigmoid of a multiple": "sigmoid({0} {u})",
-    "sigmoid above one half": "sigmoid({u}) where {u} > 0, else 0",
-    "loss": "softplus({u})",
-    "slope of softplus": "sigmoid({u})",
-    "clamp": "clamp({u}, {0}, {1})",
-    "soft cap": "{0} tanh(({u}) / {0})",
-    "cube": "{u}^3",
-    "angle": "(1 - 2 arccos({u}) / pi)",
-    "distance": "sqrt(2 - 2 {u})",
-}
-_COUPLED = {
-    "softmax, rows": "cross-entropy of each row's softmax",
-    "softmax, columns": "cross-entropy of each column's softmax",
-    "softmax of the others, rows": "cross-entropy of each row's softmax over its negatives",
-    "softmax of the others, columns": "cross-entropy of each column's softmax over its negatives",
-    "hardest, rows": "softplus of each row's {0} largest negative logits",
-    "hardest, columns": "softplus of each column's {0} largest negative logits",
-    "above the median, rows": "softplus of each row's negative logits from the median up",
-    "above the median, columns": "softplus of each column's negative logits from the median up",
-    "above own, rows": "softplus of negative logits that exceed their row's positive one",
-    "above own, columns": "softplus of negative logits that exceed their column's positive one",
-    "number above own, rows": "1 for each negative logit that exceeds its row's positive one",
-    "number above own, columns": "1 for each negative logit that exceeds its column's positive one",
-    "triplet, rows": "max(0, {0} + each row's largest negative logit - its positive one)",
-    "triplet, columns": "max(0, {0} + each column's largest negative logit - its positive one)",
-    "all triplets, rows": "max(0, {0} + every negative logit - its row's positive one)",
-    "all triplets, columns": "max(0, {0} + every negative logit - its column's positive one)",
-    "positives": "softplus(-logit) of the positives",
-    "negatives": "softplus(logit) of the negatives",
-    "all logits": "all logits",
-    "diagonal logits": "the positives' logits",
-}
-_BESIDES = {
-    "one pair": "a batch of one pair gives something else",
-    "ties": "where logits are equal another choice is made",
-    "kinks": "where a logit is 0 another slope is taken",
-    "zeros": "rows of zeros do not count as equal",
-}
 _ELSEWHERE = "; what is wrong is not in the formula: another way of calling it, a larger batch, rounding"
-_STOPPED = {
-    "random": "two calls with the same inputs give two losses: nothing can be derived of a function that is random",
-    "not a function of similarities": "turning all rows together changes the loss: it is no function of their products",
-    "not finite": "the loss is not finite at moderate logits",
-    "pair function": "what one pair adds is no function of its logit that is known here",
-    "scale": "how a logit depends on log_scale is none of the known ways",
-    "offset": "how a logit depends on the bias is none of the known ways",
-    "rows": "what becomes of rows before the product is none of the known ways",
-    "coupled": "pairs depend on each other (rows or columns share something), in no way that is known here",
-    "weights": "pairs are weighed in a pattern that is not known here",
-    "constant": "something is added to the loss that is not known here",
-    "many kinds of pairs": "logits of more than four kinds: each pair seems to have its own",
-    "no pair counts": "no pair's similarity changes the loss",
-    "gradients": "the value is known, and these gradients are not its derivative in any way that is known here: {}",
-    "not reproduced": "a formula was found that does not give everything",
-    "shape": "not derived: the experiments need batches of 1 to 19 pairs",
-    "size": "not derived: a call takes too long; explain=True derives all the same",
-    "calls": "not derived: it would have taken too many calls",
-    "raises": "not derived: the loss raises at inputs of the experiments",
-}
 
 
 def in_words(derived: "Derived", wrong: bool = False, declared: bool = False) -> list[str]:
@@ -125,9 +39,8 @@ def in_words(derived: "Derived", wrong: bool = False, declared: bool = False) ->
     lines = [f"your loss: {formula_in_words(derived.formula)}"]
     if not derived.certain:
         lines[0] = lines[0].replace("your loss:", "measured:")
-        places = [f"{name} at {label}" for name, label in derived.failed[:3]]
-        more = f" and {len(derived.failed) - 3} more" if len(derived.failed) > 3 else ""
-        what = f"; it does not give {', '.join(places)}{more}" if places else ""
+        places = [f"{name} at {label}" for name, label in derived.failed]
+        what = f"; it does not give {few(places, 3)}" if places else ""
         return [*lines, f"not certain: {_stopped(derived)}{what}"]
     linear = derived.formula.linear
     lines += [
@@ -136,7 +49,7 @@ def in_words(derived: "Derived", wrong: bool = False, declared: bool = False) ->
     ]
     if not derived.differences:
         lines.append(f"that is {own}" + _ELSEWHERE * wrong)
-    besides = "".join(f"; {_BESIDES[one]}" for one in derived.besides)
+    besides = "".join(f"; {WORDS['besides'][one]}" for one in derived.besides)
     proof = f"this reproduces your loss at held-out inputs ({derived.compared} tensors, {derived.calls} calls){besides}"
     return [*lines, proof]
 
@@ -145,7 +58,7 @@ def _stopped(derived: "Derived") -> str:
     measured = derived.measured[0] if derived.measured else None
     if measured is None:
         return "SigLIP's own formula does not give everything"
-    return _STOPPED.get(measured.kind, measured.kind).format(", ".join(measured.words))
+    return WORDS["stopped"].get(measured.kind, measured.kind).format(", ".join(measured.words))
 
 
 # --- formulas
@@ -227,9 +140,9 @@ def _term(term: "Term", linear: bool, place: int) -> str:
 
 
 def _of(shape: "Shape", u: str) -> str:
-    if shape.name.startswith("slope of ") and shape.name not in _FUNCTIONS:
+    if shape.name.startswith("slope of ") and shape.name not in WORDS["functions"]:
         return f"d/du {_of(replace(shape, name=shape.name.removeprefix('slope of ')), u)}"
-    form = _FUNCTIONS.get(shape.name, f"{shape.name}({{u}})")
+    form = WORDS["functions"].get(shape.name, f"{shape.name}({{u}})")
     return form.format(*(number(p) for p in shape.parameters), u=u)
 
 
@@ -289,11 +202,11 @@ def _before(form: "OfPairs") -> str:
 
 def where_in_words(where: "Where") -> str:
     """i != j; what has no formula by its name."""
-    return " and ".join(_SETS.get(name, name.replace("not ", "outside ")) for name in where.names)
+    return " and ".join(WORDS["sets"].get(name, name.replace("not ", "outside ")) for name in where.names)
 
 
 def _coupled(one: "Coupled") -> str:
-    return f"{_before(one.weight)}sum of {_COUPLED[one.kind].format(_share(one))}"
+    return f"{_before(one.weight)}sum of {WORDS['coupled'][one.kind].format(_share(one))}"
 
 
 def _share(one: "Coupled") -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, few
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import Row
 from siglip_ref.report.verdict import Unjudged, Verdict
@@ -76,9 +76,8 @@ class Sight:
         return len(self.blind) > _MUCH * self.of
 
     def __str__(self) -> str:
-        more = f" and {len(self.blind) - _NAMED} more" if len(self.blind) > _NAMED else ""
         parts = [f"would have detected {len(self.seen)} of {self.of} known mistakes"]
-        parts += [f"not detectable in {self.dtype}: {', '.join(self.blind[:_NAMED])}{more}"] if self.blind else []
+        parts += [f"not detectable in {self.dtype}: {few(self.blind, _NAMED)}"] if self.blind else []
         return "; ".join(parts)
 
     def beside(self) -> list[str]:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,40 +23,7 @@ _BAR = (-3, 6)  # powers of ten of what is allowed, from the left end of a bar t
 _MOST_CELLS = (48, 96)  # rows and columns of the heat map
 _LEVELS = ((1, "right"), (10, "up to 10 times what is allowed"), (1e3, "up to 1000 times"), (math.inf, "more"))
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fbfaf8; --card: #fff; --text: #1d1c1a; --faint: #6c6a66; --line: #e2dfd9;
-  --good: #2b7a4b; --bad: #b3261e; --other: #8a6100; --h0: #e6ebe4; --h1: #f2cf7e; --h2: #e2803c; --h3: #a3160f;
-  --h4: #6a3fb5 }
-@media (prefers-color-scheme: dark) { :root { --page: #171614; --card: #211f1d; --text: #ece8e1; --faint: #a09b92;
-  --line: #3a3733; --good: #6fce94; --bad: #ff8a80; --other: #e8b94a; --h0: #2b332d; --h1: #6b5420; --h2: #c0652a;
-  --h3: #ff6f61; --h4: #b79aff } }
-* { box-sizing: border-box } p { margin: .4rem 0 }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.3rem; margin: .4rem 0; overflow-wrap: anywhere } h2 { font-size: 1rem; margin: 2rem 0 .6rem }
-.badge { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; border: 2px solid; font-weight: 700 }
-.good { color: var(--good) } .bad { color: var(--bad) } .other { color: var(--other) } .faint { color: var(--faint) }
-.card { background: var(--card); border: 1px solid var(--line); border-left: 5px solid var(--bad); border-radius: 6px;
-  padding: .7rem 1rem; margin: .7rem 0; overflow-wrap: anywhere } .card p { margin: .3rem 0 }
-.card.other { color: inherit; border-left-color: var(--other) } .card h3 { margin: 0; font-size: 1.05rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .88rem }
-th { text-align: left; font-weight: 600; color: var(--faint) }
-th, td { padding: .18rem .7rem .18rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-td.name { font-family: ui-monospace, monospace; overflow-wrap: anywhere; min-width: 11rem }
-.note { font-family: system-ui, sans-serif; color: var(--faint); font-size: .8rem }
-.bar { position: relative; width: 9rem; height: .75rem; margin-top: .35rem; background: var(--h0); border-radius: 2px }
-.bar i { position: absolute; left: 0; top: 0; bottom: 0; background: currentColor; border-radius: 2px }
-.bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: var(--text) }
-svg { display: block; width: 100%; border: 1px solid var(--line) } rect { stroke: var(--page); stroke-width: .05 }
-.h0 { --c: var(--h0) } .h1 { --c: var(--h1) } .h2 { --c: var(--h2) } .h3 { --c: var(--h3) } .h4 { --c: var(--h4) }
-rect, .key i { fill: var(--c); background: var(--c) } .key span { margin-right: .9rem; white-space: nowrap }
-.key i { display: inline-block; padding: .4rem; vertical-align: -2px; margin-right: 5px; border: 1px solid var(--line) }
-.whole { white-space: nowrap }
-ul { margin: .3rem 0; padding-left: 1.2rem; overflow-wrap: anywhere } td .note { --wide: min(62rem, 100vw - 3rem);
-  width: var(--wide); margin-right: calc(-1 * var(--wide)) }
-@media (max-width: 40rem) { .less { display: none } .bar { width: 5rem } td.name { min-width: 8rem } }
-"""
+_STYLE = "\n" + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 def to_html(report: "Report") -> str:

@@ -2,24 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from siglip_ref.report.words import WORDS
+
 if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.derive.formula import Backward, Difference
     from siglip_ref.check.diagnosis.derive.sets import OfPairs
     from siglip_ref.check.diagnosis.derive.shapes import Number
-
-_FUNCTIONS = {
-    "softplus + linear": "labels are 1 and 0, not smoothed: -logsigmoid(z * logits)",
-    "softplus + multiple": "the targets of binary cross-entropy are 1 and 0 (not 1 and -1): -logsigmoid(z * logits)",
-    "log of sigmoid + eps": "replace log(sigmoid(x) + eps) by F.logsigmoid(x)",
-    "log of sigmoid, at least": "replace log(sigmoid(x).clamp(...)) by F.logsigmoid(x)",
-    "focal": "drop the factor (1 - p)^gamma before -logsigmoid(z * logits)",
-}
-_ROWS = {
-    "as given": "divide each row by its length: F.normalize(x, dim=-1)",
-    "unit": "leave the rows as they are: they are unit already",
-    "unit + eps": "divide by the length alone; what guards it is 1e-8 or less",
-    "whole matrix": "the length of each row: F.normalize(x, dim=-1), or norm(axis=-1, keepdims=True)",
-}
 
 
 def repair_of(one: "Difference", declared: bool = False) -> str:
@@ -27,11 +15,11 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
     which SigLIP's own weights, labels and divisor are no repair"""
     got: Any = one.got
     if one.of == "softmax":
-        return _OF_SOFTMAX[one.place]
+        return WORDS["repair_softmax"][one.place]
     if declared and one.place in ("weights", "function", "reduction"):
         return "make it what was declared, or declare what it is"
-    if one.place in _BY_PLACE:
-        return _BY_PLACE[one.place]
+    if one.place in WORDS["repair_place"]:
+        return WORDS["repair_place"][one.place]
     if one.place == "reduction":
         return _reduction(got)
     if one.place in ("scale", "offset"):
@@ -39,41 +27,20 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
     if one.place == "function":
         if got.name == "softplus + linear" and one.of == "both":
             meant = f"; if they are meant so, check_loss(fn, label_smoothing={2 * got.parameters[0]:.6g})"
-            return _FUNCTIONS[got.name] + meant
-        return _FUNCTIONS.get(got.name, "-F.logsigmoid(z * logits), with z = 1 on the diagonal and -1 elsewhere")
+            return WORDS["repair_function"][got.name] + meant
+        return WORDS["repair_function"].get(
+            got.name, "-F.logsigmoid(z * logits), with z = 1 on the diagonal and -1 elsewhere"
+        )
     if one.place == "extra":
         return _EXTRA if "softplus" in got[0] else "take it out of the loss"
     if one.place == "rows" and got.undivided:
         return "the gradient of x / |x| is (d - (d . x) x / |x|^2) / |x|"
     if one.place == "rows":
-        return "the length needs its gradient: no detach" if got.detached else _ROWS[got.kind]
+        return "the length needs its gradient: no detach" if got.detached else WORDS["repair_rows"][got.kind]
     return _backward(got)
 
 
 _EXTRA = "rows that fill up a block have the similarity 0: leave them out of the sum"
-_OF_SOFTMAX = {
-    "scale": "multiply the similarities by the scale, once",
-    "offset": "add nothing to the similarities",
-    "own": "take the margin off: the logits of own pairs are as all others",
-    "terms": "cross_entropy of the rows and of the columns of the logits",
-    "directions": "(cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2, each the mean over its rows",
-    "smoothing": "cross_entropy without label_smoothing",
-}
-_BY_PLACE = {
-    "weights": "sum over every pair once: labels * logits of the whole B x B matrix; if pairs are meant to weigh "
-    'otherwise, check_loss(fn, weights=(3.0, 1.0)), or positives="ids"',
-    "labels": "labels are +1 on the diagonal and -1 elsewhere, and every pair counts",
-    "cap": "take the clamp off the logits: logsigmoid needs none",
-    "similarity": "the similarity is image_embed @ text_embed.T",
-    "coupled": "no softmax and no choice of negatives: -F.logsigmoid(z * logits).sum() / len(image_embed); if CLIP's "
-    'loss is meant, check_loss(fn, loss="softmax")',
-    "slope": "let autograd differentiate the value; a weight that is held constant needs its gradient",
-    "width": "the similarity is image_embed @ text_embed.T, neither a mean nor divided by a power of the width",
-    "over": "divide by the number of images, len(image_embed), not by the width",
-    "kept": "save what the backward reads in the dtype in which the forward computed",
-    "scalars": "leave scale and bias in float32, whatever the embeddings are in",
-    "unstable": "F.logsigmoid(x), which is finite everywhere",
-}
 
 
 def _reduction(got: "OfPairs") -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from siglip_ref.errors import few
 from siglip_ref.report.compare import Row
 
 Verdict = Literal["PASS", "OTHER CONVENTION", "NOT JUDGED", "FAIL"]
@@ -93,7 +94,7 @@ def _beyond(rows: list[Row], at: str | None) -> Unjudged | None:
     note = next(row.note for row in counted if row.name == beyond[0])
     probes = {row.probe for row in counted}
     where = " at every probe" if len(probes) > 1 else f" at {probes.pop()}" if probes != {""} else ""
-    evidence = f"{_listed(beyond)}: out of range{where}, so nothing says whether it is right ({note})"
+    evidence = f"{few(beyond, _NAMED)}: out of range{where}, so nothing says whether it is right ({note})"
     return Unjudged("out of range", beyond, evidence, 'a wider dtype= ("float64" has the widest), or smaller weights')
 
 
@@ -105,11 +106,7 @@ def _judged_nowhere(rows: list[Row], needed: Callable[[Row], bool]) -> Unjudged 
         return None
     names = tuple(dict.fromkeys(f"d {row.name}" if row.kind == "gradient" else row.name for row in missing))
     note = f" ({missing[0].note})" if missing and missing[0].note else ""
-    evidence = f"{_listed(names) or 'nothing'}: judged at no probe{note}" if names else "nothing was compared"
+    evidence = f"{few(names, _NAMED)}: judged at no probe{note}" if names else "nothing was compared"
     return Unjudged(
         "judged nowhere", names, evidence, 'a wider dtype=, or inputs that stay within its range; see "not checked"'
     )
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -123,11 +123,10 @@ def study(
     force: Force = False,
 ) -> None:
     """Repeat one of the paper's studies at toy scale, with spread, beside the paper's own table."""
-    from siglip_ref.errors import UsageError
+    from siglip_ref.errors import lookup
     from siglip_ref.training.study.run import run
     from siglip_ref.training.study.table import STUDIES
 
-    if name not in STUDIES:
-        raise UsageError(", ".join(STUDIES), repr(name), "there is no study by this name", "siglip-ref study batch")
-    typer.echo(run(STUDIES[name], seeds, out, typer.echo, force, quick))
+    chosen = lookup(STUDIES, name, "study", "siglip-ref study batch")
+    typer.echo(run(chosen, seeds, out, typer.echo, force, quick))
     typer.echo(f"{out / name}.svg")

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, few
 from siglip_ref.process.typed import tidy, visible
 from siglip_ref.use.text_conventions import canonical_prompt
 from siglip_ref.use.tokenizer import Tokenizer
@@ -46,8 +46,7 @@ def require_words(labels: Sequence[str], tokenizer: Tokenizer) -> Sequence[str]:
     if nothing:
         raise UsageError(
             expected="labels of which something is left when they are cleaned as the model was trained",
-            got=", ".join(f"'{visible(label)}'" for label in nothing[:5])
-            + f" and {len(nothing) - 5} more" * (len(nothing) > 5),
+            got=few([f"'{visible(label)}'" for label in nothing], 5),
             cause="this model's texts lose punctuation and what cannot be seen, and these labels are nothing else",
             repair='write them in words: "question mark" for "?"',
         )

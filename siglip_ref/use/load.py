@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.checkpoint.load import Checkpoint, load_checkpoint
 from siglip_ref.checkpoint.provenance import Setting
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import lookup
 from siglip_ref.model.specification import chosen
 from siglip_ref.ops.record import Ops
 from siglip_ref.use.companions import given_images, image_companions, text_companions
@@ -101,15 +101,9 @@ def _preprocess(
     given: str | Preprocess | None, checkpoint: Checkpoint, second: str
 ) -> tuple[Preprocess, list[Setting], list[str]]:
     """How images are prepared; where each setting comes from; notes."""
-    if given is not None and not isinstance(given, Preprocess) and given not in PREPROCESS:
-        raise UsageError(
-            expected=f"one of {', '.join(PREPROCESS)}",
-            got=repr(given),
-            cause="there is no preprocessing by this name",
-            repair="leave it out to take the checkpoint's own",
-        )
     if given is not None:
-        how = given if isinstance(given, Preprocess) else PREPROCESS[given]
+        repair = "leave it out to take the checkpoint's own"
+        how = given if isinstance(given, Preprocess) else lookup(PREPROCESS, given, "preprocessing", repair)
         return how, given_images(how), []
     fallback = PREPROCESS[checkpoint.format + second * (checkpoint.format == "huggingface")]
     return image_companions(checkpoint.path.parent, checkpoint.format, checkpoint.config, fallback)

@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from siglip_ref.model import two_towers
 from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.model.two_towers import forward
 from siglip_ref.ops.elementary import Array
+from siglip_ref.process.machine import processor, version
 from siglip_ref.vectors.generate import proves
 from siglip_ref.vectors.store import FOLDER, read
 
@@ -108,9 +108,9 @@ def _tokens(cfg: Config) -> Array:
 
 
 def _machine() -> tuple[None, str]:
-    versions = ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name)))
+    versions = ", ".join(f"{name} {number}" for name in LIBRARIES if (number := version(name)))
     blas = np.show_config("dicts")["Build Dependencies"]["blas"]["name"]
-    return None, f"Python {platform.python_version()}, {platform.machine()} {_processor()}; {blas}; {versions}"
+    return None, f"Python {platform.python_version()}, {platform.machine()} {processor()}; {blas}; {versions}"
 
 
 def _complex_step() -> tuple[bool, str]:
@@ -207,19 +207,3 @@ def _error(got: Array, right: Array) -> float:
         return np.inf
     error = float(np.abs(got - right).max() / np.abs(right).max())
     return error if error <= np.inf else np.inf
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    """The CPU's name, where the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

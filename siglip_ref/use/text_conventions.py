@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import lookup, need
 
 Clean = Literal[
     "none",
@@ -97,15 +97,7 @@ def open_clip_whitespace(text: str) -> str:
 
 
 def _repaired(text: str) -> str:
-    try:
-        import ftfy
-    except ImportError as error:
-        raise UsageError(
-            expected="ftfy, which open_clip cleans texts with",
-            got="no such package",
-            cause="it is an optional dependency",
-            repair="pip install ftfy",
-        ) from error
+    ftfy = need("ftfy", "which open_clip cleans texts with")
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
@@ -129,11 +121,5 @@ def named_convention(name: str | TextConvention) -> TextConvention:
     """A convention by its name."""
     if isinstance(name, TextConvention):
         return name
-    if name not in TEXT_CONVENTIONS:
-        raise UsageError(
-            expected=f"one of {', '.join(TEXT_CONVENTIONS)}",
-            got=repr(name),
-            cause="there is no text convention by this name",
-            repair='"huggingface" for SigLIP, "huggingface-2" for SigLIP 2',
-        )
-    return TEXT_CONVENTIONS[name]
+    repair = '"huggingface" for SigLIP, "huggingface-2" for SigLIP 2'
+    return lookup(TEXT_CONVENTIONS, name, "text convention", repair)

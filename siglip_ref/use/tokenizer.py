@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, need
 from siglip_ref.process.typed import tidy, visible
 from siglip_ref.use.text_conventions import CLEAN, TextConvention, named_convention
 
@@ -104,13 +104,7 @@ def byte_tokenizer(length: int) -> Tokenizer:
 
 def sentencepiece_tokenizer(path: str | Path, length: int, convention: str | TextConvention) -> Tokenizer:
     """A SentencePiece file: spiece.model (c4_en, mc4), tokenizer.model (Gemma)."""
-    try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError as error:
-        raise UsageError(
-            "sentencepiece", "no such package", "it is an optional dependency", "pip install sentencepiece"
-        ) from error
-    how, model = named_convention(convention), SentencePieceProcessor()
+    how, model = named_convention(convention), need("sentencepiece", f"to read {path}").SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(Path(path).read_bytes() + NO_DUMMY_PREFIX * how.marked)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
@@ -126,17 +120,9 @@ def sentencepiece_tokenizer(path: str | Path, length: int, convention: str | Tex
 
 def json_tokenizer(path: str | Path, length: int, convention: str | TextConvention) -> Tokenizer:
     """A tokenizer.json, through the tokenizers library."""
+    library = need("tokenizers", f"to read {path}, or a SentencePiece file beside it")
     try:
-        from tokenizers import Tokenizer as Backend
-    except ImportError as error:
-        raise UsageError(
-            expected=f"tokenizers, to read {path}, or a SentencePiece file beside it",
-            got="no such package",
-            cause="it is an optional dependency",
-            repair="pip install tokenizers",
-        ) from error
-    try:
-        backend = Backend.from_file(str(path))
+        backend = library.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise _broken(path, error) from error
     backend.no_padding()

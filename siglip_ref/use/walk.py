@@ -29,7 +29,12 @@ def images_below(folder: Path, blocked: list[str] | None = None) -> list[Path]:
 
 def is_training(folder: Path) -> bool:
     """Whether a training wrote its manifest there."""
+    return is_of(folder / MANIFEST, FORMAT)
+
+
+def is_of(file: Path, format: str) -> bool:
+    """Whether a file of JSON says that it is of this format."""
     try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
+        return bool(json.loads(file.read_text(encoding="utf-8"))["format"] == format)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -5,8 +5,10 @@ Loss vectors stand at probe points, not only at the initialisation: there the ne
 """
 
 import math
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,27 +28,7 @@ LOG_TEN = 147 / 64  # log 10 is 2.3026, and 147 / 64 = 2.2969 is exact in bfloat
 PAD = 1
 
 # flag: what it is for
-FLAGS = {
-    "init": "The initialisation: scale 10, bias -10. Negatives weigh almost nothing: a poor place to test.",
-    "balanced": "bias = -log(B - 1): negatives weigh as much as positives. Hunts lost negatives and lost exchanges.",
-    "trained": "Scale 112, bias -16, as released models have. Hunts clamped scales and low precision.",
-    "saturated": "Logits beyond +-120, right and wrong ones. Hunts unstable softplus; exp overflows in float32 at 88.",
-    "one pair": "A batch of one: no negatives at all.",
-    "more pairs than dimensions": "B > D: exchanged axes cannot go unseen.",
-    "fewer pairs than dimensions": "B < D: exchanged axes cannot go unseen.",
-    "duplicate captions": "Equal rows round alike: noise adds up here, and that is no mistake.",
-    "tiny activations": "Variances near eps: a layer norm's eps shows a hundredfold.",
-    "huge norm": "One row far longer than the others; leaves float16.",
-    "beyond float16": "Even correct rounding leaves float16: the verdict there is 'out of range'.",
-    "padding": "Short captions, padded with id 1: hunts masks and pooling at the end of the text.",
-    "full length": "Captions without padding: what masks and pooling rules agree on.",
-    "repeated tokens": "A token used twice must collect both gradients.",
-    "rim": "Pixels beyond the last whole patch are ignored, and get gradient zero.",
-    "unequal shards": "Ranks of different size: the mean of local means is not the mean.",
-    "tiny gradients": "Gradients of the size of eps: shows where Adam adds it.",
-    "frozen": "One tensor is frozen: it stays, and does not count in the clip norm.",
-    "other convention": "Right under another library's conventions, which the record names.",
-}
+FLAGS = tomllib.loads(Path(__file__).with_name("flags.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

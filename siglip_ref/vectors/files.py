@@ -1,10 +1,11 @@
 """Files of tensors and JSON, read with distrust: nothing is executed, nothing larger than a cap is allocated.
 
 safetensors is eight bytes of header length, a JSON header (name: dtype, shape, offsets) and the numbers themselves.
-This reader knows the kinds that vectors use, allows no holes, no overlaps and no duplicate names, and copies nothing.
+This reader knows the kinds that vectors use, allows what `read_header` of checkpoints does, and copies nothing.
 """
 
 import hashlib
+import io
 import json
 import math
 import stat
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.checkpoint.formats import npz
+from siglip_ref.checkpoint.formats.files import unique
+from siglip_ref.checkpoint.formats.safetensors_files import read_header
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
 
@@ -61,11 +64,6 @@ def _size(path: Path) -> int:
 
 def read_json(path: Path, content: bytes | None = None) -> dict[str, Any]:
     """A JSON object; duplicate names and numbers that are not finite are refused."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError("a name occurs twice")
-        return dict(pairs)
 
     def finite(word: str) -> float:
         if not math.isfinite(float(word)):
@@ -123,36 +121,21 @@ def read_safetensors(path: Path, content: bytes | None = None) -> tuple[dict[str
     """Tensors by name, as views of the file's bytes, and the metadata. bfloat16 comes as float32,
     and then the metadata "dtype" says so, if it says nothing else."""
     content = read_bytes(path) if content is None else content
-    size = int.from_bytes(content[:8], "little") if len(content) >= 8 else -1
-    if not 2 <= size <= len(content) - 8:
-        raise VectorError(path, "no safetensors header")
-    header = read_json(path, content[8 : 8 + size])
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise VectorError(path, "metadata that is not text")
-    body, tensors, end = content[8 + size :], {}, 0
     try:
-        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        for name, entry in entries:
-            if entry.keys() != {"dtype", "shape", "data_offsets"}:
-                raise ValueError("unknown fields")
-            kind, shape, (begin, stop) = np.dtype(KINDS[entry["dtype"]]), entry["shape"], entry["data_offsets"]
-            if not all(type(n) is int and 0 <= n <= CAP for n in [*shape, begin, stop]) or len(shape) > 16:
-                raise ValueError("a size that is none")
-            if begin != end or stop - begin != math.prod(shape) * kind.itemsize:
-                raise ValueError("offsets that leave a hole, overlap, or do not fit the shape")
-            tensor = np.frombuffer(body, kind, math.prod(shape), begin).reshape(shape)
-            if entry["dtype"] == "BF16":
-                tensor = (tensor.astype(np.uint32) << 16).view(np.float32)
-                metadata = {"dtype": "bfloat16"} | metadata
-            if entry["dtype"] == "BOOL" and (tensor.view(np.uint8) > 1).any():
-                raise ValueError("a truth value that is neither 0 nor 1")
-            tensors[name], end = tensor, stop
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        start, header, metadata = read_header(io.BytesIO(content), len(content))
+        tensors = {name: _tensor(content, start + entry["data_offsets"][0], entry) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError) as error:
         raise VectorError(path, f"a broken safetensors header: {error!r}"[:200]) from error
-    if end != len(body):
-        raise VectorError(path, f"{len(body) - end} bytes that belong to no tensor, or are missing")
-    return {name: tensors[name] for name in header}, metadata
+    narrow = {"dtype": "bfloat16"} if any(entry["dtype"] == "BF16" for entry in header.values()) else {}
+    return tensors, narrow | metadata
+
+
+def _tensor(content: bytes, begin: int, entry: Mapping[str, Any]) -> Array:
+    kind, shape = entry["dtype"], entry["shape"]
+    tensor = np.frombuffer(content, KINDS[kind], math.prod(shape), begin).reshape(shape)
+    if kind == "BOOL" and (tensor.view(np.uint8) > 1).any():
+        raise ValueError("a truth value that is neither 0 nor 1")
+    return (tensor.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else tensor
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:

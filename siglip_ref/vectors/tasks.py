@@ -6,8 +6,7 @@ A task runs on any `Reference` (the specification, or one with a mistake) and in
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from siglip_ref.architecture.conventions import Conventions
-from siglip_ref.architecture.sizes import Config, Tower
+from siglip_ref.architecture.sizes import config_of
 from siglip_ref.mistakes.change import Reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.vectors import tasks_siglip2
@@ -75,7 +74,7 @@ def encoder_block(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 
 def image_tower(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """From pixels to a vector, not yet of unit length, and back from `d_out`."""
-    cfg = config_of(s)
+    cfg = config_of(s["config"], s["conventions"])
     out, cache, named = ref.ops.image_tower.forward(a["images"], subtree(a, "image"), cfg, cfg.conventions)
     d, d_named = ref.ops.image_tower.backward(a["d_out"], cache)
     d_images, *_ = ref.ops.patch_embed.backward(d_named["stem"], cache.patch)
@@ -84,7 +83,7 @@ def image_tower(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 
 def text_tower(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """From tokens to a vector, not yet of unit length, and back from `d_out`."""
-    cfg = config_of(s)
+    cfg = config_of(s["config"], s["conventions"])
     out, cache, named = ref.ops.text_tower.forward(a["tokens"], subtree(a, "text"), cfg, cfg.conventions)
     d, d_named = ref.ops.text_tower.backward(a["d_out"], cache)
     return _flat({"out": out, "text": named, "d": {"text": d}, "@text": d_named})
@@ -92,7 +91,7 @@ def text_tower(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 
 def model(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """Embeddings, logits, loss, and the gradient of every parameter, of the pixels and of every activation."""
-    cfg, params = config_of(s), subtree(a, "params")
+    cfg, params = config_of(s["config"], s["conventions"]), subtree(a, "params")
     out = ref.model.forward(params, a["images"], a["tokens"], cfg, ops=ref.ops, activations=True)
     wrt = ("params", "images", "activations")
     loss, grads = ref.model.loss_and_grads(params, a["images"], a["tokens"], cfg, ops=ref.ops, wrt=wrt)
@@ -128,7 +127,7 @@ def optimiser(ref: Reference, a: Arrays, s: Settings) -> Arrays:
 
 def training(ref: Reference, a: Arrays, s: Settings) -> Arrays:
     """Several steps of a model: the loss before each, and the parameters in the end."""
-    cfg, losses = config_of(s), {}
+    cfg, losses = config_of(s["config"], s["conventions"]), {}
 
     def gradients(k: int, params: Mapping[str, Array]) -> Mapping[str, Array]:
         losses[f"loss{k}"], grads = ref.model.loss_and_grads(params, a[f"images{k}"], a[f"tokens{k}"], cfg, ops=ref.ops)
@@ -158,15 +157,6 @@ TASKS: dict[str, Callable[[Reference, Arrays, Settings], Arrays]] = {
         tasks_siglip2.curation,
     )
 }
-
-
-def config_of(s: Settings) -> Config:
-    """The model that the settings spell out."""
-    fields = dict(s["config"])
-    for side in ("image", "text"):
-        fields[side] = Tower(**fields[side])
-    fields["image_size"] = tuple(fields["image_size"])
-    return Config(**fields, conventions=Conventions(**s["conventions"]))
 
 
 def _steps(

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.architecture.conventions import Conventions
-from siglip_ref.architecture.sizes import Config, Tower
+from siglip_ref.architecture.sizes import Config, Tower, config_of
 from siglip_ref.mistakes.change import Reference
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.siglip2 import (
@@ -108,10 +107,7 @@ def choices_of(fields: Mapping[str, Any]) -> Choices:
 
 
 def _of(s: Settings) -> tuple[Config, Choices, Weights]:
-    fields = dict(s["config"])
-    fields |= {side: Tower(**fields[side]) for side in ("image", "text")}
-    fields["image_size"] = tuple(fields["image_size"])
-    cfg = Config(**fields, conventions=Conventions(**s["conventions"]["model"]))
+    cfg = config_of(s["config"], s["conventions"]["model"])
     return cfg, choices_of(s["conventions"]["recipe"]), Weights(**s["weights"])
 
 

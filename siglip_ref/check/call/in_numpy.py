@@ -13,11 +13,10 @@ from siglip_ref.check.call.frameworks import (
     Outcome,
     Setting,
     Way,
-    installed,
     wanted,
 )
 from siglip_ref.check.call.results import no_scalar
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, need
 from siglip_ref.ops.elementary import Array
 
 
@@ -79,16 +78,7 @@ def numpy_dtype(name: str) -> Any:
     """Also bfloat16, which NumPy does not have itself."""
     if name != "bfloat16":
         return np.dtype(name)
-    if not installed("ml_dtypes"):
-        raise UsageError(
-            expected="ml_dtypes, which gives NumPy its bfloat16",
-            got="no installed ml_dtypes",
-            cause="NumPy has no bfloat16 of its own",
-            repair="pip install ml_dtypes",
-        )
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(need("ml_dtypes", "which gives NumPy its bfloat16").bfloat16)
 
 
 def as_float64(values: Array) -> Array:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from siglip_ref.check.call.answers import in_a_line
+from siglip_ref.check.call.as_written import takes
 from siglip_ref.check.call.frameworks import describe
 from siglip_ref.errors import UsageError
 
@@ -27,7 +28,7 @@ def holds_its_own(fn: Any, arguments: int = 4) -> UsageError | None:
     """The error for a module whose scale and bias are its own parameters, so that it takes fewer arguments; None where
     it is no such module."""
     parameters = own_parameters(fn)
-    if not parameters or _takes(fn.forward, arguments):
+    if not parameters or takes(fn, arguments):
         return None
     listed = ", ".join(f"{name} {list(shape)}" for name, shape in parameters)
     call = f"torch.func.functional_call(fn, {_given(parameters)}, (image, text))"
@@ -56,14 +57,6 @@ def refuses_everything(error: Exception | None, device: str) -> UsageError:
         cause=cause,
         repair=repair,
     )
-
-
-def _takes(forward: Any, count: int) -> bool:
-    try:
-        inspect.signature(forward).bind(*(None for _ in range(count)))
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _given(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> str:

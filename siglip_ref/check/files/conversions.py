@@ -13,6 +13,7 @@ from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import readable, stage_of, stage_values
+from siglip_ref.errors import few
 from siglip_ref.mistakes import reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import compare
@@ -105,7 +106,8 @@ def _of_stage(params: Mapping[str, Array], stage: str) -> Params:
 
 def _finding(words: str, stages: Iterable[str], left: int) -> Finding:
     names = list(stages)
-    where = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    evidence = f"{words}, where {where} is computed: with that, the stage is what the engine gave, on its own input"
+    evidence = (
+        f"{words}, where {few(names)} is computed: with that, the stage is what the engine gave, on its own input"
+    )
     evidence += f"; {left} stages are wrong by themselves, too" if left else ""
     return Finding(ID, names[0], "", evidence, "mend this tensor in the converter; no other stage needs it")

@@ -12,7 +12,7 @@ from siglip_ref.check.call.target import called_by
 from siglip_ref.check.files.preprocess_naflex import check_patches, is_naflex
 from siglip_ref.check.files.preprocess_output import called, pixels_of
 from siglip_ref.check.files.preprocess_ports import ORDERS, area, bicubic_without_antialias
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import lookup
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.process.isolated import as_it_was
 from siglip_ref.report.compare import Row
@@ -78,14 +78,9 @@ def check_preprocess(
     >>> check_preprocess(lambda image: pixels(image, (64, 64), PREPROCESS["huggingface"])).verdict
     'PASS'
     """
-    if isinstance(convention, str) and convention not in PREPROCESS:
-        raise UsageError(
-            expected=f"one of {', '.join(PREPROCESS)}",
-            got=repr(convention),
-            cause="there is no preprocessing by this name",
-            repair='sr.check_preprocess(fn, "huggingface")',
-        )
-    how = PREPROCESS[convention] if isinstance(convention, str) else convention
+    how = convention
+    if not isinstance(how, Preprocess):
+        how = lookup(PREPROCESS, how, "preprocessing", 'sr.check_preprocess(fn, "huggingface")')
     images, fn = [picture(*shape) for shape in SHAPES], called_by(fn)
     with as_it_was():
         if is_naflex(first := called(fn, images[0])):

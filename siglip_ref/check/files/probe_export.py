@@ -4,17 +4,16 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
-from siglip_ref.architecture.conventions import PRESETS, Conventions
+from siglip_ref.architecture.conventions import PRESETS
 from siglip_ref.architecture.params import shapes
-from siglip_ref.architecture.sizes import SIZES, Config, Tower, config
+from siglip_ref.architecture.sizes import SIZES, Config, config, config_of
 from siglip_ref.check.model.adapters import Dtype
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.checkpoint.load import Format, load_checkpoint, require_whole
@@ -30,20 +29,7 @@ ARITHMETICS = ("float32", "bfloat16", "float16")
 FORMAT = "siglip-ref probe 1"
 WEIGHTS = {"huggingface": "model", "open_clip": "model", "big_vision": "model.npz"}
 
-TEXT = """A probe of {name} for another engine. Weights in the layout of {layout}: {weights}
-
-1. Convert the weights with your converter, as you would a released checkpoint.
-2. Run your engine in {arithmetic} on inputs.safetensors, or inputs.npz, which holds the same:
-     images        (B, height, width, 3) in [-1, 1]; pixel_values, the same as (B, 3, height, width)
-     tokens        (B, N), which are not masked
-3. Write what it computed as .npz or .safetensors, float32, under the names of probe.json; at least image/embed or
-   text/embed, and as many of the others as you can reach: the first that is wrong says where to look.
-4. siglip-ref check dump ANSWER --probe {folder} --forward-only
-
-Blocks: image/blockNN/+attn is the stream after the attention's sum, image/blockNN/+mlp after the MLP's.
-An engine with quantised weights adds the numbers that it computes with as params/NAME, NAME as in
-siglip_ref.architecture.params: it is then judged by those.
-"""
+TEXT = Path(__file__).with_name("probe_readme.txt").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -106,7 +92,8 @@ def read_probe(folder: str | Path) -> Exported:
         about = json.loads((place / "probe.json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r}")
-        cfg, layout, batch = _config_of(about["config"]), about["layout"], int(about["batch"])
+        cfg = config_of(about["config"], about["config"]["conventions"])
+        layout, batch = about["layout"], int(about["batch"])
         _require(layout, about["arithmetic"], batch, cfg)
         changed = [name for name, digest in about["sha256"].items() if _digest(place / name) != digest]
         claimed = 4 * sum(math.prod(shape) for shape in shapes(cfg).values())
@@ -164,14 +151,6 @@ def _config(model: str | Path, layout: str) -> Config:
     checkpoint = load_checkpoint(model)
     require_whole(checkpoint)
     return checkpoint.config
-
-
-def _config_of(fields: Mapping[str, Any]) -> Config:
-    """From the fields that `asdict` gave."""
-    towers = {name: Tower(**fields[name]) for name in ("image", "text")}
-    height, width = fields["image_size"]
-    parts = {"image_size": (height, width), "conventions": Conventions(**fields["conventions"])}
-    return Config(**{**fields, **towers, **parts})
 
 
 def _require(layout: str, arithmetic: str, batch: int, cfg: Config) -> None:

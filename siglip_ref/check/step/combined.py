@@ -21,7 +21,7 @@ from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, pred
 from siglip_ref.check.step.order import said_of
 from siglip_ref.check.step.run import Taken
 from siglip_ref.check.step.variations import arriving
-from siglip_ref.checkpoint.tables.mismatch import few
+from siglip_ref.errors import few
 from siglip_ref.mistakes import Edit, Reference, reference
 from siglip_ref.model.optim import AdamW, kernels, norm
 from siglip_ref.ops.elementary import Array

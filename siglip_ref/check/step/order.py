@@ -10,7 +10,7 @@ import numpy as np
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.judge import Judged, Plan, judge, predict
 from siglip_ref.check.step.run import STEPS, Taken
-from siglip_ref.checkpoint.tables.mismatch import few
+from siglip_ref.errors import few
 from siglip_ref.model.optim import cosine
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding

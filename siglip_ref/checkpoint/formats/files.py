@@ -126,6 +126,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of these; ValueError where a name occurs twice."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
 def unreadable(path: Path, expected: str, got: str, cause: str, repair: str) -> UsageError:
     """The error for a file that cannot be used."""
     return UsageError(f"{expected} in {path}", got, cause, repair)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from siglip_ref.checkpoint.formats.files import FLOATS, Store, unreadable
-from siglip_ref.checkpoint.tables.mismatch import NARROW, few
+from siglip_ref.checkpoint.tables.mismatch import NARROW
 from siglip_ref.checkpoint.tables.names import Tensor
+from siglip_ref.errors import few
 
 
 def require_floats(store: Store, names: Iterable[str], file: Path) -> None:

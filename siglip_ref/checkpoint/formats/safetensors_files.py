@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from siglip_ref.checkpoint.formats.files import (
     Stored,
     last_resort,
     read_json,
+    unique,
     unreadable,
     what_it_is,
     widened,
@@ -33,7 +34,8 @@ KINDS = {
 def open_safetensors(path: Path) -> Store:
     """One file."""
     try:
-        start, header = read_header(path)
+        with path.open("rb") as file:
+            start, header, _ = read_header(file, path.stat().st_size)
     except ValueError as error:
         cause = what_it_is(path) or "a download that broke off, or not safetensors at all"
         raise unreadable(path, "safetensors", str(error), cause, AGAIN) from error
@@ -57,29 +59,23 @@ def open_safetensors(path: Path) -> Store:
     )
 
 
-def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Where the numbers begin, and name -> dtype, shape, data_offsets; ValueError if the file is not what it says.
+def read_header(file: BinaryIO, size: int) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
+    """Where the numbers begin; name -> dtype, shape, data_offsets; metadata. ValueError if it is not what it says.
 
     No name twice, no holes, no overlaps, nothing left over, every tensor as long as its shape.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError("a name occurs twice in the header")
-        return dict(pairs)
-
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, HEADER_CAP):
-            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-        try:
-            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique)
-        except RecursionError as error:
-            raise ValueError("a header of brackets") from error
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size - 8, HEADER_CAP):
+        raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique)
+    except RecursionError as error:
+        raise ValueError("a header of brackets") from error
     if not isinstance(header, dict):
         raise ValueError("a header that is no JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata that is not text")
     for name, entry in header.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"{name[:200]!r} is described by other words than dtype, shape, data_offsets")
@@ -97,7 +93,7 @@ def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
         end = stop
     if 8 + length + end != size:
         raise ValueError(f"tensors of {end:,} bytes in a file that has room for {size - 8 - length:,}")
-    return 8 + length, header
+    return 8 + length, header, metadata
 
 
 def open_shards(path: Path) -> Store:

@@ -5,15 +5,9 @@ from itertools import permutations
 
 from siglip_ref.checkpoint.formats.files import Store
 from siglip_ref.checkpoint.tables.mismatch import Shape
-from siglip_ref.checkpoint.tables.wrapped import Format
+from siglip_ref.checkpoint.tables.wrapped import Format, about
 from siglip_ref.errors import UsageError
 
-# Name of the kernel, and its axes: (o)ut, (i)n: red, green, blue, (h)eight, (w)idth.
-KERNELS: dict[Format, tuple[str, str]] = {
-    "huggingface": ("vision_model.embeddings.patch_embedding.weight", "oihw"),
-    "open_clip": ("visual.trunk.patch_embed.proj.weight", "oihw"),
-    "big_vision": ("img/embedding/kernel", "hwio"),
-}
 # Height before width in all of them: no library has it otherwise, and no shape could tell.
 ORDERS = ["".join(order) for order in permutations("oihw") if order.index("h") < order.index("w")]
 
@@ -23,7 +17,7 @@ def in_order(store: Store, format_: Format, width: int | None) -> tuple[Store, l
 
     width : of the image tower, as another tensor shows it; None: unknown
     """
-    name, wanted = KERNELS[format_]
+    name, wanted = about(format_)["patch"]
     shape = store.shapes.get(name, ())
     if len(shape) != 4:
         return store, []

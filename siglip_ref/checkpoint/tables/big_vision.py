@@ -1,21 +1,20 @@
 """big_vision's layout: the tree of Flax parameters as paths, blocks one by one or stacked on a leading axis."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from siglip_ref.architecture.conventions import PRESETS, Conventions
 from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Config, Tower
-from siglip_ref.checkpoint.tables.names import Entry, Shape, Table, made, plausible
+from siglip_ref.checkpoint.tables.names import Entry, Shape, Table, entries, made, plausible
 from siglip_ref.errors import UsageError
 
 ENCODERS = {"image": "img/Transformer", "text": "txt/Encoder_0"}
 EXTRA = ("txt/Encoder_0/pos_embedding",)  # early text towers had a second table of positions, added to the first
 WIDEN = "txt/widen/kernel"  # ours: mSigLIP's code is not public
 ATTENTION, MLP = "MultiHeadDotProductAttention_0", "MlpBlock_0"
-Part = tuple[int, int]
 
 
 def prefix(found: Mapping[str, Shape]) -> str:
@@ -87,12 +86,13 @@ def _tower(found: Mapping[str, Shape], encoder: str) -> Tower:
 
 
 def table(cfg: Config, found: Mapping[str, Shape]) -> Table:
-    """Our names and those of big_vision. Source: big_vision models/vit.py, models/proj/image_text/*.py (2025-05).
+    """Our names and those of big_vision.
 
     `found` (paths without prefix) only says, for each tower, whether its blocks are stacked on a leading axis.
     """
     ours = shapes(cfg)
-    return tuple(_with_shape(entry, ours[entry.ours], cfg) for entry in _entries(cfg, found))
+    stacked = [side for side, encoder in ENCODERS.items() if f"{encoder}/encoderblock/LayerNorm_0/scale" in found]
+    return tuple(_with_shape(entry, ours[entry.ours], cfg) for entry in entries("big_vision", cfg, stacked))
 
 
 def _with_shape(entry: Entry, ours: Shape, cfg: Config) -> Entry:
@@ -114,52 +114,3 @@ def _with_shape(entry: Entry, ours: Shape, cfg: Config) -> Entry:
         return entry  # as ours, up to axes of length 1
     stacked = "encoderblock/" in entry.theirs
     return replace(entry, shape=(entry.part[1], *ours) if stacked else ours)
-
-
-def _entries(cfg: Config, found: Mapping[str, Shape]) -> Iterator[Entry]:
-    yield Entry("image/patch/kernel", "img/embedding/kernel")
-    yield Entry("image/patch/bias", "img/embedding/bias")
-    yield Entry("image/position", "img/pos_embedding")
-    yield Entry("text/token", "txt/Embed_0/embedding")
-    if cfg.bottleneck:
-        yield Entry("text/widen/kernel", WIDEN)
-    yield Entry("text/position", "txt/pos_embedding")
-    for tower, depth in (("image", cfg.image.depth), ("text", cfg.text.depth)):
-        encoder = ENCODERS[tower]
-        stacked = f"{encoder}/encoderblock/LayerNorm_0/scale" in found
-        for i in range(depth):
-            block = f"{encoder}/encoderblock" + ("" if stacked else f"_{i}")
-            ours, part = f"{tower}/block{i:02d}", (i, depth) if stacked else (0, 1)
-            yield from _norm(f"{ours}/norm1", f"{block}/LayerNorm_0", part)
-            yield from _attention(f"{ours}/attn", f"{block}/{ATTENTION}", part)
-            yield from _norm(f"{ours}/norm2", f"{block}/LayerNorm_1", part)
-            yield from _mlp(f"{ours}/mlp", f"{block}/{MLP}", part)
-        yield from _norm(f"{tower}/norm", f"{encoder}/encoder_norm")
-    yield Entry("image/pool/probe", "img/MAPHead_0/probe")
-    yield from _attention("image/pool/attn", f"img/MAPHead_0/{ATTENTION}")
-    yield from _norm("image/pool/norm", "img/MAPHead_0/LayerNorm_0")
-    yield from _mlp("image/pool/mlp", f"img/MAPHead_0/{MLP}")
-    if cfg.text_head:
-        yield from _dense("text/head", "txt/head")
-    yield Entry("log_scale", "t")
-    yield Entry("bias", "b")
-
-
-def _dense(ours: str, theirs: str, part: Part = (0, 1)) -> Iterator[Entry]:
-    yield Entry(f"{ours}/kernel", f"{theirs}/kernel", part=part)
-    yield Entry(f"{ours}/bias", f"{theirs}/bias", part=part)
-
-
-def _norm(ours: str, theirs: str, part: Part = (0, 1)) -> Iterator[Entry]:
-    yield Entry(f"{ours}/gamma", f"{theirs}/scale", part=part)
-    yield Entry(f"{ours}/beta", f"{theirs}/bias", part=part)
-
-
-def _attention(ours: str, theirs: str, part: Part = (0, 1)) -> Iterator[Entry]:
-    for short, long in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
-        yield from _dense(f"{ours}/{short}", f"{theirs}/{long}", part)
-
-
-def _mlp(ours: str, theirs: str, part: Part = (0, 1)) -> Iterator[Entry]:
-    yield from _dense(f"{ours}/in", f"{theirs}/Dense_0", part)
-    yield from _dense(f"{ours}/out", f"{theirs}/Dense_1", part)

@@ -1,12 +1,13 @@
 """Hugging Face's layout: the names of SiglipModel and Siglip2Model, and config.json, as our Config."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from siglip_ref.architecture.conventions import Conventions, preset
 from siglip_ref.architecture.sizes import Config, Tower
-from siglip_ref.checkpoint.tables.names import Entry, Table, dense, fused, made, norm, plausible
+from siglip_ref.checkpoint.tables.names import Table, entries, made, plausible
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
 
@@ -131,47 +132,17 @@ def write_config(cfg: Config) -> dict[str, Any]:
 def table(cfg: Config) -> Table:
     """Our names and those of transformers' SiglipModel and Siglip2Model.
 
-    Source: modeling_siglip.py, modeling_siglip2.py, transformers 5.23. The files always hold a text head: for a model
+    The files always hold a text head: for a model
     without one (So400m/16-i18n) it is the identity, which belongs to no parameter of ours; see `HEAD`.
     """
-    return tuple(_entries(cfg))
+    found = entries("huggingface", cfg)
+    if not cfg.naflex:
+        return found
+    return tuple(replace(entry, layout="turned") if entry.layout == "patch" else entry for entry in found)
 
 
 HEAD = ("text_model.head.weight", "text_model.head.bias")
 WIDEN = "text_model.embeddings.token_projection.weight"  # ours: no library has a SigLIP with a bottleneck
-
-
-def _entries(cfg: Config) -> Iterator[Entry]:
-    yield Entry(
-        "image/patch/kernel", "vision_model.embeddings.patch_embedding.weight", "turned" if cfg.naflex else "patch"
-    )
-    yield Entry("image/patch/bias", "vision_model.embeddings.patch_embedding.bias")
-    yield Entry("text/token", "text_model.embeddings.token_embedding.weight")
-    if cfg.bottleneck:
-        yield Entry("text/widen/kernel", WIDEN, "turned")
-    for tower, depth in (("image", cfg.image.depth), ("text", cfg.text.depth)):
-        model = TOWERS[tower]
-        yield Entry(f"{tower}/position", f"{model}.embeddings.position_embedding.weight")
-        for i in range(depth):
-            ours, theirs = f"{tower}/block{i:02d}", f"{model}.encoder.layers.{i}"
-            yield from norm(f"{ours}/norm1", f"{theirs}.layer_norm1")
-            for part in ("q", "k", "v", "out"):
-                yield from dense(f"{ours}/attn/{part}", f"{theirs}.self_attn.{part}_proj")
-            yield from norm(f"{ours}/norm2", f"{theirs}.layer_norm2")
-            yield from dense(f"{ours}/mlp/in", f"{theirs}.mlp.fc1")
-            yield from dense(f"{ours}/mlp/out", f"{theirs}.mlp.fc2")
-    yield from norm("image/norm", "vision_model.post_layernorm")
-    yield from norm("text/norm", "text_model.final_layer_norm")
-    yield Entry("image/pool/probe", "vision_model.head.probe")
-    yield from fused("image/pool/attn", "vision_model.head.attention.in_proj", joint="_")
-    yield from dense("image/pool/attn/out", "vision_model.head.attention.out_proj")
-    yield from norm("image/pool/norm", "vision_model.head.layernorm")
-    yield from dense("image/pool/mlp/in", "vision_model.head.mlp.fc1")
-    yield from dense("image/pool/mlp/out", "vision_model.head.mlp.fc2")
-    if cfg.text_head:
-        yield from dense("text/head", "text_model.head")
-    yield Entry("log_scale", "logit_scale")
-    yield Entry("bias", "logit_bias")
 
 
 def _tower(settings: Mapping[str, Any]) -> Tower:

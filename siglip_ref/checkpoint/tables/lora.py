@@ -11,9 +11,9 @@ import numpy as np
 
 from siglip_ref.checkpoint.formats.files import Store, read_json
 from siglip_ref.checkpoint.stores import open_store
-from siglip_ref.checkpoint.tables.mismatch import MERGE, few
+from siglip_ref.checkpoint.tables.mismatch import MERGE
 from siglip_ref.checkpoint.tables.names import Tensor
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, few
 
 SETTINGS = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import UsageError, few
 
 Shape = tuple[int, ...]
 ADAPTERS = ("lora_", ".base_layer.", "modules_to_save.", "original_module.", "vera_", "hada_", "oft_", "ia3_")
@@ -37,12 +37,6 @@ def mismatch(
         got = few([f"{name} {found}, not {wanted}" for name, (found, wanted) in wrong.items()])
         cause, repair = _of_shapes(wrong)
     return UsageError(expected, got, cause, repair)
-
-
-def few(names: Sequence[str], most: int = 4) -> str:
-    """The first ones, and how many more."""
-    shown = ", ".join(name[:200] for name in names[:most])
-    return (shown + (f" and {len(names) - most} more" if len(names) > most else "")) or "none"
 
 
 def _of_names(missing: Sequence[str], left: Sequence[str]) -> tuple[str, str]:

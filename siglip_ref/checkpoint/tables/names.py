@@ -4,17 +4,19 @@ A table lists `Entry(ours, theirs, layout, part)`. Several entries may fill one 
 hold q, k and v as equal parts of the first axis.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import groupby, product
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Config, Tower
-from siglip_ref.checkpoint.tables.mismatch import few, mismatch
-from siglip_ref.errors import UsageError
+from siglip_ref.checkpoint.tables.mismatch import mismatch
+from siglip_ref.checkpoint.tables.wrapped import about
+from siglip_ref.errors import UsageError, few
 
 # same: equal numbers in equal order, up to axes of length 1 or split axes; turned: (in, out) is stored as (out, in);
 # patch: (row, column, channel; out) is stored as a convolution's (out, channel, row, column)
@@ -40,23 +42,66 @@ class Entry:
 Table = tuple[Entry, ...]
 
 
-def dense(ours: str, theirs: str, part: tuple[int, int] = (0, 1)) -> Iterator[Entry]:
+def entries(file: str, cfg: Config, stacked: Collection[str] = ()) -> Table:
+    """The table of a format whose names stand in FILE.toml, for a model of these sizes.
+
+    A row is ours, theirs, kind. kind: a layout; "dense", "norm": a linear layer, a layer norm; "qkv", "kv": projections
+    stacked on the first axis, whose names end where those of "weight" and "bias" begin.
+
+    stacked : sides whose blocks are one tensor, with a leading axis
+    """
+    described = about(file)
+    left_out = ("text/widen",) * (not cfg.bottleneck) + ("text/head",) * (not cfg.text_head)
+    rows = [row for row in described["names"] if not row[0].startswith(left_out)]
+    found: list[Entry] = []
+    for block, group in groupby(rows, key=lambda row: row[0].partition("{}")[0] if "{}" in row[0] else ""):
+        side, listed = block.partition("/")[0], list(group)
+        depth = (cfg.image if side == "image" else cfg.text).depth if block else 1
+        for i, (ours, theirs, *kind) in product(range(depth), listed):
+            name = theirs.replace("_{}", "") if side in stacked else theirs.replace("{}", str(i))
+            part = (i, depth) if side in stacked else (0, 1)
+            found += _of_row(described, ours.replace("{}", f"{i:02d}"), name, part, *kind)
+    return tuple(found)
+
+
+def _of_row(
+    described: Mapping[str, Any], ours: str, theirs: str, part: tuple[int, int], kind: str = "same"
+) -> Iterator[Entry]:
+    if kind == "norm":
+        yield from norm(ours, theirs, part, described["gamma"], described["bias"])
+    elif kind == "dense":
+        yield from dense(ours, theirs, part, described["kernel"], described["bias"], described["layout"])
+    elif kind in ("qkv", "kv"):
+        yield from fused(ours, theirs[:-1], kind, theirs[-1])
+    else:
+        yield Entry(ours, theirs, cast(Layout, kind), part)
+
+
+def dense(
+    ours: str,
+    theirs: str,
+    part: tuple[int, int] = (0, 1),
+    kernel: str = ".weight",
+    bias: str = ".bias",
+    layout: Layout = "turned",
+) -> Iterator[Entry]:
     """A torch Linear, or one part of a fused one."""
-    yield Entry(f"{ours}/kernel", f"{theirs}.weight", "turned", part)
-    yield Entry(f"{ours}/bias", f"{theirs}.bias", "same", part)
+    yield Entry(f"{ours}/kernel", f"{theirs}{kernel}", layout, part)
+    yield Entry(f"{ours}/bias", f"{theirs}{bias}", "same", part)
 
 
-def norm(ours: str, theirs: str) -> Iterator[Entry]:
+def norm(
+    ours: str, theirs: str, part: tuple[int, int] = (0, 1), gamma: str = ".weight", beta: str = ".bias"
+) -> Iterator[Entry]:
     """A torch LayerNorm."""
-    yield Entry(f"{ours}/gamma", f"{theirs}.weight")
-    yield Entry(f"{ours}/beta", f"{theirs}.bias")
+    yield Entry(f"{ours}/gamma", f"{theirs}{gamma}", part=part)
+    yield Entry(f"{ours}/beta", f"{theirs}{beta}", part=part)
 
 
 def fused(ours: str, theirs: str, parts: str = "qkv", joint: str = ".") -> Iterator[Entry]:
     """Projections stacked on the first axis; `joint` is "." for a Linear, "_" for torch's own in_proj."""
     for place, part in enumerate(parts):
-        yield Entry(f"{ours}/{part}/kernel", f"{theirs}{joint}weight", "turned", (place, len(parts)))
-        yield Entry(f"{ours}/{part}/bias", f"{theirs}{joint}bias", "same", (place, len(parts)))
+        yield from dense(f"{ours}/{part}", theirs, (place, len(parts)), f"{joint}weight", f"{joint}bias")
 
 
 def to_theirs(array: Tensor, entry: Entry, patch: int) -> Tensor:

@@ -1,12 +1,12 @@
 """open_clip's layout: a timm image tower and open_clip's text tower; what open_clip_config.json says."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from siglip_ref.architecture.conventions import preset
 from siglip_ref.architecture.sizes import TOWERS, Config, Tower
-from siglip_ref.checkpoint.tables.names import Entry, Shape, Table, dense, fused, made, norm, plausible
+from siglip_ref.checkpoint.tables.names import Shape, Table, entries, made, plausible
 from siglip_ref.errors import UsageError
 
 TRUNK = "visual.trunk"
@@ -96,44 +96,5 @@ def heads_of(width: int) -> int:
 
 
 def table(cfg: Config) -> Table:
-    """Our names and those of open_clip 3.3 with timm 1.0. Source: open_clip model.py, timm vision_transformer.py."""
-    return tuple(_entries(cfg))
-
-
-def _entries(cfg: Config) -> Iterator[Entry]:
-    yield Entry("image/patch/kernel", f"{TRUNK}.patch_embed.proj.weight", "patch")
-    yield Entry("image/patch/bias", f"{TRUNK}.patch_embed.proj.bias")
-    yield Entry("image/position", f"{TRUNK}.pos_embed")
-    for i in range(cfg.image.depth):
-        ours, theirs = f"image/block{i:02d}", f"{TRUNK}.blocks.{i}"
-        yield from norm(f"{ours}/norm1", f"{theirs}.norm1")
-        yield from fused(f"{ours}/attn", f"{theirs}.attn.qkv")
-        yield from dense(f"{ours}/attn/out", f"{theirs}.attn.proj")
-        yield from norm(f"{ours}/norm2", f"{theirs}.norm2")
-        yield from dense(f"{ours}/mlp/in", f"{theirs}.mlp.fc1")
-        yield from dense(f"{ours}/mlp/out", f"{theirs}.mlp.fc2")
-    yield from norm("image/norm", f"{TRUNK}.norm")
-    yield Entry("image/pool/probe", f"{TRUNK}.attn_pool.latent")
-    yield from dense("image/pool/attn/q", f"{TRUNK}.attn_pool.q")
-    yield from fused("image/pool/attn", f"{TRUNK}.attn_pool.kv", "kv")
-    yield from dense("image/pool/attn/out", f"{TRUNK}.attn_pool.proj")
-    yield from norm("image/pool/norm", f"{TRUNK}.attn_pool.norm")
-    yield from dense("image/pool/mlp/in", f"{TRUNK}.attn_pool.mlp.fc1")
-    yield from dense("image/pool/mlp/out", f"{TRUNK}.attn_pool.mlp.fc2")
-    yield Entry("text/token", "text.token_embedding.weight")
-    if cfg.bottleneck:
-        yield Entry("text/widen/kernel", WIDEN, "turned")
-    yield Entry("text/position", "text.positional_embedding")
-    for i in range(cfg.text.depth):
-        ours, theirs = f"text/block{i:02d}", f"text.transformer.resblocks.{i}"
-        yield from norm(f"{ours}/norm1", f"{theirs}.ln_1")
-        yield from fused(f"{ours}/attn", f"{theirs}.attn.in_proj", joint="_")
-        yield from dense(f"{ours}/attn/out", f"{theirs}.attn.out_proj")
-        yield from norm(f"{ours}/norm2", f"{theirs}.ln_2")
-        yield from dense(f"{ours}/mlp/in", f"{theirs}.mlp.c_fc")
-        yield from dense(f"{ours}/mlp/out", f"{theirs}.mlp.c_proj")
-    yield from norm("text/norm", "text.ln_final")
-    if cfg.text_head:
-        yield from dense("text/head", "text.text_projection")
-    yield Entry("log_scale", "logit_scale")
-    yield Entry("bias", "logit_bias")
+    """Our names and those of open_clip."""
+    return entries("open_clip", cfg)

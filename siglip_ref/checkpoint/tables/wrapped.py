@@ -5,9 +5,11 @@ remains without these words is compared with the tables of `huggingface`, `open_
 """
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 Format = Literal["huggingface", "open_clip", "big_vision"]
 Sides = tuple[str, ...]
@@ -17,35 +19,16 @@ BOTH: Sides = ("image", "text")
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 OPTIMISERS = ("opt", "optim", "optimizer", "opt_state", "optimizer_states")  # their moments have the model's names
 BUFFERS = ("position_ids",)  # not parameters; early transformers versions stored them
-# How the names of a tower begin, as its table has them, and more of such a name: other models have towers called so.
-BEGIN: dict[Format, dict[str, str]] = {
-    "huggingface": {"image": "vision_model.", "text": "text_model."},
-    "open_clip": {"image": "visual.trunk.", "text": "text."},
-    "big_vision": {"image": "img/", "text": "txt/"},
-}
-MARKS: dict[Format, dict[str, tuple[str, ...]]] = {
-    "huggingface": {
-        "image": ("embeddings.", "encoder.", "post_layernorm.", "head."),
-        "text": ("embeddings.", "encoder.", "final_layer_norm.", "head."),
-    },
-    "open_clip": {
-        "image": ("patch_embed.", "pos_embed", "blocks.", "norm.", "attn_pool."),
-        "text": (
-            *("transformer.", "token_embedding.", "token_projection."),
-            *("positional_embedding", "ln_final.", "text_projection."),
-        ),
-    },
-    "big_vision": {
-        "image": ("embedding/", "pos_embedding", "Transformer/", "MAPHead_0/"),
-        "text": ("Embed_0/", "widen/", "pos_embedding", "Encoder_0/", "head/"),
-    },
-}
-# A tower saved by itself has not even the beginning of its names; one name of each tells what it is.
-ALONE: dict[Format, dict[str, str]] = {
-    "huggingface": {"image": "embeddings.patch_embedding.weight", "text": "embeddings.token_embedding.weight"},
-    "open_clip": {"image": "patch_embed.proj.weight", "text": "token_embedding.weight"},
-    "big_vision": {"image": "embedding/kernel", "text": "Embed_0/embedding"},
-}
+
+
+def about(format_: str) -> dict[str, Any]:
+    """What FORMAT.toml says of names: how a tower's begin, marks by which they are known, and all of them."""
+    return tomllib.loads(Path(__file__).with_name(f"{format_}.toml").read_text(encoding="utf-8"))
+
+
+BEGIN: dict[Format, dict[str, str]] = {format_: about(format_)["begin"] for format_ in get_args(Format)}
+MARKS: dict[Format, dict[str, list[str]]] = {format_: about(format_)["marks"] for format_ in BEGIN}
+ALONE: dict[Format, dict[str, str]] = {format_: about(format_)["alone"] for format_ in BEGIN}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from siglip_ref.architecture.conventions import PRESETS
 from siglip_ref.architecture.sizes import Config, Tower
-from siglip_ref.errors import UsageError
+from siglip_ref.errors import need
 from siglip_ref.ops.elementary import Array
 from siglip_ref.training.data.captioned import Captioned, Data
 
@@ -25,16 +25,7 @@ def digits() -> Data:
 
     Source: Alpaydin and Kaynak 1998, UCI machine learning repository; `sklearn.datasets.load_digits`.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise UsageError(
-            expected="scikit-learn, which brings the digits",
-            got="no such package",
-            cause="it is an optional dependency",
-            repair="pip install scikit-learn",
-        ) from None
-    found = load_digits()
+    found = need("sklearn.datasets", "which brings the digits", "scikit-learn").load_digits()
     pictures = np.rint(found.images * (255 / 16)).astype(np.uint8)  # values are 0 to 16
     labels = np.asarray(found.target)
     held_out = np.arange(len(labels)) % 5 == 0

@@ -1,8 +1,6 @@
 """Your own images: a folder with captions beside them or class folders in it, or a list of files and captions."""
 
-import csv
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,8 @@ import numpy as np
 from siglip_ref.architecture.sizes import config
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
-from siglip_ref.process.typed import read_lines, read_text, tidy, visible
+from siglip_ref.process.tables import read_typed
+from siglip_ref.process.typed import read_lines, visible
 from siglip_ref.training.data.captioned import Captioned, Data, Item, Unreadable
 from siglip_ref.use.pictures import open_image
 from siglip_ref.use.walk import images_below
@@ -61,46 +60,13 @@ Pairs = list[tuple[Path, list[str]]]
 
 def _from_csv(file: Path) -> tuple[Pairs, list[str]]:
     """Pairs, and a note on rows that hold none."""
-    text = read_text(file)
-    tables = {sign: _table(file, text, sign) for sign in ",;\t"}  # semicolons, where the comma is the decimal point
-    sign = next((sign for sign, rows in tables.items() if set(COLUMNS) <= {cell.lower() for cell in rows[0]}), ",")
-    rows = _table(file, text, sign, strict=True)
-    columns = [cell.lower() for cell in rows[0]]
-    twice = [name for name in COLUMNS if columns.count(name) > 1]
-    if twice:
-        raise _no_table(file, f"the first line {visible(', '.join(rows[0]))[:80]}", f"the column {twice[0]} twice")
-    missing = [name for name in COLUMNS if name not in columns]
-    if missing:
-        got = f"the first line {visible(', '.join(rows[0]))[:80]}" if columns else "an empty file"
-        raise _no_table(file, got, f"no column {' and no column '.join(missing)}")
-    image, caption = map(columns.index, COLUMNS)
-    full = [row for row in rows[1:] if len(row) > max(image, caption) and row[image] and row[caption]]
-    empty = len(rows) - 1 - len(full)
+    rows, count = read_typed(file, COLUMNS)
+    empty = count - len(rows)
     left = (
         "has no image or no caption, and is left out" if empty == 1 else "have no image or no caption, and are left out"
     )
-    notes = [f"{empty} of {len(rows) - 1} rows of {file.name} {left}"]
-    return [(file.parent / row[image], [row[caption]]) for row in full], notes[: bool(empty)]
-
-
-def _table(file: Path, text: str, separator: str, strict: bool = False) -> list[list[str]]:
-    """The rows that hold something, or one that is empty; strict: a quotation mark that is not closed is an error."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict)
-    try:
-        return [row for row in ([tidy(cell) for cell in row] for row in reader) if any(row)] or [[]]
-    except csv.Error as error:
-        if not strict:  # not the separator that is looked for, perhaps
-            return [[]]
-        raise _no_table(
-            file,
-            f"{error}, by line {reader.line_num}",
-            "a quotation mark that is never closed, or not a CSV",
-            'close it; within quotation marks write "" for one',
-        ) from error
-
-
-def _no_table(file: Path, got: str, cause: str, repair: str = "make the first line: image,caption") -> UsageError:
-    return UsageError(f"a CSV in {file}, its first line naming the columns image and caption", got, cause, repair)
+    notes = [f"{empty} of {count} rows of {file.name} {left}"]
+    return [(file.parent / image, [caption]) for image, caption in rows], notes[: bool(empty)]
 
 
 def _from_folder(folder: Path) -> tuple[Pairs, list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from siglip_ref.errors import few
 from siglip_ref.process.atomic import write_atomically
 from siglip_ref.process.outputs import require_free, require_name
 from siglip_ref.process.owner import one_owner
@@ -77,6 +78,4 @@ def changes(out: Path, now: Sequence[Item]) -> str:
 
 
 def _some(names: list[str], what: str) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - 3} more" * (len(names) > 3)
-    return f"{len(names)} {'picture' if len(names) == 1 else 'pictures'} {what}: {', '.join(names[:3])}{more}"
+    return f"{len(names)} {'picture' if len(names) == 1 else 'pictures'} {what}: {few(sorted(names), 3)}"

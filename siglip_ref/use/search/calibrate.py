@@ -4,8 +4,6 @@ SigLIP's own scale and bias were learnt on other images, with thousands of negat
 and one's own photos the order of its scores is right long before their size is.
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
 
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array, sigmoid
-from siglip_ref.process.typed import read_text, tidy, visible
+from siglip_ref.process.tables import read_typed
+from siglip_ref.process.typed import read_text, visible
 
 FORMAT = "siglip-ref-calibration/1"
 FOLDS = 5  # each example is predicted by a fit that has not seen it
@@ -59,20 +59,8 @@ def read_examples(file: Path, labels: Sequence[str]) -> tuple[list[Path], list[s
 
     labels : which are known; of others a UsageError
     """
-    try:
-        rows = [
-            [tidy(cell) for cell in row] for row in csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
-        ]
-    except csv.Error as error:
-        raise _no_table(file, str(error), "a quotation mark that is never closed, or not a CSV") from error
-    rows = [row for row in rows if any(row)]
-    columns = [cell.lower() for cell in rows[0]] if rows else []
-    if not {"image", "label"} <= set(columns):
-        got = f"the first line {visible(', '.join(rows[0]))[:80]}" if rows else "an empty file"
-        raise _no_table(file, got, "no column image, or no column label")
-    image, label = columns.index("image"), columns.index("label")
-    full = [row for row in rows[1:] if len(row) > max(image, label) and row[image] and row[label]]
-    strange = sorted({row[label] for row in full} - set(labels))
+    full, _ = read_typed(file, ("image", "label"))
+    strange = sorted({label for _, label in full} - set(labels))
     if strange or len(full) < LEAST:
         raise UsageError(
             expected=f"at least {LEAST} examples with labels of: {', '.join(map(visible, labels[:10]))}",
@@ -82,13 +70,7 @@ def read_examples(file: Path, labels: Sequence[str]) -> tuple[list[Path], list[s
             else "too few to fit two numbers on",
             repair="correct it, or add it to --labels" if strange else "add more; a hundred are plenty",
         )
-    return [file.parent / row[image] for row in full], [row[label] for row in full]
-
-
-def _no_table(file: Path, got: str, cause: str) -> UsageError:
-    return UsageError(
-        f"a CSV in {file}, its first line naming the columns image and label", got, cause, "make it: image,label"
-    )
+    return [file.parent / image for image, _ in full], [label for _, label in full]
 
 
 def calibrate(
@@ -114,7 +96,7 @@ def calibrate(
 
 
 def fit(similarities: Array, right: Array) -> tuple[float, float]:
-    """Scale and bias of a logistic regression, by Newton's method with steps that are halved until they help.
+    """Scale and bias of a logistic regression.
 
     Targets are a little inside 0 and 1, so that labels that are told apart without a mistake end with finite numbers.
 
@@ -126,23 +108,13 @@ def fit(similarities: Array, right: Array) -> tuple[float, float]:
     positive = int(y.sum())
     target = np.where(y, (positive + 1) / (positive + 2), 1 / (len(y) - positive + 2))
 
-    def loss(at: Array) -> float:
+    def loss(at: Array) -> tuple[float, Array]:
         z = at[0] * x + at[1]
-        return float((np.logaddexp(0, z) - target * z).mean())
+        off = sigmoid(z) - target
+        return float((np.logaddexp(0, z) - target * z).mean()), np.array([(off * x).mean(), off.mean()])
 
-    at = np.array([1.0, float(np.log((positive + 1) / (len(y) - positive + 1)))])
-    for _ in range(100):
-        p = sigmoid(at[0] * x + at[1])
-        slope = np.array([((p - target) * x).mean(), (p - target).mean()])
-        w = p * (1 - p)
-        bend = np.array([[(w * x * x).mean(), (w * x).mean()], [(w * x).mean(), w.mean()]]) + 1e-12 * np.eye(2)
-        step = np.linalg.solve(bend, slope)
-        size = 1.0
-        while loss(at - size * step) > loss(at) and size > 1e-8:
-            size /= 2
-        at = at - size * step
-        if np.abs(size * step).max() < 1e-10:
-            break
+    start = np.array([1.0, np.log((positive + 1) / (len(y) - positive + 1))])
+    at = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-12}).x
     return float(at[0] / spread), float(at[1] - at[0] * middle / spread)
 
 

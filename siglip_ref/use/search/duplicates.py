@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array
@@ -38,18 +39,14 @@ def duplicates(vectors: Array, similarity: float, progress: Callable[[int, int],
             cause="it is a cosine",
             repair="leave it out for 0.98",
         )
-    parents = np.arange(len(vectors))
+    sets = DisjointSet(range(len(vectors)))
     tiles = [(i, j) for i in range(0, len(vectors), PIECE) for j in range(i, len(vectors), PIECE)]
     for number, (i, j) in enumerate(tiles, start=1):
         for a, b in _pairs(vectors, i, j, similarity):
-            a, b = _root(parents, a), _root(parents, b)
-            parents[max(a, b)] = min(a, b)
+            sets.merge(a, b)
         if progress:
             progress(number, len(tiles))
-    members: dict[int, list[int]] = {}
-    for row in range(len(vectors)):
-        members.setdefault(_root(parents, row), []).append(row)
-    groups = [rows for rows in members.values() if len(rows) > 1]
+    groups = sorted(sorted(rows) for rows in sets.subsets() if len(rows) > 1)
     return [Group(rows, (vectors[rows] @ vectors[rows[0]]).tolist()) for rows in groups]
 
 
@@ -59,13 +56,6 @@ def _pairs(vectors: Array, i: int, j: int, similarity: float) -> Iterator[tuple[
         near = np.triu(near, 1)
     for a, b in np.argwhere(near):
         yield int(i + a), int(j + b)
-
-
-def _root(parents: Array, row: int) -> int:
-    while parents[row] != row:
-        parents[row] = parents[parents[row]]  # shorten the way for the next time
-        row = int(parents[row])
-    return row
 
 
 def in_words(count: int, what: str) -> str:

@@ -23,6 +23,7 @@ from siglip_ref.process.outputs import require_free, require_name
 from siglip_ref.process.tables import as_csv, read_csv
 from siglip_ref.process.typed import visible
 from siglip_ref.use.search.photos import Known, Photo
+from siglip_ref.use.walk import is_of
 
 INDEX, LOCK, WORK = "index.json", "index.lock", "index.work"
 FORMAT = "siglip-ref-index/1"
@@ -62,10 +63,7 @@ class Index:
 
 def is_index(place: Path) -> bool:
     """Whether an index lies there."""
-    try:
-        return bool(json.loads((place / INDEX).read_text(encoding="utf-8"))["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return is_of(place / INDEX, FORMAT)
 
 
 def require_own(place: Path, force: bool = False) -> None:

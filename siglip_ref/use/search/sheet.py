@@ -19,59 +19,9 @@ from siglip_ref.use.pictures import open_image
 SIDE = 240  # pixels of a thumbnail's longer side
 LARGEST = 2000  # photos of one sheet: 20 MB
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fbfaf8; --card: #fff; --text: #1d1c1a; --faint: #64615c; --line: #dcd8d1;
-  --mark: #1f5fae; --bar: #5b8fce; --empty: #eceae6 }
-@media (prefers-color-scheme: dark) { :root { --page: #151413; --card: #201e1c; --text: #ece8e1; --faint: #a8a39a;
-  --line: #383430; --mark: #8ec1ff; --bar: #4d86c4; --empty: #2a2725 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 90rem; padding: 1.25rem 1rem 3rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.35rem; margin: 0 0 .2rem; overflow-wrap: anywhere } h2 { font-size: 1rem; margin: 2rem 0 .6rem }
-p { margin: .2rem 0; max-width: 60rem; color: var(--faint); font-size: .9rem; overflow-wrap: anywhere }
-kbd { font: inherit; border: 1px solid var(--line); border-radius: 4px; padding: 0 .35rem; background: var(--card) }
-ol { list-style: none; margin: 1.2rem 0 0; padding: 0; display: grid; gap: .9rem;
-  grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)) }
-a { display: flex; flex-direction: column; height: 100%; border-radius: 10px; overflow: hidden; color: inherit;
-  text-decoration: none; background: var(--card); border: 1px solid var(--line) }
-a:hover { border-color: var(--mark) } a:focus-visible { outline: 3px solid var(--mark); outline-offset: 2px }
-.photo { position: relative; display: flex; align-items: center; justify-content: center; aspect-ratio: 4 / 3;
-  overflow: hidden; background: var(--empty) }
-.photo img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain }
-.photo span { padding: 1rem; font-size: .8rem }
-.words { padding: .5rem .65rem .6rem; font-size: .82rem; line-height: 1.35; flex: 1; display: flex;
-  flex-direction: column; justify-content: space-between; gap: .35rem }
-.name { overflow-wrap: anywhere } .name span { display: -webkit-box; -webkit-box-orient: vertical;
-  -webkit-line-clamp: 3; overflow: hidden } .name small { display: block; color: var(--faint); font-size: .92em }
-.value { font-variant-numeric: tabular-nums; color: var(--faint) }
-.bar { height: 4px; border-radius: 2px; background: var(--empty); margin-top: .25rem }
-.bar i { display: block; height: 100%; border-radius: 2px; background: var(--bar) }
-@media (max-width: 30rem) { ol { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem }
-  .words { font-size: .78rem } }
-"""
+_STYLE = "\n" + Path(__file__).with_name("sheet.css").read_text(encoding="utf-8")
 
-_SCRIPT = """
-const cards = [...document.querySelectorAll("ol a")];
-const row = (card) => Math.round(card.getBoundingClientRect().top + scrollY);
-const middle = (card) => { const box = card.getBoundingClientRect(); return box.left + box.width / 2; };
-function beyond(at, step) {
-  const rows = [...new Set(cards.map(row))].sort((a, b) => a - b);
-  const wanted = rows[rows.indexOf(row(cards[at])) + step];
-  const there = cards.map((card, i) => i).filter((i) => row(cards[i]) === wanted);
-  const far = (i) => Math.abs(middle(cards[i]) - middle(cards[at]));
-  return there.length ? there.reduce((a, b) => (far(b) < far(a) ? b : a)) : at;
-}
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey) return;
-  const at = cards.indexOf(document.activeElement);
-  const moves = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: cards.length - 1 };
-  if (at >= 0) Object.assign(moves, { ArrowDown: beyond(at, 1), ArrowUp: beyond(at, -1) });
-  const to = cards[at < 0 && event.key.startsWith("Arrow") ? 0 : moves[event.key]];
-  if (!to) return;
-  event.preventDefault();
-  to.focus();
-});
-"""
+_SCRIPT = "\n" + Path(__file__).with_name("sheet.js").read_text(encoding="utf-8")
 
 
 class Card(NamedTuple):

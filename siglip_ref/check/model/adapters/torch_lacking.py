@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from siglip_ref.checkpoint.tables.mismatch import ADAPTERS, few
-from siglip_ref.errors import UsageError
+from siglip_ref.checkpoint.tables.mismatch import ADAPTERS
+from siglip_ref.errors import UsageError, few
 
 _SCALARS = {"logit_bias": "-10.0", "logit_scale": "2.3026"}  # SigLIP's values at the start
 
