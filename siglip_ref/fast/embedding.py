@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import COUNT, ZERO, kernel
 from siglip_ref.fast.machine.fit import as_rows, empty, rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -44,10 +44,10 @@ def _add_some(x: Any, table: Any, out: Any, begin: int, end: int) -> None:
 def _add_table(x: Any, table: Any, out: Any, parts: int) -> None:
     rows = len(x) * x.shape[1]
     if parts == 1:
-        _add_some(x, table, out, 0, rows)
+        _add_some(x, table, out, ZERO, rows)
     else:
         for thread in prange(parts):
-            begin, end = part(rows, thread, parts)
+            begin, end = part(rows, COUNT(thread), parts)
             _add_some(x, table, out, begin, end)
 
 

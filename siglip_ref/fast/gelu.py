@@ -8,7 +8,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import COUNT, kernel
 from siglip_ref.fast.machine.elementary import exp_nonpositive, normal_cdf, number, sigmoid
 from siglip_ref.fast.machine.fit import empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for_elements
@@ -91,7 +91,7 @@ def gelu_all(x: Any, form: int, out: Any, parts: int) -> None:
         gelu_rows(x, form, out)
     else:
         for thread in prange(parts):
-            begin, end = part(len(x), thread, parts)
+            begin, end = part(len(x), COUNT(thread), parts)
             gelu_rows(x[begin:end], form, out[begin:end])
 
 
@@ -102,7 +102,7 @@ def d_gelu_all(d: Any, x: Any, form: int, out: Any, parts: int) -> None:
         d_gelu_rows(d, x, form, out)
     else:
         for thread in prange(parts):
-            begin, end = part(len(x), thread, parts)
+            begin, end = part(len(x), COUNT(thread), parts)
             d_gelu_rows(d[begin:end], x[begin:end], form, out[begin:end])
 
 

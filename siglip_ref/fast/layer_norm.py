@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.compile import COUNT, FIRST, INDEX, SUMS, ZERO, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import NOTHING, as_rows, empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for_elements
@@ -52,10 +52,10 @@ def _norm_rows(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any, 
 def norm(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any, parts: int) -> None:
     """out = (x - mean) / deviation * gamma + beta, row by row; stats keeps mean and 1 / deviation."""
     if parts == 1:
-        _norm_rows(x, gamma, beta, eps, out, stats, 0, len(x))
+        _norm_rows(x, gamma, beta, eps, out, stats, ZERO, len(x))
     else:
         for thread in prange(parts):
-            begin, end = part(len(x), thread, parts)
+            begin, end = part(len(x), COUNT(thread), parts)
             _norm_rows(x, gamma, beta, eps, out, stats, begin, end)
 
 
@@ -104,11 +104,11 @@ def d_norm(d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, keep: Any, d_x:
     """
     parts = len(d_weights)
     if parts == 1:
-        _d_norm_rows(d_out, x, stats, gamma, add, keep, d_x, d_weights, 0, 0, len(x))
+        _d_norm_rows(d_out, x, stats, gamma, add, keep, d_x, d_weights, FIRST, ZERO, len(x))
     else:
         for thread in prange(parts):
-            begin, end = part(len(x), thread, parts)
-            _d_norm_rows(d_out, x, stats, gamma, add, keep, d_x, d_weights, thread, begin, end)
+            begin, end = part(len(x), COUNT(thread), parts)
+            _d_norm_rows(d_out, x, stats, gamma, add, keep, d_x, d_weights, INDEX(thread), begin, end)
 
 
 class NormCache(NamedTuple):

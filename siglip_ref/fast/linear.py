@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.machine.blas import NO, SMALL, YES, gemm, gemm_address
-from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import NOTHING, as_rows, as_stored, empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.machine.pool import parts_for
@@ -106,10 +106,10 @@ def affine_part(
 def affine(routine: int, turned: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, parts: int) -> None:
     """out = x @ weights + bias + add: x (R, C), weights (C, F) or turned, add (R, F) or (0, 0)."""
     if parts == 1:
-        affine_part(routine, turned, x, weights, bias, add, out, 0, 1)
+        affine_part(routine, turned, x, weights, bias, add, out, ZERO, parts)
     else:
         for thread in prange(parts):
-            affine_part(routine, turned, x, weights, bias, add, out, thread, parts)
+            affine_part(routine, turned, x, weights, bias, add, out, COUNT(thread), parts)
 
 
 @kernel()
@@ -189,20 +189,20 @@ def _d_inputs_part(
 def d_affine_weights(routine: int, d_out: Any, x: Any, keep: Any, d_weights: Any, d_bias: Any, parts: int) -> None:
     """Gradients of `affine` by weights and bias; with keep = 1 they are added to, with keep = 0 only written."""
     if parts == 1:
-        d_weights_part(routine, d_out, x, keep, d_weights, d_bias, 0, 1)
+        d_weights_part(routine, d_out, x, keep, d_weights, d_bias, ZERO, parts)
     else:
         for thread in prange(parts):
-            d_weights_part(routine, d_out, x, keep, d_weights, d_bias, thread, parts)
+            d_weights_part(routine, d_out, x, keep, d_weights, d_bias, COUNT(thread), parts)
 
 
 @kernel(parallel=True)
 def d_affine_inputs(routine: int, turned: int, d_out: Any, weights: Any, keep: Any, d_x: Any, parts: int) -> None:
     """Gradient of `affine` by x; with keep = 1 d_x is added to, with keep = 0 only written."""
     if parts == 1:
-        _d_inputs_part(routine, turned, d_out, weights, keep, d_x, 0, 1)
+        _d_inputs_part(routine, turned, d_out, weights, keep, d_x, ZERO, parts)
     else:
         for thread in prange(parts):
-            _d_inputs_part(routine, turned, d_out, weights, keep, d_x, thread, parts)
+            _d_inputs_part(routine, turned, d_out, weights, keep, d_x, COUNT(thread), parts)
 
 
 class LinearCache(NamedTuple):

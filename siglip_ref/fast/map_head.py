@@ -10,7 +10,7 @@ from siglip_ref.fast.kernels.block import add_mlp, d_add_mlp
 from siglip_ref.fast.kernels.heads import d_mix, mix
 from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
 from siglip_ref.fast.machine.blas import gemm_address
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import ONE, kernel
 from siglip_ref.fast.machine.fit import (
     NOTHING,
     as_rows,
@@ -66,7 +66,7 @@ def pool(
     nothing: Any, kept: Any, scores: Any, normed: Any, active: Any, out: Any, parts: int,
 ) -> None:  # fmt: skip
     query, key, value, head_stats, mixed, read, stats, hidden = kept
-    affine(routine, turned[0], probe, w[0], w[1], nothing, query[0], 1)
+    affine(routine, turned[0], probe, w[0], w[1], nothing, query[0], ONE)
     for b in range(1, len(query)):
         for c in range(query.shape[2]):
             query[b, 0, c] = query[0, 0, c]  # number by number: an assignment of slices compiles for seconds
@@ -100,8 +100,8 @@ def d_pool(
     # query[b] = probe @ w[0] + w[1] for every b
     for b in range(1, len(d_query)):
         d_query[0] += d_query[b]
-    d_affine_weights(routine, d_query[0], probe, zero, d[0], d[1], 1)
-    d_affine_inputs(routine, turned[0], d_query[0], w[0], zero, d_probe, 1)
+    d_affine_weights(routine, d_query[0], probe, zero, d[0], d[1], ONE)
+    d_affine_inputs(routine, turned[0], d_query[0], w[0], zero, d_probe, ONE)
 
 
 def map_head_forward(

@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import COUNT, kernel
 from siglip_ref.fast.machine.dot import dot
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import as_rows, empty, gradient_of, same_precision
@@ -53,7 +53,7 @@ def unit(x: Any, kind: int, eps: Any, out: Any, lengths: Any, parts: int) -> Non
         _rows(x, kind, eps, out, lengths)
     else:
         for thread in prange(parts):
-            begin, end = part(len(x), thread, parts)
+            begin, end = part(len(x), COUNT(thread), parts)
             _rows(x[begin:end], kind, eps, out[begin:end], lengths[begin:end])
 
 
@@ -64,7 +64,7 @@ def d_unit(d_out: Any, x: Any, lengths: Any, kind: int, eps: Any, d_x: Any, part
         _d_rows(d_out, x, lengths, kind, eps, d_x)
     else:
         for thread in prange(parts):
-            begin, end = part(len(x), thread, parts)
+            begin, end = part(len(x), COUNT(thread), parts)
             _d_rows(d_out[begin:end], x[begin:end], lengths[begin:end], kind, eps, d_x[begin:end])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, kernel
 from siglip_ref.fast.machine.fit import same_precision
 from siglip_ref.fast.machine.packed import Layout, layout, pieces
 from siglip_ref.fast.machine.pool import parts_for_elements
@@ -42,7 +42,7 @@ def _squares(x: Any, sums: Any) -> None:
         sums[0] = _square(x)
     else:
         for thread in prange(len(sums)):
-            begin, end = part(len(x), thread, len(sums))
+            begin, end = part(len(x), COUNT(thread), len(sums))
             sums[thread] = _square(x[begin:end])
 
 
@@ -83,10 +83,10 @@ def _all(
     p: Any, g: Any, m: Any, v: Any, c: Any, ends: Any, shrinks: Any, new_p: Any, new_m: Any, new_v: Any, parts: int
 ) -> None:
     if parts == 1:
-        _part(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, 0, len(p))
+        _part(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, ZERO, len(p))
     else:
         for thread in prange(parts):
-            begin, end = part(len(p), thread, parts)
+            begin, end = part(len(p), COUNT(thread), parts)
             _part(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, begin, end)
 
 

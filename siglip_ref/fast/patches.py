@@ -11,6 +11,7 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import affine_part, d_weights_part, inputs_backward, part
 from siglip_ref.fast.machine.blas import gemm_address
+from siglip_ref.fast.machine.compile import COUNT, ONE, ZERO
 from siglip_ref.fast.machine.compile import kernel as compiled
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import (
@@ -60,7 +61,7 @@ def embed_some(
     for a in range(begin, end, len(patches)):
         b = min(a + len(patches), end)
         _cut(lines, patch, columns, a, patches[: b - a])
-        affine_part(routine, turned, patches[: b - a], weights, bias, nothing, out[a:b], 0, 1)
+        affine_part(routine, turned, patches[: b - a], weights, bias, nothing, out[a:b], ZERO, ONE)
 
 
 @compiled(parallel=True)
@@ -71,10 +72,10 @@ def _embed(
     """out = patches @ weights + bias; patches (threads, a few, P) is room for what is cut out."""
     threads = len(patches)
     if threads == 1:
-        embed_some(routine, turned, lines, patch, columns, weights, bias, nothing, patches[0], out, 0, len(out))
+        embed_some(routine, turned, lines, patch, columns, weights, bias, nothing, patches[0], out, ZERO, len(out))
     else:
         for t in prange(threads):
-            begin, end = part(len(out), t, threads)
+            begin, end = part(len(out), COUNT(t), threads)
             embed_some(routine, turned, lines, patch, columns, weights, bias, nothing, patches[t], out, begin, end)
 
 
@@ -89,7 +90,7 @@ def d_embed_some(
     for a in range(begin, end, len(patches)):
         b = min(a + len(patches), end)
         _cut(lines, patch, columns, a, patches[: b - a])
-        d_weights_part(routine, d_out[a:b], patches[: b - a], one, d_weights, d_bias, 0, 1)
+        d_weights_part(routine, d_out[a:b], patches[: b - a], one, d_weights, d_bias, ZERO, ONE)
 
 
 @compiled(parallel=True)
@@ -99,10 +100,10 @@ def _d_embed(
     """Gradients of `_embed`, one set a thread."""
     threads = len(patches)
     if threads == 1:
-        d_embed_some(routine, d_out, lines, patch, columns, patches[0], d_weights[0], d_bias[0], 0, len(d_out))
+        d_embed_some(routine, d_out, lines, patch, columns, patches[0], d_weights[0], d_bias[0], ZERO, len(d_out))
     else:
         for t in prange(threads):
-            begin, end = part(len(d_out), t, threads)
+            begin, end = part(len(d_out), COUNT(t), threads)
             d_embed_some(routine, d_out, lines, patch, columns, patches[t], d_weights[t], d_bias[t], begin, end)
 
 

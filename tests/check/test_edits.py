@@ -1,5 +1,7 @@
 """Single edits of the specification's formulas: generated, tried against another program, named only with proof."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
+from siglip_ref.check.engine.edits import fitting
 from siglip_ref.mistakes.grammar.switched import edited, made, named, singles
 from siglip_ref.model import optim
 from siglip_ref.model.specification import SPECIFICATION
@@ -132,3 +135,17 @@ def test_an_edit_whose_gradients_are_others_is_not_named():
     report = sr.check_model(wrong, "float32")
     assert report.computes[0].startswith("measured: "), report
     assert "d text/norm/gamma of a further run is not the model's" in report.computes[1]
+
+
+def test_what_is_no_number_explains_nothing():
+    looks = {"first": [0.5, np.nan], "last": [np.nan, 0.5], "right": [0.9, 0.9]}
+
+    @contextmanager
+    def program(changes) -> Iterator[tuple[str, ...]]:
+        yield changes
+
+    def look(changes):
+        return looks[changes[0]] if changes else [2.0, 2.0]
+
+    assert fitting(list(looks), program, look) == [("right",)]
+    assert fitting(list(looks), program, lambda _: [0.5], look) == [("right",)]

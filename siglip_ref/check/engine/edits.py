@@ -119,10 +119,10 @@ def fitting(
     """
 
     def fit(scored: Sequence[tuple[Sequence[float], Changes[C]]]) -> list[Changes[C]]:
-        near = [changes for scores, changes in scored if max(scores) <= FITS]
+        near = [changes for scores, changes in scored if _fit(scores)]
         ends = [(scores, changes) for changes in near if (scores := _tried(changes, program, whole)) is not None]
-        found = sorted(((max(scores, default=0.0), changes) for scores, changes in ends), key=lambda entry: entry[0])
-        return [changes for off, changes in found if off <= FITS and off <= NEAR * found[0][0] + 1e-3]
+        found = sorted(((max(by, default=0.0), one) for by, one in ends if _fit(by)), key=lambda entry: entry[0])
+        return [one for off, one in found if off <= NEAR * found[0][0] + 1e-3]
 
     def scored(candidates: Sequence[Changes[C]]) -> list[tuple[Sequence[float], Changes[C]]]:
         return [(scores, one) for one in candidates if (scores := _tried(one, program, screen)) is not None]
@@ -176,6 +176,11 @@ def _tried(changes: Changes[C], program: Program[C], look: Callable[[Reference],
             return look(spec)
     except Exception:  # an edit may raise whatever NumPy and Python raise
         return None
+
+
+def _fit(scores: Sequence[float]) -> bool:
+    """Whether each is within what is allowed; NaN is not, wherever it stands."""
+    return all(score <= FITS for score in scores)
 
 
 def _gain(before: Sequence[float], after: Sequence[float]) -> float:

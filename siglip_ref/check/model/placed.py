@@ -84,12 +84,18 @@ def forward_with(
     activations["logits"] = np.exp(params["log_scale"]) * (embedded[0] @ embedded[1].T) + params["bias"]
     result = _spec(made, LOSS).loss.sigmoid_loss(*embedded, params["log_scale"], params["bias"])
 
+    of_others = dict[str, dict[str, Array]]()  # of a tower without a mistake: the same however often it is asked
+
     def back_from_loss() -> dict[str, Array]:
         grads: dict[str, Array] = {"log_scale": result.d_log_scale, "bias": result.d_bias}
         d_embeds = (result.d_image_embed, result.d_text_embed)
         for d_embed, (tower, normalize_backward, norm_cache, way_back, cache) in zip(d_embeds, ways_back, strict=True):
-            of_tower, _ = way_back(normalize_backward(d_embed, norm_cache), cache)
-            grads |= prefixed(tower, of_tower)
+            if (known := of_others.get(tower)) is None:
+                of_tower, _ = way_back(normalize_backward(d_embed, norm_cache), cache)
+                known = prefixed(tower, of_tower)
+                if all(place.stages.isdisjoint(stages_of(cfg, tower)) for place in made):
+                    of_others[tower] = known
+            grads |= known
         return {name: grads[name] for name in params}
 
     return result.loss, activations, back_from_loss

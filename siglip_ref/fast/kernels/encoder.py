@@ -11,7 +11,7 @@ import numpy as np
 from siglip_ref.fast.kernels.block import backward, forward
 from siglip_ref.fast.layer_norm import d_norm, norm
 from siglip_ref.fast.linear import NONE_TURNED
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import ONE, kernel
 
 
 @kernel()
@@ -83,10 +83,11 @@ def encode(
             w, _ = block(flat, layer * block_size(width, mlp), width, mlp)
             forward(
                 routine, NONE_TURNED, rows, w, mask[a * heads : b * heads], heads, root, eps, form, nothing,
-                _kept(kept, layer, heads, a, b), scores, normed[:some], active[:some], stream[layer, 1, top:bottom], 1,
+                _kept(kept, layer, heads, a, b), scores, normed[:some], active[:some], stream[layer, 1, top:bottom],
+                ONE,
             )  # fmt: skip
             rows = stream[layer, 1, top:bottom]
-        norm(rows, flat[-2 * width : -width], flat[-width:], eps, out[top:bottom], last_stats[top:bottom], 1)
+        norm(rows, flat[-2 * width : -width], flat[-width:], eps, out[top:bottom], last_stats[top:bottom], ONE)
 
 
 @kernel()
@@ -118,6 +119,6 @@ def d_encode(
             backward(
                 routine, NONE_TURNED, d_stream[layer, 1, top:bottom], given, w, mask[a * heads : b * heads], heads,
                 root, form, eps, _kept(kept, layer, heads, a, b), keep, d, room, d_stream[layer, 0, top:bottom],
-                d_given, 1,
+                d_given, ONE,
             )  # fmt: skip
         keep = root / root

@@ -8,7 +8,7 @@ from typing import Any
 from numba import prange
 
 from siglip_ref.fast.machine.blas import NO, YES, gemm
-from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.compile import FIRST, INDEX, SUMS, ZERO, kernel
 from siglip_ref.fast.machine.elementary import exp_nonpositive, number
 from siglip_ref.fast.machine.largest import bits_of, largest
 
@@ -174,11 +174,11 @@ def mix(
     """
     tasks, parts = len(stats), len(scratch)
     if parts == 1:
-        _some(routine, query, key, value, mask, heads, root, scratch, 0, mixed, stats, 0, tasks)
+        _some(routine, query, key, value, mask, heads, root, scratch, FIRST, mixed, stats, ZERO, tasks)
     else:
         for thread in prange(parts):
             begin, end = tasks * thread // parts, tasks * (thread + 1) // parts
-            _some(routine, query, key, value, mask, heads, root, scratch, thread, mixed, stats, begin, end)
+            _some(routine, query, key, value, mask, heads, root, scratch, INDEX(thread), mixed, stats, begin, end)
 
 
 @kernel()
@@ -200,10 +200,10 @@ def d_mix(
     """Gradients of `mix`, of the shapes of query, key and value; scratch (threads, 2, N, M)."""
     tasks, parts = len(stats), len(scratch)
     if parts == 1:
-        _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch, 0, stats, d_query, d_key, d_value,
-                0, tasks)  # fmt: skip
+        _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch, FIRST, stats, d_query, d_key, d_value,
+                ZERO, tasks)  # fmt: skip
     else:
         for thread in prange(parts):
             begin, end = tasks * thread // parts, tasks * (thread + 1) // parts
-            _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch, thread, stats,
+            _d_some(routine, d_mixed, query, key, value, mask, heads, root, scratch, INDEX(thread), stats,
                     d_query, d_key, d_value, begin, end)  # fmt: skip

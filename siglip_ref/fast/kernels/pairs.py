@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from siglip_ref.fast.machine.blas import NO, YES, gemm
-from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.compile import SUMS, ZERO, kernel
 from siglip_ref.fast.machine.elementary import number, softplus_and_sigmoid
 
 LOSS, D_SCALE, D_BIAS, LOST = (
@@ -118,7 +118,7 @@ def sweep(
     threads = len(tiles)
     sums = np.zeros((threads, 8))  # a cache line each
     if threads == 1:
-        _band(routine, x, y, 0, offsets, own, scale, bias, alpha, d_x, d_y, tiles[0], sums[0])
+        _band(routine, x, y, ZERO, offsets, own, scale, bias, alpha, d_x, d_y, tiles[0], sums[0])
         return sums
     for turn in range(threads):
         for thread in prange(threads):

@@ -12,7 +12,7 @@ from numba import prange
 from siglip_ref.fast.embedding import sum_images
 from siglip_ref.fast.kernels.encoder import block, block_size, d_encode, encode, linear
 from siglip_ref.fast.linear import NONE_TURNED, NOT_TURNED, affine, d_affine_inputs, d_affine_weights
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import ONE, kernel
 from siglip_ref.fast.map_head import d_pool, pool
 from siglip_ref.fast.patches import d_embed_some, embed_some, patches_at_once
 
@@ -96,7 +96,7 @@ def some_images(
     scores, active = np.empty((1, 1, 1, patches), flat.dtype), np.empty((end - begin, mlp), flat.dtype)
     normed, mine = np.empty((end - begin, width), flat.dtype), _of_sequences(head, heads, begin, end)
     pool(routine, NONE_TURNED[2:], flat_tokens[top:bottom], probe, w, mask, heads, root, eps, form, nothing, mine,
-         scores, normed, active, out[begin:end], 1)  # fmt: skip
+         scores, normed, active, out[begin:end], ONE)  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -135,7 +135,7 @@ def d_some_images(
     d_normed, d_read = np.empty(vectors, flat.dtype), np.empty(vectors, flat.dtype)
     d_pool(routine, NONE_TURNED[2:], d_out[begin:end], flat_tokens[top:bottom], probe, w, mask, heads, root, form, eps,
            _of_sequences(head, heads, begin, end), scores, active, d_hidden, normed, d_normed, d_heads, d, d_read,
-           d_probe, flat_d_tokens[top:bottom], 1)  # fmt: skip
+           d_probe, flat_d_tokens[top:bottom], ONE)  # fmt: skip
     # tokens = encoder of the stem
     d_encode(routine, flat_d_tokens, flat_stem, encoder, settings, inner, few, d_encoder, d_stream, flat_d_stem, begin,
              end)  # fmt: skip
@@ -190,7 +190,7 @@ def some_texts(
     encode(routine, stem.reshape(rows, width), encoder, settings, inner, few, states.reshape(rows, width), begin, end)
     for b in range(begin, end):
         taken[b] = states[b, speaker[b]]
-    affine(routine, NOT_TURNED, taken[begin:end], kernel, bias, settings[5], out[begin:end], 1)
+    affine(routine, NOT_TURNED, taken[begin:end], kernel, bias, settings[5], out[begin:end], ONE)
 
 
 @kernel(parallel=True)
@@ -214,8 +214,8 @@ def d_some_texts(
     _, encoder, kernel, _ = _text_pieces(flat, places, width, d_out.shape[1])
     d_position, d_encoder, d_kernel, d_bias = _text_pieces(d_flat, places, width, d_out.shape[1])
     # out = taken @ kernel + bias
-    d_affine_inputs(routine, NOT_TURNED, d_out[begin:end], kernel, zero, d_taken[begin:end], 1)
-    d_affine_weights(routine, d_out[begin:end], taken[begin:end], zero, d_kernel, d_bias, 1)
+    d_affine_inputs(routine, NOT_TURNED, d_out[begin:end], kernel, zero, d_taken[begin:end], ONE)
+    d_affine_weights(routine, d_out[begin:end], taken[begin:end], zero, d_kernel, d_bias, ONE)
     # taken[b] = states[b, speaker[b]]
     d_states[begin:end] = 0
     for b in range(begin, end):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 from numba.core import event
 
 from siglip_ref.process import compiling
@@ -17,6 +18,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 # to reassociate inside exp would undo the rounding trick there (wrong by 40 %, and fast).
 STRICT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz"}
+
+# Numba compiles a kernel, and all that it calls, anew for each Python constant among what it is given, for a number
+# and for the unsigned counter of a prange. So kernels hand one another numbers of one kind: COUNT(thread), ZERO, ONE.
+# An index is unsigned, INDEX(thread) and FIRST: with one that might be below zero, loops stay scalar.
+COUNT: Any = np.int64
+INDEX: Any = np.uintp
+ZERO, ONE, FIRST = COUNT(0), COUNT(1), INDEX(0)
 
 
 def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[F], F]:

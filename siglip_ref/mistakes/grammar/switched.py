@@ -4,7 +4,7 @@ import ast
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from inspect import getsource
 from types import FunctionType
@@ -78,6 +78,7 @@ class Single:
         return decided(new, self.text.replace(HERE, f"({self.old})")) or formula(new)
 
 
+@cache  # of some thousands of short texts
 def _plain(text: str) -> str:
     return ast.unparse(ast.parse(text, mode="eval"))
 

@@ -15,7 +15,7 @@ import numpy as np
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.one_tower import sides_of
 from siglip_ref.architecture.sizes import Config
-from siglip_ref.check.engine.edits import Edits, Fitted, search
+from siglip_ref.check.engine.edits import FITS, Edits, Fitted, search
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.judge import Judge
@@ -188,12 +188,18 @@ def _of_gradients(
     functions = tuple(named(getattr(SPECIFICATION, name).backward) for name in _BACK.get(stage.split("/")[-1], ()))
     spec, tower = edited(functions), stage.split("/")[0]
     alike = frozenset(one for one in stages_of(cfg, tower) if one.split("/")[-1] == stage.split("/")[-1])
+    usual = {name: _usual(name, judge) for name in judge.exact.grads}
     for stages in dict.fromkeys((frozenset({stage}), alike)):
         placed = [Edited(spec, stages)]
         back = forward_with(placed, ground, cfg, conventions)[2]
 
         def off(_: Reference, back: Callable[[], dict[str, Array]] = back) -> list[float]:
-            return [by(name, run.grads[name], grad, judge) for name, grad in back().items()]
+            scores = list[float]()
+            for name, grad in back().items():
+                scores.append(_off(run.grads[name], grad, judge.of_grad[name], usual[name]))
+                if not scores[-1] <= FITS:  # how far off the others are is not asked: no pairs are tried
+                    return [np.inf]
+            return scores
 
         def numbers(_: Reference, back: Callable[[], dict[str, Array]] = back) -> Array:
             return np.concatenate([np.ravel(grad) / (np.max(np.abs(grad)) or 1.0) for grad in back().values()])
