@@ -80,7 +80,7 @@ def formula_in_words(formula: "Formula") -> str:
         notes.append(f"logit_ij = {logit_in_words(formula.coupled[0].logit, formula.linear)}")
     parts += [f"{_before(form)}{_names(name, formula.linear)}" for name, form in formula.extra]
     for side, rows in (("image", formula.image_rows), ("text", formula.text_rows)):
-        if rows.kind != "as given" or rows.order:
+        if rows.kind != "as given" or rows.order or rows.mapped:
             notes.append(f"{side} rows {_rows(rows)}")
     if formula.equal:
         notes.append(
@@ -142,6 +142,10 @@ def _term(term: "Term", linear: bool, place: int) -> str:
 def _of(shape: "Shape", u: str) -> str:
     if shape.name.startswith("slope of ") and shape.name not in WORDS["functions"]:
         return f"d/du {_of(replace(shape, name=shape.name.removeprefix('slope of ')), u)}"
+    if shape.sum:
+        names = [(c, name.format(u=u)) for name, c in shape.sum]
+        parts = [name if c == 1 else number(c) if name == "1" else f"{number(c)} {name}" for c, name in names]
+        return f"({' + '.join(parts)})".replace("+ -", "- ") if len(parts) > 1 else parts[0]
     form = WORDS["functions"].get(shape.name, f"{shape.name}({{u}})")
     return form.format(*(number(p) for p in shape.parameters), u=u)
 
@@ -206,7 +210,7 @@ def where_in_words(where: "Where") -> str:
 
 
 def _coupled(one: "Coupled") -> str:
-    return f"{_before(one.weight)}sum of {WORDS['coupled'][one.kind].format(_share(one))}"
+    return f"{_before(one.weight)}sum of {WORDS['coupled'].get(one.kind, one.kind).format(_share(one))}"
 
 
 def _share(one: "Coupled") -> str:
@@ -221,6 +225,9 @@ def _rows(rows: "Rows") -> str:
         "whole matrix": "divided by the length of the whole matrix",
     }[rows.kind]
     words += f", {rows.order}" if rows.order else ""
+    if rows.mapped:
+        gone = "which lets no gradient through" if "rounded" in rows.mapped else "of which gradients know nothing"
+        words = f"{rows.mapped}{f', {gone}' * rows.cut}" + (f", then {words}" if rows.kind != "as given" else "")
     if rows.undivided:
         cut = "are not divided by it" if not rows.detached else "are those by the rows that are divided"
         return f"{words}, gradients {cut}"
@@ -240,6 +247,8 @@ def backward_in_words(rule: "Backward") -> str:
         if [where.names for where, _ in rule.rules] == [_ALL]:
             return f"{name}: {factor} times the right one"
         return f"{name}: each pair's part times {factor}" if rule.rules else f"{name}: 0"
+    if rule.kind == "mixed":
+        return f"{name}: each pair's slope is {_sum_of(rule.parts)}"
     return {
         "none": f"{name}: no gradient arrives",
         "tangent": f"{name}: without its part along the row",
@@ -249,12 +258,21 @@ def backward_in_words(rule: "Backward") -> str:
         "reversed": f"{name}: rows in reverse order",
         "clipped": f"{name}: cut to the length {number(rule.number)}",
         "rows clipped": f"{name}: each row cut to the length {number(rule.number)}",
-        "of": f"{name}: "
-        + " + ".join(f"{number(f)} times the sum of {_PARTS.get(part, f'the {part}')}" for part, f in rule.parts),
+        "of": f"{name}: " + _sum_of([(f"the sum of {_PARTS.get(part, f'the {part}')}", f) for part, f in rule.parts]),
     }[rule.kind]
 
 
-_PARTS = {"logit": "slope x logit", "similarity": "slope x similarity"}  # of every pair
+def _sum_of(parts: "Sequence[tuple[str, float]]") -> str:
+    return " + ".join(f"{number(factor)} times {name}" for name, factor in parts).replace("+ -", "- ")
+
+
+_PARTS = {
+    "bias": "slope x bias",
+    "logit of positives": "slope x logit over the positives",
+    "logit of negatives": "slope x logit over the negatives",
+    "logit": "slope x logit",
+    "similarity": "slope x similarity",
+}  # of every pair
 
 # --- differences
 
@@ -312,7 +330,7 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
     "similarity": _shapes,
     "cap": _shapes,
     "backward": lambda got, right: backward_in_words(got),
-    "coupled": lambda got, right: "pairs are not summed one by one",
+    "coupled": lambda got, right: f"pairs are not summed one by one, but {' + '.join(map(_coupled, got))}",
     "terms": lambda got, right: "pairs are summed one by one, without a softmax",
     "directions": lambda got, right: f"what is summed is {' + '.join(map(_coupled, got))}",
     "smoothing": lambda got, right: (

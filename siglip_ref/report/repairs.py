@@ -33,6 +33,8 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
         )
     if one.place == "extra":
         return _EXTRA if "softplus" in got[0] else "take it out of the loss"
+    if one.place == "rows" and got.mapped:
+        return "give the product the rows themselves, and the gradients the rows that the product had"
     if one.place == "rows" and got.undivided:
         return "the gradient of x / |x| is (d - (d . x) x / |x|^2) / |x|"
     if one.place == "rows":

@@ -202,6 +202,74 @@ def kept(what, dtype):
 
 # ruff: noqa: E501  # a table: one loss a line
 
+
+def pair_sum(z, function):
+    return function(-labels(z) * z).sum() / len(z)
+
+
+def padded_tiles(x, y, t, b):
+    more = -len(x) % 32
+    wide_x, wide_y = (functional.pad(rows, (0, 0, 0, more)) for rows in (x, y))
+    return pair_sum(logits(wide_x, wide_y, t, b), functional.softplus) * (len(x) + more) / len(x)
+
+
+def shift_held(x, y, t, b):
+    def stable(u):
+        return u.detach().clamp(min=0) + torch.log1p(torch.exp(-u.abs()))
+
+    return pair_sum(logits(x, y, t, b), stable)
+
+
+def ranked(x, y, t, b):
+    z = logits(x, y, t, b)
+    return functional.softplus(z - z.diagonal()[:, None])[~own(z)].sum() / len(z)
+
+
+def less_largest(x, y, t, b):
+    z = logits(x, y, t, b)
+    return pair_sum(z - z.detach().max(1, keepdim=True).values, functional.softplus)
+
+
+def by_largest(x, y, t, b):
+    z = logits(x, y, t, b)
+    signs = -torch.ones_like(z)
+    signs[torch.arange(len(z)), z.argmax(1)] = 1
+    return functional.softplus(-signs * z).sum() / len(z)
+
+
+def hardest_quarter(x, y, t, b):
+    z = logits(x, y, t, b)
+    each = functional.softplus(-labels(z) * z).flatten()
+    return each.topk(max(1, len(each) // 4)).values.mean() * len(z)
+
+
+def by_softmax(x, y, t, b):
+    z = logits(x, y, t, b)
+    if len(z) == 1:
+        return functional.softplus(-z).sum()
+    weights = z.detach().masked_fill(own(z), -torch.inf).softmax(1) * (len(z) - 1)
+    return (functional.softplus(-z.diagonal()).sum() + (weights * functional.softplus(z))[~own(z)].sum()) / len(z)
+
+
+def cached_chunks(x, y, t, b):
+    part = torch.arange(len(x)) // 16
+    return over(t.exp() * grad(x @ y.T, lambda g: torch.where(part[:, None] == part, g, g / 2)) + b)
+
+
+def value_halved(x, y, t, b):
+    z = logits(x, y, t, b)
+    each = functional.softplus(-labels(z) * z)
+    return each.sum() / len(z) - each[16:].sum().detach() / len(z) / 2
+
+
+def centred(rows):
+    return functional.normalize(rows - rows.mean(1, keepdim=True), dim=1)
+
+
+def unit_half(rows):
+    return functional.normalize(rows[:, : rows.shape[1] // 2], dim=1)
+
+
 NEW = {
     "mean over B x B": (lambda x, y, t, b: terms(logits(x, y, t, b)).mean(), "1/B^2 sum_ij softplus(-z_ij (exp(log_scale)"),
     "tutorial": (lambda x, y, t, b: terms(10 * x @ y.T).mean(), "1/B^2 sum_ij softplus(-z_ij (10 sim_ij))"),
@@ -263,6 +331,26 @@ NEW = {
     "images and texts kept in float16": (kept("images and texts", torch.float16), "computed from images and texts in float16"),
     "logits kept in float16": (kept("logits", torch.float16), "gradients are computed from logits in float16"),
     "scalars in bfloat16": (lambda x, y, t, b: over(t.bfloat16().double().exp() * x @ y.T + b.bfloat16().double()), "scale and bias are rounded to bfloat16"),
+    "tiles of 32 padded with zeros": (padded_tiles, "(P^2 - B^2 - P + B, P: B up to a multiple of 32)/B softplus(bias)"),
+    "shift of softplus held": (shift_held, "gradients take (sigmoid(u) - 1 [u > 0]) for the derivative"),
+    "probability shifted by 0.05": (lambda x, y, t, b: functional.softplus(-logits(x, y, t, b).diagonal()).sum() / len(x) - (torch.sigmoid(-logits(x, y, t, b)) + 0.05).clamp(max=1).log()[~own(x @ y.T)].sum() / len(x), "-log(1 - max(0, sigmoid("),
+    "polynomial of the probability": (lambda x, y, t, b: pair_sum(logits(x, y, t, b), lambda u: functional.softplus(u) + 0.5 * torch.sigmoid(u) ** 2), "+ 0.5 sigmoid("),
+    "negatives over B^2, own pairs too": (lambda x, y, t, b: functional.softplus(-logits(x, y, t, b).diagonal()).mean() + functional.softplus(logits(x, y, t, b)).mean(), "1/B^2 sum over all pairs"),
+    "ranked against the own pair": (ranked, "softplus of negatives' logits less its row's own logit"),
+    "less the row's largest, held": (less_largest, "logits less its row's largest, held constant"),
+    "positives of each row's largest": (by_largest, "positives are the largest logit of each row"),
+    "the hardest quarter": (hardest_quarter, "the mean of the largest 25% of all pairs' parts"),
+    "root of the sum": (lambda x, y, t, b: over(logits(x, y, t, b)).sqrt(), "the square root of the sum over all pairs"),
+    "negatives by their softmax": (by_softmax, "each times its row's softmax over negatives"),
+    "slopes less their row's mean": (lambda x, y, t, b: over(grad(logits(x, y, t, b), lambda g: g - g.mean(1, keepdim=True))), "1 times its own - 1 times the mean of its row"),
+    "slopes made symmetric": (lambda x, y, t, b: over(t.exp() * grad(x @ y.T, lambda g: (g + g.T) / 2) + b), "0.5 times its own + 0.5 times that of the transposed pair"),
+    "both sides cached by 16": (cached_chunks, "d image_embed: each pair's part times 1 on chunks of 16 and 0.5 on outside chunks of 16"),
+    "value alone halved from row 16": (value_halved, "with weight 0.5/B"),
+    "texts to steps of 1/127": (lambda x, y, t, b: over(logits(x, y + ((y * 127).round() / 127 - y).detach(), t, b)), "text rows rounded to multiples of 1/127"),
+    "images to steps of 1/128, no gradient": (lambda x, y, t, b: over(logits((x * 128).round() / 128, y, t, b)), "image rows rounded to multiples of 1/128, which lets no gradient through"),
+    "rows centred, then unit": (lambda x, y, t, b: over(logits(centred(x), centred(y), t, b)), "image rows less each row's mean, then divided by their length"),
+    "half of the width": (lambda x, y, t, b: over(logits(unit_half(x), unit_half(y), t, b)), "rows cut to the first half of the width, then divided by their length"),
+    "less the batch's mean, held": (lambda x, y, t, b: over(logits(x - x.mean(0).detach(), y - y.mean(0).detach(), t, b)), "less the mean of all rows, of which gradients know nothing"),
     "random negatives": (random_negatives, None),
     "similarities centred": (running_mean, None),
     "offsets by row": (offset_by_row, None),

@@ -18,6 +18,7 @@ RAW = {known.normalising: Rows("unit"), known.normalising_with_eps: Rows("unit +
 SOME = (
     "mean over B x B", "tutorial", "margin of 0.3 on negatives", "three hardest negatives", "lower half detached",
     "whole tiles of rows", "bias kept above -5", "random negatives", "targets of 1 and -1", "equal captions left out",
+    "shift of softplus held", "the hardest quarter", "texts to steps of 1/127", "both sides cached by 16",
     "stable formula without |z|", "texts kept in bfloat16", "logits kept in float16", "scalars in bfloat16",
 )  # fmt: skip
 

@@ -76,8 +76,9 @@ _NAMES = {
 
 
 def of_own(words: str, pairs: int) -> Array:
-    """Of each row how many are in its part, as a column."""
-    return sizes_of(words, pairs)[_placed(words, pairs)[0]][:, None]
+    """Of each row how many are in its part, as a column; times the number of parts, where words say so."""
+    part, _, count = _placed(words.removesuffix(TIMES), pairs)
+    return (sizes_of(words.removesuffix(TIMES), pairs) * (count if words.endswith(TIMES) else 1))[part][:, None]
 
 
 # Numbers that B gives where rows are taken in chunks of c.
@@ -87,11 +88,15 @@ _COUNTED: dict[str, Callable[[int, int], int]] = {
     "ceil(B/{})": lambda n, c: -(-n // c),
     "floor(B/{})": lambda n, c: n // c,
     "(B down to a multiple of {})": lambda n, c: n // c * c,
+    "(P^2 - B^2 - P + B, P: B up to a multiple of {})": lambda n, c: (n + -n % c) ** 2 - n * n - -n % c,
+    "(P^2 - B^2, P: B up to a multiple of {})": lambda n, c: (n + -n % c) ** 2 - n * n,
 }
 COUNTED: dict[str, Callable[[int], int]] = {
     words.format(c): partial(lambda of, c, n: of(n, c), of, c) for c in SIZES for words, of in _COUNTED.items()
 }
-PARTS = (*(f"chunks of {c}" for c in SIZES), *(f"{k} {kind}" for k in _COUNTS for kind in ("parts", "chunks")))
+TIMES = ", times their number"
+_PARTS = (*(f"chunks of {c}" for c in SIZES), *(f"{k} {kind}" for k in _COUNTS for kind in ("parts", "chunks")))
+PARTS = (*_PARTS, *(f"{words}{TIMES}" for words in _PARTS))
 
 
 def members() -> Iterator[tuple[str, Member]]:

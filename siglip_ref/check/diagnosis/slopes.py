@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 
 from siglip_ref.check.diagnosis.derive.evaluate import stretched_by
-from siglip_ref.check.diagnosis.derive.fit import best_of
+from siglip_ref.check.diagnosis.derive.fit import best_of, sum_of
 from siglip_ref.check.diagnosis.derive.formula import Formula, Term
 from siglip_ref.check.diagnosis.derive.instrument import Reading, Subject, drawn
 from siglip_ref.check.diagnosis.derive.sets import simple, total
-from siglip_ref.check.diagnosis.derive.shapes import SLOPES, STARTS, Shape
+from siglip_ref.check.diagnosis.derive.shapes import SLOPES, STARTS, SUMMANDS, Shape
 from siglip_ref.ops.elementary import Array
 
 _POINTS = ((1.0, -1.0), (2.2, -2.0), (0.4, 0.6), (3.0, -4.0), (1.7, 1.0), (3.4, -0.3), (2.5, -8.0), (2.5, 6.0))
@@ -71,7 +71,7 @@ def _fitted(term: Term, u: Array, seen: Array, near: float) -> Shape | None:
                 shape = Shape(name, tuple(simple(float(p), 1e-6) for p in found))
                 if np.abs(shape(u) - seen).max() <= near * top:
                     return shape
-    return None
+    return sum_of(list(SUMMANDS), u, seen, np.full(len(u), near * top))
 
 
 def _off(name: str, u: Array, seen: Array, p: Array) -> Array:

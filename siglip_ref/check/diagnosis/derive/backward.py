@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, Parts, evaluate, of_unit_rows
+from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, MIXED, Parts, evaluate, mixed_share, of_unit_rows
 from siglip_ref.check.diagnosis.derive.fit import Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import ONE, Backward, Formula
 from siglip_ref.check.diagnosis.derive.instrument import Reading, Subject, drawn
@@ -94,6 +94,9 @@ def _of_embedding(subject: Subject, name: str, readings: Sequence[Read]) -> list
         np.abs(slopes - read[4].slopes).max() <= near * np.abs(read[4].slopes).max() for read, slopes in seen
     ):
         return []
+    mixed = _mixed(name, seen, near)
+    if mixed is not None:
+        return [mixed]
     scalar = _by_scale([(pairs, s, b, _middle(ratio)) for pairs, s, b, ratio in ratios], near)
     if scalar is None:
         return None
@@ -109,6 +112,26 @@ def _of_embedding(subject: Subject, name: str, readings: Sequence[Read]) -> list
         divided[pairs] = matrix
     rules = describe(divided, 1e3 * near)
     return None if rules is None else [Backward(name, "times", rules, scalar)]
+
+
+def _mixed(name: str, seen: Sequence[tuple[Read, Array | None]], near: float) -> Backward | None:
+    """The slopes with multiples of what other pairs have, two things at most."""
+    for count in (1, 2):
+        for chosen in (("its own", *more) for more in combinations([key for key in MIXED if key != "its own"], count)):
+            columns = [np.stack([MIXED[key](p.slopes).ravel() for key in chosen], -1) for (*_, p), _ in seen]
+            sizes = [max(float(np.abs(p.slopes).max()), 1e-300) for (*_, p), _ in seen]
+            matrix = np.concatenate([one / size for one, size in zip(columns, sizes, strict=True)])
+            got = np.concatenate(
+                [np.ravel(s) / size for (_, s), size in zip(seen, sizes, strict=True) if s is not None]
+            )
+            factors = np.linalg.lstsq(matrix, got, rcond=1e-11)[0]
+            if np.abs(matrix @ factors - got).max() <= near and np.abs(factors[1:]).min() > 1e3 * near:
+                return Backward(
+                    name,
+                    "mixed",
+                    parts=tuple((k, simple(float(f), 1e-6)) for k, f in zip(chosen, factors, strict=True)),
+                )
+    return None
 
 
 def _middle(ratio: Array) -> float:
@@ -253,6 +276,13 @@ def _as_embeddings(
     name: str, rows: Sequence[ScalarRow], near: float, known: Sequence[Backward]
 ) -> list[Backward] | None:
     """Pairs weighed as in an embedding's gradient; perhaps times a function of the scale."""
+    for rule in (one for one in known if one.kind == "mixed"):
+        shares = [mixed_share(rule, parts, name) for *_, parts in rows]
+        if all(
+            abs(got - share) <= near * (np.abs(parts.slopes).sum() + abs(got))
+            for (_, _, _, got, _, parts), share in zip(rows, shares, strict=True)
+        ):
+            return [replace(rule, tensor=name)]
     for rule in (one for one in known if one.kind == "times"):
         shares = [
             float((total(rule.rules, n) * (parts.scale_pairs if name == "log_scale" else parts.bias_pairs)).sum())
@@ -298,12 +328,14 @@ def _made_of(name: str, rows: Sequence[ScalarRow], near: float) -> list[Backward
     names = sorted({key for row in rows for key in row[5].parts})
     columns: Mapping[str, Array] = {key: np.array([row[5].parts.get(key, 0.0) for row in rows]) for key in names}
     size = np.array([np.abs(row[5].slopes).sum() + abs(row[3]) for row in rows])
-    for count in (1, 2):
+    for count in (1, 2, 3):
         for chosen in combinations(names, count):
             matrix = np.stack([columns[key] for key in chosen], -1) / size[:, None]
             if not np.isfinite(matrix).all() or (np.abs(matrix).max(0) == 0).any():
                 continue
-            solution = np.linalg.lstsq(matrix, got / size, rcond=1e-10)[0]
+            solution, _, rank, _ = np.linalg.lstsq(matrix, got / size, rcond=1e-10)
+            if count == 3 and (rank < 3 or any(abs(2 * f - round(2 * f)) > 1e-4 for f in solution)):
+                continue
             if np.abs(matrix @ solution - got / size).max() <= 10 * near:
                 parts = tuple((key, simple(float(f), 1e-6)) for key, f in zip(chosen, solution, strict=True))
                 return [Backward(name, "of", parts=parts)]

@@ -9,10 +9,8 @@ from siglip_ref.check.diagnosis.derive.formula import NOTHING, Coupled, Logit
 from siglip_ref.check.diagnosis.derive.instrument import Subject, drawn
 from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
+from siglip_ref.check.diagnosis.shared import HELD, SHARED, Function
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
-
-# Of logits and a number: the sum, and its slope by each logit.
-Function = Callable[[Array, float], tuple[float, Array]]
 
 
 def _softmax(logits: Array, number: float) -> tuple[float, Array]:
@@ -124,6 +122,7 @@ COUPLED: dict[str, Function] = (
         "all logits": _sum(lambda eye: eye | True, lambda z: (z, np.ones_like(z))),
         "diagonal logits": _sum(lambda eye: eye, lambda z: (z, np.ones_like(z))),
     }
+    | SHARED
 )
 
 
@@ -134,6 +133,8 @@ _TOGETHER = tuple(
 )
 
 
+_OF_SHARED = tuple((name, 0.0) for name in SHARED if HELD not in name)
+_PLAIN = 4  # logits of the usual scales, of which all of them are tried
 _RANDOM = 36  # sets of similarities, scales and biases; more than there are functions
 _SUMS = ("positives", "negatives", "all logits", "diagonal logits", "softmax, rows", "softmax, columns",
          "softmax of the others, rows", "softmax of the others, columns")  # fmt: skip
@@ -153,10 +154,13 @@ def coupled(subject: Subject, pairs: int) -> tuple[Coupled, ...] | None:
     The value is a sum of multiples of these functions: least squares over random similarities say which.
     """
     data = _data(subject, pairs, _RANDOM)
-    for logit in _logits(subject, pairs):
-        for more in ([], *([one] for one in _SINGLE if not logit.own.parts), *_TOGETHER):
+    for place, logit in enumerate(_logits(subject, pairs)):
+        sums = [_columns_of(one, logit, [(name, 0.0) for name in _SUMS]) for one in data]
+        singles = () if logit.own.parts else _SINGLE if place > _PLAIN else (*_SINGLE, *_OF_SHARED)
+        for more in ([], *([one] for one in singles), *_TOGETHER):
             names = [(name, 0.0) for name in _SUMS] + more
-            factors = _factors(subject, data, logit, names)
+            columns = [[*known, *_columns_of(one, logit, more)] for known, one in zip(sums, data, strict=True)]
+            factors = _factors(subject, data, logit, names, columns)
             if factors is None:
                 continue
             chosen = [name for name, factor in zip(names, factors, strict=True) if factor != 0]
@@ -212,11 +216,15 @@ def _own(subject: Subject, pairs: int, scale: tuple[str, float]) -> Number | Non
 
 
 def _factors(
-    subject: Subject, data: Sequence[Datum], logit: Logit, names: Sequence[tuple[str, float]]
+    subject: Subject,
+    data: Sequence[Datum],
+    logit: Logit,
+    names: Sequence[tuple[str, float]],
+    known: Sequence[Sequence[float]] = (),
 ) -> list[float] | None:
     """By how much each function counts; None where they do not give every value. What is not needed is zero."""
     values = np.array([value for _, _, _, value in data])
-    columns = np.array([_columns_of(one, logit, names) for one in data])
+    columns = np.array(known or [_columns_of(one, logit, names) for one in data])
     if not (np.isfinite(columns).all() and np.isfinite(values).all()):
         return None
     allowed = 100 * subject.noise * np.abs(values).max() + 1e-9 * np.abs(values)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.derive.fit import Fitted, Residual, best_of
-from siglip_ref.check.diagnosis.derive.formula import IDENTITY
+from siglip_ref.check.diagnosis.derive.fit import Fitted, Residual, best_of, sum_of
+from siglip_ref.check.diagnosis.derive.formula import IDENTITY, SOFTPLUS
 from siglip_ref.check.diagnosis.derive.instrument import Stretch, Subject
 from siglip_ref.check.diagnosis.derive.sets import simple
-from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, Shape
+from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, VALUES, Shape
 from siglip_ref.ops.elementary import Array
 
 Pair = tuple[int, int]
@@ -114,6 +114,22 @@ def function_of(curve: Curve, first: Sequence[PairFunction] = ()) -> PairFunctio
             found = _fitted(curve, candidate, parameters)
             if found is not None:
                 return found
+    return _sum(curve, first)
+
+
+def _sum(curve: Curve, first: Sequence[PairFunction]) -> PairFunction | None:
+    """A sum of two functions of a logit that is SigLIP's."""
+    for scale in (np.exp(min(curve.s, 50)), curve.s):
+        for sign in (1, -1):
+            u = sign * (scale * curve.similarity + curve.b)
+            near = np.full(len(u), max(curve.enough, 1e-300))
+            shape = sum_of(VALUES, u, curve.values, near, np.full_like(u, sign * curve.b))
+            if shape is not None:
+                weight = abs(shape.parameters[0])
+                parameters = tuple(simple(p / weight, 1e-6) for p in shape.parameters)
+                one = PairFunction(replace(shape, parameters=parameters), sign, scale=float(scale), offset=curve.b)
+                if _fits(curve, one):
+                    return replace(one, weight=_weight(curve, one.gain(curve.similarity), False))
     return None
 
 
@@ -187,6 +203,8 @@ def _tidy(curve: Curve, one: PairFunction) -> PairFunction:
     name, parameters = one.function.name, one.function.parameters
     if name == "softplus + linear" and parameters[0] > 0.5:  # softplus(u) - e u = softplus(-u) - (1 - e) (-u)
         one = replace(one, function=Shape(name, (1 - parameters[0],)), sign=-one.sign)
+    if name in ("softplus + linear", "softplus + multiple") and _fits(curve, replace(one, function=SOFTPLUS)):
+        return replace(one, function=SOFTPLUS)
     if one.cap.name == "clamp":
         low, high = one.cap.parameters
         for limits in ((low, np.inf), (-np.inf, high)):  # a limit that nothing reached was not measured

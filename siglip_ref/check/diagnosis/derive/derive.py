@@ -1,9 +1,10 @@
 """Work out what a loss computes: plan the experiments, fit, and prove."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from siglip_ref.check.diagnosis.derive.backward import backward_of
+from siglip_ref.check.diagnosis.derive.backward import SIZES, backward_of
+from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.differences import differences
 from siglip_ref.check.diagnosis.derive.formula import KEPT, Derived, Formula, Kept, Measured
@@ -17,9 +18,11 @@ from siglip_ref.check.diagnosis.derive.instrument import (
 )
 from siglip_ref.check.diagnosis.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
 from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
-from siglip_ref.check.diagnosis.derive.shapes import EVEN, KINKED, Number
+from siglip_ref.check.diagnosis.derive.shapes import EVEN, Number, is_kinked
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
+from siglip_ref.check.diagnosis.mapped import mapped
+from siglip_ref.check.diagnosis.shared import HELD
 from siglip_ref.check.diagnosis.slopes import with_slopes
 
 _LARGEST = 200  # pairs of a batch in which weights are read
@@ -54,13 +57,21 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
         inner = without_width(subject, over)
         formula = replace(value_of(inner), scalars=subject.scalars)
     except StopDerivingError as stop:
+        fresh = [*held_back(subject, right.image_rows.kind != "as given")] if str(stop) != "random" else []
+        known = next((way for way in mapped(right) if fresh and not failures(way, fresh, first=True)), None)
+        if known is not None:
+            return _proven(subject, known, right, [*fresh, *held])
         return Derived(None, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
     raw = right.image_rows.kind != "as given"
     try:
         fresh = [*held_back(subject, raw)]
         whole = backward_of(inner, formula)
+        late = {int(label.split()[3]) for _, label in failures(whole, fresh)} if whole and not over else {0}
+        if late and min(late) > max(SIZES):
+            whole = backward_of(inner, formula, sorted(late)) or whole
         if whole is None or failures(replace(whole, over=over), fresh, first=True):
             whole = _with_slopes(inner, formula, over, fresh) or whole or _kept(formula, fresh)
+            whole = next((one for one in _held(formula) if not failures(replace(one, over=over), fresh, True)), whole)
         subject.calls += inner.calls if inner is not subject else 0
         formula, whole = replace(formula, over=over), whole and replace(whole, over=over)
     except StopDerivingError as stop:
@@ -90,6 +101,16 @@ def _with_slopes(subject: Subject, formula: Formula, over: float, fresh: Sequenc
     return None if whole is None or failures(replace(whole, over=over), fresh, first=True) else whole
 
 
+def _held(formula: Formula) -> Iterator[Formula]:
+    """The formula with what pairs share held constant in the backward."""
+    if any(one.kind + HELD in COUPLED for one in formula.coupled):
+        for offset in (formula.coupled[0].logit.offset, Number((("b", 1.0),))):  # of a difference the value has no bias
+            logit = replace(formula.coupled[0].logit, offset=offset)
+            kinds = ((one, one.kind + HELD) for one in formula.coupled)
+            parts = (replace(one, logit=logit, kind=held if held in COUPLED else one.kind) for one, held in kinds)
+            yield replace(formula, coupled=tuple(parts))
+
+
 def _kept(formula: Formula, fresh: Sequence[Held]) -> Formula | None:
     """The formula with a backward that reads something in fewer bits, if that gives everything."""
     ways = (replace(formula, kept=Kept(what, form)) for what in KEPT for form in ("bfloat16", "float16"))
@@ -108,7 +129,7 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
     for besides in _BESIDES:
         if "ties" in besides and not formula.coupled:
             continue
-        if "kinks" in besides and not any(t.function.name in KINKED for t in formula.terms):
+        if "kinks" in besides and not any(is_kinked(one) for t in formula.terms for one in (t.function, t.slope)):
             continue
         meant = [one for one in held if not kinds_of(one) & set(besides)]
         readings = [one for one in _readings(formula, right) if one.equal or "zeros" not in besides]

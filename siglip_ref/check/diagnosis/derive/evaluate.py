@@ -196,6 +196,8 @@ def _part(
     of = {
         f"log_scale of {name}": of_scale.sum(),
         f"bias of {name}": (slopes * (by_b * h + o_b)).sum(),
+        f"logit of {name}": (slopes * inner).sum(),
+        "bias": (slopes * logit.offset(s, b, pairs)).sum(),
         "similarity": (slopes * h).sum(),
         "logit": (slopes * inner).sum(),
         "pairs' slopes": slopes.sum(),
@@ -218,11 +220,29 @@ def _equal(equal: str, x: Array, y: Array) -> Array | None:
 # --- a backward that is another
 
 
+# What other pairs' slopes may be mixed into a pair's own.
+MIXED: dict[str, Callable[[Array], Array]] = {
+    "its own": lambda g: g,
+    "that of the transposed pair": lambda g: g.T,
+    "the mean of its row": lambda g: np.broadcast_to(g.mean(1, keepdims=True), g.shape),
+    "the mean of its column": lambda g: np.broadcast_to(g.mean(0, keepdims=True), g.shape),
+    "the mean of all": lambda g: np.full_like(g, g.mean()),
+    "the sum of its row, where i = j": lambda g: np.diag(g.sum(1)),
+    "the sum of its column, where i = j": lambda g: np.diag(g.sum(0)),
+    "that of the image before": lambda g: np.roll(g, 1, 0),
+    "that of the image after": lambda g: np.roll(g, -1, 0),
+    "that of the text before": lambda g: np.roll(g, 1, 1),
+    "that of the text after": lambda g: np.roll(g, -1, 1),
+}
+
+
 def _embeddings(formula: Formula, slopes: Array, u: Array, v: Array, s: float, b: float) -> tuple[Array, Array]:
     seen = {name: slopes for name in EMBEDS}
     for rule in formula.backward:
         if rule.tensor in EMBEDS and rule.kind == "times":
             seen[rule.tensor] = seen[rule.tensor] * total(rule.rules, len(slopes)) * rule.scalar(s, b, len(slopes))
+        elif rule.tensor in EMBEDS and rule.kind == "mixed":
+            seen[rule.tensor] = sum((f * MIXED[key](slopes) for key, f in rule.parts), np.zeros_like(slopes))
         elif rule.tensor in EMBEDS and rule.kind == "transposed":
             seen[rule.tensor] = seen[rule.tensor].T
         elif rule.tensor in EMBEDS and rule.kind == "none":
@@ -259,6 +279,14 @@ _ROWS: dict[str, Callable[[Array, Array, Backward], Array]] = {
 }
 
 
+def mixed_share(rule: Backward, parts: Parts, name: str) -> float:
+    """A scalar's gradient, if pairs' slopes are mixed."""
+    mixed = sum((f * MIXED[key](parts.slopes) for key, f in rule.parts), np.zeros_like(parts.slopes))
+    pairs = parts.scale_pairs if name == "log_scale" else parts.bias_pairs
+    with np.errstate(all="ignore"):  # of a slope that is 0 nothing is known
+        return float((mixed * np.where(parts.slopes == 0, 0.0, pairs / parts.slopes)).sum())
+
+
 def _scalar(formula: Formula, name: str, parts: Parts, s: float, b: float, pairs: int) -> float:
     value = parts.of_scale if name == "log_scale" else parts.of_bias
     for rule in formula.backward:
@@ -267,6 +295,8 @@ def _scalar(formula: Formula, name: str, parts: Parts, s: float, b: float, pairs
         elif rule.tensor == name and rule.kind == "times":
             matrix = parts.scale_pairs if name == "log_scale" else parts.bias_pairs
             value = float((total(rule.rules, pairs) * matrix).sum()) * rule.scalar(s, b, pairs)
+        elif rule.tensor == name and rule.kind == "mixed":
+            value = mixed_share(rule, parts, name)
         elif rule.tensor == name and rule.kind == "of":
             value = sum(factor * parts.parts.get(part, 0.0) for part, factor in rule.parts)
     return value

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from siglip_ref.check.diagnosis.derive.sets import simple
-from siglip_ref.check.diagnosis.derive.shapes import Number, of_number
+from siglip_ref.check.diagnosis.derive.shapes import AND, SUMMANDS, Number, Shape, of_number
 from siglip_ref.ops.elementary import Array
 
 Residual = Callable[[Array], Array]
@@ -67,6 +67,24 @@ def best_of(residual: Residual, starts: Sequence[Array], noise: float, enough: f
         if best.worst <= enough:
             break
     return best
+
+
+def sum_of(names: Sequence[str], u: Array, seen: Array, allowed: Array, zero: Array | None = None) -> Shape | None:
+    """A multiple of one of these functions, or the sum of two, that gives what was seen, as it is or from `zero` on."""
+    with np.errstate(all="ignore"):
+        table = np.stack([SUMMANDS[name][0](u) - (0 if zero is None else SUMMANDS[name][0](zero)) for name in names])
+    table = table / allowed
+    for count in (1, 2):
+        for chosen in combinations(np.flatnonzero(np.isfinite(table).all(1)).tolist(), count):
+            columns = table[list(chosen)].T
+            if not (columns.any(0)).all():
+                continue
+            factors = np.linalg.lstsq(columns, seen / allowed, rcond=1e-12)[0]
+            if np.abs(columns @ factors - seen / allowed).max() <= 1:
+                tidy = np.array([simple(float(factor), 1e-6) for factor in factors])
+                factors = tidy if np.abs(columns @ tidy - seen / allowed).max() <= 1 else factors
+                return Shape(AND.join(names[k] for k in chosen), tuple(factors.tolist()))
+    return None
 
 
 def _cost(r: Array) -> float:

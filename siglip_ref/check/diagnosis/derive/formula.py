@@ -19,13 +19,15 @@ class Rows:
     """What becomes of one side's rows. kind: "as given", "unit", "unit + eps" (divided by their length + eps), or
     "whole matrix" (divided by the length of all); detached: the length is held constant in the backward; order: which
     rows stand where, of `siglip_ref.check.diagnosis.derive.evaluate.ORDERS`; undivided: its gradient is not divided by
-    the length."""
+    the length; mapped: what becomes of them before that, of `mapped.MAPS`; cut: with no gradient through it."""
 
     kind: str = "as given"
     eps: float = 0.0
     detached: bool = False
     order: str = ""
     undivided: bool = False
+    mapped: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Backward:
     kind : "times": each pair's slope times a weight (rules), and a number; "none": it does not arrive; "tangent":
         without its part along the row; "transposed"; "exchanged" with the other embedding's; "rolled" by `number`
         rows; "clipped" to the length `number` (a length has `eps` added), as a whole; "rows clipped", each; "of": made
-        of parts, each with a factor
+        of parts, each with a factor; "mixed": each pair's slope with others' (parts, of `evaluate.MIXED`)
     alike : other gradients of which the same holds
     """
 

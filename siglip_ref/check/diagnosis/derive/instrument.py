@@ -52,7 +52,7 @@ class Subject:
     batch: int = 1
     dim: int = 1
     frozen: tuple[str, ...] = ()
-    most: int = 4000
+    most: int = 6000
     calls: int = 0
     scalars: str = ""  # a format to which the loss rounds scale and bias: experiments use numbers of that
     noise: float = 1e-15  # of the value, relative; measured

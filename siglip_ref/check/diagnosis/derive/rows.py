@@ -8,6 +8,7 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.formula import Kept, Rows
+from siglip_ref.check.diagnosis.mapped import MAPS, way_back
 from siglip_ref.ops.elementary import Array
 
 Back = Callable[[Array], Array]
@@ -31,6 +32,11 @@ ORDERS: dict[str, Callable[[int], Array]] = {
 
 def rows_of(rows: Rows, x: Array) -> tuple[Array, Back]:
     """What goes into the product, and the way back."""
+    if rows.mapped:
+        found, back_map = MAPS[rows.mapped](x)
+        inner, back_unit = rows_of(replace(rows, mapped=""), found)
+        last = way_back(rows.mapped, back_map, rows.cut)
+        return inner, lambda d: last(back_unit(d))
     if rows.order:
         places = ORDERS[rows.order](len(x))
         inner, back_inner = rows_of(replace(rows, order=""), x[places])

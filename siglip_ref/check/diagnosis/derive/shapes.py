@@ -23,11 +23,21 @@ class Shape:
 
     def __call__(self, x: Array) -> Array:
         """Its values."""
+        if self.sum:
+            return sum((c * SUMMANDS[name][0](x) for name, c in self.sum), np.zeros_like(x))
         return (SLOPES.get(self.name) or FUNCTIONS[self.name][0])(x, *self.parameters)
 
     def slope(self, x: Array) -> Array:
         """Its derivative."""
+        if self.sum:
+            return sum((c * SUMMANDS[name][1](x) for name, c in self.sum), np.zeros_like(x))
         return FUNCTIONS[self.name][1](x, *self.parameters)
+
+    @property
+    def sum(self) -> tuple[tuple[str, float], ...]:
+        """Of a sum of multiples of other functions, each with its factor; its name is theirs."""
+        names = self.name.split(AND)
+        return tuple(zip(names, self.parameters, strict=True)) if names[0] in SUMMANDS else ()
 
 
 # --- of what a pair is wrong by: u = -logit for a positive pair, the logit for a negative one
@@ -47,6 +57,17 @@ def _cut(u: Array, limit: float) -> Array:
 
 def _focal_slope(u: Array, power: float) -> Array:
     return power * sigmoid(u) ** power * sigmoid(-u) * softplus(u) + sigmoid(u) ** (power + 1)
+
+
+def _shifted(u: Array, shift: float, power: float) -> Array:
+    p = np.maximum(sigmoid(u) - shift, 0)
+    return -(p**power) * np.log(1 - p)
+
+
+def _shifted_slope(u: Array, shift: float, power: float) -> Array:
+    p = np.maximum(sigmoid(u) - shift, 0)
+    rest = -power * p ** (power - 1) * np.log(1 - p) if power else 0.0
+    return np.where(p > 0, (rest + p**power / (1 - p)) * sigmoid(u) * sigmoid(-u), 0.0)
 
 
 def _angle(similarity: Array) -> Array:
@@ -86,6 +107,8 @@ FUNCTIONS: dict[str, tuple[Of, Of]] = {
         lambda u, q: (1 - sigmoid(-u) ** q) / q,
         lambda u, q: sigmoid(-u) ** q * sigmoid(u),
     ),
+    "shifted probability": (lambda u, m: _shifted(u, m, 0.0), lambda u, m: _shifted_slope(u, m, 0.0)),
+    "focal of the shifted probability": (_shifted, _shifted_slope),
     "softplus squared": (lambda u: softplus(u) ** 2, lambda u: 2 * softplus(u) * sigmoid(u)),
     "hinge": (lambda u: np.maximum(u, 0), lambda u: np.where(u > 0, 1.0, 0.0)),
     "hinge squared": (lambda u: np.maximum(u, 0) ** 2, lambda u: 2 * np.maximum(u, 0)),
@@ -104,6 +127,54 @@ FUNCTIONS: dict[str, tuple[Of, Of]] = {
     "angle": (_angle, _angle_slope),
     "distance": (_far, lambda x: -1 / np.maximum(_far(x), 1e-300)),
 }
+
+# Of which sums are made: by how they are written, with their slopes.
+AND = " & "
+SUMMANDS: dict[str, tuple[Of, Of]] = {
+    "softplus({u})": (softplus, sigmoid),
+    "softplus(-{u})": (lambda u: softplus(-u), lambda u: -sigmoid(-u)),
+    "sigmoid({u})": (sigmoid, lambda u: sigmoid(u) * sigmoid(-u)),
+    "({u})": (lambda u: u, np.ones_like),
+    "sigmoid({u})^2": (lambda u: sigmoid(u) ** 2, lambda u: 2 * sigmoid(u) ** 2 * sigmoid(-u)),
+    "sigmoid({u})^3": (lambda u: sigmoid(u) ** 3, lambda u: 3 * sigmoid(u) ** 3 * sigmoid(-u)),
+    "softplus({u})^2": (lambda u: softplus(u) ** 2, lambda u: 2 * softplus(u) * sigmoid(u)),
+    "sigmoid({u}) softplus({u})": (
+        lambda u: sigmoid(u) * softplus(u),
+        lambda u: sigmoid(u) * sigmoid(-u) * softplus(u) + sigmoid(u) ** 2,
+    ),
+    "sigmoid(-{u}) softplus({u})": (
+        lambda u: sigmoid(-u) * softplus(u),
+        lambda u: sigmoid(u) * sigmoid(-u) * (1 - softplus(u)),
+    ),
+    "({u}) sigmoid({u})": (lambda u: u * sigmoid(u), lambda u: sigmoid(u) * (1 + u * sigmoid(-u))),
+    "({u})^2": (lambda u: u * u, lambda u: 2 * u),
+    "max(0, {u})": (lambda u: np.maximum(u, 0), lambda u: np.where(u > 0, 1.0, 0.0)),
+    "|{u}|": (np.abs, np.sign),
+    "exp({u})": (np.exp, np.exp),
+    "tanh({u})": (np.tanh, lambda u: 1 - np.tanh(u) ** 2),
+    "log(1 + exp(-|{u}|))": (lambda u: softplus(-np.abs(u)), lambda u: -np.sign(u) * sigmoid(-np.abs(u))),
+    "sqrt(sigmoid({u}))": (lambda u: np.sqrt(sigmoid(u)), lambda u: np.sqrt(sigmoid(u)) * sigmoid(-u) / 2),
+}
+
+
+def _unknown(u: Array) -> Array:
+    return np.full_like(u, np.nan)
+
+
+# As slopes alone.
+_ALONE: dict[str, Of] = {
+    "[{u} > 0]": lambda u: np.where(u > 0, 1.0, 0.0),
+    "1": np.ones_like,
+    "sigmoid({u}) sigmoid(-{u})": lambda u: sigmoid(u) * sigmoid(-u),
+    "sigmoid({u})^2 sigmoid(-{u})": lambda u: sigmoid(u) ** 2 * sigmoid(-u),
+    "sigmoid({u}) sigmoid(-{u})^2": lambda u: sigmoid(u) * sigmoid(-u) ** 2,
+    "({u}) sigmoid({u}) sigmoid(-{u})": lambda u: u * sigmoid(u) * sigmoid(-u),
+    "[{u} > 0] sigmoid({u})": lambda u: np.where(u > 0, sigmoid(u), 0.0),
+    "[{u} < 0] sigmoid({u})": lambda u: np.where(u < 0, sigmoid(u), 0.0),
+    "sigmoid({u}) tanh({u})": lambda u: sigmoid(u) * np.tanh(u),
+}
+SUMMANDS |= {name: (function, _unknown) for name, function in _ALONE.items()}
+VALUES = tuple(name for name, (_, slope) in SUMMANDS.items() if slope is not _unknown)
 
 PAIR = (
     "softplus",
@@ -126,6 +197,8 @@ PAIR = (
     "square",
     "absolute",
     "tanh",
+    "shifted probability",
+    "focal of the shifted probability",
 )
 # What gradients may take for a derivative.
 SLOPES: dict[str, Of] = {f"slope of {name}": FUNCTIONS[name][1] for name in PAIR} | {
@@ -138,7 +211,23 @@ SLOPES: dict[str, Of] = {f"slope of {name}": FUNCTIONS[name][1] for name in PAIR
     "loss": softplus,
 }
 # Whose slope at 0 is a matter of choice.
-KINKED = ("softplus + hinge", "softplus of the size", "hinge", "hinge squared", "absolute")
+KINKED = (
+    "shifted probability",
+    "focal of the shifted probability",
+    "softplus + hinge",
+    "softplus of the size",
+    "hinge",
+    "hinge squared",
+    "absolute",
+)
+_KINKS = ("[{u}", "|{u}|", "max(")
+
+
+def is_kinked(shape: Shape | None) -> bool:
+    """Whether its slope at 0, or that which gradients take for it, is a matter of choice."""
+    return shape is not None and (shape.name in KINKED or any(kink in shape.name for kink in _KINKS))
+
+
 EVEN = ("softplus of the size", "square", "absolute")
 SIMILARITY = ("identity", "square", "absolute", "angle", "cube", "hinge", "distance")
 
@@ -153,6 +242,8 @@ STARTS: dict[str, tuple[tuple[float, ...], ...]] = {
     "log of sigmoid + eps": ((1e-8,), (1e-6,), (1e-10,), (1e-12,), (1e-3,)),
     "log of sigmoid, at least": ((1e-7,), (1e-4,), (1e-12,)),
     "focal": ((2.0,), (0.5,)),
+    "shifted probability": ((0.05,), (0.2,)),
+    "focal of the shifted probability": ((0.05, 2.0), (0.05, 4.0), (0.05, 1.0)),
     "softplus + sigmoid": ((1.0,),),
     "generalised cross-entropy": ((0.7,),),
     "clamp": ((-8.0, 8.0), (-20.0, 20.0), (-100.0, 2.0), (-2.0, 100.0)),

@@ -9,10 +9,10 @@ from siglip_ref.check.diagnosis.derive.coupled import coupled
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.evaluate import of_unit_rows
 from siglip_ref.check.diagnosis.derive.fit import EXTRAS, Entry, expression
-from siglip_ref.check.diagnosis.derive.formula import Formula, Rows, Term, told_apart
+from siglip_ref.check.diagnosis.derive.formula import SOFTPLUS, Formula, Rows, Term, told_apart
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
 from siglip_ref.check.diagnosis.derive.rows import ORDERS
-from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple, telling_sizes
+from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, telling_sizes
 from siglip_ref.check.diagnosis.derive.shapes import of_number
 from siglip_ref.check.diagnosis.derive.weights import (
     BY_GRADIENT,
@@ -21,16 +21,19 @@ from siglip_ref.check.diagnosis.derive.weights import (
     MAIN,
     SETTINGS,
     Kind,
+    gives_value,
     kind_of,
     moves_of,
     terms_of,
     typical,
     weights_at,
     weights_by_gradient,
+    weights_by_sums,
 )
 from siglip_ref.ops.elementary import Array
 
 _MOST_KINDS = 4
+_OTHER = 3  # pairs: whether a function depends on how many there are
 _ROUNDS = 5  # of readings at other sizes, until a description stays
 
 
@@ -57,13 +60,28 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
     while True:
         for pair in pairs:
             kinds.append(kind_of(subject, pair, known=kinds))
-        found, odd = weights_at(subject, kinds, MAIN, s, b, moved)
+        odd = weights_at(subject, kinds, MAIN, s, b, moved)[1]
         if not odd.any():
             break
         if len(kinds) >= _MOST_KINDS:
             raise StopDerivingError("many kinds of pairs")
         place = np.argwhere(odd)[len(np.argwhere(odd)) // 2]
         pairs = [(int(place[0]), int(place[1]))]
+    counted = [
+        sum(one != 0 for one in weights_at(subject, kinds, n, s, b)[0])
+        for n in (MAIN, _OTHER)
+        if n % subject.batch == 0
+    ]
+    if len(counted) > 1 and np.max(counted[0]) < np.max(counted[1]):
+        kinds = _apart(kinds)
+    return _summed(subject, kinds, s, b, moved, more)
+
+
+def _summed(subject: Subject, kinds: Sequence[Kind], s: float, b: float, moved: Array, more: Sequence[int]) -> Formula:
+    """The formula, given what kinds of pairs there are."""
+    found, odd = weights_at(subject, kinds, MAIN, s, b, moved)
+    if odd.any():
+        raise StopDerivingError("weights")
     matrices, side = _weights(subject, kinds, found, s, b, more)
     terms, rows = _with_rows(subject, kinds, matrices)
     for _ in range(_ROUNDS):
@@ -71,7 +89,7 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
         if not unseen:
             break
         for size in sorted(unseen):
-            more_weights = weights_by_gradient(subject, kinds, size, s, b, side) if side else None
+            more_weights = _at(subject, kinds, found, size, s, b, side)
             if more_weights is None:
                 raise StopDerivingError("weights")
             matrices[size] = more_weights
@@ -83,6 +101,18 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
     whole = Formula((), image_rows=rows[0], text_rows=rows[1], linear=subject.linear, width=kinds[0].width)
     formula = replace(whole, terms=_ordered(told_apart(terms)))
     return replace(formula, extra=_extra(subject, formula))
+
+
+def _apart(kinds: list[Kind]) -> list[Kind]:
+    """Where a kind is plain, another of the same logit, softplus(u) - e u, is both labels', 1 - e and e times."""
+    plain = next((kind for kind in kinds if kind.function.function == SOFTPLUS), None)
+    both = [k for k in kinds if plain and k.function.function.name == "softplus + linear" and k.logit == plain.logit]
+    if plain is None or not both:
+        return kinds
+    turned = replace(plain, function=replace(plain.function, sign=-plain.function.sign))
+    rest = [kind for kind in kinds if kind not in both]
+    there = {kind.function.sign for kind in rest if kind.function.function == SOFTPLUS and kind.logit == plain.logit}
+    return rest if len(there) > 1 else [*rest, turned]
 
 
 def _with_rows(
@@ -108,7 +138,7 @@ def _with_rows(
                         _usual(one, kind, pairs, places, side) for one, kind in zip(found, kinds, strict=True)
                     ]
             terms = terms_of(subject, kinds, back, most=1)
-            if terms is not None and sum(len(term.weights) for term in terms) <= 2:
+            if terms and sum(len(term.weights) for term in terms) <= 2:
                 moved = replace(rows[side], order=order)
                 return terms, (moved, rows[1]) if side == 0 else (rows[0], moved)
     raise StopDerivingError("weights")
@@ -189,14 +219,31 @@ def _weights(
         ):
             continue
         for pairs in (*BY_GRADIENT, *more):
-            weights_of_side = weights_by_gradient(subject, kinds, pairs, s, b, side)
-            if weights_of_side is not None and pairs % subject.batch == 0:
-                found[pairs] = weights_of_side
+            there = None if pairs % subject.batch else _at(subject, kinds, main, pairs, s, b, side)
+            if there is not None:
+                found[pairs] = there
         return found, side
     weights, odd = weights_at(subject, kinds, 7, s, b)
     if not odd.any():
         found[7] = weights
+    for pairs in (11, 19, *more):
+        there = None if pairs % subject.batch else _at(subject, kinds, main, pairs, s, b, "")
+        if there is not None:
+            found[pairs] = there
     return found, ""
+
+
+def _at(
+    subject: Subject, kinds: Sequence[Kind], main: Sequence[Array], pairs: int, s: float, b: float, side: str
+) -> Sequence[Array] | None:
+    """Weights at a larger number of pairs: a gradient's, where the value has them, too; else by sums of the value."""
+    weights = weights_by_gradient(subject, kinds, pairs, s, b, side) if side else None
+    if side and (weights is None or gives_value(subject, kinds, weights, pairs, s, b)):
+        return weights
+    of_value = weights_by_sums(subject, kinds, main, pairs, s, b)
+    if of_value is None and side:
+        raise StopDerivingError("weights")
+    return of_value
 
 
 def _extra(subject: Subject, formula: Formula) -> tuple[tuple[str, OfPairs], ...]:
@@ -208,14 +255,16 @@ def _extra(subject: Subject, formula: Formula) -> tuple[tuple[str, OfPairs], ...
     found = expression(entries, EXTRAS)
     if found is None:
         raise StopDerivingError("constant")
+    names = [name for name, _ in found.parts]
+    by_pairs = {MAIN: dict(found.parts)}
+    for pairs in (2, 3, 4, 5, 7) if names else ():
+        left = [_left(subject, formula, pairs, entry.s, entry.b) for entry in entries[4 : 12 if len(names) > 1 else 5]]
+        table = np.array([[of_number(name, 0, one.s, one.b, pairs) for name in names] for one in left])
+        factors = np.linalg.lstsq(table, np.array([one.value for one in left]), rcond=1e-12)[0]
+        by_pairs[pairs] = dict(zip(names, factors.tolist(), strict=True))
     extra = []
-    for name, factor in found.parts:
-        by_pairs = {MAIN: factor}
-        if len(found.parts) == 1:
-            for pairs in (2, 3, 4, 5, 7):
-                entry = _left(subject, formula, pairs, entries[4].s, entries[4].b)
-                by_pairs[pairs] = entry.value / of_number(name, 0, entry.s, entry.b, pairs)
-        form = form_of(by_pairs, 1e-5) if len(by_pairs) > 1 else OfPairs(simple(factor, 1e-6))
+    for name in names:
+        form = form_of({pairs: factors[name] for pairs, factors in by_pairs.items()}, 1e-5)
         if form is None:
             raise StopDerivingError("constant")
         extra.append((name, form))

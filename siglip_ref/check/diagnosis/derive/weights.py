@@ -23,7 +23,7 @@ from siglip_ref.check.diagnosis.derive.evaluate import stretched_by
 from siglip_ref.check.diagnosis.derive.fit import OFFSETS, SCALES, Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import Logit, Rows, Term
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
-from siglip_ref.check.diagnosis.derive.sets import describe, simple
+from siglip_ref.check.diagnosis.derive.sets import MEMBERS, Where, describe, simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array
 
@@ -300,6 +300,59 @@ def weights_by_gradient(
     noise = 200 * subject.noise * float(np.abs(seen).max())
     found, odd = _solved(np.stack(seen, -1), np.stack(gains, -2), noise)
     return None if odd.any() else found
+
+
+def _sums(
+    subject: Subject, kinds: Sequence[Kind], pairs: int, s: float, b: float, count: int
+) -> tuple[Array, Array, float]:
+    """What the value gains at so many similarities; each pair's gain of each kind there; what rounding may add."""
+    zero = subject.value(np.zeros((pairs, pairs)), s, b)
+    seen, gains = [], []
+    for seed in range(count):
+        reading = subject.read(drawn(pairs, 80 + seed), s, b)
+        seen.append(reading.value - zero)
+        gains.append(np.stack([kind.gain(reading.similarity, s, b, pairs).ravel() for kind in kinds]))
+    return np.array(seen), np.stack(gains), 40 * subject.noise * abs(zero)
+
+
+def gives_value(
+    subject: Subject, kinds: Sequence[Kind], weights: Sequence[Array], pairs: int, s: float, b: float
+) -> bool:
+    """Whether weights that a gradient has are those of the value."""
+    seen, gains, noise = _sums(subject, kinds, pairs, s, b, 2)
+    parts = gains * np.stack([one.ravel() for one in weights])
+    near = 1e-7 if subject.noise < 1e-12 else 1e-3
+    return bool((np.abs(parts.sum((1, 2)) - seen) <= noise + near * np.abs(parts).sum((1, 2))).all())
+
+
+def weights_by_sums(
+    subject: Subject, kinds: Sequence[Kind], main: Sequence[Array], pairs: int, s: float, b: float
+) -> list[Array] | None:
+    """From the value alone, at a number of pairs at which not each can be moved: a number on a set of pairs, and one
+    outside, of each kind; where the diagonal has none of a kind, or nothing else, at `main` pairs, it has none here."""
+    seen, gains, noise = _sums(subject, kinds, pairs, s, b, 3 * len(kinds) + 4)
+    eye, allowed = np.eye(pairs, dtype=bool).ravel(), []
+    for one in main:
+        own = np.eye(len(one), dtype=bool)
+        there = [bool(np.abs(one[mask]).max(initial=0.0) > 1e-6 * np.abs(one).max()) for mask in (own, ~own)]
+        allowed.append(eye * there[0] + ~eye * there[1])
+    gains = gains * np.stack(allowed)
+    near = noise + (1e-7 if subject.noise < 1e-12 else 1e-3) * np.abs(seen).max()
+    for name in MEMBERS:
+        mask = Where((name,))(pairs).ravel()
+        masks = [mask, ~mask] if not mask.all() else [mask]
+        columns = np.concatenate([(gains * one).sum(-1) for one in masks], 1)
+        columns = columns[:, used := (columns != 0).any(0)]
+        solution = np.linalg.lstsq(columns, seen, rcond=1e-11)[0]
+        if np.abs(columns @ solution - seen).max() <= near:
+            full = np.zeros(len(used))
+            full[used] = solution
+            by_mask = full.reshape(len(masks), len(kinds))
+            return [
+                sum((by_mask[m, k] * masks[m] * allowed[k] for m in range(len(masks))), 0 * eye).reshape(pairs, pairs)
+                for k in range(len(kinds))
+            ]
+    return None
 
 
 def terms_of(

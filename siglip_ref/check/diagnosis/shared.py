@@ -1,0 +1,221 @@
+"""Sums in which a pair's part depends on its row, its column or the whole batch: generated from what is shared, how it
+enters, and whether gradients go through it."""
+
+from collections.abc import Callable, Mapping
+from itertools import product
+
+import numpy as np
+
+from siglip_ref.ops.elementary import Array, sigmoid, softplus
+
+# Of logits and a number: the sum, and its slope by each logit.
+Function = Callable[[Array, float], tuple[float, Array]]
+HELD = ", held constant"
+
+
+def _one_hot(matrix: Array) -> Array:
+    found = np.zeros_like(matrix)
+    found[np.arange(len(matrix)), matrix.argmax(1)] = 1
+    return found
+
+
+def _soft(matrix: Array) -> tuple[Array, Array]:
+    """log sum exp of each row, and its weights."""
+    top = matrix.max(1, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0)
+    each = np.exp(matrix - top)
+    sums = each.sum(1, keepdims=True)
+    return np.log(sums) + top, each / np.maximum(sums, 1e-300)
+
+
+def _others(logits: Array) -> Array:
+    return np.where(np.eye(len(logits), dtype=bool), -np.inf, logits)
+
+
+# Of each row a number, and its slopes by the row's logits.
+_OF_ROW: Mapping[str, Callable[[Array], tuple[Array, Array]]] = {
+    "its row's own logit": lambda z: (np.diagonal(z)[:, None], np.eye(len(z))),
+    "its row's mean": lambda z: (z.mean(1, keepdims=True), np.full_like(z, 1 / len(z))),
+    "its row's largest": lambda z: (z.max(1, keepdims=True), _one_hot(z)),
+    "log sum exp of its row": _soft,
+    "the mean of all": lambda z: (np.full((len(z), 1), z.mean()), np.full_like(z, 1 / len(z) ** 2)),
+}
+
+
+def _less(stat: Callable[[Array], tuple[Array, Array]], of: str, held: bool) -> Function:
+    """softplus of -z (logit - what is shared), summed over some pairs."""
+
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        own = np.eye(len(logits), dtype=bool)
+        shared, by = stat(logits)
+        signs = np.where(own, -1.0, 1.0)
+        mask = own if of == "positives" else ~own if of == "negatives" else own | True
+        u = signs * (logits - shared + number)
+        g = np.where(mask, signs * sigmoid(u), 0.0)
+        whole = g.sum() if np.ptp(shared) == 0 and by.flat[0] == 1 / len(logits) ** 2 else g.sum(1, keepdims=True)
+        return float(np.where(mask, softplus(u), 0).sum()), g - (0 if held else whole * by)
+
+    return function
+
+
+def _losses(logits: Array) -> tuple[Array, Array]:
+    signs = np.where(np.eye(len(logits), dtype=bool), -1.0, 1.0)
+    return softplus(signs * logits), signs * sigmoid(signs * logits)
+
+
+def _reduced(of: Callable[[Array], tuple[float, Array]]) -> Function:
+    """A function of all pairs' parts, with its slope by each of them."""
+
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        losses, slopes = _losses(logits)
+        value, by = of(losses)
+        return float(value), by * slopes
+
+    return function
+
+
+def _largest(share: float, mean: bool) -> Function:
+    def of(losses: Array) -> tuple[float, Array]:
+        count = max(1, int(share * losses.size))
+        chosen = np.zeros(losses.size)
+        chosen[np.argsort(-losses.ravel(), kind="stable")[:count]] = 1
+        chosen = chosen / count if mean else chosen
+        return float((losses.ravel() * chosen).sum()), chosen.reshape(losses.shape)
+
+    return _reduced(of)
+
+
+def _power(power: float, axis: bool) -> Function:
+    """Sums over rows, or the sum over all, to a power (0: their logarithm)."""
+
+    def of(losses: Array) -> tuple[float, Array]:
+        sums = losses.sum(1, keepdims=True) if axis else losses.sum(keepdims=True)
+        if power == 0:
+            return float(np.log(sums).sum()), np.broadcast_to(1 / sums, losses.shape)
+        return float((sums**power).sum()), np.broadcast_to(power * sums ** (power - 1), losses.shape)
+
+    return _reduced(of)
+
+
+def _weighed(weights: Callable[[Array], Array]) -> Function:
+    """softplus of negatives, each times a weight that other pairs have a part in; no gradient through the weight."""
+
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        own = np.eye(len(logits), dtype=bool)
+        by = np.where(own, 0.0, weights(logits))
+        return float((by * softplus(logits)).sum()), by * sigmoid(logits)
+
+    return function
+
+
+def _share(each: Array) -> Array:
+    each = np.where(np.eye(len(each), dtype=bool), 0.0, each)
+    return each / np.maximum(each.sum(1, keepdims=True), 1e-300)
+
+
+def _rank(z: Array) -> Array:
+    """By place in the row's order, from the largest: 1, 1/2, 1/3."""
+    order = np.argsort(np.argsort(-_others(z), 1, kind="stable"), 1, kind="stable")
+    return 1.0 / (1 + order)
+
+
+_WEIGHTS: Mapping[str, Callable[[Array], Array]] = {
+    "its row's softmax over negatives": lambda z: _soft(_others(z))[1],
+    "its share of its row's probabilities": lambda z: _share(sigmoid(z)),
+    "1 where it is above its row's mean, else 0": lambda z: (z > z.mean(1, keepdims=True)).astype(float),
+    "1 where it is above the mean of the negatives, else 0": lambda z: (
+        z > (z.sum() - np.trace(z)) / max(z.size - len(z), 1)
+    ).astype(float),
+    "1 over its place in its row's order": _rank,
+}
+
+
+def _matched(chosen: Callable[[Array], Array]) -> Function:
+    """SigLIP's sum with other positives."""
+
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        signs = np.where(chosen(logits) > 0, -1.0, 1.0)
+        return float(softplus(signs * logits).sum()), signs * sigmoid(signs * logits)
+
+    return function
+
+
+def assigned(z: Array) -> Array:
+    """The permutation with the largest sum, as a matrix: shortest augmenting paths."""
+    n = len(z)
+    cost = z.max() - z
+    u, v, match = np.zeros(n + 1), np.zeros(n + 1), np.zeros(n + 1, int)
+    for i in range(1, n + 1):
+        match[0], j = i, 0
+        least, before, used = np.full(n + 1, np.inf), np.zeros(n + 1, int), np.zeros(n + 1, bool)
+        while match[j]:
+            used[j] = True
+            row = match[j]
+            reduced = np.r_[np.inf, cost[row - 1] - u[row] - v[1:]]
+            closer = ~used & (reduced < least)
+            least[closer], before[closer] = reduced[closer], j
+            step = np.where(used, np.inf, least).argmin()
+            delta = least[step]
+            u[match[used]] += delta
+            v[used] -= delta
+            least[~used] -= delta
+            j = int(step)
+        while j:
+            match[j], j = match[before[j]], int(before[j])
+    found = np.zeros_like(z)
+    found[match[1:] - 1, np.arange(n)] = 1
+    return found
+
+
+_MATCHES: Mapping[str, Callable[[Array], Array]] = {
+    "the largest logit of each row": _one_hot,
+    "the largest logit of each column": lambda z: _one_hot(z.T).T,
+    "logits that are the largest of their row and of their column": lambda z: _one_hot(z) * _one_hot(z.T).T,
+    "own pairs and the largest logit of each row": lambda z: np.maximum(_one_hot(z), np.eye(len(z))),
+    "pairs above their row's own, and own pairs": lambda z: (z >= np.diagonal(z)[:, None]).astype(float),
+    "the best assignment of images to texts": assigned,
+}
+
+
+def turned(function: Function) -> Function:
+    """Of columns."""
+
+    def other(logits: Array, number: float) -> tuple[float, Array]:
+        value, slopes = function(logits.T, number)
+        return value, slopes.T
+
+    return other
+
+
+def _row(words: str) -> str:
+    return words.replace("row", "column")
+
+
+def _all() -> dict[str, Function]:
+    found: dict[str, Function] = {}
+    for (words, stat), of, held in product(_OF_ROW.items(), ("negatives", "positives", "all pairs"), (False, True)):
+        name = f"softplus of {of}' logits less {words}" + HELD * held
+        found[name] = _less(stat, of, held)
+        if "row" in words:
+            found[_row(name)] = turned(found[name])
+    for share in (0.5, 0.25, 0.1, 0.75, 0.7, 0.2, 0.3, 0.9, 0.8):
+        found[f"the largest {share:.0%} of all pairs' parts"] = _largest(share, False)
+        found[f"the mean of the largest {share:.0%} of all pairs' parts"] = _largest(share, True)
+    for power, words in ((0.0, "the logarithm"), (0.5, "the square root"), (2.0, "the square")):
+        found[f"{words} of the sum over all pairs"] = _power(power, False)
+        found[f"{words} of each row's sum"] = _power(power, True)
+        found[f"{words} of each column's sum"] = turned(_power(power, True))
+    found["each row's largest part"] = _reduced(lambda p: (float(p.max(1).sum()), _one_hot(p)))
+    found["each column's largest part"] = turned(found["each row's largest part"])
+    found["log sum exp of each row's parts"] = _reduced(lambda p: (float(_soft(p)[0].sum()), _soft(p)[1]))
+    found["log sum exp of each column's parts"] = turned(found["log sum exp of each row's parts"])
+    for words, weights in _WEIGHTS.items():
+        found[f"softplus of negatives, each times {words}"] = _weighed(weights)
+        if "row" in words:
+            found[f"softplus of negatives, each times {_row(words)}"] = turned(_weighed(weights))
+    for words, chosen in _MATCHES.items():
+        found[f"softplus(-z logit), positives are {words}"] = _matched(chosen)
+    return found
+
+
+SHARED = _all()
