@@ -31,6 +31,7 @@ from siglip_ref.check.model.diagnosis.diagnosis import (
 from siglip_ref.check.model.diagnosis.findings import ROUNDED, and_more
 from siglip_ref.check.model.diagnosis.gradients import of_gradients
 from siglip_ref.check.model.diagnosis.naflex import of_naflex
+from siglip_ref.check.model.diagnosis.other_blocks import of_other_blocks
 from siglip_ref.check.model.diagnosis.stems import of_stems
 from siglip_ref.check.model.judge import make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
@@ -139,6 +140,7 @@ class ModelSubject(Subject[ComparedModel]):
             judge = compared.found_at.judge
             found = of_naflex(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             found = of_stems(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
+            found = of_other_blocks(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             found = of_gradients(found, compared.run, judge, compared.probe)
             if unread:
                 found, unread = explain_unread(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
