@@ -20,7 +20,7 @@ BUDGETS = (
     ("diagnosis", ("check/diagnosis",), 4_860),
     ("check loss", ("check/loss",), 1_637),
     ("check ranks", ("check/ranks",), 1_240),
-    ("check model", ("check/model",), 4_048),
+    ("check model", ("check/model",), 4_050),
     ("check step", ("check/step",), 2_040),
     ("check files", ("check/files",), 1_295),
     ("report, mistakes", ("report", "mistakes"), 2_150),
