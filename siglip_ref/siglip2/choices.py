@@ -1,6 +1,8 @@
 """What the authors of SigLIP 2 did not publish: fields without a default, and what other code chose, by its name."""
 
+import tomllib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from siglip_ref.architecture.sizes import Tower
@@ -118,34 +120,5 @@ def _known(code: str, name: str) -> None:
         raise UsageError(name, repr(code), "", f'"{name}" with fields changed by name')
 
 
-NOT = "not published"
-TABLE = (
-    Source("decoder's depth", "half the text tower's", "odd depths: down or up", "`halved`"),
-    Source("decoder's biases", NOT, "none in attention, MLP and norms of blocks", "big_vision: CapPa"),
-    Source("start and padding", NOT, "0 and 0", "big_vision: CapPa"),
-    Source("padding as keys", NOT, "seen", "big_vision: CapPa"),
-    Source("mean of the caption loss", NOT, "over each example's words, then over examples", "big_vision: CapPa"),
-    Source("parallel prediction", "half of the captions", "a flag for each example", "big_vision: CapPa"),
-    Source("three tasks", "three passes", "a sum with weights", "nobody's"),
-    Source("box as text", NOT, "bins and order are arguments", "PaliGemma: 1024, y1 x1 y2 x2"),
-    Source("decoder's token table", NOT, "its own, not the text tower's", "big_vision: CapPa"),
-    Source("label smoothing", NOT, "0", "big_vision: CapPa"),
-    Source("head", "an MLP", "2048, 2048, 256, prototypes; erf-GELU", "DINO, iBOT, DINOv2"),
-    Source("prototypes", NOT, "an argument", "DINO 65536, iBOT 8192, TIPS 32k"),
-    Source("temperatures", NOT, "student 0.1, teacher 0.04", "DINO; 0.07 after a warm-up in iBOT, DINOv2"),
-    Source("teacher's normaliser", NOT, "centre, momentum 0.9", "DINO; Sinkhorn in DINOv2"),
-    Source("teacher's momentum", NOT, "an argument: fixed or a cosine", "SILC fixed; DINO cosine from 0.996"),
-    Source("pooled feature", "the pooled representation", "before it is made a unit vector", "DINO"),
-    Source("pairs of views", "8 local with 1 global", "all 8", "DINO skips pairs of equal index"),
-    Source("positions of local crops", NOT, "bilinear with antialias", "NaFlex; DINO bicubic"),
-    Source("heads of the two losses", "heads", "one each", "iBOT (teacher shared), DINOv2 either"),
-    Source("masked share", "half", "count and pattern are data", "TIPS: random"),
-    Source("mask token", "random at first", "before the position", "iBOT, DINOv2: zeros at first"),
-    Source("mean of the mask loss", NOT, "over each image's masked patches, then over images", "iBOT, DINOv2"),
-    Source("centre of patches", NOT, "all patches, or masked ones", "iBOT all; DINOv2 masked"),
-    Source("first chunk of curation", NOT, "uniform, or by the diagonal", "two ports of JEST"),
-    Source("division of scores", NOT, "none, or by 2 |chosen| + 1", "one port of JEST"),
-    Source("bottleneck's bias and norm", NOT, "none", "nobody's"),
-    Source("bottleneck's start", NOT, "normal: its product's rows are as long as a whole table's", "nobody's"),
-    Source("count of Adam for new parameters", NOT, "the optimiser's state is an argument", "optax: one count for all"),
-)
+_SOURCES = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))["sources"]
+TABLE = tuple(Source(*row) for row in _SOURCES)

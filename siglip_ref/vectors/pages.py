@@ -1,5 +1,8 @@
 """The pages of the documentation that are made from measurements."""
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 
 from siglip_ref.check.model.noise_law import fitted
@@ -8,43 +11,8 @@ from siglip_ref.noise.measure import FLOAT64, TIMES
 from siglip_ref.vectors.power import FORMATS, INFINITE, SEEN, measured
 from siglip_ref.vectors.store import packaged
 
-POWER_HEAD = f"""# What the golden vectors would catch
-
-Made by `siglip-ref vectors power --page`. Each mistake of the catalogue was made in the reference and run on every
-vector. A number is its largest error in units of the noise that correct programs show at that tensor and format;
-{SEEN:g} and more counts as seen. Equivalent changes must show nothing, and CLIP's softmax loss
-has no vectors: its mistakes show nothing, either. "by" is the vector that sees it best in float32.
-
-| mistake | class | float64 | float32 | bfloat16 | float16 | by | seen by |
-|---|---|---:|---:|---:|---:|---|---:|
-"""
-WEAKEST_HEAD = """
-## The weakest of each group
-
-Of the mistakes that a group of vectors sees in float64, the one it sees least in each format.
-
-| group | vectors | mistakes | float32 | bfloat16 | float16 |
-|---|---:|---:|---|---|---|
-"""
-NOISE_HEAD = f"""# The noise of correct programs
-
-Made by `siglip-ref vectors power --noise --page`. The largest error of the specification in rounded arithmetic, over
-all variants that correct programs choose, relative to the tensor's maximum: the median and the largest tensor of each
-group of vectors. Checks allow {TIMES:g} times the noise of the tensor at hand.
-
-| group | float64 | float32 | bfloat16 | float16 |
-|---|---|---|---|---|
-"""
-LAW_HEAD = f"""
-## The law of large models
-
-noise / unit roundoff = coefficient(tensor) * width^a * depth^b * tokens^c * batch^d, for models too large to be
-measured. Made by `benchmarks/noise_law.py`, which fits it on small ones; 0.00 stands also for exponents that came out
-negative. float64 is float32 scaled by 2^{np.log2(FLOAT64):.0f}.
-
-| format | of | width | depth | tokens | batch | coefficients |
-|---|---|---:|---:|---:|---:|---|
-"""
+_TEXTS: dict[str, str] = tomllib.loads(Path(__file__).with_name("pages.toml").read_text(encoding="utf-8"))
+HEADS = {name: text.format(seen=SEEN, times=TIMES, scaled=np.log2(FLOAT64)) for name, text in _TEXTS.items()}
 
 
 def power_page() -> str:
@@ -63,7 +31,7 @@ def power_page() -> str:
         least = [min((found.best(m, dtype, names)[0], m) for m in concerned) for dtype in FORMATS[1:]]
         cells = [group, str(len(names)), str(len(concerned)), *(f"{m} {_factor(factor)}" for factor, m in least)]
         weakest.append(f"| {' | '.join(cells)} |")
-    return POWER_HEAD + "\n".join(lines) + "\n" + WEAKEST_HEAD + "\n".join(weakest) + "\n"
+    return HEADS["power"] + "\n".join(lines) + "\n" + HEADS["weakest"] + "\n".join(weakest) + "\n"
 
 
 def noise_page() -> str:
@@ -78,7 +46,7 @@ def noise_page() -> str:
         f"| {group} | " + " | ".join(f"{np.median(c):.1e}, {max(c):.1e}" for c in columns) + " |"
         for group, columns in rows.items()
     ]
-    return NOISE_HEAD + "\n".join(lines) + "\n" + LAW_HEAD + "\n".join(_law_lines()) + "\n"
+    return HEADS["noise"] + "\n".join(lines) + "\n" + HEADS["law"] + "\n".join(_law_lines()) + "\n"
 
 
 def _law_lines() -> list[str]:
