@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,13 +87,20 @@ def finish(report: "Report", json: str | None, save_case: Path | None) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
     """A moving bar with the name of the current step, on terminals only."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda step: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    with moving_bar(title, counted=False) as update:
+        yield lambda step: update(description=step[:60]) if update else None
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda step: bar.update(task, description=step[:60])
+
+@contextmanager
+def moving_bar(title: str, counted: bool) -> Iterator[Callable[..., None] | None]:
+    """What updates a bar on a terminal; None elsewhere. counted : with what is done and how long the rest will take."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as of
+    from rich.console import Console
+
+    end = (of.MofNCompleteColumn(), of.TimeRemainingColumn()) if counted else (of.TimeElapsedColumn(),)
+    columns = (of.TextColumn("{task.description}"), of.BarColumn(40 if counted else 20), *end)
+    with of.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield partial(bar.update, bar.add_task(title, total=None))

@@ -1,6 +1,5 @@
 """The commands `siglip-ref zeroshot` and `siglip-ref embed`."""
 
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siglip_ref.cli.judged import moving_bar
 from siglip_ref.errors import UsageError
 from siglip_ref.process.options import Force
 from siglip_ref.process.outputs import require_free
@@ -127,16 +127,8 @@ def embed(
 @contextmanager
 def progress(what: str) -> "Iterator[Progress | None]":
     """A bar on terminals, nothing elsewhere."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with moving_bar(what, counted=True) as update:
+        yield (lambda done, total: update(completed=done, total=total)) if update else None
 
 
 def _load(model: str, tokenizer: str | None, preprocess: str | None, prefix: str | None) -> "Model":

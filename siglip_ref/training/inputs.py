@@ -1,6 +1,8 @@
 """What a training starts from, read and found to fit together before anything is written."""
 
+import tomllib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,85 +87,30 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
     plain = Settings()
     others = [name for name in ("loss", "optimiser", "init", "freeze", "learn", "micro", "without_bias")
               if getattr(settings, name) != getattr(plain, name)]  # fmt: skip
-    problems = [
-        (
-            bool(odd),
-            "--lr and --decay of at least 0, and finite",
-            ", ".join(odd),
-            "leave them out to take what suits the data",
-        ),
-        (
-            not settings.clip > 0,
-            "--clip above 0: the length to which longer gradients are cut",
-            f"--clip {settings.clip:g}",
-            "leave it out for 1, or --clip inf for none",
-        ),
-        (
-            settings.negatives > 0 and ranks > 1,
-            "one process for a loss of fewer negatives",
-            f"{ranks} ranks",
-            "these studies are made on one process: the hard ones are those of all pairs together",
-        ),
-        (batch < ranks, f"--batch of at least {ranks}, a pair for each rank", f"--batch {batch}", "enlarge the batch"),
-        (
-            bool(settings.freeze) and not settings.init,
-            "--init DIR with --freeze image",
-            "--freeze image alone",
-            "a tower that knows nothing is not worth keeping: name a checkpoint",
-        ),
-        (
-            bool(settings.learn) and not (settings.init and settings.freeze),
-            f"--init DIR with --learn {settings.learn}",
-            f"--learn {settings.learn} alone",
-            "a text tower that knows nothing is not worth keeping: name a checkpoint",
-        ),
-        (
-            bool(settings.learn) and settings.loss == "labels",
-            "--learn or --labels",
-            "both",
-            "classes are learnt from images alone: with --labels, --freeze image says that its tower stays",
-        ),
-        (
-            bool(settings.init and settings.bottleneck),
-            "--bottleneck of a model trained from nothing",
-            f"--bottleneck {settings.bottleneck} with --init",
-            "leave it out: a checkpoint says itself whether its token table has a bottleneck",
-        ),
-        (
-            settings.learn == "head" and not cfg.text_head,
-            "a model with a text head for --learn head",
-            cfg.name,
-            "--learn text: this model's text tower ends without one",
-        ),
-        (
-            settings.loss == "labels" and not data.classes,
-            "data with classes for --labels: digits, or a folder of class folders",
-            f"--data {settings.data}",
-            "sort the images into one folder a class",
-        ),
-        (
-            settings.recipe == "siglip2" and data.train.region is None,
-            "data that say where things are, for --recipe siglip2: --data shapes",
-            f"--data {settings.data}",
-            "captions of regions need their boxes: of the data here only shapes have some",
-        ),
-        (
-            settings.recipe == "siglip2" and bool(others),
-            "--recipe siglip2 by itself",
-            ", ".join(others),
-            "leave these out: the recipe has losses and stages of its own, and begins from nothing",
-        ),
-        (
-            settings.resolution > 0 and (settings.recipe != "siglip2" or settings.resolution % cfg.patch > 0),
-            f"--resolution with --recipe siglip2, in whole patches of {cfg.patch} pixels",
-            f"--resolution {settings.resolution}, --recipe {settings.recipe}",
-            "the last stage of siglip2 has a resolution of its own; leave it out to keep the one before",
-        ),
-        (cfg.naflex, "a model of fixed resolution", cfg.name, "take another checkpoint"),
-    ]
-    for wrong, expected, got, repair in problems:
-        if wrong:
-            raise UsageError(expected, got, "these settings do not fit together", repair)
+    labels, second = settings.loss == "labels", settings.recipe == "siglip2"
+    whole = settings.resolution % cfg.patch == 0
+    got = {  # what is wrong, by its name in misfits.toml: what came
+        "numbers": ", ".join(odd),
+        "clip": f"--clip {settings.clip:g}" * (not settings.clip > 0),
+        "negatives": f"{ranks} ranks" * (settings.negatives > 0 and ranks > 1),
+        "batch": f"--batch {batch}" * (batch < ranks),
+        "freeze": "--freeze image alone" * (bool(settings.freeze) and not settings.init),
+        "learn": f"--learn {settings.learn} alone" * (bool(settings.learn) and not (settings.init and settings.freeze)),
+        "learn and labels": "both" * (bool(settings.learn) and labels),
+        "bottleneck": f"--bottleneck {settings.bottleneck} with --init" * bool(settings.init and settings.bottleneck),
+        "head": cfg.name * (settings.learn == "head" and not cfg.text_head),
+        "labels": f"--data {settings.data}" * (labels and not data.classes),
+        "regions": f"--data {settings.data}" * (second and data.train.region is None),
+        "recipe": ", ".join(others) * second,
+        "resolution": f"--resolution {settings.resolution}, --recipe {settings.recipe}"
+        * (settings.resolution > 0 and not (second and whole)),
+        "naflex": cfg.name * cfg.naflex,
+    }
+    wrong = next((name for name, said in got.items() if said), None)
+    if wrong:
+        words = tomllib.loads(Path(__file__).with_name("misfits.toml").read_text(encoding="utf-8"))[wrong]
+        expected, repair = (text.format(ranks=ranks, learn=settings.learn, patch=cfg.patch) for text in words)
+        raise UsageError(expected, got[wrong], "these settings do not fit together", repair)
 
 
 def _note_on_batch(batch: int, pairs: int) -> list[str]:
