@@ -55,6 +55,15 @@ def diagonal_as_negative_too(x, y, t, b):
     return -(functional.logsigmoid(z.diagonal()).sum() + functional.logsigmoid(-z).sum()) / len(z)
 
 
+def test_images_that_are_compared_with_images_are_told():
+    def two_views(x, y, t, b):
+        z = t.exp() * x @ x.T + b
+        return new.over(new.logits(x, y, t, b)) + functional.softplus(z)[~new.own(z)].sum() / len(z)
+
+    derived = derive(subject(two_views), siglip())
+    assert not derived.certain and "images are compared with images: the loss" in " ".join(in_words(derived))
+
+
 def test_pairs_that_count_as_both_are_told_as_both():
     """softplus(u) + softplus(-u) is 2 (softplus(u) - u / 2), too, in which no pair would be a positive."""
     derived = derive(subject(diagonal_as_negative_too), siglip())

@@ -45,6 +45,9 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
     StopDerivingError : with the word for what is not known
     """
     s, b = subject.number(subject.given(LOG_SCALE)), BASE_BIAS
+    sides = [name for name, side in (("images", 0), ("texts", 1)) if _compared_within(subject, side)]
+    if sides:
+        raise StopDerivingError(" ".join(["coupled", *sides]))
     if not _separable(subject):
         parts = coupled(subject, MAIN)
         if parts is None:
@@ -181,6 +184,24 @@ def _separable(subject: Subject) -> bool:
             mixed = values[3] - values[1] - values[2] + values[0]
             if not abs(mixed) <= 60 * subject.noise * max(map(abs, values)) + 1e-8 * np.ptp(values):
                 return False
+    return True
+
+
+def _compared_within(subject: Subject, side: int) -> bool:
+    """Whether the loss changes where one side's rows come nearer to each other, and no image to any text."""
+    for seed in (1, 2):
+        rng = np.random.Generator(np.random.PCG64([seed, side, 33]))
+        width = -(-(2 * MAIN + 1) // subject.dim) * subject.dim
+        other = np.linalg.qr(rng.standard_normal((width, width)))[0]
+        met = rng.uniform(-0.3, 0.3, (MAIN, MAIN))
+        own = np.sqrt(1 - (met * met).sum(1, keepdims=True))
+        apart = met @ other[:MAIN] + own * other[MAIN : 2 * MAIN]
+        near = met @ other[:MAIN] + own * other[2 * MAIN]
+        s, b = subject.number(subject.given(1.0)), subject.number(-1.0)
+        sides = ((rows, other[:MAIN]) if side == 0 else (other[:MAIN], rows) for rows in (apart, near))
+        one, two = (float(subject.at(subject.rounded(x), subject.rounded(y), s, b).loss) for x, y in sides)
+        if not abs(one - two) > 1e3 * max(subject.noise, 1e-9) * abs(one):
+            return False
     return True
 
 
