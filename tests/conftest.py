@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,15 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.pop("COLUMNS", None)  # reports as wide as where nobody looks, in a process of xdist, too
 
+QUICK = {"arithmetic", "checkpoint", "mistakes", "preprocess", "tokenizer", "vectors", "zeroshot"}
+
 
 @pytest.hookimpl(tryfirst=True)  # before nightly tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the cases of a test that is marked `sampled(k)` every k-th runs by day; all the others are nightly."""
+    """Of the cases of a test that is marked `sampled(k)` every k-th runs by day; all the others are nightly.
+
+    Rooms whose files take seconds come last: then of several processes none is long alone with a file at the end.
+    """
     cases = Counter[str]()
     for item in items:
         mark = item.get_closest_marker("sampled")
@@ -26,6 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if cases[test] % mark.args[0]:
                 item.add_marker(pytest.mark.nightly)
             cases[test] += 1
+    items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] in QUICK)
 
 
 def pytest_runtest_setup() -> None:
