@@ -142,14 +142,10 @@ def _vector(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Array])
         raise VectorError(path, f"{record['id']}: a zero that is not expected")
     # stored as float32, which holds them exactly; computed with as float64
     inputs = {n: v.astype(np.float64) if v.dtype.kind == "f" else v for n, v in stored["inputs"].items()}
+    same = ("id", "group", "task", "comment", "conventions", "settings")
     return Vector(
-        id=record["id"],
-        group=record["group"],
-        task=record["task"],
-        comment=record["comment"],
+        **{name: record[name] for name in same},
         flags=tuple(record["flags"]),
-        conventions=record["conventions"],
-        settings=record["settings"],
         exact_in=tuple(record["exactIn"]),
         inputs=inputs,
         expected=stored["expected"],
@@ -159,9 +155,5 @@ def _vector(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Array])
 
 
 def _all_names(vectors: Mapping[str, Vector]) -> list[str]:
-    parts = (
-        (v.id, part, names)
-        for v in vectors.values()
-        for part, names in (("inputs", v.inputs), ("expected", v.expected))
-    )
-    return [f"{name}/{part}/{tensor}" for name, part, names in parts for tensor in names]
+    parts = ("inputs", "expected")
+    return [f"{v.id}/{part}/{name}" for v in vectors.values() for part in parts for name in getattr(v, part)]
