@@ -5,10 +5,13 @@ Each is an unknown of every step (and, where that is needed, of every tensor), s
 there are numbers that moved, so what is left over proves it or refutes it.
 """
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,69 +50,19 @@ class Kind:
     free: bool = False
 
 
-def _ask(key: str, usual: str = "1.0") -> str:
-    return f"_knob({key!r}, name, state.steps, {usual})"
+def _kinds(rule: str) -> tuple[Kind, ...]:
+    """Those of numbers.toml."""
+    content = tomllib.loads(Path(__file__).with_name("numbers.toml").read_text(encoding="utf-8"))
+    return tuple(_kind(**about) for about in content[rule])
 
 
-def _edit(old: str, new: str) -> Edit:
-    return Edit(_FILE, old, new)
+def _kind(key: str, edits: list[list[str]], default: str = "1.0", **about: Any) -> Kind:
+    ask = f"_knob({key!r}, name, state.steps, {default})"
+    made = tuple(Edit(_FILE, old, new.replace("ASK", ask)) for old, new in edits)
+    return Kind(key=key, edits=made, **about | ({"usual": tuple(about["usual"])} if "usual" in about else {}))
 
 
-_GRADIENT = "hand the optimiser the gradients of this step's loss, multiplied by nothing else"
-_STATE = "keep both moments from step to step as they are"
-_DECAYED = "let nothing but the declared decay change a parameter beside the update"
-_COUNT = "count the steps from 1, one for each update"
-_ADAMW = (
-    Kind("g", "the gradient is multiplied by", _GRADIENT,
-         (_edit("p, g = params[name], grads[name]", f"p, g = params[name], {_ask('g')} * grads[name]"),), free=True),
-    Kind("l", "the learning rate is multiplied by", "multiply lr by the declared schedule and nothing else",
-         (_edit("_wide(rule.lr, p) * rate\n", f"_wide(rule.lr, p) * rate * {_ask('l')}\n"),)),
-    Kind("u", "the update, and not the decay, is multiplied by", "add lr first / (root of second + eps), once",
-         (_edit("- step * (first / length)", f"- {_ask('u')} * step * (first / length)"),)),
-    Kind("d", "every parameter loses, beside what is declared, this part of itself:", _DECAYED,
-         (_edit("_narrow(1 - lr * decay, p)", f"_narrow(1 - lr * decay - {_ask('d', '0.0')}, p)"),), (0.0, 0.0, 0.0)),
-    Kind("e", "behind the update every parameter is multiplied by", _DECAYED,
-         (_edit('slots[f"first/{name}"], slots[f"second', f"moved[name] = moved[name] * {_ask('e')}\n        "
-                'slots[f"first/{name}"], slots[f"second'),)),
-    Kind("c", "the count of steps in both bias corrections is", _COUNT,
-         (_edit("np.sqrt(1 - _power(beta2, steps))", f"np.sqrt(1 - _power(beta2, {_ask('c', 'steps')}))"),
-          _edit("1 - _power(beta1, steps)", f"1 - _power(beta1, {_ask('c', 'steps')})")), (1.0, 2.0, 3.0)),
-    Kind("c1", "the count of steps in the first moment's bias correction is", _COUNT,
-         (_edit("1 - _power(beta1, steps)", f"1 - _power(beta1, {_ask('c1', 'steps')})"),), (1.0, 2.0, 3.0)),
-    Kind("c2", "the count of steps in the second moment's bias correction is", _COUNT,
-         (_edit("np.sqrt(1 - _power(beta2, steps))", f"np.sqrt(1 - _power(beta2, {_ask('c2', 'steps')}))"),),
-         (1.0, 2.0, 3.0)),
-    Kind("m", "the first moment of the step before is multiplied, beside beta1, by", _STATE,
-         (_edit('slots.get(f"first/{name}", 0 * p) + _narrow(1 - beta1, p)',
-                f'slots.get(f"first/{{name}}", 0 * p) * {_ask("m")} + _narrow(1 - beta1, p)'),)),
-    Kind("v", "the second moment of the step before is multiplied, beside beta2, by", _STATE,
-         (_edit('slots.get(f"second/{name}", 0 * p)', f'slots.get(f"second/{{name}}", 0 * p) * {_ask("v")}'),)),
-    Kind("s", "the square of the gradient, in the second moment, is multiplied by", "square the gradient that is used",
-         (_edit("p) * (g * g)", f"p) * ({_ask('s')} * g * g)"),)),
-    Kind("f", "the gradient in the first moment, and not in the second, is multiplied by",
-         "one gradient for both moments",
-         (_edit("_narrow(1 - beta1, p) * g", f"_narrow(1 - beta1, p) * g * {_ask('f')}"),)),
-)  # fmt: skip
-_BIG_VISION = (
-    Kind("g", "the gradient is multiplied by", _GRADIENT,
-         (_edit("grads[name].reshape(shape)", f"({_ask('g')} * grads[name]).reshape(shape)"),), free=True),
-    Kind("l", "the whole step, decay too, is multiplied by", "multiply by the declared schedule and nothing else",
-         (_edit("_wide(1, p) * schedule", f"_wide(1, p) * schedule * {_ask('l')}"),)),
-    Kind("u", "the update behind the momentum, and not the decay, is multiplied by",
-         "multiply the momentum by lr, once",
-         (_edit("_narrow(_wide(rule.lr, p) * rate, p)", f"_narrow(_wide(rule.lr, p) * rate, p) * {_ask('u')}"),)),
-    Kind("b", "the update before the momentum is multiplied by", "hand Adafactor's update to the momentum as it is",
-         (_edit("_narrow(1 - momentum, p) * update", f"_narrow(1 - momentum, p) * {_ask('b')} * update"),)),
-    Kind("d", "every parameter loses, beside what is declared, this part of itself:", _DECAYED,
-         (_edit("moved[name] = p - ", f"moved[name] = p - {_ask('d', '0.0')} * p - "),),
-         (0.0, 0.0, 0.0)),
-    Kind("e", "behind the update every parameter is multiplied by", _DECAYED,
-         (_edit("slots |= second", f"moved[name] = moved[name] * {_ask('e')}\n        slots |= second"),)),
-    Kind("m", "the momentum of the step before is multiplied, beside its factor, by", _STATE,
-         (_edit("_narrow(momentum, p) * slots", f"{_ask('m')} * _narrow(momentum, p) * slots"),)),
-    Kind("r", "the rate of the second moment, less one, is multiplied by", "rate = min(beta2_cap, 1 - steps^-power)",
-         (_edit("np.where(rate < cap, rate, cap)", f"1 - {_ask('r')} * (1 - np.where(rate < cap, rate, cap))"),)),
-)  # fmt: skip
+_ADAMW, _BIG_VISION = _kinds("adamw"), _kinds("big_vision")
 _PAIRED = "gluedb"  # kinds of which two are tried together
 
 Values = dict[str, Array]  # by tensor, of each kind and step: one row
