@@ -89,7 +89,9 @@ def formula_in_words(formula: "Formula") -> str:
     if formula.unstable:
         notes.append(f"not finite where {formula.unstable} leaves its range")
     notes += [backward_in_words(rule) for rule in formula.backward]
-    notes += [_WIDE[place].format(_power(power)) for place in _WIDE if (power := getattr(formula, place))]
+    notes += [
+        WORDS["wide"][place].format(_power(power)) for place in WORDS["wide"] if (power := getattr(formula, place))
+    ]
     slopes = [(term.sign, term.slope) for term in terms if term.slope]
     if len(slopes) == len(terms) and len({slope for _, slope in slopes}) == 1:
         notes.append(f"{_slope(slopes[0][1])} of each pair")
@@ -101,10 +103,6 @@ def formula_in_words(formula: "Formula") -> str:
 
 
 _SIDES = {-1: "positives, u = -logit", 1: "negatives, u = logit"}
-_WIDE = {
-    "width": "similarities are multiplied by {}, D the width of the embeddings",
-    "over": "all is multiplied by {}, D the width of the embeddings",
-}
 
 
 def _power(power: float) -> str:
@@ -258,7 +256,8 @@ def backward_in_words(rule: "Backward") -> str:
         "reversed": f"{name}: rows in reverse order",
         "clipped": f"{name}: cut to the length {number(rule.number)}",
         "rows clipped": f"{name}: each row cut to the length {number(rule.number)}",
-        "of": f"{name}: " + _sum_of([(f"the sum of {_PARTS.get(part, f'the {part}')}", f) for part, f in rule.parts]),
+        "of": f"{name}: "
+        + _sum_of([(f"the sum of {WORDS['slopes'].get(part, f'the {part}')}", f) for part, f in rule.parts]),
     }[rule.kind]
 
 
@@ -266,22 +265,7 @@ def _sum_of(parts: "Sequence[tuple[str, float]]") -> str:
     return " + ".join(f"{number(factor)} times {name}" for name, factor in parts).replace("+ -", "- ")
 
 
-_PARTS = {
-    "bias": "slope x bias",
-    "logit of positives": "slope x logit over the positives",
-    "logit of negatives": "slope x logit over the negatives",
-    "logit": "slope x logit",
-    "similarity": "slope x similarity",
-}  # of every pair
-
 # --- differences
-
-
-_LABELS = {
-    "negated": "the labels are negated",
-    "equal": "pairs with equal {} count as positives",
-    "left out": "pairs with equal {} are left out of the negatives",
-}
 
 
 def difference_in_words(one: "Difference", linear: bool = False) -> str:
@@ -293,23 +277,16 @@ def difference_in_words(one: "Difference", linear: bool = False) -> str:
 def _difference(one: "Difference", linear: bool) -> str:
     got: Any = one.got
     right: Any = one.right
-    if one.place in _NUMBERS:
-        name = _NUMBERS[one.place]
+    if one.place in WORDS["numbers"]:
+        name = WORDS["numbers"][one.place]
         return f"{name} {expression_in_words(got, linear)}, not {expression_in_words(right, linear)}"
     if one.place == "extra":
         return f"{_before(got[1])}{_names(got[0], linear)} is added to the loss"
     if one.place == "rows":
         return f"{'rows' if one.of == 'both' else f'rows of {one.of}'} {_rows(got)}"
     if one.place == "labels":
-        return _LABELS[got].format(one.of)
+        return WORDS["labels"][got].format(one.of)
     return _PLACES[one.place](got, right)
-
-
-_NUMBERS = {
-    "scale": "similarities are multiplied by",
-    "offset": "what is added to them is",
-    "own": "what is added to the logits of own pairs, i = j, is",
-}
 
 
 def _rules(got: Any, right: Any) -> str:
@@ -338,8 +315,8 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
     ),
     "kept": lambda got, right: f"{_kept(got)}, the value is not",
     "slope": lambda got, right: _slope(got),
-    "width": lambda got, right: _WIDE["width"].format(_power(got)),
-    "over": lambda got, right: _WIDE["over"].format(_power(got)),
+    "width": lambda got, right: WORDS["wide"]["width"].format(_power(got)),
+    "over": lambda got, right: WORDS["wide"]["over"].format(_power(got)),
     "scalars": lambda got, right: _SCALARS.format(got),
     "unstable": lambda got, right: f"a logarithm of {got}, which is not finite where that leaves its range",
 }

@@ -56,22 +56,6 @@ _ROWS_OF = "rows = x.reshape(-1, x.shape[-1])  # one product of two matrices, wh
 HEAD = (Product("head", "ops/linear.py", _ROWS_OF + "out = rows @ kernel + bias", "rows", "kernel", "out", "bias"),)
 
 LINEAR, ALL = "every linear layer", "every product"
-# products, and what is rounded of them, in words
-WORDS = {
-    "patch": "the patch embedding",
-    "q": "the query projection (q)",
-    "k": "the key projection (k)",
-    "v": "the value projection (v)",
-    "scores": "the scores (queries times keys)",
-    SOFTMAX: "the softmax of the scores",
-    "mix": "the mix (attention times values)",
-    "out": "the output projection (out)",
-    "mlp/in": "the MLP's first layer (mlp/in)",
-    "mlp/out": "the MLP's second layer (mlp/out)",
-    "head": "the text head",
-    LINEAR: LINEAR,
-    ALL: ALL,
-}
 SIDES = ("inputs", "output", "inputs and output", "first factor", "second factor")
 
 

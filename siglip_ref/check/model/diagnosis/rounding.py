@@ -22,7 +22,6 @@ from siglip_ref.check.model.diagnosis.products import (
     MLP,
     PATCH,
     SIDES,
-    WORDS,
     Product,
     edits_of,
 )
@@ -30,6 +29,7 @@ from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import stage_of, stage_values
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.ops.elementary import Array
+from siglip_ref.report.words import WORDS
 
 FOUND = 0.3  # of the deviation, in the mean square, that may be left
 ALIKE = 3.0  # times what the best leaves: nothing tells these apart
@@ -55,7 +55,7 @@ class Rounding:
     def __str__(self) -> str:
         bits = {FORMATS[form].bits for form in self.formats}
         how = f"{' or '.join(self.formats)} ({' or '.join(map(str, sorted(bits)))} bits)"
-        return f"the {self.side} of {WORDS[self.product]}, rounded to {how}"
+        return f"the {self.side} of {WORDS['products'].get(self.product, self.product)}, rounded to {how}"
 
 
 def find_roundings(
