@@ -7,8 +7,8 @@ from models import hugging_face, wide
 from torch.nn import functional
 
 import siglip_ref as sr
-from siglip_ref.check.model.diagnosis.products import WORDS
 from siglip_ref.check.model.diagnosis.range import MOVED
+from siglip_ref.report.words import WORDS
 
 FORMATS = {"float32": ("bfloat16", "float16", "tf32"), "float64": ("float32",)}
 BITS = {"bfloat16": 8, "float16": 11, "tf32": 11, "float32": 24}
@@ -33,7 +33,7 @@ def require_named(model, dtype, name, stage, form, side):
     assert [finding.id for finding in report.findings] == ["product-low-precision"], report.findings
     finding = report.findings[0]
     assert finding.tensor == stage
-    assert f"the {side} of {WORDS[name]}, rounded to " in finding.evidence
+    assert f"the {side} of {WORDS['products'].get(name, name)}, rounded to " in finding.evidence
     assert form in finding.evidence
     assert f"({BITS[form]} bits)" in finding.evidence
     if (name, side) in MOVED:
