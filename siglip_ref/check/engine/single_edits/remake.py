@@ -101,16 +101,16 @@ def words(edit: Edit) -> str:
     >>> words(single_edits("ops/softmax.py", ("softmax_backward",))[0])
     'ops/softmax.py: out = [cache -> (np.clip(cache, -1, 1))]'
     """
-    text = _text(edit.file)
+    source = _source(edit.file)
     at = edit.at or 0
-    begin, end = text.rfind("\n", 0, at) + 1, text.find("\n", at + len(edit.old))
-    before, after = text[begin:at], text[at + len(edit.old) : end]
-    place = text.count("\n" + text[begin:end] + "\n", 0, begin)  # the same line may come again
+    begin, end = source.rfind("\n", 0, at) + 1, source.find("\n", at + len(edit.old))
+    before, after = source[begin:at], source[at + len(edit.old) : end]
+    place = source.count("\n" + source[begin:end] + "\n", 0, begin)  # the same line may come again
     again = f" ({place + 1})" if place else ""
     line = " ".join(f"{before}[{edit.old} -> {edit.new}]{after}".partition("  #")[0].split())
     return f"{edit.file}{again}: {line}"
 
 
 @lru_cache(maxsize=64)
-def _text(file: str) -> str:
+def _source(file: str) -> str:
     return getsource(import_module(module_of(file)))
