@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from siglip_ref.architecture.params import Params
-from siglip_ref.check.engine.edits import Fitted, search
+from siglip_ref.check.engine.edits import FITS, Fitted, search
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, predict
 from siglip_ref.check.step.run import Taken
@@ -37,6 +37,7 @@ def derive(taken: Sequence[Taken], plan: Plan, judged: Judged, settings: bool = 
     chosen = chosen_of(judged, plan)
     few = [_few(one, chosen, plan) for one in taken[:_SEARCHED]]
     first = [one for one in judged.seen if one.name in chosen and one.probe in LABELS[:_SEARCHED]]
+    of_step = {step: [one for one in judged.seen if one.probe == step] for step in LABELS}
 
     def moves(steps: Sequence[Taken], spec: Reference) -> Moves:
         return predict(steps, plan, [one.grads for one in steps], spec=spec)
@@ -44,6 +45,19 @@ def derive(taken: Sequence[Taken], plan: Plan, judged: Judged, settings: bool = 
     def off(steps: Sequence[Taken], seen: Sequence[Seen], spec: Reference) -> list[float]:
         found = moves(steps, spec)
         return [distance(one, found[one.probe, one.name]) for one in seen]
+
+    def whole(spec: Reference) -> list[float]:
+        """As `off` of everything, up to the first that does not fit: most of what passes the screen fails at once."""
+        scores = list[float]()
+
+        def each(step: str, found: Params) -> None:
+            for one in of_step[step]:
+                scores.append(distance(one, found[one.name]))
+                if not scores[-1] <= FITS:
+                    raise ValueError("does not fit")
+
+        predict(taken, plan, [one.grads for one in taken], spec=spec, each=each)
+        return scores if len(scores) == len(judged.seen) else [np.inf]
 
     def numbers(spec: Reference) -> Array:
         found = moves(taken, spec)
@@ -56,8 +70,7 @@ def derive(taken: Sequence[Taken], plan: Plan, judged: Judged, settings: bool = 
     offers = singles(functions)
     if settings:
         offers = [one for one in offers if FREE in one.new and one.old.startswith("rule.")]
-    screen, whole = partial(off, few, first), partial(off, taken, judged.seen)
-    return search(offers, partial(made, spec=spec), screen, whole, numbers, rest, not settings)
+    return search(offers, partial(made, spec=spec), partial(off, few, first), whole, numbers, rest, not settings)
 
 
 def chosen_of(judged: Judged, plan: Plan) -> list[str]:

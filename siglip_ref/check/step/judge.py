@@ -76,8 +76,12 @@ def predict(
     grads: Sequence[Params],
     mistakes: Sequence[Mistake] = (),
     spec: Reference | None = None,
+    each: Callable[[str, Params], None] = lambda step, moves: None,
 ) -> Moves:
-    """What each step adds to each parameter, with these mistakes made in the optimiser, or by another reference."""
+    """What each step adds to each parameter, with these mistakes made in the optimiser, or by another reference.
+
+    each : is told of a step's moves at once, and may raise
+    """
     spec = spec or reference(tuple(edit for m in mistakes if m.id not in ACCUMULATION for edit in m.edits))
     step = spec.optim.adamw_step if isinstance(plan.rule, AdamW) else spec.optim.big_vision_step
     history: list[Params] = []
@@ -85,6 +89,8 @@ def predict(
     def recorded(params: Params, grads: Params, state: Any, rule: Rule, factor: float) -> Any:
         moved, after = step(params, grads, state, rule, factor)
         history.append({name: moved[name] - value for name, value in params.items()})
+        if len(history) <= len(LABELS):
+            each(LABELS[len(history) - 1], history[-1])
         return moved, after
 
     with np.errstate(all="ignore"):
