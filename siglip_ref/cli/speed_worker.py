@@ -68,13 +68,15 @@ def ours(ops: Ops, case: str, *sizes: str) -> Run:
         return lambda: text_embeddings(params, tokens, cfg, ops)
     if case == "gradients":
         return lambda: loss_and_grads(params, images, tokens, cfg, ops=ops)
-    state, rule = State(), AdamW(max_norm=1.0)
+    state, rule, adamw = State(), AdamW(max_norm=1.0), ops.adamw_step
+    if ops.compiled:
+        from siglip_ref.fast.optim import adamw_in_place as adamw  # as Torch's, and JAX's with donated buffers
 
     def step() -> None:
         nonlocal params, state
         with one_pool(ops.compiled):  # once a step, not once a kernel, as `siglip-ref train` does
             _, grads = loss_and_grads(params, images, tokens, cfg, ops=ops)
-            params, state = ops.adamw_step(params, grads, state, rule)
+            params, state = adamw(params, grads, state, rule)
 
     return step
 

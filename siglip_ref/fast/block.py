@@ -39,7 +39,7 @@ ORDER = (
 
 
 class BlockCache:
-    """What the backward needs: x, weights as stored, mask, heads, GELU's form, eps, and `Kept`. It is taken once."""
+    """What the backward needs: x, weights if some were packed, as read, mask, heads, form, eps, `Kept`. Taken once."""
 
     __slots__ = ("_all",)
 
@@ -91,8 +91,7 @@ def block_with(
         return plain
     batch, tokens, _ = x.shape
     times = [batch * tokens] * len(w)
-    turned, stored = plain_weights = as_stored(w, times)
-    read = as_stored(w, times, packed) if packed else plain_weights
+    read = as_stored(w, times, packed)
     rows, seen = batch * tokens, seen_by_head(mask, batch, heads, tokens, tokens)
     flat, inside, two = (rows, width), (batch, tokens, width), (rows, 2)
     shapes = (two, inside, inside, inside, (batch * heads, tokens, 2), inside, flat, two, (rows, mlp))
@@ -104,7 +103,7 @@ def block_with(
             gemm_address(x.dtype), read[0], x_rows, read[1], seen, heads, root_of(x, heads), eps, FORMS[gelu],
             NOTHING[x.dtype], tuple(kept), empty((parts, 1, tokens, tokens), x), normed, active, out, parts,
         )  # fmt: skip
-    cache = BlockCache(x_rows, turned, stored, seen, heads, FORMS[gelu], eps, kept)
+    cache = BlockCache(x_rows, w if packed else None, read, seen, heads, FORMS[gelu], eps, kept)
     return out.reshape(inside), kept.after.reshape(inside), cache
 
 
@@ -113,7 +112,8 @@ def block_backward(d_out: Array, cache: Any) -> tuple[Array, Array, dict[str, Ar
     if not isinstance(cache, BlockCache):
         plain: tuple[Array, Array, dict[str, Array]] = SPECIFICATION.block.backward(d_out, cache)
         return plain
-    x, turned, w, mask, heads, form, eps, kept = cache.take(d_out)
+    x, kernels, read, mask, heads, form, eps, kept = cache.take(d_out)
+    turned, w = as_stored(kernels, [len(x)] * len(kernels)) if kernels else read  # gradients read no strips
     inside, flat, hidden = kept.query.shape, x.shape, kept.hidden.shape
     of_w = shapes_of(turned, w)
     d_after, d_x = empty(flat, x), empty(flat, x)

@@ -18,6 +18,9 @@ from siglip_ref.ops.elementary import Array
 NOT_TURNED: Any = np.int64(NO)  # not a Python constant, for which Numba would compile what it is given to anew
 NONE_TURNED = (NOT_TURNED,) * 16  # of a block; a MAP head has two weights fewer
 ALIGN = 16  # parts begin at multiples of a vector's length
+BOTH = (
+    256  # rows from which threads share them out even where columns are more, if weights are packed and need no order
+)
 FEWEST = 128  # narrow layers go through BLAS in SMALL pieces, but of so many rows at least: up to twice as fast
 
 
@@ -60,9 +63,12 @@ def strip_of(x: Any, least: int) -> Any:
 
 
 @kernel()
-def share(rows: int, columns: int, side: int, thread: int, parts: int) -> Any:
-    """One thread's rows of a result, or where it has more columns, its columns, in whole strips of so many."""
-    if rows >= columns:
+def share(rows: int, columns: int, side: int, thread: int, parts: int, enough: int) -> Any:
+    """One thread's rows of a result, or where it has more columns, its columns, in whole strips of so many.
+
+    enough : rows from which they are shared out even where columns are more
+    """
+    if rows >= min(columns, enough):
         top, bottom = part(rows, thread, parts)
         return top, bottom, 0, columns
     if side == 0:
@@ -82,7 +88,7 @@ def affine_part(
     """
     one, rows, columns = number(1, out[0, 0]), x.shape[0], out.shape[1]
     side = strip_of(x, min(x.shape[1], columns))
-    top, bottom, left, right = share(rows, columns, side, thread, parts)
+    top, bottom, left, right = share(rows, columns, side, thread, parts, BOTH if turned == PACKED else columns)
     if top == bottom or left == right:
         return top, top, left, left
     _begin(bias, add, out, top, bottom, left, right)
@@ -140,7 +146,7 @@ def d_weights_part(
     _add_rows(d_out, left, right, d_bias)
     # d_weights = x.T @ d_out
     side = strip_of(x, min(width, columns))
-    top, bottom, left, right = share(width, columns, side, thread, parts)
+    top, bottom, left, right = share(width, columns, side, thread, parts, columns)
     if top == bottom or left == right:
         return
     if side:
@@ -166,7 +172,7 @@ def _d_inputs_part(
     one, rows, width, columns = number(1, keep), d_x.shape[0], d_x.shape[1], d_out.shape[1]
     # d_x = keep * d_x + d_out @ weights.T
     side = strip_of(d_x, min(width, columns))
-    top, bottom, left, right = share(rows, width, side, thread, parts)
+    top, bottom, left, right = share(rows, width, side, thread, parts, width)
     if top == bottom or left == right:
         return
     first = _address(weights, 0, left) if turned == YES else _address(weights, left, 0)

@@ -13,11 +13,14 @@ from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, kernel
 from siglip_ref.fast.machine.fit import same_precision
 from siglip_ref.fast.machine.packed import Layout, layout, pieces
 from siglip_ref.fast.machine.pool import parts_for_elements
+from siglip_ref.fast.machine.tile import copy
 from siglip_ref.model import optim as specification
 from siglip_ref.model.optim import AdamW, State
 from siglip_ref.ops.elementary import Array
 
 NEAR = 2048  # numbers of each array that are copied and stepped while they are in the nearest cache
+_MEANS = ("first", "second")
+LARGE = 1 << 20  # numbers from which gradients are read where they lie; fewer are laid together and go in one call
 
 
 class Packed(dict[str, Array]):
@@ -29,65 +32,82 @@ class Packed(dict[str, Array]):
 
 
 @kernel(fastmath=SUMS)
-def _square(x: Any) -> float:
+def _square(x: Any, count: int) -> float:
     total = 0.0
-    for i in range(len(x)):
+    for i in range(count):
         total += np.float64(x[i]) * np.float64(x[i])
     return total
 
 
+@kernel()
+def _squares_part(grads: Any, ends: Any, near: Any, begin: int, end: int) -> float:
+    """The sum of squares of the gradients' numbers from `begin` to `end`, which come near one after another."""
+    total, start, size = 0.0, 0, near.itemsize
+    for k in range(len(ends)):
+        stop = min(end, ends[k])
+        for a in range(max(begin, start), stop, NEAR):
+            count = min(NEAR, stop - a)
+            copy(grads[k] + (a - start) * size, near.ctypes.data, count * size)
+            total += _square(near, count)
+        start = ends[k]
+    return total
+
+
 @kernel(parallel=True)
-def _squares(x: Any, sums: Any) -> None:
+def _squares(grads: Any, ends: Any, room: Any, sums: Any) -> None:
     if len(sums) == 1:
-        sums[0] = _square(x)
+        sums[0] = _squares_part(grads, ends, room[0], ZERO, ends[-1])
     else:
         for thread in prange(len(sums)):
-            begin, end = part(len(x), COUNT(thread), len(sums))
-            sums[thread] = _square(x[begin:end])
+            begin, end = part(ends[-1], COUNT(thread), len(sums))
+            sums[thread] = _squares_part(grads, ends, room[thread], begin, end)
 
 
 @kernel()
-def _some(p: Any, g: Any, m: Any, v: Any, c: Any, shrink: Any, new_p: Any, new_m: Any, new_v: Any) -> None:
+def _some(p: Any, g: Any, m: Any, v: Any, c: Any, shrink: Any) -> None:
     factor, beta1, rest1, beta2, rest2, root, eps, step = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
-    for i in range(len(p)):
-        new_p[i] = p[i]
-    for i in range(len(p)):
-        new_m[i] = m[i]
-    for i in range(len(p)):
-        new_v[i] = v[i]
     # in place: with old and new apart, seven arrays, this loop would not become vector instructions
     for i in range(len(p)):
         grad = factor * g[i]
-        first = beta1 * new_m[i] + rest1 * grad
-        second = beta2 * new_v[i] + rest2 * (grad * grad)
-        new_m[i], new_v[i] = first, second
-        new_p[i] = new_p[i] * shrink - step * (first / (np.sqrt(second) / root + eps))
+        first = beta1 * m[i] + rest1 * grad
+        second = beta2 * v[i] + rest2 * (grad * grad)
+        m[i], v[i] = first, second
+        p[i] = p[i] * shrink - step * (first / (np.sqrt(second) / root + eps))
 
 
 @kernel()
-def _part(
-    p: Any, g: Any, m: Any, v: Any, c: Any, ends: Any, shrinks: Any, new_p: Any, new_m: Any, new_v: Any,
-    begin: int, end: int,
-) -> None:  # fmt: skip
-    start = 0
+def _copy(old: Any, new: Any, begin: int, end: int) -> None:
+    for i in range(np.uintp(begin), np.uintp(end)):
+        new[i] = old[i]
+
+
+@kernel()
+def _part(old: Any, grads: Any, new: Any, c: Any, ends: Any, shrinks: Any, near: Any, begin: int, end: int) -> None:
+    start, size = 0, near.itemsize
     for k in range(len(ends)):  # the pieces, as far as they are this thread's
         stop = min(end, ends[k])
         for a in range(max(begin, start), stop, NEAR):
             b = min(a + NEAR, stop)
-            _some(p[a:b], g[a:b], m[a:b], v[a:b], c, shrinks[k], new_p[a:b], new_m[a:b], new_v[a:b])
+            for which in range(3):
+                if old[which].ctypes.data != new[which].ctypes.data:
+                    _copy(old[which], new[which], a, b)
+            copy(grads[k] + (a - start) * size, near.ctypes.data, (b - a) * size)
+            _some(new[0][a:b], near[: b - a], new[1][a:b], new[2][a:b], c, shrinks[k])
         start = ends[k]
 
 
 @kernel(parallel=True)
-def _all(
-    p: Any, g: Any, m: Any, v: Any, c: Any, ends: Any, shrinks: Any, new_p: Any, new_m: Any, new_v: Any, parts: int
-) -> None:
-    if parts == 1:
-        _part(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, ZERO, len(p))
+def _all(old: Any, grads: Any, new: Any, c: Any, ends: Any, shrinks: Any, room: Any) -> None:
+    """Parameters and both means, one step further; an array that is both old and new is written over.
+
+    grads : where each gradient lies
+    """
+    if len(room) == 1:
+        _part(old, grads, new, c, ends, shrinks, room[0], ZERO, ends[-1])
     else:
-        for thread in prange(parts):
-            begin, end = part(len(p), COUNT(thread), parts)
-            _part(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, begin, end)
+        for thread in prange(len(room)):
+            begin, end = part(ends[-1], COUNT(thread), len(room))
+            _part(old, grads, new, c, ends, shrinks, room[thread], begin, end)
 
 
 def adamw_step(
@@ -96,9 +116,32 @@ def adamw_step(
     """Twin of `siglip_ref.model.optim.adamw_step`.
 
     All parameters are stepped together, so all must have gradients and one lr, none be frozen; else the specification
-    steps.
-    The results lie in three long arrays; given back in the next step, nothing is copied but the gradients.
+    steps. The results lie in three long arrays, which the next step reads.
     """
+    return _stepped(params, grads, state, rule, schedule, False)
+
+
+def adamw_in_place(
+    params: Mapping[str, Array], grads: Mapping[str, Array], state: State, rule: AdamW, schedule: Array = 1.0
+) -> tuple[Any, State]:
+    """A step like `adamw_step` that writes over parameters and means which an earlier step returned: it needs no
+    memory. Of a caller's own arrays it never writes over any.
+
+    Examples
+    --------
+    >>> from siglip_ref.model.optim import AdamW, State
+    >>> grads = {"w/kernel": np.full(1, 5.0)}
+    >>> first, state = adamw_in_place({"w/kernel": np.ones(1)}, grads, State(), AdamW(lr=0.1, decay=0.5))
+    >>> second, state = adamw_in_place(first, grads, state, AdamW(lr=0.1, decay=0.5))
+    >>> first["w/kernel"] is not second["w/kernel"], float(first["w/kernel"][0]) == float(second["w/kernel"][0])
+    (True, True)
+    """
+    return _stepped(params, grads, state, rule, schedule, True)
+
+
+def _stepped(
+    params: Mapping[str, Array], grads: Mapping[str, Array], state: State, rule: AdamW, schedule: Array, in_place: bool
+) -> tuple[Any, State]:
     names = list(params)
     arrays = [np.asarray(grads[name]) for name in names if name in grads]
     packed = params if _untouched(params) else None
@@ -108,33 +151,45 @@ def adamw_step(
     apart |= rule.rates is not specification.alike
     if apart or [g.shape for g in arrays] != shapes or not same_precision(*arrays, *originals):
         return specification.adamw_step(params, grads, state, rule, schedule)
-    laid = packed.laid if packed else layout(dict(zip(names, shapes, strict=True)))
-    p, g = packed.whole if packed else np.concatenate(originals, axis=None), np.concatenate(arrays, axis=None)
-    slots = state.slots
-    if isinstance(slots, Slots) and slots.laid == laid:
-        m, v = slots.first, slots.second
-    else:
-        m, v = (
-            np.concatenate([slots.get(f"{slot}/{name}", np.zeros_like(params[name])) for name in names], axis=None)
-            for slot in ("first", "second")
-        )
-    kind, steps = p.dtype.type, state.steps + 1
+    laid, slots = packed.laid if packed else layout(dict(zip(names, shapes, strict=True))), state.slots
+    kept = slots if isinstance(slots, Slots) and slots.laid == laid else None
+    p = packed.whole if packed else np.concatenate(originals, axis=None)
+    m, v = (kept.first, kept.second) if kept else _laid(slots, params)
+    old = p, m, v
+    owned = (
+        in_place or not packed,
+        in_place or not kept,
+        in_place or not kept,
+    )  # nobody else sees what was laid together here
+    new_p, new_m, new_v = new = tuple(x if own else np.empty_like(x) for x, own in zip(old, owned, strict=True))
+    kind, steps, ends = p.dtype.type, state.steps + 1, laid.ends
     lr = rule.lr * float(schedule)
-    ends = np.array(laid.ends)
     shrinks = np.where(np.fromiter(map(rule.decays, names), bool), kind(1 - lr * rule.decay), kind(1))
-    new_p, new_m, new_v = np.empty_like(p), np.empty_like(p), np.empty_like(p)
+    if p.size < LARGE:
+        together = np.concatenate(arrays, axis=None)
+        places = together.ctypes.data + p.itemsize * np.array([0, *ends[:-1]])
+    else:
+        arrays = list(map(np.ascontiguousarray, arrays))
+        places = np.array([g.ctypes.data for g in arrays])
+    bounds = np.array(ends)
     with parts_for_elements(p.size) as parts:
-        factor = 1.0
+        factor, room = 1.0, np.empty((parts, NEAR), kind)
         if rule.max_norm is not None:
             sums = np.empty(parts)
-            _squares(g, sums)
+            _squares(places, bounds, room, sums)
             factor = rule.max_norm / max(math.sqrt(sums.sum()) + rule.clip_eps, rule.max_norm)
         c = np.array([
             factor, rule.beta1, 1 - rule.beta1, rule.beta2, 1 - rule.beta2, math.sqrt(1 - rule.beta2**steps), rule.eps,
             lr / (1 - rule.beta1**steps),
         ], kind)  # fmt: skip
-        _all(p, g, m, v, c, ends, shrinks, new_p, new_m, new_v, parts)
+        _all(old, places, new, c, bounds, shrinks, room)
     return Packed(new_p, laid), State(steps, Slots(new_m, new_v, laid))
+
+
+def _laid(slots: Mapping[str, Array], params: Mapping[str, Array]) -> list[Array]:
+    """Both running means, each in one array."""
+    found = ([slots.get(f"{slot}/{name}", np.zeros_like(p)) for name, p in params.items()] for slot in _MEANS)
+    return [np.concatenate(one, axis=None) for one in found]
 
 
 class Slots(Mapping[str, Array]):

@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 
 from siglip_ref.fast.block import block_with
-from siglip_ref.fast.machine.fit import KINDS, as_stored
-from siglip_ref.fast.machine.product import LEAST, pack
+from siglip_ref.fast.machine.blas import NO
+from siglip_ref.fast.machine.fit import KINDS, as_stored, rows_in_memory
+from siglip_ref.fast.machine.product import LEAST, PACKED, pack
 from siglip_ref.fast.machine.tile import STRIP, VECTOR
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
@@ -21,9 +22,13 @@ def prepacked(params: Mapping[str, Array], ops: Ops) -> Ops:
 
     The arrays themselves are meant: others, and these after a change, are not. Results have the same bits.
     """
-    kernels = [kernel for name, kernel in params.items() if "/block" in name and name.endswith("/kernel")]
-    wide = [kernel for kernel in kernels if min(kernel.shape) > LEAST and kernel.dtype in KINDS]
-    packed = {id(kernel): (kernel, _strips(kernel)) for kernel in wide}
+    packed = {}
+    for name, weight in params.items():
+        if "/block" in name and weight.dtype in KINDS:
+            if name.endswith("/kernel") and min(weight.shape) > LEAST:
+                packed[id(weight)] = weight, PACKED, _strips(weight)
+            elif weight.ndim == 1:
+                packed[id(weight)] = weight, NO, rows_in_memory(weight)
     return replace(ops, block=ops.block._replace(forward=partial(block_with, packed)))
 
 

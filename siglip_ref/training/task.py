@@ -195,4 +195,7 @@ def stepper(settings: Settings, data: Data, cfg: Config, ops: Ops, total: int) -
     adamw = optim.AdamW(
         lr=lr, beta2=settings.beta2, decay=0.1 if settings.decay is None else settings.decay, max_norm=settings.clip
     )
-    return lambda p, g, state, k: ops.adamw_step(p, g, state, adamw, optim.cosine(k, total, warmup))
+    step = ops.adamw_step
+    if ops.compiled and settings.recipe == "siglip":  # in others a teacher may be what the parameters were
+        from siglip_ref.fast.optim import adamw_in_place as step
+    return lambda p, g, state, k: step(p, g, state, adamw, optim.cosine(k, total, warmup))

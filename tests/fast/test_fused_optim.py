@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from siglip_ref import fast
+from siglip_ref.fast import optim as fused
 from siglip_ref.model import optim
 from siglip_ref.model.optim import AdamW, State
 
@@ -33,6 +34,26 @@ def test_steps(rule: AdamW, kind: type) -> None:
         for name in wanted:
             assert got[name].dtype == kind and got[name].shape == wanted[name].shape
             np.testing.assert_allclose(got[name], wanted[name], rtol=64 * np.finfo(kind).eps, atol=np.finfo(kind).eps)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 20])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_in_place_the_same_bits(kind: type, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "LARGE", large)
+    mine, before = draw(0, kind), draw(0, kind)
+    apart: Any = (mine, State())
+    over: Any = (mine, State())
+    rule = AdamW(lr=0.1, max_norm=1.0)
+    for number in range(3):
+        grads = draw(number + 1, kind)
+        grads["b/kernel"] = np.asfortranarray(grads["b/kernel"])
+        last = over[0]
+        apart = fast.adamw_step(apart[0], grads, apart[1], rule)
+        over = fused.adamw_in_place(over[0], grads, over[1], rule)
+        for name in SHAPES:
+            np.testing.assert_array_equal(over[0][name], apart[0][name])
+            np.testing.assert_array_equal(mine[name], before[name])
+            assert np.shares_memory(over[0][name], last[name]) == (number > 0)
 
 
 def test_frozen_parameters_go_to_the_specification() -> None:

@@ -8,7 +8,7 @@ from siglip_ref.fast import OPS
 from siglip_ref.fast.block import ORDER
 from siglip_ref.fast.linear import linear_backward, linear_forward
 from siglip_ref.fast.machine.fit import layer_shapes
-from siglip_ref.fast.machine.product import LEAST, MANY
+from siglip_ref.fast.machine.product import LEAST, MANY, PACKED
 from siglip_ref.fast.machine.tile import DEPTH, ROWS, STRIP, VECTOR
 from siglip_ref.fast.prepack import prepacked
 
@@ -76,7 +76,9 @@ def test_what_is_not_a_number_stays_in_its_row_and_column() -> None:
     assert np.array_equal(~np.isfinite(out), wrong)
 
 
-@pytest.mark.parametrize(("width", "mlp"), [(96, 200), (130, 70), (400, 100)])  # strips that end within the last one
+@pytest.mark.parametrize(
+    ("width", "mlp"), [(96, 200), (130, 70), (400, 100), (96, 700)]
+)  # strips that end within the last one
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_packed_weights_give_the_same_bits(width: int, mlp: int, turned: bool, kind: type) -> None:
@@ -86,7 +88,8 @@ def test_packed_weights_give_the_same_bits(width: int, mlp: int, turned: bool, k
     if turned:
         weights = {name: np.ascontiguousarray(weight.T).T for name, weight in weights.items()}
     packed = prepacked({f"image/block00/{name}": weight for name, weight in weights.items()}, OPS)
-    assert len(packed.block.forward.args[0]) == 6  # of all kernels: four projections and the MLP
+    read = packed.block.forward.args[0].values()
+    assert len(read) == len(ORDER) and sum(form == PACKED for _, form, _ in read) == 6  # four projections and the MLP
     for batch, tokens in ((1, 3), (2, 150)):  # parts are columns; parts are rows
         x, d_out = draw.standard_normal((2, batch, tokens, width)).astype(kind)
         (out, _, cache), (same, _, again) = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from numba import prange
 
+from siglip_ref.fast.kernels.tiled import fits, some_in_tiles
 from siglip_ref.fast.machine.blas import NO, YES, gemm
 from siglip_ref.fast.machine.compile import FIRST, INDEX, SUMS, ZERO, kernel
 from siglip_ref.fast.machine.elementary import exp_nonpositive, number
@@ -152,6 +153,9 @@ def _some(
     stats: Any, begin: int, end: int,
 ) -> None:  # fmt: skip
     size, tables, bits = query.shape[2] // heads, _flat(scratch), bits_of(scratch)
+    if fits(size, query.itemsize, query.shape[1]):
+        some_in_tiles(query, key, value, mask, heads, root, mixed, stats, begin, end)
+        return
     for task in range(begin, end):
         _forward(routine, query, key, value, mask, task, root, task // heads, task % heads * size, size, scratch,
                  tables, bits, t, mixed, stats)  # fmt: skip

@@ -9,12 +9,11 @@ import numpy as np
 from siglip_ref.errors import UsageError
 from siglip_ref.fast.machine.blas import NO, SMALL, YES
 from siglip_ref.fast.machine.pool import threads_at_most
-from siglip_ref.fast.machine.product import PACKED
 from siglip_ref.ops.elementary import Array
 
 KINDS = (np.dtype(np.float32), np.dtype(np.float64))
-# By the `id` of a matrix, itself, so that no other one gets its `id`, and its strips (`product.pack`).
-Packed: TypeAlias = Mapping[int, tuple[Array, Array]]
+# By the `id` of weights, themselves, so that no others get their `id`; then what `as_stored` says of them, or strips.
+Packed: TypeAlias = Mapping[int, tuple[Array, int, Array]]
 NONE: Packed = MappingProxyType({})
 NOTHING = {kind: np.empty((0, 0), kind) for kind in KINDS}  # stands for "no such argument"
 
@@ -80,7 +79,7 @@ def as_stored(
     ----------
     weights : matrices (C, F), vectors (F,)
     rows : by how many rows each matrix will be multiplied
-    packed : what to read in place of some matrices
+    packed : what was looked up before, of some
 
     Returns
     -------
@@ -95,8 +94,8 @@ def as_stored(
     turned, stored = [], []
     for weight, times in zip(weights, rows, strict=True):
         if id(weight) in packed:
-            turned.append(PACKED)
-            stored.append(packed[id(weight)][1])
+            turned.append(packed[id(weight)][1])
+            stored.append(packed[id(weight)][2])
             continue
         large = times * weight.size > SMALL * threads_at_most()
         flip = large and weight.flags.f_contiguous and not weight.flags.c_contiguous

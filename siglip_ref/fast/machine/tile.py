@@ -28,6 +28,7 @@ def _registers() -> tuple[int, int]:
 
 VECTOR, ROWS = _registers()
 STRIP = 3  # vectors of a strip's width
+NARROW = 2  # vectors of a strip in a head, whose 64 features are four of them, or eight
 LINE = 64  # bytes that the caches bring at once
 STEPS = 4  # of k in one turn of the loop: a fifth quicker than one, where a strip comes out of the second cache
 DEPTH = 384  # numbers of a strip from top to bottom: with the rows that meet it, it stays in the second cache
@@ -85,26 +86,44 @@ def _emit_tile(
     Meanwhile `depth` / STEPS lines of the caches are brought from `ahead`.
     """
     vector = _vector(number)
+    step = _INT(DEPTH * VECTOR // vector.count)
     places = [(row, part) for row in range(ROWS) for part in range(STRIP)]
+    at = [builder.add(builder.mul(out_step, _INT(row)), _INT(part * VECTOR)) for row, part in places]
+    for place in at:  # on its way while the sums are made
+        _fetch(builder, builder.add(out, place), write=1, cache=1)
+    for place, value in zip(at, _emit_product(builder, number, x, step, strip, depth, STRIP, ahead), strict=True):
+        _store(builder, builder.fadd(_load(builder, out, place, vector), value), out, place)
 
-    def place(row: int, part: int) -> Any:
-        return builder.add(builder.mul(out_step, _INT(row)), _INT(part * VECTOR))
 
-    for at in places:  # on its way while the sums are made
-        _fetch(builder, builder.add(out, place(*at)), write=1, cache=1)
-    whole, zero = builder.and_(depth, _INT(-STEPS)), ir.Constant(vector, None)
-    sums = [zero] * len(places)
+def _emit_narrow(
+    builder: Any, number: Any, x: Any, x_step: Any, strip: Any, depth: Any, out: Any, out_step: Any
+) -> None:  # fmt: skip
+    """out (ROWS x NARROW vectors) = x (ROWS, depth), its rows x_step bytes apart, @ strip (depth, NARROW vectors)."""
+    sums = iter(_emit_product(builder, number, x, x_step, strip, depth, NARROW, None))
+    for row in range(ROWS):
+        for part in range(NARROW):
+            place = builder.add(builder.mul(out_step, _INT(row)), _INT(part * VECTOR))
+            _store(builder, next(sums), out, place)
+
+
+def _emit_product(
+    builder: Any, number: Any, x: Any, x_step: Any, strip: Any, depth: Any, wide: int, ahead: Any
+) -> list[Any]:  # fmt: skip
+    """The sums of a tile of ROWS x `wide` vectors, row by row."""
+    whole, zero = builder.and_(depth, _INT(-STEPS)), ir.Constant(_vector(number), None)
+    rows = [builder.add(x, builder.mul(x_step, _INT(row))) for row in range(ROWS)]
+    sums = [zero] * (ROWS * wide)
     for first, last, steps in ((_INT(0), whole, STEPS), (whole, depth, 1)):
-        sums = _emit_sums(builder, number, x, strip, first, last, steps, sums, ahead)
-    for value, at in zip(sums, places, strict=True):
-        _store(builder, builder.fadd(_load(builder, out, place(*at), vector), value), out, place(*at))
+        sums = _emit_sums(builder, number, rows, strip, first, last, steps, sums, ahead)
+    return sums
 
 
 def _emit_sums(
-    builder: Any, number: Any, x: Any, strip: Any, first: Any, last: Any, steps: int, sums: list[Any], ahead: Any
-) -> list[Any]:
+    builder: Any, number: Any, rows: list[Any], strip: Any, first: Any, last: Any, steps: int, sums: list[Any],
+    ahead: Any,
+) -> list[Any]:  # fmt: skip
     """A tile's sums with those of k from `first` to `last` added, so many steps in one turn of the loop."""
-    vector = _vector(number)
+    vector, wide = _vector(number), len(sums) // ROWS
     bytes_ = VECTOR // vector.count
     name = f"llvm.fma.v{vector.count}f{8 * bytes_}"
     fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
@@ -114,19 +133,20 @@ def _emit_sums(
     k, phis = builder.phi(_INT), [builder.phi(vector) for _ in sums]
     builder.cbranch(builder.icmp_signed("<", k, last), inside, below)
     builder.position_at_end(inside)
-    left, right = builder.add(x, builder.mul(k, _INT(bytes_))), builder.add(strip, builder.mul(k, _INT(STRIP * VECTOR)))
-    _fetch(builder, builder.add(ahead, builder.mul(k, _INT(LINE // STEPS))), write=0, cache=2)
+    along, right = builder.mul(k, _INT(bytes_)), builder.add(strip, builder.mul(k, _INT(wide * VECTOR)))
+    if ahead is not None:
+        _fetch(builder, builder.add(ahead, builder.mul(k, _INT(LINE // STEPS))), write=0, cache=2)
     nothing, total = ir.Constant(vector, ir.Undefined), phis
     for step in range(steps):
-        parts = [_load(builder, right, _INT((step * STRIP + part) * VECTOR), vector) for part in range(STRIP)]
+        parts = [_load(builder, right, _INT((step * wide + part) * VECTOR), vector) for part in range(wide)]
         for row in range(ROWS):
-            one = _load(builder, left, _INT((row * DEPTH + step) * bytes_), number)
+            one = _load(builder, builder.add(rows[row], along), _INT(step * bytes_), number)
             spread = builder.shuffle_vector(
                 builder.insert_element(nothing, one, _INDEX(0)), nothing, _mask([0] * vector.count)
             )
-            at = row * STRIP
-            added = [builder.call(fused, [spread, parts[p], total[at + p]]) for p in range(STRIP)]
-            total = [*total[:at], *added, *total[at + STRIP :]]
+            at = row * wide
+            added = [builder.call(fused, [spread, parts[p], total[at + p]]) for p in range(wide)]
+            total = [*total[:at], *added, *total[at + wide :]]
     for phi, begin, then in zip((k, *phis), (first, *sums), (builder.add(k, _INT(steps)), *total), strict=True):
         phi.add_incoming(begin, above)
         phi.add_incoming(then, inside)
@@ -167,6 +187,11 @@ def _emit_number(builder: Any, number: Any, source: Any, target: Any) -> None:
 @intrinsic
 def tile(typing_context, x, strip, depth, out, out_step, ahead, one):  # type: ignore[no-untyped-def]
     return _written(_emit_tile, 6)(typing_context, one)
+
+
+@intrinsic
+def narrow_tile(typing_context, x, x_step, strip, depth, out, out_step, one):  # type: ignore[no-untyped-def]
+    return _written(_emit_narrow, 6)(typing_context, one)
 
 
 @intrinsic
