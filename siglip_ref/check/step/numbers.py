@@ -230,6 +230,7 @@ class _Search:
                 return f"{times}{words}, of each tensor, at each step"
         return ""
 
+    @np.errstate(all="ignore")  # a ratio of nothing to nothing is none
     def _of_a_clip(self, row: Array, names: Sequence[str]) -> str:
         """Whether the factors are those of a clip by the length of some of the gradients; Adam sees ratios alone."""
         limit, rest = self._plan.rule.max_norm, [name for name in self.names if name not in names]

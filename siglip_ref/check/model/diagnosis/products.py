@@ -74,7 +74,7 @@ def edits_of(product: Product, side: str, form: str) -> Iterator[tuple[Edit, ...
             yield edit(text, f"probability = {short('probability')}")
         elif side == "inputs and output":
             ways: tuple[Callable[[str], str], ...] = (short, str)
-            for rounded in product_of(ways, repeat=4):
+            for rounded in list(product_of(ways, repeat=4))[:-1]:  # the last one rounds the output alone
                 shifted = rounded[0]("(scores - scores.max(-1, keepdims=True))")
                 weight, total = rounded[1](f"np.exp({shifted})"), rounded[2]("weight.sum(-1, keepdims=True)")
                 quotient = f"probability = {short(f'weight / {total}')}"
