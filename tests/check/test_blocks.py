@@ -85,7 +85,7 @@ WRONG = {
         loss_of(weight=lambda i, j, w: 1.0 if i == j else 1 / (w - 1)),
         ["derived"],
         "images of every rank meet 0.3333 times the texts of every other rank",
-        "look for what its sum is multiplied or divided by",
+        "every block counts once, in the loss and in each gradient",
     ),
     "the own block once more after the last hop": (
         loss_of(met=lambda i, j, w: [(j, i == j)] + [(j, False)] * (i == j)),

@@ -195,3 +195,17 @@ def test_gradients_of_zeros_do_not_arrive_either():
 
     report = sr.check_loss(fn, "numpy")
     assert [finding.evidence for finding in report.findings] == ["d log_scale: no gradient arrives"]
+
+
+@pytest.mark.parametrize("locked", ["image_embed", "text_embed"])
+def test_where_one_gradient_does_not_arrive_the_other_speaks(locked):
+    def smoothed(x, y, t, b):
+        x, y = (x.detach(), y) if locked == "image_embed" else (x, y.detach())
+        target = 0.8 * torch.eye(len(x)).to(x) + 0.1
+        return functional.binary_cross_entropy_with_logits(t.exp() * x @ y.T + b, target, reduction="sum") / len(x)
+
+    report = sr.check_loss(smoothed, "torch", "float32")
+    said = str(report)
+    assert report.verdict == "FAIL"
+    assert 'embeddings="unit"' in report.conventions and "exchanged" not in said, said
+    assert report.computes and f"d {locked}: no gradient arrives" in said, said

@@ -140,7 +140,8 @@ def _moved(mine: Sequence[Seen], seen: Sequence[Seen], contexts: Contexts) -> Pa
     if name not in EMBEDS:
         return None
     other = {one.probe: one for one in seen if one.name == EMBEDS[1 - EMBEDS.index(name)]}
-    if all(distance(one, np.asarray(other[one.probe].exact)) <= 2 for one in mine if one.probe in other):
+    both = [one for one in mine if one.probe in other]
+    if both and all(distance(one, np.asarray(other[one.probe].exact)) <= 2 for one in both):
         text = "the other embedding's gradient: the two are exchanged"
         return Pattern(name, "unknown", text, text)
     for text, order in _ORDERS.items():

@@ -53,12 +53,14 @@ def misfit(outcome: Outcome, right: Truth, convention: Convention, probe: Probe)
     gradients have the radial part that normalising takes away, and how far the loss is from what it should be."""
     off = {row.name: row.verdict == "FAIL" for row in judge(outcome, right, "")}
     wrong = sum(off.values())
-    gradient = outcome.gradients.get("image_embed")
+    given = (("image_embed", probe.image_embed), ("text_embed", probe.text_embed))
+    arrived = ((outcome.gradients.get(name), rows) for name, rows in given)
+    gradient, rows = next(((d, rows) for d, rows in arrived if d is not None and np.any(d)), (None, None))
     with np.errstate(all="ignore"):
         gap = abs(np.log(outcome.loss / right.exact["loss"])) if off["loss"] else 0.0  # rounding chooses nothing
         if gradient is None or gradient.shape != probe.shape:
             return wrong, False, float(gap)
-        radial = np.abs((gradient * probe.image_embed).sum(-1)).max() / np.abs(gradient).max()
+        radial = np.abs((gradient * rows).sum(-1)).max() / np.abs(gradient).max()
     return wrong, (radial < 0.05) != (convention.embeddings == "raw"), float(gap) if gap <= np.inf else np.inf
 
 
