@@ -18,7 +18,7 @@ BUDGETS = (
     ("engine", ("check/engine",), 1_715),
     ("call", ("check/call",), 978),
     ("diagnosis", ("check/diagnosis",), 4_860),
-    ("check loss", ("check/loss",), 1_637),
+    ("check loss", ("check/loss",), 1_639),
     ("check ranks", ("check/ranks",), 1_240),
     ("check model", ("check/model",), 4_035),
     ("check step", ("check/step",), 1_858),
