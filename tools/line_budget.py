@@ -20,7 +20,7 @@ BUDGETS = (
     ("diagnosis", ("check/diagnosis",), 4_860),
     ("check loss", ("check/loss",), 1_639),
     ("check ranks", ("check/ranks",), 1_240),
-    ("check model", ("check/model",), 4_035),
+    ("check model", ("check/model",), 4_037),
     ("check step", ("check/step",), 1_858),
     ("check files", ("check/files",), 1_295),
     ("report, mistakes", ("report", "mistakes"), 2_125),

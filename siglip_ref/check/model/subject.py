@@ -232,8 +232,10 @@ def _computes(derived: Derived | str) -> list[str]:
         return [_NOT_DERIVED[derived]] if derived in _NOT_DERIVED else []
     stages = f"{', '.join(derived.stages[:3])}{and_more(len(derived.stages) - 3)}"
     lines = in_words(derived.fitted, stages, _PROOF)
-    if derived.unproven.startswith("d ") and derived.fitted.certain:
-        return [lines[0], _VALUES.format(name=derived.unproven.removeprefix("d "))]
+    kind, _, tensor = derived.unproven.partition(" ")
+    its_own = any(tensor.split("/")[:2] == stage.split("/")[:2] for stage in derived.stages)
+    if kind == "d" and its_own and derived.fitted.certain:
+        return [lines[0], _VALUES.format(name=tensor)]
     if derived.unproven:
         measured = lines[0] if lines[0].startswith("measured") else f"measured: {lines[0]}"
         return [measured, f"not certain: with it, {derived.unproven} of a further run is not the model's"]

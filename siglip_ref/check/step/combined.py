@@ -201,9 +201,9 @@ def _program(places: tuple[Place, ...]) -> tuple[Reference, tuple[Form, ...]]:
     forms = list[Form]()
     for place in places:
         new = place.old
-        for what, text in place.forms:
+        for what, text, repair in place.forms:
             new = f"(({text}) if {len(forms)} in _on else {new})"
-            forms.append(Form(what, place.repair, place.context, len(forms)))
+            forms.append(Form(what, repair, place.context, len(forms)))
         edits.append(Edit(place.file, place.context, place.context.replace(place.old, new, 1)))
     return reference(edits), tuple(forms)
 

@@ -10,13 +10,12 @@ OPTIM, PROCEDURES = "model/optim.py", "model/procedures.py"
 
 @dataclass(frozen=True)
 class Place:
-    """old : stands once in context, which stands once in the file; forms : what is said, and what is written."""
+    """old : once in context, which is once in the file; forms : what is said, what is written, the repair."""
 
     file: str
     context: str
     old: str
-    repair: str
-    forms: tuple[tuple[str, str], ...]
+    forms: tuple[tuple[str, str, str], ...]
 
 
 _DATA: dict[str, Any] = tomllib.loads(Path(__file__).with_name("forms.toml").read_text(encoding="utf-8"))
@@ -24,10 +23,12 @@ _DATA: dict[str, Any] = tomllib.loads(Path(__file__).with_name("forms.toml").rea
 
 def _places(rule: str) -> tuple[Place, ...]:
     """Those of every rule, then its own."""
-    return tuple(
-        Place(**{"old": one["context"]} | one | {"forms": tuple(map(tuple, one["forms"]))})
-        for one in (*_DATA["every"], *_DATA[rule])
-    )
+    return tuple(_place(**one) for one in (*_DATA["every"], *_DATA[rule]))
+
+
+def _place(file: str, context: str, repair: str, forms: list[list[str]], old: str = "") -> Place:
+    made = tuple((said, text, own[0] if own else repair) for said, text, *own in forms)
+    return Place(file, context, old or context, made)
 
 
 ADAMW, BIG_VISION = _places("adamw"), _places("big_vision")
