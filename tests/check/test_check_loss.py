@@ -1,6 +1,7 @@
 """check_loss on NumPy functions: verdicts, conventions, refusals, messages, and that nothing of the user's changes."""
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,8 +302,9 @@ def test_a_framework_that_is_not_installed_comes_with_its_command(monkeypatch: p
     monkeypatch.setattr("siglip_ref.check.call.frameworks.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install jax"):
         check_loss(right, framework="jax")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(UsageError, match="pip install ml_dtypes"):
-        monkeypatch.setattr("siglip_ref.check.call.frameworks.find_spec", lambda name: name == "numpy" or None)
         check_loss(right, framework="numpy", dtype="bfloat16")
 
 
