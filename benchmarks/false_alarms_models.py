@@ -14,7 +14,7 @@ import numpy as np
 from false_alarms_count import Trial, verdict_on
 from false_alarms_seeds import HELD_OUT, model_order
 
-from siglip_ref.architecture.sizes import Config
+from siglip_ref.architecture.sizes import Config, config_of
 from siglip_ref.check.files.dump import judge as judge_dump
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
 from siglip_ref.check.model.adapters.find import adapter_for
@@ -25,7 +25,6 @@ from siglip_ref.check.model.subject import coarsest_of
 from siglip_ref.model.two_towers import forward, loss_and_grads
 from siglip_ref.ops.elementary import Array, subtree
 from siglip_ref.vectors.store import Vector, packaged
-from siglip_ref.vectors.tasks import config_of
 
 ROOT = Path(__file__).parents[1]
 DRAWN = ((HELD_OUT, 4), (HELD_OUT + 1, 7), (HELD_OUT + 2, 3))  # probes: seed of their weights, pairs
@@ -168,8 +167,8 @@ def runs(name: str, dtype: Dtype, least: int, probes: int = len(DRAWN)) -> Itera
     sys.path.append(str(ROOT / "tests" / "interop"))
     make, conventions = MODELS[name]
     vectors = [v for v in packaged().vectors.values() if v.task == "model" and v.conventions["name"] == conventions]
-    vectors = [v for v in vectors if config_of(v.all_settings).name in ("tiny", "square")]
-    cfg = config_of(vectors[0].all_settings)
+    vectors = [v for v in vectors if _config(v).name in ("tiny", "square")]
+    cfg = _config(vectors[0])
     adapter = make(cfg)
     if "torch" in sys.modules:
         import_module("torch").set_num_threads(1)
@@ -183,9 +182,13 @@ def runs(name: str, dtype: Dtype, least: int, probes: int = len(DRAWN)) -> Itera
                 yield Trial(f"model: {name}", dtype, vector, seed, name not in NEW, *run(seed))
 
 
+def _config(vector: Vector) -> Config:
+    return config_of(vector.all_settings["config"], vector.all_settings["conventions"])
+
+
 def _golden(adapter: Adapter, vector: Vector, dtype: Dtype, seed: int) -> Any:
     probe = Probe(subtree(vector.inputs, "params"), vector.inputs["images"], vector.inputs["tokens"])
-    run = _ordered(adapter, config_of(vector.all_settings), probe, dtype, seed)
+    run = _ordered(adapter, _config(vector), probe, dtype, seed)
     got = {"loss": run.loss} | run.activations | {f"d/{name}": value for name, value in run.grads.items()}
     got = {name: np.asarray(value) for name, value in got.items() if name in vector.expected}
     report = judge_dump(vector, got, dtype, "", partial=True)  # gradients of activations are not there

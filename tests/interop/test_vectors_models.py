@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 from transformers.models.siglip.modeling_siglip import SiglipModel
 
+from siglip_ref.architecture.sizes import config_of
 from siglip_ref.check.files.dump import judge
 from siglip_ref.check.model.adapters.find import adapter_for
 from siglip_ref.check.model.adapters.huggingface import make_config
 from siglip_ref.ops.elementary import subtree
 from siglip_ref.vectors.store import Vector, packaged
-from siglip_ref.vectors.tasks import config_of
 
 
 def answer(vector: Vector, dtype: str) -> dict[str, np.ndarray]:
     """What the model gives: values, activations and parameters' gradients; gradients of activations it does not."""
-    model = SiglipModel._from_config(make_config(config_of(vector.all_settings)))
+    model = SiglipModel._from_config(
+        make_config(config_of(vector.all_settings["config"], vector.all_settings["conventions"]))
+    )
     images, tokens = (np.array(vector.inputs[name]) for name in ("images", "tokens"))
     run = adapter_for(model).run(subtree(vector.inputs, "params"), images, tokens, dtype)
     got = {"loss": run.loss} | run.activations | {f"d/{name}": value for name, value in run.grads.items()}
