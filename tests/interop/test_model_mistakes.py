@@ -156,11 +156,16 @@ UNKNOWN = {
     relu: "image/block00/+mlp",
     softmax_over_queries: "image/block00/+attn",
     scale_a_little_off: "text/block00/+attn",
-    positions_from_the_end: "text/stem",
     clipped_stream: "text/block01/+mlp",
     gradient_of_one_kernel: "image/block01/attn/out/kernel",
     gradient_of_a_block: "text/block00/mlp/out/bias",
 }
+
+
+def test_positions_in_another_order_are_told():
+    (finding,) = report_of(positions_from_the_end).findings
+    assert (finding.id, finding.tensor) == ("derived", "text/stem")
+    assert finding.evidence.endswith("every value is right where position is read in another order: reversed")
 
 
 @pytest.mark.parametrize("make", UNKNOWN, ids=lambda make: make.__name__)
