@@ -16,6 +16,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import DERIVED
 
+_EARLY = "schedule-starts-at-one"
 SPLITS = (2, 4, 8)  # numbers of micro-batches that are tried
 _LISTED = 4
 _TIMES = (2, 3, 4, 8)
@@ -28,9 +29,9 @@ def at_another_time(taken: Sequence[Taken], plan: Plan) -> Finding | None:
     for words, other in _schedules(plan):
         if judge(taken, other).right:
             evidence = f"every step is right with {words} in place of schedule(k), k = 0 at the first"
-            return Finding(
-                DERIVED, "", "", evidence, "count optimiser steps, from 0: one for each call of the optimiser"
-            )
+            repair = "count optimiser steps, from 0: one for each call of the optimiser"
+            early = all(other.schedule(k) == plan.schedule(k + 1) for k in range(len(taken)))
+            return Finding(_EARLY if early else DERIVED, "", "", evidence, repair)
     before = [{name: 0 * g for name, g in taken[0].grads.items()}, *(one.grads for one in taken[:-1])]
     late = [replace(one, grads=grads) for one, grads in zip(taken, before, strict=True)]
     if judge(late, plan).right or (
