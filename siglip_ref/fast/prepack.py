@@ -7,8 +7,7 @@ from functools import partial
 import numpy as np
 
 from siglip_ref.fast.block import block_with
-from siglip_ref.fast.machine.blas import NO
-from siglip_ref.fast.machine.fit import KINDS, as_stored, rows_in_memory
+from siglip_ref.fast.machine.fit import KINDS, as_stored
 from siglip_ref.fast.machine.product import LEAST, PACKED, pack
 from siglip_ref.fast.machine.tile import STRIP, VECTOR
 from siglip_ref.ops.elementary import Array
@@ -28,7 +27,8 @@ def prepacked(params: Mapping[str, Array], ops: Ops) -> Ops:
             if name.endswith("/kernel") and min(weight.shape) > LEAST:
                 packed[id(weight)] = weight, PACKED, _strips(weight)
             elif weight.ndim == 1:
-                packed[id(weight)] = weight, NO, rows_in_memory(weight)
+                (form,), (stored,) = as_stored((weight,), (EVER,))
+                packed[id(weight)] = weight, form, stored
     return replace(ops, block=ops.block._replace(forward=partial(block_with, packed)))
 
 

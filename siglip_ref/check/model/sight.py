@@ -23,6 +23,7 @@ from siglip_ref.check.model.placed import LOSS, Placed, stages_of, with_mistakes
 from siglip_ref.check.model.probe import Probe, model_probe
 from siglip_ref.check.model.reference import Reference, reference
 from siglip_ref.check.model.scales import Judged, Scale, given_at, judge_at, last_stage, scales_of
+from siglip_ref.check.model.stages import doubled
 from siglip_ref.mistakes import CATALOGUE, ONE_SIDE, Mistake
 from siglip_ref.mistakes import reference as with_edits
 from siglip_ref.ops.elementary import Array
@@ -110,9 +111,7 @@ def _everywhere(cfg: Config) -> frozenset[str]:
 
 def _elsewhere(mistake: Mistake, probe: Probe, cfg: Config, conventions: Conventions) -> bool:
     """Whether it changes a whole model, and not one bit of this one."""
-    double = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
-    ground = replace(probe, params=double, images=np.asarray(probe.images, np.float64))
-    if _changes(mistake, ground, cfg, conventions):
+    if _changes(mistake, doubled(probe), cfg, conventions):
         return False
     whole = replace(config("tiny"), conventions=conventions)
     return _changes(mistake, model_probe(whole, len(probe.images), "float64"), whole, conventions)

@@ -24,6 +24,12 @@ TOWERS = ("image", "text")
 _NO_ATTENTION = ("attn/out/kernel", "attn/out/bias")
 
 
+def doubled(probe: Probe) -> Probe:
+    """The same inputs in float64."""
+    params = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
+    return replace(probe, params=params, images=np.asarray(probe.images, np.float64))
+
+
 def stage_values(
     spec: Reference,
     tower: str,

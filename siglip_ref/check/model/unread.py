@@ -11,9 +11,8 @@ from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.check.model.stages import TOWERS, readable, stage_of, stage_values
+from siglip_ref.check.model.stages import TOWERS, doubled, readable, stage_of, stage_values
 from siglip_ref.mistakes import reference
-from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding
 
@@ -64,9 +63,9 @@ def left_out(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions: Con
         stages = {stage_of(name) for name in names if name.startswith(f"{tower}/")} & shown.keys()
         if not stages:
             continue
-        params: dict[str, Array] = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
-        zeros = {name: np.zeros_like(params[name]) for name in names}
-        without = replace(probe, params=params | zeros, images=np.asarray(probe.images, np.float64))
+        ground = doubled(probe)
+        zeros = {name: np.zeros_like(ground.params[name]) for name in names}
+        without = replace(ground, params=dict(ground.params) | zeros)
         values = stage_values(reference(), tower, shown, without, cfg, conventions, stages)
         for stage in sorted(stages):
             if compare(stage, shown[stage], values[stage], judge.of_value[stage]).right:

@@ -112,7 +112,6 @@ class _Search:
         self.wrong = [name for name in self.names if name in wrong]
         self._by = {(one.probe, one.name): one for one in judged.seen}
         self._labels = LABELS[: len(taken)]
-        self._last = dict[str, float]()
 
     def solved(self, kinds: tuple[Kind, ...], names: Sequence[str], own: bool) -> Values | None:
         """Gauss and Newton's steps, from what is usual; None where a tensor is wrong with what they find."""

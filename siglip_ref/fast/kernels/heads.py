@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import prange
 
-from siglip_ref.fast.kernels.tiled import fits, some_in_tiles
+from siglip_ref.fast.kernels.tiled import fits, some_in_tiles, sum_of
 from siglip_ref.fast.machine.blas import NO, YES, gemm
 from siglip_ref.fast.machine.compile import FIRST, INDEX, SUMS, ZERO, kernel
 from siglip_ref.fast.machine.elementary import exp_nonpositive, number
@@ -28,14 +28,6 @@ def _exponentiate(tables: Any, t: int) -> None:
     """exp of a whole table at once: rows may be shorter than what a vector loop needs to begin."""
     for j in range(tables.shape[2]):
         tables[t, 0, j] = exp_nonpositive(tables[t, 0, j])
-
-
-@kernel(fastmath=SUMS)
-def _sum(scores: Any, t: int, i: int) -> Any:
-    total = number(0, scores[t, 0, 0, 0])
-    for j in range(scores.shape[3]):
-        total += scores[t, 0, i, j]
-    return total
 
 
 @kernel()
@@ -102,7 +94,7 @@ def _forward(
         stats[task, i, 0] = top
     _exponentiate(tables, t)
     for i in range(tokens):
-        share = number(1, root) / _sum(scores, t, i)
+        share = number(1, root) / sum_of(scores, t, i)
         _scale(scores, t, i, share)
         stats[task, i, 1] = share
     # mixed = probability @ value

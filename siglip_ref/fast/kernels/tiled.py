@@ -61,10 +61,11 @@ def _lay_queries(query: Any, b: int, i: int, first: int, factor: Any, rows: Any,
 
 
 @kernel(fastmath=SUMS)
-def _sum(scores: Any, i: int) -> Any:
-    total = number(0, scores[0, 0, 0, 0])
+def sum_of(scores: Any, t: int, i: int) -> Any:
+    """The sum of a row of a thread's table."""
+    total = number(0, scores[t, 0, 0, 0])
     for j in range(scores.shape[3]):
-        total += scores[0, 0, i, j]
+        total += scores[t, 0, i, j]
     return total
 
 
@@ -133,7 +134,7 @@ def _some(
             for row in range(many):
                 top = largest(bits, FIRST, row)  # NaN comes back with the sum
                 _weigh(scores, row, top)
-                stats[task, i + row, 0], stats[task, i + row, 1] = top, one / _sum(scores, row)
+                stats[task, i + row, 0], stats[task, i + row, 1] = top, one / sum_of(scores, FIRST, row)
             # mixed = probability @ value
             for j in range(0, size, side):
                 strip = laid.ctypes.data + j * keys * item

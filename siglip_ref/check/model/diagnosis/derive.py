@@ -22,7 +22,7 @@ from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.noise import multiplications
 from siglip_ref.check.model.placed import Edited, forward_with, stages_of
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.check.model.stages import prepared, readable, stage_of, stage_values
+from siglip_ref.check.model.stages import doubled, prepared, readable, stage_of, stage_values
 from siglip_ref.mistakes import Reference
 from siglip_ref.mistakes.grammar.scope import ROWS
 from siglip_ref.mistakes.grammar.switched import edited, made, named, singles
@@ -100,7 +100,7 @@ def derive(
     """
     if multiplications(cfg, len(probe.images)) > _SIZE:
         return "size"
-    ground, held = _double(probe), cache(lambda: (other := _another(_double(probe)), again(other)))
+    ground, held = doubled(probe), cache(lambda: (other := _another(doubled(probe)), again(other)))
     shown = readable(run.activations, judge.exact.activations, np.float64)
     found = _of_values(run, shown, frozenset(), judge, ground, cfg, conventions, held)
     halves = frozenset(name for name in shown if name.endswith("/+attn"))
@@ -304,11 +304,6 @@ def _another(probe: Probe) -> Probe:
     """Other numbers of the same sizes: parameters and images in another order, captions of other pairs."""
     params = {name: np.flip(value) for name, value in probe.params.items()}
     return replace(probe, params=params, images=-probe.images, tokens=probe.tokens[::-1].copy())
-
-
-def _double(probe: Probe) -> Probe:
-    params = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
-    return replace(probe, params=params, images=np.asarray(probe.images, np.float64))
 
 
 def _chosen(x: Array) -> list[int]:

@@ -14,7 +14,7 @@ from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.check.model.stages import readable, stage_values
+from siglip_ref.check.model.stages import doubled, readable, stage_values
 from siglip_ref.mistakes import CATALOGUE, reference
 from siglip_ref.mistakes.resample import cubic, resample_weights, tent
 from siglip_ref.ops.elementary import Array
@@ -42,8 +42,7 @@ def of_naflex(
     if not cfg.naflex or "image" not in sides_of(cfg):
         return list(found)
     shown = readable(run.activations, judge.exact.activations, np.float64)
-    double = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
-    ground = replace(probe, params=double, images=np.asarray(probe.images, np.float64))
+    ground = doubled(probe)
     spec = reference()
 
     def wrong(ops: Ops) -> dict[str, bool]:

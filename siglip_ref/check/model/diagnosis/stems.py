@@ -12,7 +12,7 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
-from siglip_ref.check.model.stages import readable, stage_values
+from siglip_ref.check.model.stages import doubled, readable, stage_values
 from siglip_ref.mistakes import reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
@@ -29,8 +29,7 @@ def of_stems(
     if cfg.naflex:
         return list(found)
     shown = readable(run.activations, judge.exact.activations, np.float64)
-    double = {name: np.asarray(value, np.float64) for name, value in probe.params.items()}
-    ground = replace(probe, params=double, images=np.asarray(probe.images, np.float64))
+    ground = doubled(probe)
     told = []
     for one in found:
         tower, _, part = one.tensor.partition("/")
@@ -38,7 +37,7 @@ def of_stems(
         if one.id == "unknown" and part == "stem" and tower in sides_of(cfg) and one.tensor in shown:
             right = stage_values(reference(), tower, shown, ground, cfg, conventions)[one.tensor]
             limit = judge.of_value[one.tensor] * float(np.max(np.abs(right)))
-            said = _read(shown[one.tensor], right, double[f"{tower}/position"], limit, tower, cfg)
+            said = _read(shown[one.tensor], right, ground.params[f"{tower}/position"], limit, tower, cfg)
         told.append(replace(one, id=DERIVED, evidence=f"{one.evidence}; {said[0]}", repair=said[1]) if said else one)
     return told
 
