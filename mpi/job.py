@@ -1,7 +1,7 @@
 """The run behind `siglip-ring loss` and `siglip-ring trace`: a batch from a seed, the ring, its trace, the check."""
 
-import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -72,11 +72,16 @@ def _fail() -> None:
     raise RuntimeError("this failure was asked for with --fault")
 
 
+def _signal_here(number: int) -> None:
+    """To this very thread: one sent to the process lets the rank go on until another of its threads has taken it."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "raise": _fail,
-    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "kill": lambda: _signal_here(signal.SIGKILL),
     "stall": lambda: time.sleep(3600),
-    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "stop": lambda: _signal_here(signal.SIGSTOP),
 } | dict.fromkeys(("nan", "shape", "dtype", "scale"), lambda: None)  # these four spoil that rank's input instead
 
 
