@@ -65,17 +65,18 @@ def _swept(
     kind: type[Any] = x.dtype.type
     with np.errstate(over="ignore"):  # an overflow shows in the results
         scale, bias = kind(np.exp(log_scale)), kind(bias)
-    # The products carry scale / divisor, unless a product with zero, or beyond the numbers, has an answer of its own.
-    alpha = kind(scale / divisor)
-    folded = math.isfinite(alpha) and abs(alpha) >= np.finfo(kind).tiny
     d_x, d_y = np.zeros_like(x), np.zeros_like(y)
     with parts_for(len(x) * len(y) * x.shape[1]) as number:
         side = min(side, max(len(x), len(y)))
         tiles = np.empty((number, side, side), kind)
-        routine = gemm_address(x.dtype)
-        sums = sweep(routine, x, y, offsets, own, scale, bias, alpha if folded else kind(1), d_x, d_y, tiles)
-    if not folded:
-        d_x, d_y = (scale * d / divisor for d in (d_x, d_y))
+        sums = sweep(gemm_address(x.dtype), x, y, offsets, own, scale, bias, d_x, d_y, tiles)
+    alpha = kind(scale / divisor)
+    for d in (d_x, d_y):
+        if math.isfinite(alpha) and abs(alpha) >= np.finfo(kind).tiny:
+            d *= alpha
+        else:  # a product with zero, or beyond the numbers, has an answer of its own
+            d *= scale
+            d /= divisor
     total = sums.sum(0)
     lost = np.where(np.isfinite(total[LOST : 2 * LOST]), total[LOST : 2 * LOST], 0)
     loss, d_scale, d_bias = (total[:LOST] + lost) / divisor

@@ -8,6 +8,7 @@ from numba import prange
 from siglip_ref.fast.machine.blas import NO, YES, gemm
 from siglip_ref.fast.machine.compile import SUMS, ZERO, kernel
 from siglip_ref.fast.machine.elementary import number, softplus_and_sigmoid
+from siglip_ref.fast.machine.product import LEAST, add_product
 
 LOSS, D_SCALE, D_BIAS, LOST = (
     0,
@@ -73,35 +74,50 @@ def _row(row: Any, first: int, own: Any, scale: Any, bias: Any, sums: Any) -> No
 
 
 @kernel()
+def _multiply(
+    routine: int, a_turned: int, b_turned: int, a: Any, b: Any, out: Any, rows: int, depth: int, columns: int,
+    one: Any, beta: Any,
+) -> None:  # fmt: skip
+    """out = a @ b + beta out, either transposed on the way: by our own product for wide embeddings, else by BLAS."""
+    size = out.itemsize
+    if b.shape[1] < LEAST:  # the embeddings' width: b holds some of them
+        gemm(routine, a_turned, b_turned, rows, columns, depth, one, a.ctypes.data, a.shape[1], b.ctypes.data,
+             b.shape[1], beta, out.ctypes.data, out.shape[1])  # fmt: skip
+    else:
+        for i in range(rows if beta == 0 else 0):
+            for j in range(columns):
+                out[i, j] = 0
+        add_product(a_turned, b_turned, a.ctypes.data, a.shape[1] * size, b.ctypes.data, b.shape[1] * size,
+                    out.ctypes.data, out.shape[1] * size, rows, depth, columns, one, out)  # fmt: skip
+
+
+@kernel()
 def _band(
-    routine: int, x: Any, y: Any, first: int, offsets: Any, own: Any, scale: Any, bias: Any, alpha: Any,
+    routine: int, x: Any, y: Any, first: int, offsets: Any, own: Any, scale: Any, bias: Any,
     d_x: Any, d_y: Any, tile: Any, sums: Any,
 ) -> None:  # fmt: skip
     """All tiles of some rows with some columns, which begin at `first`; d_x and d_y collect their gradients."""
-    one, side, width = number(1, scale), tile.shape[0], x.shape[1]
+    one, zero, side, width = number(1, scale), number(0, scale), tile.shape[0], x.shape[1]
     for i in range(0, len(x), side):
         rows = min(side, len(x) - i)
         for j in range(0, len(y), side):
             columns = min(side, len(y) - j)
             # similarity = x @ y.T
-            gemm(routine, NO, YES, rows, columns, width, one, x[i:].ctypes.data, width, y[j:].ctypes.data, width,
-                 number(0, scale), tile.ctypes.data, side)  # fmt: skip
+            _multiply(routine, NO, YES, x[i:], y[j:], tile, rows, width, columns, one, zero)
             for r in range(rows):
                 mine = own[offsets[i + r] : offsets[i + r + 1]]
                 _row(tile[r, :columns], first + j, mine, scale, bias, sums)
-            # d_x += alpha d_logits @ y, and d_y += alpha d_logits.T @ x: alpha is what stands before them
-            gemm(routine, NO, NO, rows, width, columns, alpha, tile.ctypes.data, side, y[j:].ctypes.data, width,
-                 one, d_x[i:].ctypes.data, width)  # fmt: skip
-            gemm(routine, YES, NO, columns, width, rows, alpha, tile.ctypes.data, side, x[i:].ctypes.data, width,
-                 one, d_y[j:].ctypes.data, width)  # fmt: skip
+            # d_x += d_logits @ y, and d_y += d_logits.T @ x: what stands before them is multiplied in the end
+            _multiply(routine, NO, NO, tile, y[j:], d_x[i:], rows, columns, width, one, one)
+            _multiply(routine, YES, NO, tile, x[i:], d_y[j:], columns, rows, width, one, one)
 
 
 @kernel(parallel=True)
 def sweep(
-    routine: int, x: Any, y: Any, offsets: Any, own: Any, scale: Any, bias: Any, alpha: Any,
-    d_x: Any, d_y: Any, tiles: Any,
+    routine: int, x: Any, y: Any, offsets: Any, own: Any, scale: Any, bias: Any, d_x: Any, d_y: Any,
+    tiles: Any,
 ) -> Any:  # fmt: skip
-    """Each thread's sums over its pairs (threads, 8), in float64; d_x and d_y are added to.
+    """Each thread's sums over its pairs (threads, 8), in float64; d_x and d_y collect what they are but for a factor.
 
     The ring inside one machine: every thread keeps its band of rows, and column chunks go round. In each turn no two
     threads hold the same chunk, so each gradient exists once, and nobody waits for a lock.
@@ -112,13 +128,12 @@ def sweep(
     x, y : array, shape (Bi, D) and (Bt, D), rows one after another in memory
     offsets, own : columns that belong to row i are own[offsets[i] : offsets[i + 1]], rising
     scale, bias : logits = scale * similarity + bias
-    alpha : stands before d_x and d_y
     tiles : array, shape (threads, side, side): the only memory that is needed
     """
     threads = len(tiles)
     sums = np.zeros((threads, 8))  # a cache line each
     if threads == 1:
-        _band(routine, x, y, ZERO, offsets, own, scale, bias, alpha, d_x, d_y, tiles[0], sums[0])
+        _band(routine, x, y, ZERO, offsets, own, scale, bias, d_x, d_y, tiles[0], sums[0])
         return sums
     for turn in range(threads):
         for thread in prange(threads):
@@ -126,7 +141,7 @@ def sweep(
             top, bottom = len(x) * thread // threads, len(x) * (thread + 1) // threads
             left, right = len(y) * chunk // threads, len(y) * (chunk + 1) // threads
             _band(
-                routine, x[top:bottom], y[left:right], left, offsets[top : bottom + 1], own, scale, bias, alpha,
+                routine, x[top:bottom], y[left:right], left, offsets[top : bottom + 1], own, scale, bias,
                 d_x[top:bottom], d_y[left:right], tiles[thread], sums[thread],
             )  # fmt: skip
     return sums
