@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import COUNT, ZERO, kernel
+from siglip_ref.fast.machine.compile import COUNT, ZERO, inner, kernel
 from siglip_ref.fast.machine.fit import as_rows, empty, rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for_elements
 from siglip_ref.ops.elementary import Array
@@ -31,7 +31,7 @@ def token_embed_backward(d_out: Array, cache: TokenCache) -> Array:
     return d_table
 
 
-@kernel()
+@inner()
 def _add_some(x: Any, table: Any, out: Any, begin: int, end: int) -> None:
     tokens = x.shape[1]
     for i in range(begin, end):

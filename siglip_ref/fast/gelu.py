@@ -8,7 +8,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import COUNT, kernel
+from siglip_ref.fast.machine.compile import COUNT, inner, kernel
 from siglip_ref.fast.machine.elementary import exp_nonpositive, normal_cdf, number, sigmoid
 from siglip_ref.fast.machine.fit import empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for_elements
@@ -20,13 +20,13 @@ SLOPE = 2 * math.sqrt(2 / math.pi)  # (1 + tanh(u)) / 2 = sigmoid(2 u): without 
 DENSITY = 1 / math.sqrt(2 * math.pi)  # of the normal distribution at 0
 
 
-@kernel()
+@inner()
 def _tanh(x: Any) -> Any:
     cubic, slope = number(CUBIC, x), number(SLOPE, x)
     return x * sigmoid(slope * (x + cubic * (x * x * x)))
 
 
-@kernel()
+@inner()
 def _d_tanh(x: Any) -> Any:
     one, cubic, slope = number(1, x), number(CUBIC, x), number(SLOPE, x)
     square = x * x
@@ -37,20 +37,20 @@ def _d_tanh(x: Any) -> Any:
     return x * gate, gate + x * gate * shut * slope * (one + number(3, x) * cubic * square)
 
 
-@kernel()
+@inner()
 def _d_erf(x: Any) -> Any:
     below = normal_cdf(x)
     return x * below, below + x * number(DENSITY, x) * exp_nonpositive(number(-0.5, x) * (x * x))
 
 
-@kernel()
+@inner()
 def _d_quick(x: Any) -> Any:
     steep = number(QUICK, x)
     gate = sigmoid(steep * x)
     return x * gate, gate + steep * x * gate * sigmoid(-steep * x)
 
 
-@kernel()
+@inner(apart=True)
 def gelu_rows(x: Any, form: int, out: Any) -> None:
     """out = gelu(x), both flat."""
     if form == TANH:
@@ -64,7 +64,7 @@ def gelu_rows(x: Any, form: int, out: Any) -> None:
             out[i] = x[i] * sigmoid(number(QUICK, x[i]) * x[i])
 
 
-@kernel()
+@inner(apart=True)
 def d_gelu_rows(d: Any, x: Any, form: int, out: Any) -> None:
     """d *= gelu'(x), in place, and once more out = gelu(x): it is cheaper than keeping it.
 

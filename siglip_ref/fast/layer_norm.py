@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import COUNT, FIRST, INDEX, SUMS, ZERO, kernel
+from siglip_ref.fast.machine.compile import COUNT, FIRST, INDEX, SUMS, ZERO, inner, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import NOTHING, as_rows, empty, gradient_of, rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for_elements
@@ -17,7 +17,7 @@ from siglip_ref.ops.elementary import Array
 # count in the same place wait for one another.
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def _mean(x: Any, i: int) -> Any:
     total = number(0, x[0, 0])
     for j in range(x.shape[1]):
@@ -25,7 +25,7 @@ def _mean(x: Any, i: int) -> Any:
     return total / number(x.shape[1], total)
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def _variance(x: Any, i: int, mean: Any) -> Any:
     total = number(0, mean)
     for j in range(x.shape[1]):
@@ -33,13 +33,13 @@ def _variance(x: Any, i: int, mean: Any) -> Any:
     return total / number(x.shape[1], mean)
 
 
-@kernel()
+@inner()
 def _norm_row(x: Any, i: int, mean: Any, rstd: Any, gamma: Any, beta: Any, out: Any) -> None:
     for j in range(x.shape[1]):
         out[i, j] = (x[i, j] - mean) * rstd * gamma[j] + beta[j]
 
 
-@kernel()
+@inner(apart=True)
 def _norm_rows(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any, begin: int, end: int) -> None:
     for i in range(begin, end):
         mean = _mean(x, i)
@@ -59,7 +59,7 @@ def norm(x: Any, gamma: Any, beta: Any, eps: float, out: Any, stats: Any, parts:
             _norm_rows(x, gamma, beta, eps, out, stats, begin, end)
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def _along(d_out: Any, x: Any, i: int, gamma: Any, mean: Any, rstd: Any, d_weights: Any, part: int) -> Any:
     """Means of d_xhat and of d_xhat * xhat; the row's share of d_gamma and d_beta."""
     one, xhat = number(0, mean), number(0, mean)
@@ -72,7 +72,7 @@ def _along(d_out: Any, x: Any, i: int, gamma: Any, mean: Any, rstd: Any, d_weigh
     return one / number(x.shape[1], mean), xhat / number(x.shape[1], mean)
 
 
-@kernel()
+@inner()
 def _d_norm_row(
     d_out: Any, x: Any, i: int, gamma: Any, add: Any, mean: Any, rstd: Any, one: Any, xhat: Any, d_x: Any
 ) -> None:
@@ -83,7 +83,7 @@ def _d_norm_row(
             d_x[i, j] += add[i, j]
 
 
-@kernel()
+@inner(apart=True)
 def _d_norm_rows(
     d_out: Any, x: Any, stats: Any, gamma: Any, add: Any, keep: Any, d_x: Any, d_weights: Any, part: int, begin: int,
     end: int,

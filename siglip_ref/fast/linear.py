@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.machine.blas import NO, SMALL, YES, gemm, gemm_address
-from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, kernel
+from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, inner, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import NOTHING, as_rows, as_stored, empty, gradient_of, linear_fits, same_precision
 from siglip_ref.fast.machine.pool import parts_for
@@ -15,8 +15,7 @@ from siglip_ref.fast.machine.product import LEAST, PACKED, add_product
 from siglip_ref.fast.machine.tile import STRIP, VECTOR
 from siglip_ref.ops.elementary import Array
 
-NOT_TURNED: Any = np.int64(NO)  # not a Python constant, for which Numba would compile what it is given to anew
-NONE_TURNED = (NOT_TURNED,) * 16  # of a block; a MAP head has two weights fewer
+NONE_TURNED = (NO,) * 16  # of a block; a MAP head has two weights fewer
 ALIGN = 16  # parts begin at multiples of a vector's length
 BOTH = (
     256  # rows from which threads share them out even where columns are more, if weights are packed and need no order
@@ -24,27 +23,27 @@ BOTH = (
 FEWEST = 128  # narrow layers go through BLAS in SMALL pieces, but of so many rows at least: up to twice as fast
 
 
-@kernel()
+@inner()
 def part(size: int, index: int, parts: int) -> Any:
     """Where part `index` of `parts` begins and ends."""
     step = ((size + parts - 1) // parts + ALIGN - 1) // ALIGN * ALIGN
     return min(size, step * index), min(size, step * (index + 1))
 
 
-@kernel()
+@inner()
 def _address(x: Any, row: int, column: int) -> Any:
     """Where a number lies. Not by way of x[row:], whose references Numba counts, and threads would wait to count."""
     return x.ctypes.data + x.itemsize * (row * x.shape[1] + column)
 
 
-@kernel()
+@inner()
 def at_once(rows: int, width: int, columns: int) -> Any:
     """How many rows to give to BLAS at once, of a product with this many numbers in each row of both matrices."""
     few = SMALL // (width * columns)
     return few if FEWEST <= few < rows else rows
 
 
-@kernel()
+@inner()
 def _begin(bias: Any, add: Any, out: Any, top: int, bottom: int, left: int, right: int) -> None:
     """out = bias (+ add) there. Columns are unsigned: an index that might be below zero stays scalar."""
     for i in range(top, bottom):
@@ -56,13 +55,13 @@ def _begin(bias: Any, add: Any, out: Any, top: int, bottom: int, left: int, righ
                 out[i, j] = bias[j]
 
 
-@kernel()
+@inner()
 def strip_of(x: Any, least: int) -> Any:
     """Columns of a strip of our own product, for numbers like those of x; 0 for a layer that is left to BLAS."""
     return STRIP * VECTOR // x.itemsize if least > LEAST else 0
 
 
-@kernel()
+@inner()
 def share(rows: int, columns: int, side: int, thread: int, parts: int, enough: int) -> Any:
     """One thread's rows of a result, or where it has more columns, its columns, in whole strips of so many.
 
@@ -78,7 +77,7 @@ def share(rows: int, columns: int, side: int, thread: int, parts: int, enough: i
     return 0, rows, min(columns, strips * thread // parts * side), min(columns, strips * (thread + 1) // parts * side)
 
 
-@kernel()
+@inner(apart=True)
 def affine_part(
     routine: int, turned: int, x: Any, weights: Any, bias: Any, add: Any, out: Any, thread: int, parts: int
 ) -> Any:  # fmt: skip
@@ -118,21 +117,21 @@ def affine(routine: int, turned: int, x: Any, weights: Any, bias: Any, add: Any,
             affine_part(routine, turned, x, weights, bias, add, out, COUNT(thread), parts)
 
 
-@kernel()
+@inner()
 def _clear(out: Any, top: int, bottom: int, left: int, right: int) -> None:
     for i in range(top, bottom):
         for j in range(np.uintp(left), np.uintp(right)):
             out[i, j] = 0
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def _add_rows(rows: Any, left: int, right: int, total: Any) -> None:
     for i in range(len(rows)):
         for j in range(np.uintp(left), np.uintp(right)):
             total[j] += rows[i, j]
 
 
-@kernel()
+@inner(apart=True)
 def d_weights_part(
     routine: int, d_out: Any, x: Any, keep: Any, d_weights: Any, d_bias: Any, thread: int, parts: int
 ) -> None:  # fmt: skip
@@ -165,7 +164,7 @@ def d_weights_part(
         keep = one
 
 
-@kernel()
+@inner(apart=True)
 def _d_inputs_part(
     routine: int, turned: int, d_out: Any, weights: Any, keep: Any, d_x: Any, thread: int, parts: int
 ) -> None:  # fmt: skip

@@ -99,7 +99,8 @@ def d_pool(
     d_affine_weights(routine, d_value.reshape(x.shape), x, zero, d[4], d[5], parts)
     # query[b] = probe @ w[0] + w[1] for every b
     for b in range(1, len(d_query)):
-        d_query[0] += d_query[b]
+        for c in range(d_query.shape[2]):
+            d_query[0, 0, c] += d_query[b, 0, c]
     d_affine_weights(routine, d_query[0], probe, zero, d[0], d[1], ONE)
     d_affine_inputs(routine, turned[0], d_query[0], w[0], zero, d_probe, ONE)
 

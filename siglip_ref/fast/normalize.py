@@ -7,7 +7,7 @@ from numba import prange
 
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import COUNT, kernel
+from siglip_ref.fast.machine.compile import COUNT, inner, kernel
 from siglip_ref.fast.machine.dot import dot
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import as_rows, empty, gradient_of, same_precision
@@ -18,14 +18,14 @@ from siglip_ref.ops.normalize import NormKind
 KINDS = {"additive": 0, "clamp": 1, "none": 2}
 
 
-@kernel()
+@inner()
 def _divisor(length: Any, kind: int, eps: Any) -> Any:
     if kind == 0:
         return length + eps
     return eps if kind == 1 and length < eps else length
 
 
-@kernel()
+@inner(apart=True)
 def _rows(x: Any, kind: int, eps: Any, out: Any, lengths: Any) -> None:
     for i in range(len(x)):
         lengths[i] = np.sqrt(dot(x[i], x[i]))
@@ -34,7 +34,7 @@ def _rows(x: Any, kind: int, eps: Any, out: Any, lengths: Any) -> None:
             out[i, j] = x[i, j] / divisor
 
 
-@kernel()
+@inner(apart=True)
 def _d_rows(d_out: Any, x: Any, lengths: Any, kind: int, eps: Any, d_x: Any) -> None:
     for i in range(len(x)):
         # out = x / divisor, divisor = length (+ eps), or a constant where the clamp holds

@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 
 from siglip_ref.fast.linear import part
-from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, kernel
+from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, inner, kernel
 from siglip_ref.fast.machine.fit import same_precision
 from siglip_ref.fast.machine.packed import Layout, layout, pieces
 from siglip_ref.fast.machine.pool import parts_for_elements
@@ -31,7 +31,7 @@ class Packed(dict[str, Array]):
         self.whole, self.laid, self.pieces = whole, laid, list(self.values())
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def _square(x: Any, count: int) -> float:
     total = 0.0
     for i in range(count):
@@ -39,7 +39,7 @@ def _square(x: Any, count: int) -> float:
     return total
 
 
-@kernel()
+@inner(apart=True)
 def _squares_part(grads: Any, ends: Any, near: Any, begin: int, end: int) -> float:
     """The sum of squares of the gradients' numbers from `begin` to `end`, which come near one after another."""
     total, start, size = 0.0, 0, near.itemsize
@@ -63,7 +63,7 @@ def _squares(grads: Any, ends: Any, room: Any, sums: Any) -> None:
             sums[thread] = _squares_part(grads, ends, room[thread], begin, end)
 
 
-@kernel()
+@inner()
 def _some(p: Any, g: Any, m: Any, v: Any, c: Any, shrink: Any) -> None:
     factor, beta1, rest1, beta2, rest2, root, eps, step = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
     # in place: with old and new apart, seven arrays, this loop would not become vector instructions
@@ -75,13 +75,13 @@ def _some(p: Any, g: Any, m: Any, v: Any, c: Any, shrink: Any) -> None:
         p[i] = p[i] * shrink - step * (first / (np.sqrt(second) / root + eps))
 
 
-@kernel()
+@inner()
 def _copy(old: Any, new: Any, begin: int, end: int) -> None:
     for i in range(np.uintp(begin), np.uintp(end)):
         new[i] = old[i]
 
 
-@kernel()
+@inner(apart=True)
 def _part(old: Any, grads: Any, new: Any, c: Any, ends: Any, shrinks: Any, near: Any, begin: int, end: int) -> None:
     start, size = 0, near.itemsize
     for k in range(len(ends)):  # the pieces, as far as they are this thread's

@@ -11,7 +11,7 @@ from numba import prange
 from siglip_ref import ops as specification
 from siglip_ref.fast.linear import affine_part, d_weights_part, inputs_backward, part
 from siglip_ref.fast.machine.blas import gemm_address
-from siglip_ref.fast.machine.compile import COUNT, ONE, ZERO
+from siglip_ref.fast.machine.compile import COUNT, ONE, ZERO, inner
 from siglip_ref.fast.machine.compile import kernel as compiled
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import (
@@ -38,7 +38,7 @@ class PatchCache(NamedTuple):
     patch: int
 
 
-@compiled()
+@inner()
 def _cut(lines: Any, patch: int, columns: int, first: int, patches: Any) -> None:
     """The patches from number `first` on; lines (B, height, width * channels)."""
     side = patches.shape[1] // patch  # numbers of a patch in one line
@@ -52,7 +52,7 @@ def _cut(lines: Any, patch: int, columns: int, first: int, patches: Any) -> None
                 cut[p, i, j] = lines[b, top + i, left + j]
 
 
-@compiled()
+@inner(apart=True)
 def embed_some(
     routine: int, turned: int, lines: Any, patch: int, columns: int, weights: Any, bias: Any, nothing: Any,
     patches: Any, out: Any, begin: int, end: int,
@@ -79,7 +79,7 @@ def _embed(
             embed_some(routine, turned, lines, patch, columns, weights, bias, nothing, patches[t], out, begin, end)
 
 
-@compiled()
+@inner(apart=True)
 def d_embed_some(
     routine: int, d_out: Any, lines: Any, patch: int, columns: int, patches: Any, d_weights: Any, d_bias: Any,
     begin: int, end: int,

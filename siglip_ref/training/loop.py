@@ -14,6 +14,7 @@ from siglip_ref.architecture.params import Params
 from siglip_ref.model.optim import State
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.process.blas_threads import one_pool
+from siglip_ref.training.first_step import compiled_beside
 from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.saved.folder import one_training, require_own
@@ -103,8 +104,10 @@ def train(
         every, judge_every = every or max(1, run.task.total // 20), judge_every or max(1, run.task.total // 4)
         show.begin(run.task, run.step)
         try:
-            if saved is None and parallel.rank == 0:
-                judge(run, parallel, show)
+            with compiled_beside(settings, inputs, parallel, run.task.ops.compiled) as wait:
+                if saved is None and parallel.rank == 0:
+                    judge(run, parallel, show)
+                wait()
             while run.step < run.task.total and not run.step == stop_after > 0:
                 step_and_keep(run, out, parallel, show, every, judge_every, origin(settings, inputs))
         finally:

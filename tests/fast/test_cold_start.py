@@ -61,3 +61,44 @@ def test_without_kernels_no_blas_is_held_to_one_thread() -> None:
     code = "import sys; sys.modules['numba'] = None\nfrom siglip_ref import fast\n"
     code += "from siglip_ref.process import blas_threads\nblas_threads._blas = None\n"
     assert run(code + "with blas_threads.one_pool(fast.OPS.compiled): print('free')")[0] == "free"
+
+
+def test_a_kernel_that_others_call_by_its_name_may_be_missing_from_the_cache(tmp_path: Path) -> None:
+    run(LOSS, NUMBA_CACHE_DIR=str(tmp_path))
+    gone = [file for file in tmp_path.rglob("*") if "._band-" in file.name]
+    assert gone and any("pairs.sweep-" in file.name for file in tmp_path.rglob("*"))
+    for file in gone:
+        file.unlink()
+    out, said = run(LOSS, NUMBA_CACHE_DIR=str(tmp_path))
+    assert out.endswith("True") and "compiling kernels" in said
+
+
+HALF = """
+from siglip_ref.fast.machine.compile import inner, kernel
+
+@inner()
+def part(x):
+    return x * 0.5
+
+@kernel()
+def half(x):
+    return part(x)
+"""
+
+
+def test_files_that_two_processes_mixed_up_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "halves.py").write_text(HALF)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from halves import half; print(half(3), half(2.0))"
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "1.5 1.0"
+    one, two = sorted(file for file in tmp_path.rglob("*.nbc") if "half-" in file.name)
+    first = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(first)
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "1.5 1.0"
+
+
+def test_a_kernel_that_only_kernels_call_says_so(tmp_path: Path) -> None:
+    (tmp_path / "halves.py").write_text(HALF)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from halves import half, part; half(3)\n"
+    code += "try: part(3)\nexcept TypeError as problem: print(problem)"
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "part is only for kernels to call"

@@ -9,7 +9,7 @@ from numba.extending import overload
 
 from siglip_ref.fast.kernels.pairs import D_SCALE, LOST, couple, strangers
 from siglip_ref.fast.machine.blas import NO, YES, gemm, gemm_address
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import inner, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.fast.machine.fit import rows_in_memory
 from siglip_ref.fast.machine.pool import threads
@@ -59,7 +59,7 @@ def _meet(
                     )  # fmt: skip
 
 
-@kernel()
+@inner()
 def _granule(
     routine: int, x: Any, y: Any, scale: Any, bias: Any, own: bool, first: int, d_x: Any, d_y: Any, sums: Any,
     tile: Any, product: Any,
@@ -92,7 +92,7 @@ def _granule(
         _scale_and_put(d_y[r], product[r], scale)
 
 
-@kernel()
+@inner()
 def _scale_and_put(sums: Any, terms: Any, scale: Any) -> None:
     for j in range(len(terms)):
         terms[j] *= scale
@@ -170,7 +170,7 @@ def _total(sums: Any, result: Any) -> None:
         _total_of_row(sums[row], result[row])
 
 
-@kernel()
+@inner()
 def _total_of_row(sums: Any, result: Any) -> None:
     top = sums[0, 0]
     if top == NOT_FINITE:
@@ -193,7 +193,7 @@ def _total_of_row(sums: Any, result: Any) -> None:
         result[j] = value * near * far
 
 
-@kernel()
+@inner()
 def _move_up(sums: Any, top: int) -> None:
     step = top - sums[0, 0]
     if step > 0:

@@ -6,7 +6,7 @@ from siglip_ref.fast.gelu import d_gelu_all, gelu_all
 from siglip_ref.fast.kernels.heads import d_mix, mix
 from siglip_ref.fast.layer_norm import d_norm, norm
 from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import inner, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.ops.elementary import Array
 
@@ -36,7 +36,7 @@ class Room(NamedTuple):
     d_normed: Array
 
 
-@kernel()
+@inner(apart=True)
 def add_mlp(
     routine: int, turned: Any, x: Any, w: Any, eps: float, form: int, nothing: Any, stats: Any, hidden: Any,
     normed: Any, active: Any, out: Any, parts: int,
@@ -48,7 +48,7 @@ def add_mlp(
     affine(routine, turned[4], active, w[4], w[5], x, out, parts)
 
 
-@kernel()
+@inner(apart=True)
 def d_add_mlp(
     routine: int, turned: Any, d_out: Any, x: Any, w: Any, eps: float, form: int, stats: Any, hidden: Any, keep: Any,
     d: Any, active: Any, d_hidden: Any, normed: Any, d_normed: Any, d_x: Any, parts: int,

@@ -11,23 +11,23 @@ import numpy as np
 from siglip_ref.fast.kernels.block import backward, forward
 from siglip_ref.fast.layer_norm import d_norm, norm
 from siglip_ref.fast.linear import NONE_TURNED
-from siglip_ref.fast.machine.compile import ONE, kernel
+from siglip_ref.fast.machine.compile import ONE, inner
 
 
-@kernel()
+@inner()
 def block_size(width: int, mlp: int) -> Any:
     """How many numbers a block has."""
     return 4 * (width * width + width) + 4 * width + 2 * width * mlp + mlp + width
 
 
-@kernel()
+@inner()
 def linear(flat: Any, at: int, width: int, columns: int) -> Any:
     """Kernel and bias of a linear layer that begin at `at`."""
     end = at + width * columns
     return flat[at:end].reshape(width, columns), flat[end : end + columns]
 
 
-@kernel()
+@inner()
 def block(flat: Any, norm1: int, width: int, mlp: int) -> Any:
     """A block that begins at `norm1`, in the order of `block.ORDER`; and with gamma and beta as one (1, 2, C)."""
     q = norm1 + 2 * width
@@ -42,7 +42,7 @@ def block(flat: Any, norm1: int, width: int, mlp: int) -> Any:
     return w, (both1, wq, bq, wk, bk, wv, bv, wo, bo, both2, wi, bi, wm, bm)
 
 
-@kernel()
+@inner()
 def _kept(kept: Any, layer: int, heads: int, a: int, b: int) -> Any:
     """What a block keeps of the sequences from `a` to `b`, in the order of `block_kernels.Kept`."""
     stats, inside, head_stats, stream, hidden, _ = kept
@@ -55,7 +55,7 @@ def _kept(kept: Any, layer: int, heads: int, a: int, b: int) -> Any:
     )  # fmt: skip
 
 
-@kernel()
+@inner(apart=True)
 def encode(
     routine: int, x: Any, flat: Any, settings: Any, kept: Any, few: int, out: Any, begin: int, end: int
 ) -> None:  # fmt: skip
@@ -90,7 +90,7 @@ def encode(
         norm(rows, flat[-2 * width : -width], flat[-width:], eps, out[top:bottom], last_stats[top:bottom], ONE)
 
 
-@kernel()
+@inner(apart=True)
 def d_encode(
     routine: int, d_out: Any, x: Any, flat: Any, settings: Any, kept: Any, few: int, d_flat: Any, d_stream: Any,
     d_x: Any, begin: int, end: int,

@@ -9,7 +9,7 @@ from numba import prange
 
 from siglip_ref.fast.kernels.tiled import fits, some_in_tiles, sum_of
 from siglip_ref.fast.machine.blas import NO, YES, gemm
-from siglip_ref.fast.machine.compile import FIRST, INDEX, SUMS, ZERO, kernel
+from siglip_ref.fast.machine.compile import FIRST, INDEX, SUMS, ZERO, inner, kernel
 from siglip_ref.fast.machine.elementary import exp_nonpositive, number
 from siglip_ref.fast.machine.largest import bits_of, largest
 
@@ -17,26 +17,26 @@ from siglip_ref.fast.machine.largest import bits_of, largest
 # are counted, and threads that count in the same place wait for one another.
 
 
-@kernel()
+@inner()
 def _lower(scores: Any, t: int, i: int, top: Any) -> None:
     for j in range(scores.shape[3]):
         scores[t, 0, i, j] -= top
 
 
-@kernel()
+@inner()
 def _exponentiate(tables: Any, t: int) -> None:
     """exp of a whole table at once: rows may be shorter than what a vector loop needs to begin."""
     for j in range(tables.shape[2]):
         tables[t, 0, j] = exp_nonpositive(tables[t, 0, j])
 
 
-@kernel()
+@inner()
 def _scale(scores: Any, t: int, i: int, factor: Any) -> None:
     for j in range(scores.shape[3]):
         scores[t, 0, i, j] *= factor
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def _dot(scores: Any, t: int, i: int) -> Any:
     total = number(0, scores[t, 0, 0, 0])
     for j in range(scores.shape[3]):
@@ -44,13 +44,13 @@ def _dot(scores: Any, t: int, i: int) -> Any:
     return total
 
 
-@kernel()
+@inner()
 def _d_softmax(scores: Any, t: int, i: int, along: Any) -> None:
     for j in range(scores.shape[3]):
         scores[t, 1, i, j] = scores[t, 0, i, j] * (scores[t, 1, i, j] - along)
 
 
-@kernel()
+@inner()
 def _hide(scores: Any, t: int, mask: Any, task: int) -> None:
     least = -number(1, scores[t, 0, 0, 0]) / number(0, scores[t, 0, 0, 0])
     for i in range(scores.shape[2]):
@@ -59,19 +59,19 @@ def _hide(scores: Any, t: int, mask: Any, task: int) -> None:
                 scores[t, 0, i, j] = least
 
 
-@kernel()
+@inner()
 def _head(x: Any, b: int, first: int) -> Any:
     """Where a head's features of the sequence `b` begin."""
     return x.ctypes.data + x.itemsize * (b * x.shape[1] * x.shape[2] + first)
 
 
-@kernel()
+@inner()
 def _table(scores: Any, t: int, which: int) -> Any:
     """Where a thread's table of scores begins."""
     return scores.ctypes.data + scores.itemsize * (t * scores.shape[1] + which) * scores.shape[2] * scores.shape[3]
 
 
-@kernel()
+@inner()
 def _scores(routine: int, query: Any, key: Any, root: Any, b: int, first: int, size: int, scores: Any, t: int) -> None:
     """scores = query @ key.T / root for the `size` features of a head that begin at `first`."""
     width, keys = query.shape[2], key.shape[1]
@@ -79,7 +79,7 @@ def _scores(routine: int, query: Any, key: Any, root: Any, b: int, first: int, s
          _head(key, b, first), width, number(0, root), _table(scores, t, 0), keys)  # fmt: skip
 
 
-@kernel()
+@inner()
 def _forward(
     routine: int, query: Any, key: Any, value: Any, mask: Any, task: int, root: Any, b: int, first: int, size: int,
     scores: Any, tables: Any, bits: Any, t: int, mixed: Any, stats: Any,
@@ -102,7 +102,7 @@ def _forward(
          _head(value, b, first), width, number(0, root), _head(mixed, b, first), width)  # fmt: skip
 
 
-@kernel()
+@inner()
 def _backward(
     routine: int, d_mixed: Any, query: Any, key: Any, value: Any, mask: Any, task: int, stats: Any, root: Any, b: int,
     first: int, size: int, scores: Any, tables: Any, t: int, d_query: Any, d_key: Any, d_value: Any,
@@ -134,12 +134,12 @@ def _backward(
          zero, _head(d_key, b, first), width)  # fmt: skip
 
 
-@kernel()
+@inner()
 def _flat(scores: Any) -> Any:
     return scores.reshape(scores.shape[0], scores.shape[1], scores.shape[2] * scores.shape[3])
 
 
-@kernel()
+@inner(apart=True)
 def _some(
     routine: int, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any, t: int, mixed: Any,
     stats: Any, begin: int, end: int,
@@ -177,7 +177,7 @@ def mix(
             _some(routine, query, key, value, mask, heads, root, scratch, INDEX(thread), mixed, stats, begin, end)
 
 
-@kernel()
+@inner(apart=True)
 def _d_some(
     routine: int, d_mixed: Any, query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, scratch: Any,
     t: int, stats: Any, d_query: Any, d_key: Any, d_value: Any, begin: int, end: int,

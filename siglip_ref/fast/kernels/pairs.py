@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from siglip_ref.fast.machine.blas import NO, YES, gemm
-from siglip_ref.fast.machine.compile import SUMS, ZERO, kernel
+from siglip_ref.fast.machine.compile import SUMS, ZERO, inner, kernel
 from siglip_ref.fast.machine.elementary import number, softplus_and_sigmoid
 from siglip_ref.fast.machine.product import LEAST, add_product
 
@@ -18,7 +18,7 @@ LOSS, D_SCALE, D_BIAS, LOST = (
 )  # where each stands among the sums; LOST further on, what rounding took from it
 
 
-@kernel()
+@inner()
 def _add(sums: Any, which: int, term: Any) -> None:
     """Knuth's two-sum: hundreds of thousands of rows add up without drift."""
     before = sums[which]
@@ -28,7 +28,7 @@ def _add(sums: Any, which: int, term: Any) -> None:
     sums[which + LOST] += (before - (after - taken)) + (term - taken)
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def strangers(row: Any, scale: Any, bias: Any, sums: Any) -> None:
     """Pairs that do not belong together: each similarity of the row becomes the derivative by its logit."""
     loss = d_scale = d_bias = number(0, scale)
@@ -44,12 +44,12 @@ def strangers(row: Any, scale: Any, bias: Any, sums: Any) -> None:
     _add(sums, D_BIAS, d_bias)
 
 
-@kernel()
+@inner()
 def _pair(similarity: Any, scale: Any, bias: Any) -> Any:
     return softplus_and_sigmoid(scale * similarity + bias)
 
 
-@kernel()
+@inner()
 def couple(row: Any, j: int, scale: Any, bias: Any, sums: Any) -> None:
     """The same for one pair that belongs together: its loss is softplus(-logit)."""
     similarity = row[j]
@@ -60,7 +60,7 @@ def couple(row: Any, j: int, scale: Any, bias: Any, sums: Any) -> None:
     row[j] = -gate
 
 
-@kernel()
+@inner()
 def _row(row: Any, first: int, own: Any, scale: Any, bias: Any, sums: Any) -> None:
     """One row of a tile whose columns begin at `first`; `own` lists the columns that belong to this row, rising."""
     start = 0
@@ -73,7 +73,7 @@ def _row(row: Any, first: int, own: Any, scale: Any, bias: Any, sums: Any) -> No
     strangers(row[start:], scale, bias, sums)
 
 
-@kernel()
+@inner(apart=True)
 def _multiply(
     routine: int, a_turned: int, b_turned: int, a: Any, b: Any, out: Any, rows: int, depth: int, columns: int,
     one: Any, beta: Any,
@@ -91,7 +91,7 @@ def _multiply(
                     out.ctypes.data, out.shape[1] * size, rows, depth, columns, one, out)  # fmt: skip
 
 
-@kernel()
+@inner(apart=True)
 def _band(
     routine: int, x: Any, y: Any, first: int, offsets: Any, own: Any, scale: Any, bias: Any,
     d_x: Any, d_y: Any, tile: Any, sums: Any,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.fast.machine.compile import FIRST, SUMS, kernel
+from siglip_ref.fast.machine.compile import FIRST, SUMS, inner
 from siglip_ref.fast.machine.elementary import exp_nonpositive, number
 from siglip_ref.fast.machine.largest import bits_of, largest
 from siglip_ref.fast.machine.tile import NARROW, ROWS, VECTOR, copy, narrow_tile, turn
@@ -19,13 +19,13 @@ from siglip_ref.fast.machine.tile import NARROW, ROWS, VECTOR, copy, narrow_tile
 FEW = 3 * ROWS  # queries whose scores stay in the first cache
 
 
-@kernel()
+@inner()
 def fits(size: int, itemsize: int, queries: int) -> Any:
     """Whether a head of so many features is whole strips, and its queries are tiles."""
     return size * itemsize % (NARROW * VECTOR) == 0 and queries >= ROWS
 
 
-@kernel()
+@inner()
 def _turn_keys(key: Any, b: int, first: int, size: int, strips: int, one: Any) -> None:
     """Strips of the transposed keys, each `size` deep; what is missing of the last one stays zero."""
     item, step = key.itemsize, key.shape[2] * key.itemsize
@@ -43,7 +43,7 @@ def _turn_keys(key: Any, b: int, first: int, size: int, strips: int, one: Any) -
                     copy(start + row * step + k * item, place + k * NARROW * VECTOR + (row - j) * item, item)
 
 
-@kernel()
+@inner()
 def _lay_values(value: Any, b: int, first: int, size: int, strips: int) -> None:
     """Strips of the values, each as deep as there are keys."""
     item, keys, bytes_ = value.itemsize, value.shape[1], NARROW * VECTOR
@@ -53,14 +53,14 @@ def _lay_values(value: Any, b: int, first: int, size: int, strips: int) -> None:
             copy(start + k * value.shape[2] * item + j * bytes_, strips + (j * keys + k) * bytes_, bytes_)
 
 
-@kernel()
+@inner()
 def _lay_queries(query: Any, b: int, i: int, first: int, factor: Any, rows: Any, many: int) -> None:
     for row in range(many):
         for k in range(rows.shape[1]):
             rows[row, k] = query[b, i + row, np.uintp(first + k)] * factor
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def sum_of(scores: Any, t: int, i: int) -> Any:
     """The sum of a row of a thread's table."""
     total = number(0, scores[t, 0, 0, 0])
@@ -69,13 +69,13 @@ def sum_of(scores: Any, t: int, i: int) -> Any:
     return total
 
 
-@kernel()
+@inner()
 def _weigh(scores: Any, i: int, top: Any) -> None:
     for j in range(scores.shape[3]):
         scores[0, 0, i, j] = exp_nonpositive(scores[0, 0, i, j] - top)
 
 
-@kernel()
+@inner()
 def _hide(scores: Any, mask: Any, task: int, i: int, many: int, keys: int) -> None:
     """What is masked, and what a strip has beyond the last key."""
     least = -number(1, scores[0, 0, 0, 0]) / number(0, scores[0, 0, 0, 0])
@@ -88,13 +88,13 @@ def _hide(scores: Any, mask: Any, task: int, i: int, many: int, keys: int) -> No
                     scores[0, 0, row, j] = least
 
 
-@kernel()
+@inner()
 def _write(summed: Any, i: int, share: Any, mixed: Any, b: int, row: int, first: int) -> None:
     for k in range(summed.shape[1]):
         mixed[b, row, np.uintp(first + k)] = summed[i, k] * share
 
 
-@kernel()
+@inner(apart=True)
 def some_in_tiles(
     query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, mixed: Any, stats: Any, begin: int, end: int
 ) -> None:
@@ -108,7 +108,7 @@ def some_in_tiles(
     _some(query, key, value, mask, heads, root, mixed, stats, begin, end, side, rows, summed, scores, turned, laid)
 
 
-@kernel()
+@inner()
 def _some(
     query: Any, key: Any, value: Any, mask: Any, heads: int, root: Any, mixed: Any, stats: Any, begin: int, end: int,
     side: int, rows: Any, summed: Any, scores: Any, turned: Any, laid: Any,

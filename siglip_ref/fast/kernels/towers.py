@@ -11,13 +11,14 @@ from numba import prange
 
 from siglip_ref.fast.embedding import sum_images
 from siglip_ref.fast.kernels.encoder import block, block_size, d_encode, encode, linear
-from siglip_ref.fast.linear import NONE_TURNED, NOT_TURNED, affine, d_affine_inputs, d_affine_weights
-from siglip_ref.fast.machine.compile import ONE, kernel
+from siglip_ref.fast.linear import NONE_TURNED, affine, d_affine_inputs, d_affine_weights
+from siglip_ref.fast.machine.blas import NO
+from siglip_ref.fast.machine.compile import ONE, inner, kernel
 from siglip_ref.fast.map_head import d_pool, pool
 from siglip_ref.fast.patches import d_embed_some, embed_some, patches_at_once
 
 
-@kernel()
+@inner()
 def _add_position(stem: Any, table: Any, begin: int, end: int) -> None:
     """The table may have more places than are taken."""
     for b in range(begin, end):
@@ -26,21 +27,23 @@ def _add_position(stem: Any, table: Any, begin: int, end: int) -> None:
                 stem[b, n, j] += table[n, j]
 
 
-@kernel()
+@inner()
 def _of_thread(sequences: int, t: int, threads: int) -> Any:
     """Where a thread's sequences begin and end."""
     return sequences * t // threads, sequences * (t + 1) // threads
 
 
-@kernel()
+@inner()
 def _collect(shares: Any, total: Any) -> None:
     """total = sum of the threads' shares."""
-    total[:] = shares[0]
+    for i in range(len(total)):
+        total[i] = shares[0, i]
     for t in range(1, len(shares)):
-        total += shares[t]
+        for i in range(len(total)):
+            total[i] += shares[t, i]
 
 
-@kernel()
+@inner()
 def _image_pieces(flat: Any, patches: int, patch: int, width: int, mlp: int) -> Any:
     """Patch kernel, patch bias, position, encoder, probe; and the MAP head's other weights in the orders of `block`.
 
@@ -59,7 +62,7 @@ def _image_pieces(flat: Any, patches: int, patch: int, width: int, mlp: int) -> 
     )  # fmt: skip
 
 
-@kernel()
+@inner()
 def _of_sequences(kept: Any, heads: int, begin: int, end: int) -> Any:
     """What the MAP head keeps of some sequences."""
     query, key, value, head_stats, mixed, read, stats, hidden = kept
@@ -90,7 +93,7 @@ def some_images(
     kernel, bias, position, encoder, probe, w, _ = _image_pieces(flat, patches, patch, width, mlp)
     flat_stem, flat_tokens = stem.reshape(rows, width), tokens.reshape(rows, width)
     cut = np.empty((patches_at_once(bottom - top, width), len(kernel)), flat.dtype)
-    embed_some(routine, NOT_TURNED, lines, patch, columns, kernel, bias, nothing, cut, flat_stem, top, bottom)
+    embed_some(routine, NO, lines, patch, columns, kernel, bias, nothing, cut, flat_stem, top, bottom)
     _add_position(stem, position, begin, end)
     encode(routine, flat_stem, encoder, settings, inner, few, flat_tokens, begin, end)
     scores, active = np.empty((1, 1, 1, patches), flat.dtype), np.empty((end - begin, mlp), flat.dtype)
@@ -160,7 +163,7 @@ def d_all_images(
     _collect(shares, d_flat)
 
 
-@kernel()
+@inner()
 def _text_pieces(flat: Any, places: int, width: int, columns: int) -> Any:
     """Position, encoder, kernel and bias of the head."""
     encoder, head = places * width, flat.size - (width + 1) * columns
@@ -189,8 +192,9 @@ def some_texts(
     _add_position(stem, position, begin, end)
     encode(routine, stem.reshape(rows, width), encoder, settings, inner, few, states.reshape(rows, width), begin, end)
     for b in range(begin, end):
-        taken[b] = states[b, speaker[b]]
-    affine(routine, NOT_TURNED, taken[begin:end], kernel, bias, settings[5], out[begin:end], ONE)
+        for c in range(width):
+            taken[b, c] = states[b, speaker[b], c]
+    affine(routine, NO, taken[begin:end], kernel, bias, settings[5], out[begin:end], ONE)
 
 
 @kernel(parallel=True)
@@ -214,12 +218,13 @@ def d_some_texts(
     _, encoder, kernel, _ = _text_pieces(flat, places, width, d_out.shape[1])
     d_position, d_encoder, d_kernel, d_bias = _text_pieces(d_flat, places, width, d_out.shape[1])
     # out = taken @ kernel + bias
-    d_affine_inputs(routine, NOT_TURNED, d_out[begin:end], kernel, zero, d_taken[begin:end], ONE)
+    d_affine_inputs(routine, NO, d_out[begin:end], kernel, zero, d_taken[begin:end], ONE)
     d_affine_weights(routine, d_out[begin:end], taken[begin:end], zero, d_kernel, d_bias, ONE)
     # taken[b] = states[b, speaker[b]]
     d_states[begin:end] = 0
     for b in range(begin, end):
-        d_states[b, speaker[b]] = d_taken[b]
+        for c in range(width):
+            d_states[b, speaker[b], c] = d_taken[b, c]
     # states = encoder of the stem
     d_encode(routine, d_states.reshape(rows, width), stem.reshape(rows, width), encoder, settings, inner, few,
              d_encoder, d_stream, d_stem.reshape(rows, width), begin, end)  # fmt: skip

@@ -10,9 +10,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import COUNT, inner
 
-NO, YES = ord("N"), ord("T")  # transpose the operand?
+NO, YES = COUNT(ord("N")), COUNT(ord("T"))  # transpose the operand?
 # OpenBLAS does up to so many multiplications with the numbers as they lie, without packing them first (its
 # interface/gemm.c); it has other kernels for that.
 SMALL = 10**6
@@ -88,7 +88,7 @@ def _gemm(  # type: ignore[no-untyped-def]
     return signature, generate
 
 
-@kernel()
+@inner()
 def gemm(
     address: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: Any, a: int, lda: int, b: int, ldb: int,
     beta: Any, c: int, ldc: int,

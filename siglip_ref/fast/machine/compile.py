@@ -1,14 +1,20 @@
 """How kernels are compiled: on first use, with one line that says so, and kept on disk where a place can be found."""
 
+import hashlib
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba.core import event
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.sigutils import normalize_signature
 
 from siglip_ref.process import compiling
 
@@ -33,24 +39,100 @@ def kernel(*, fastmath: set[str] = STRICT, parallel: bool = False) -> Callable[[
     The cache lies beside the source, else in the user's cache folder (`NUMBA_CACHE_DIR` overrules both). Where no
     folder can be written, the kernel is compiled anew in each process: slower, never broken.
 
+    Other kernels call it by its name, as a linker does, so that it is compiled once, not once more in each of them.
+
     Parameters
     ----------
     fastmath : LLVM's freedoms for the arithmetic written in this very function (not for what it calls)
     parallel : `prange` spreads over Numba's threads
     """
-    settings: Any = {"fastmath": fastmath, "parallel": parallel, "nogil": True, "error_model": "numpy"}
-    settings["no_cfunc_wrapper"] = True  # nobody calls kernels from C, and it takes 5 % of the time to compile
+    return lambda function: _apart(_compiled(function, fastmath, parallel=parallel))
+
+
+def inner(*, fastmath: set[str] = STRICT, apart: bool = False) -> Callable[[F], F]:
+    """A kernel that only kernels call; what Python would need to call it is a tenth of the time to compile.
+
+    apart : called by its name, too; else it is compiled into each that calls it, and may become part of their loops
+    """
 
     def compiled(function: F) -> F:
-        try:
-            dispatcher = numba.njit(cache=True, **settings)(function)
-            stamped = dispatcher._cache._cache_file
-            stamped._source_stamp = (stamped._source_stamp, package_stamp())
-        except (RuntimeError, AttributeError):  # no folder to write to, or a Numba whose cache cannot be stamped
-            dispatcher = numba.njit(**settings)(function)
-        return dispatcher  # type: ignore[no-any-return]
+        dispatcher = _compiled(function, fastmath, no_cpython_wrapper=True)
+
+        def keep(result: Any) -> None:
+            dispatcher.overloads[tuple(result.signature.args)] = result
+
+        def refuse(*_: object) -> None:
+            raise TypeError(f"{function.__name__} is only for kernels to call")
+
+        dispatcher.add_overload, dispatcher._compile_for_args = keep, refuse
+        return _apart(dispatcher) if apart else dispatcher  # type: ignore[no-any-return]
 
     return compiled
+
+
+def _compiled(function: Any, fastmath: set[str], **settings: Any) -> Any:
+    # nobody calls kernels from C, and it takes 5 % of the time to compile
+    settings |= {"fastmath": fastmath, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    dispatcher: Any = numba.njit(**settings)(function)
+    with suppress(RuntimeError, AttributeError):  # no folder to write to, or a Numba whose cache cannot be stamped
+        dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+_KERNELS: dict[str, Any] = {}
+_SYMBOLS: dict[str, "_Loaded"] = {}
+
+
+def _apart(dispatcher: Any) -> Any:
+    function = dispatcher.py_func
+    _KERNELS[name := f"{function.__module__}.{function.__qualname__}"] = dispatcher
+    dispatcher.get_overload = lambda signature: _symbol(name, normalize_signature(signature)[0])
+    return dispatcher
+
+
+def _symbol(name: str, args: tuple[Any, ...]) -> str:
+    """By which others call a kernel that is compiled for these arguments."""
+    symbol = f"{name}.{hashlib.sha256(str(args).encode()).hexdigest()[:16]}"
+    if symbol not in _SYMBOLS:
+        compiled = _KERNELS[name].overloads[args]
+        described = copy(compiled.fndesc)
+        llvm.add_symbol(symbol, compiled.library.get_pointer_to_function(described.mangled_name))
+        described.mangled_name = symbol
+        compiled.target_context.insert_user_function(symbol, described)
+        _SYMBOLS[symbol] = _Loaded(name, args)
+    return symbol
+
+
+class _Loaded(NamedTuple):
+    """Stored with a kernel that calls this one, and called before it is read: now there is what it calls."""
+
+    name: str
+    args: tuple[Any, ...]
+
+    def __call__(self) -> None:
+        _KERNELS[self.name].compile(self.args)
+        _symbol(self.name, self.args)
+
+
+class _Stored(CompileResultCacheImpl):
+    def reduce(self, data: Any) -> Any:
+        """What is stored of a kernel, with those that it calls by name."""
+        called = [found.name for found in data.library._final_module.functions if found.is_declaration]
+        loaded = [_SYMBOLS[name] for name in called if name in _SYMBOLS]
+        return super().reduce(data._replace(reload_init=[*data.reload_init, *loaded]))  # type: ignore[no-untyped-call]
+
+
+class _Cache(FunctionCache):
+    _impl_class = _Stored
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, package_stamp())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was stored; nothing, where two processes that wrote at once mixed their files up."""
+        found = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        return found if found is not None and found.signature.args == normalize_signature(sig)[0] else None
 
 
 @cache
@@ -81,7 +163,7 @@ class _Progress(event.Listener):
         module = dispatcher.py_func.__module__ or ""  # none: a function made by exec
         if not self.said and module.startswith(__package__):
             self.said = True
-            print("siglip-ref: compiling kernels for this machine, a minute or two, once ...", file=sys.stderr)
+            print("siglip-ref: compiling kernels for this machine, half a minute or so, once ...", file=sys.stderr)
 
     def on_end(self, event: event.Event) -> None:
         """Nothing to say."""

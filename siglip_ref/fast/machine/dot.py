@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from siglip_ref.fast.machine.compile import SUMS, kernel
+from siglip_ref.fast.machine.compile import SUMS, inner
 from siglip_ref.fast.machine.elementary import number
 
 
-@kernel(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def dot(a: Any, b: Any) -> Any:
     """Sum of a[j] * b[j], in any order."""
     total = number(0, a[0])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.fast.machine.blas import YES
-from siglip_ref.fast.machine.compile import kernel
+from siglip_ref.fast.machine.compile import inner, kernel
 from siglip_ref.fast.machine.tile import DEPTH, LINE, ROWS, STEPS, STRIP, VECTOR, copy, line, one_number, tile, turn
 
 PACKED = ord("P")  # beside YES and NO: strips that `pack` made
@@ -26,7 +26,7 @@ MANY = 256  # rows that meet a strip before the next one is put in order; they s
 LEAST = 64  # layers as narrow as this are left to BLAS
 
 
-@kernel()
+@inner()
 def _order(turned: int, weights: int, step: int, depth: int, columns: int, strip: int, size: int, one: Any) -> None:
     """A strip of the weights, (depth, columns) or turned, in order; what is missing of three vectors stays as it is."""
     lanes = VECTOR // size
@@ -53,7 +53,7 @@ def _order(turned: int, weights: int, step: int, depth: int, columns: int, strip
             one_number(source, strip + k * STRIP * VECTOR + j * size, one)
 
 
-@kernel()
+@inner()
 def _lay(x: int, step: int, rows: int, depth: int, kept: int, size: int, one: Any) -> None:
     """Rows of the transpose of x (depth, rows), DEPTH apart."""
     lanes = VECTOR // size
@@ -68,7 +68,7 @@ def _lay(x: int, step: int, rows: int, depth: int, kept: int, size: int, one: An
                 one_number(x + k * step + row * size, kept + (row * DEPTH + k) * size, one)
 
 
-@kernel()
+@inner()
 def _rim(
     x: int, strip: int, depth: int, out: int, out_step: int, ahead: int, rows: int, columns: int, room: int, size: int,
     one: Any,
@@ -93,7 +93,7 @@ def pack(turned: int, weights: int, step: int, width: int, columns: int, strips:
         _order(turned, first, step, width, min(side, columns - j), at, size, one)
 
 
-@kernel()
+@inner(apart=True)
 def add_product(
     x_turned: int, turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int,
     width: int, columns: int, one: Any, like: Any,
@@ -116,7 +116,7 @@ def add_product(
     _add_product(x_turned, turned, x, x_step, weights, step, out, out_step, rows, width, columns, one, many, side, room)
 
 
-@kernel()
+@inner()
 def _add_product(
     x_turned: int, turned: int, x: int, x_step: int, weights: int, step: int, out: int, out_step: int, rows: int,
     width: int, columns: int, one: Any, many: int, side: int, room: Any,

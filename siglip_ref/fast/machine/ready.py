@@ -17,6 +17,11 @@ def is_ready(job: str) -> bool:
     return mark is not None and mark.exists()
 
 
+def can_keep() -> bool:
+    """Whether what one process compiles is there for another."""
+    return _mark("any") is not None
+
+
 def mark_ready(job: str) -> None:
     """After the job was computed; where nothing can be written, it is forgotten."""
     mark = _mark(job)
