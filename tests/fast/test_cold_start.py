@@ -88,13 +88,13 @@ def half(x):
 
 def test_files_that_two_processes_mixed_up_are_not_taken(tmp_path: Path) -> None:
     (tmp_path / "halves.py").write_text(HALF)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from halves import half; print(half(3), half(2.0))"
-    assert run(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "1.5 1.0"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from halves import half; print(half(2.5), half(3))"
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "1.25 1.5"
     one, two = sorted(file for file in tmp_path.rglob("*.nbc") if "half-" in file.name)
     first = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(first)
-    assert run(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "1.5 1.0"
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "1.25 1.5"
 
 
 def test_a_kernel_that_only_kernels_call_says_so(tmp_path: Path) -> None:
