@@ -1,5 +1,6 @@
 """A program that is an edit of the specification's formulas, in words: what it computes, and what it should."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from siglip_ref.report.data import Finding
@@ -20,22 +21,31 @@ def in_words(fitted: "Fitted", whose: str, proof: str) -> list[str]:
     proof : where the numbers were found, and where reproduced
     """
     if not fitted.certain:
+        return [line_of(fitted, whose, False), "not certain: none is named"]
+    return [line_of(fitted, whose), proof + same_here(fitted)]
+
+
+def line_of(fitted: "Fitted", whose: str, sure: bool = True) -> str:
+    """What is computed; with all that fits as well, where none of it is named."""
+    if not fitted.certain:
         others = "; ".join(_now(edits) for edits in fitted.rivals[:_LISTED])
         more = f" and {len(fitted.rivals) - _LISTED} more" if len(fitted.rivals) > _LISTED else ""
-        return [
-            f"measured: {whose} fits {_now(fitted.edits)}, and as well {others}{more}",
-            "not certain: none is named",
-        ]
-    lines = [f"{whose}: {_now(fitted.edits)}, where the specification has {_was(fitted.edits)}"]
+        return f"measured: {whose} fits {_now(fitted.edits)}, and as well {others}{more}"
+    line = f"{whose}: {_now(fitted.edits)}, where the specification has {_was(fitted.edits)}"
+    return line if sure else f"measured: {line}"
+
+
+def same_here(fitted: "Fitted") -> str:
+    """Other edits that are this one, to be told behind a proof."""
     alike = [one for one in dict.fromkeys(map(_now, fitted.alike)) if one != _now(fitted.edits)]
-    same = f"; the same here: {'; '.join(alike[:_LISTED])}" if alike else ""
-    return [*lines, proof + same]
+    return f"; the same here: {'; '.join(alike[:_LISTED])}" if alike else ""
 
 
-def finding_of(fitted: "Fitted", tensor: str) -> Finding:
-    """The same as a finding."""
-    told = f"worked out: {_now(fitted.edits)}, where the specification has {_was(fitted.edits)}"
-    return Finding(DERIVED, tensor, "", told, f"compute {_was(fitted.edits)}")
+def finding_of(found: Sequence["Fitted"], tensor: str) -> Finding:
+    """The same as a finding, of one stage or of several."""
+    both = [f"{_now(fitted.edits)}, where the specification has {_was(fitted.edits)}" for fitted in found]
+    repair = " and ".join(dict.fromkeys(f"compute {_was(fitted.edits)}" for fitted in found))
+    return Finding(DERIVED, tensor, "", f"worked out: {'; and '.join(dict.fromkeys(both))}", repair)
 
 
 def _now(edits: "Edits") -> str:

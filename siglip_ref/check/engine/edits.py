@@ -7,11 +7,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from siglip_ref.mistakes import Reference
 from siglip_ref.mistakes.grammar.scope import FREE, ROWS
 from siglip_ref.mistakes.grammar.switched import Single
 from siglip_ref.ops.elementary import Array
@@ -34,14 +33,16 @@ class Change(Protocol):
 
 
 C = TypeVar("C", bound=Change)
+S = TypeVar("S")  # what a program is looked at through: a reference, or what gives its numbers
 T = TypeVar("T")
 Changes = tuple[C, ...]
-Program = Callable[[Changes[C]], AbstractContextManager[Reference]]  # the specification with changes made in it
-Screen = Callable[[Reference], Sequence[float]]  # how far off each tensor is, in what is allowed
-Numbers = Callable[[Reference], Array]
-Edits = Changes[Single]
+Program = Callable[[Changes[C]], AbstractContextManager[S]]  # the specification with changes made in it
+Screen = Callable[[S], Sequence[float]]  # how far off each tensor is, in what is allowed
+Numbers = Callable[[S], Array]
+Edits = tuple[Any, ...]  # of changes that can be said, as `Single` can: now, was
 
 _STEPS, _BESIDE = 8, 1e-5  # towards a factor that is not known, and from where its slope is taken
+_FALLS = 0.8  # of the squares that are left, after the first step towards a factor: else it is not this one
 FITS = 1.0  # of what is allowed
 NEAR = 4.0  # times what the best leaves: what leaves more is another program
 _ALIKE = 1e-9  # relative: predictions so near are one
@@ -65,12 +66,13 @@ class Fitted:
 
 def search(
     offers: Sequence[Single],
-    program: Program[Single],
-    screen: Screen,
-    whole: Screen,
-    numbers: Numbers,
-    rest: Numbers,
+    program: Program[Any, S],
+    screen: Screen[S],
+    whole: Screen[S],
+    numbers: Numbers[S],
+    rest: Numbers[S],
     pairs: bool = True,
+    others: Sequence[Any] = (),
 ) -> Fitted | None:
     """The edits of the grammar that explain everything.
 
@@ -79,15 +81,16 @@ def search(
     offers, program, screen, whole, pairs : as in `fitting`
     numbers : what is predicted, as one array: two edits with the same numbers are the same here
     rest : what the quick look leaves, as one array, for a factor that is not known
+    others : changes that are no edit of one formula, tried where no single one fits, and never in pairs
     """
 
-    def factors() -> list[Edits]:
+    def more() -> list[Edits]:
         free = (_with_factor(one, program, rest) for one in offers if FREE in one.new)
-        return [(one,) for one in free if one is not None]
+        return [*((one,) for one in free if one is not None), *((one,) for one in others)]
 
     known = [one for one in offers if FREE not in one.new and (one.rows or ROWS not in one.new)]
     groups: list[tuple[Array, list[Edits]]] = []
-    for edits in fitting(known, program, screen, whole, factors, pairs):
+    for edits in fitting(known, program, screen, whole, more, pairs):
         with program(edits) as spec:
             found = numbers(spec)
         its = next((group for known, group in groups if same(known, found)), None)
@@ -97,19 +100,19 @@ def search(
             its.append(edits)
     if not groups:
         return None
-    first, *others = [sorted(group, key=_length) for _, group in groups]
-    return Fitted(first[0], tuple(first[1:]), tuple(group[0] for group in others))
+    first, *rivals = [sorted(group, key=_length) for _, group in groups]
+    return Fitted(first[0], tuple(first[1:]), tuple(group[0] for group in rivals))
 
 
 def fitting(
     offers: Sequence[C],
-    program: Program[C],
-    screen: Screen,
-    whole: Screen = lambda spec: (),
-    more: Callable[[], Sequence[Changes[C]]] = list,
+    program: Program[Any, S],
+    screen: Screen[S],
+    whole: Screen[S] = lambda spec: (),
+    more: Callable[[], Sequence[Changes[Any]]] = list,
     pairs: bool = True,
     partial: int = _PARTIAL,
-) -> list[Changes[C]]:
+) -> list[Changes[Any]]:
     """All that fit: single changes; where none does, what `more` has; else pairs. The nearest first.
 
     Parameters
@@ -141,14 +144,18 @@ def fitting(
     return fit(scored(list(dict.fromkeys(pairs_))))
 
 
-def _with_factor(one: Single, program: Program[Single], rest: Numbers) -> Single | None:
+def _with_factor(one: Single, program: Program[Any, S], rest: Numbers[S]) -> Single | None:
     """The edit with the factor that leaves least, by Gauss and Newton's steps."""
-    factor = 1.0
-    for _ in range(_STEPS):
+    factor, of_first = 1.0, np.inf
+    for step in range(_STEPS):
         here = _tried((replace(one, factor=factor),), program, rest)
         beside = _tried((replace(one, factor=factor * (1 + _BESIDE)),), program, rest)
         if here is None or beside is None:
             return None
+        left = float(np.sum(np.square(here)))
+        if step == 1 and not left <= _FALLS * of_first:
+            return None
+        of_first = left if step == 0 else of_first
         slope = (np.asarray(beside) - here) / (factor * _BESIDE)
         steep = float(np.sum(slope * slope))
         moved = float(np.sum(slope * here)) / steep if steep > 0 else np.nan
@@ -169,7 +176,7 @@ def _pairs(firsts: Sequence[Changes[C]], seconds: Sequence[Changes[C]]) -> Itera
             yield one, other
 
 
-def _tried(changes: Changes[C], program: Program[C], look: Callable[[Reference], T]) -> T | None:
+def _tried(changes: Changes[Any], program: Program[Any, S], look: Callable[[S], T]) -> T | None:
     """None where it is no program."""
     try:
         with program(changes) as spec, np.errstate(all="ignore"):

@@ -1,7 +1,7 @@
 """The whole model, forward and backward, with mistakes made in places: a tower, one block, half a block, the loss."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from typing import Any
 
@@ -13,8 +13,9 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.tower import through, tower_of
 from siglip_ref.mistakes import Mistake, Reference, reference
+from siglip_ref.mistakes.grammar.switched import Single, made
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.ops.record import Ops, Pair
+from siglip_ref.ops.record import Ops, Pair, alone_of
 
 LOSS = "loss"  # the stage from the embeddings to the loss
 _STAGE_OF = dict.fromkeys(("patch_embed", "token_embed", "bottleneck"), "stem")
@@ -37,6 +38,35 @@ class Edited:
 
     spec: Reference
     stages: frozenset[str]
+
+
+def holding(spec: Reference, edits: Collection[Single]) -> Reference:
+    """A reference of `siglip_ref.mistakes.grammar.switched.edited` that makes these edits itself, whatever else is made
+    around it: two of them may stand in one model, in stages of their own."""
+
+    def held(function: Callable[..., Any]) -> Callable[..., Any]:
+        alone = alone_of(function)
+
+        def without(*given: Any) -> Any:
+            with made(edits):
+                return alone(*given)
+
+        def within(*given: Any, ops: Ops) -> Any:
+            with made(edits):
+                return alone(*given, ops=ops)
+
+        return without if alone is function else within
+
+    pairs = {f.name: getattr(spec.ops, f.name) for f in fields(spec.ops)}
+    kept = {name: Pair(*map(held, pair)) for name, pair in pairs.items() if isinstance(pair, Pair)}
+    plain = reference().ops
+    unchanged = [name for name in ("block", "encoder") if not any(f":{name}_" in edit.function for edit in edits)]
+    return replace(spec, ops=replace(spec.ops, **kept | {name: getattr(plain, name) for name in unchanged}))
+
+
+def _other(spec: Reference, name: str) -> bool:
+    """Whether an operation is not the specification's own function."""
+    return alone_of(getattr(spec.ops, name).forward) is not alone_of(getattr(reference().ops, name).forward)
 
 
 def stages_of(cfg: Config, tower: str) -> tuple[str, ...]:
@@ -103,8 +133,10 @@ def forward_with(
 
 def _spec(made: Sequence[Placed | Edited], *stages: str) -> Reference:
     here = [p for p in made if p.stages.intersection(stages)]
-    edited = next((p.spec for p in here if isinstance(p, Edited)), None)
-    return edited or reference(tuple(edit for p in here if isinstance(p, Placed) for edit in p.mistake.edits))
+    edited = [p.spec for p in here if isinstance(p, Edited)]
+    edited.sort(key=lambda spec: not _other(spec, "encoder"))  # of a whole tower
+    made_of = tuple(edit for p in here if isinstance(p, Placed) for edit in p.mistake.edits)
+    return edited[0] if edited else reference(made_of)
 
 
 def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:
@@ -123,7 +155,7 @@ def _dispatching(specs: Mapping[str, Reference], whole: Ops) -> Ops:
             own = first if given[1] is weights["norm1/gamma"] else second
             return _tagged(own.ops.layer_norm).forward(*given)
 
-        changed = first if second is plain else second  # only its own edits change how a block is put together
+        changed = second if _other(second, "block") else first  # only its own edits change how a block is put together
         ops = replace(
             changed.ops,
             layer_norm=Pair(normed, _by_owner),

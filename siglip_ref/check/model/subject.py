@@ -32,6 +32,8 @@ from siglip_ref.check.model.diagnosis.findings import ROUNDED, and_more
 from siglip_ref.check.model.diagnosis.gradients import of_gradients
 from siglip_ref.check.model.diagnosis.naflex import of_naflex
 from siglip_ref.check.model.diagnosis.other_blocks import of_other_blocks
+from siglip_ref.check.model.diagnosis.proof import UNTRIED
+from siglip_ref.check.model.diagnosis.rows import of_rows
 from siglip_ref.check.model.diagnosis.stems import of_stems
 from siglip_ref.check.model.judge import make_judge
 from siglip_ref.check.model.probe import Probe, model_probe
@@ -43,7 +45,7 @@ from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.process.isolated import random_states
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Edits, Finding, Report, Sight
-from siglip_ref.report.edits import in_words
+from siglip_ref.report.edits import line_of, same_here
 from siglip_ref.report.verdict import Judgement, Verdict, judgement
 
 
@@ -146,18 +148,19 @@ class ModelSubject(Subject[ComparedModel]):
                 found, unread = explain_unread(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             no_formula = {one.id for one in found} & {*_RANDOM, ROUNDED}
             if compared.explanation != ("FAIL", []) and not no_formula:
-                compared.derived = self._derived(compared)
+                derived = compared.derived = self._derived(compared)
+                if not (isinstance(derived, Derived) and (derived.certain or derived.values)):
+                    found = of_rows(found, compared.run, judge, compared.probe, self._again(compared))
         return Answer(broken + unread + found)
 
     def _derived(self, compared: ComparedModel) -> Derived | str:
         self.say("what it computes")
-        found_at = compared.found_at
+        found = compared.run, compared.found_at.judge, compared.probe, self.cfg, self.conventions
+        return derive(*found, self._again(compared))
 
-        def again(probe: Probe) -> Run:
-            return self._runs(_in_dtype(probe, compared.probe), found_at.scales[:1])[0]
-
-        found = compared.run, found_at.judge, compared.probe, self.cfg, self.conventions
-        return derive(*found, again)
+    def _again(self, compared: ComparedModel) -> Callable[[Probe], Run]:
+        """The model on another probe, at its own scale."""
+        return lambda probe: self._runs(_in_dtype(probe, compared.probe), compared.found_at.scales[:1])[0]
 
     def title(self, compared: ComparedModel) -> str:
         """Names the model, its numbers and weights."""
@@ -230,16 +233,23 @@ class ModelSubject(Subject[ComparedModel]):
 def _computes(derived: Derived | str) -> list[str]:
     if isinstance(derived, str):
         return [_NOT_DERIVED[derived]] if derived in _NOT_DERIVED else []
-    stages = f"{', '.join(derived.stages[:3])}{and_more(len(derived.stages) - 3)}"
-    lines = in_words(derived.fitted, stages, _PROOF)
-    kind, _, tensor = derived.unproven.partition(" ")
-    its_own = any(tensor.split("/")[:2] == stage.split("/")[:2] for stage in derived.stages)
-    if kind == "d" and its_own and derived.fitted.certain:
-        return [lines[0], _VALUES.format(name=tensor)]
-    if derived.unproven:
-        measured = lines[0] if lines[0].startswith("measured") else f"measured: {lines[0]}"
-        return [measured, f"not certain: with it, {derived.unproven} of a further run is not the model's"]
-    return lines
+    told = [(part, f"{', '.join(part.stages[:3])}{and_more(len(part.stages) - 3)}") for part in derived.parts]
+    if derived.certain:
+        same = same_here(told[0][0].fitted) if len(told) == 1 else ""
+        proof = _PROOF.format(but=_MIDDLE * derived.blocks) + same
+        return [*(line_of(part.fitted, places) for part, places in told), proof]
+    of_others = derived.unproven.startswith("d ") and not derived.values  # then it may be another mistake's trace
+    lines = [line_of(part.fitted, places, part.certain and not of_others) for part, places in told]
+    if derived.values:
+        return [*lines, _VALUES.format(name=derived.unproven.removeprefix("d "))]
+    if all(part.certain for part in derived.parts) and not of_others:
+        open_ = f"{', '.join(derived.rest[:3])}{and_more(len(derived.rest) - 3)}"
+        beside = f"; not explained by it: {open_}" if derived.rest else ""
+        beside = beside or f"; with it, {derived.unproven} is not the model's" * (derived.unproven != UNTRIED)
+        return [*lines, _STAGE + beside]
+    if not all(part.fitted.certain for part in derived.parts):
+        return [*lines, "not certain: none is named"]
+    return [*lines, f"not certain: with it, {derived.unproven} of a further run is not the model's"]
 
 
 _RANDOM = ("dropout-in-eval", "cached-rng-mismatch")
@@ -248,10 +258,15 @@ _VALUES = (
     "every value is reproduced in a further run on other weights, images and captions; its gradients are not the "
     "derivative of it ({name}): something in it is held constant, or has a backward of its own"
 )
-_PROOF = (
-    "reproduced in a further run on other weights, images and captions: every activation, the loss, and the gradient "
-    "of every parameter along a random direction"
+_STAGE = (
+    "the values of these stages are reproduced in a further run on other weights, images and captions, from what the "
+    "program itself gives them"
 )
+_PROOF = (
+    "reproduced in a further run on other weights, images and captions: every activation{but}, the loss, and the "
+    "gradient of every parameter along a random direction"
+)
+_MIDDLE = " (but those inside of blocks)"
 
 
 def _in_dtype(probe: Probe, like: Probe) -> Probe:

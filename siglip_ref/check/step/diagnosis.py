@@ -84,7 +84,7 @@ def _diagnosed(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verd
     still = {factor: names for factor, names in measured.items() if factor == 0.0}
     found = findings(still, judged.seen) * all(one.id == "unknown" for one in explained) + explained
     if derived is not None and certain and all(one.id == "unknown" for one in found):
-        found = [finding_of(derived, judged.first_wrong)]
+        found = [finding_of([derived], judged.first_wrong)]
     return "FAIL", found, derived
 
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, get_args
 
 from siglip_ref.mistakes.grammar.forms import alone, instead
-from siglip_ref.mistakes.grammar.helpers import KINDS, NORMS, ORDERS
+from siglip_ref.mistakes.grammar.helpers import ACTIVATIONS, HIDDEN, KINDS, NORMS, ORDERS, SHARED, TURNS, WEIGHTS
 
 FREE = "_free_"  # a factor that is not known
 ROWS = "_rows_"  # rows of a table that are not known
@@ -94,6 +94,13 @@ class Scope:
         if tensor and isinstance(statement, ast.Assign) and node is statement.value and not self.backward:
             yield from (f"{cap} * np.tanh(({text}) / {cap})" for cap in _CAPS)
             yield from (f"np.clip({text}, -{cap}, {cap})" for cap in _CAPS)
+        if (
+            isinstance(statement, ast.Assign)
+            and node is statement.value
+            and ast.unparse(statement.targets[0]) == "scores"
+        ):
+            yield from (f"without_keys({text}, {which!r})" for which in HIDDEN)
+            yield from (f"{text} - {FREE} * distances({text})", f"{text} - slopes({text}) * distances({text})")
         if tensor and self.backward and isinstance(node, ast.Name | ast.Call):
             yield f"without({text}, {ROWS})"
         if tensor:
@@ -158,8 +165,16 @@ def _of_kind(node: ast.expr, text: str) -> Iterator[str]:
             fused = ", ".join(ast.unparse(one.args[0]) for one in calls)
             yield from (f"regrouped(({fused}), {ast.unparse(calls[0].args[1])}, {order!r})" for order in ORDERS)
         parts = list(map(ast.unparse, node.elts))
-        if len(calls) == 3:  # queries and keys that are normed
-            yield from (f"({norm}({parts[0]}), {norm}({parts[1]}), {parts[2]})" for norm in NORMS)
+        if len(calls) == 3:  # queries and keys that are normed, in each head or in all, or turned; heads that share
+            query, key, value = parts
+            inner = [ast.unparse(one.args[0]) for one in calls]
+            split = [text.replace(f"({one}, ", "(X, ", 1) for text, one in zip(parts, inner, strict=True)]
+            for norm in (*NORMS, *TURNS):
+                yield f"({norm.replace('X', query)}, {norm.replace('X', key)}, {value})"
+            for norm in NORMS:
+                both = [form.replace("X", norm.replace("X", x)) for form, x in zip(split[:2], inner[:2], strict=True)]
+                yield f"({', '.join(both)}, {value})"
+            yield from (f"({query}, {one}({key}), {one}({value}))" for one in SHARED)
         for i, j in combinations(range(len(parts)), 2):
             order = [*parts]
             order[i], order[j] = parts[j], parts[i]
@@ -230,6 +245,8 @@ def _of_call(node: ast.Call) -> Iterator[str]:
     if name == "weight.sum":  # keys of zeros that are not masked: scores of 0
         yield f"{ast.unparse(node)} + {FREE} * np.exp(-x.max(-1, keepdims=True))"
     rest = ", ".join([*given, *(f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords)])
+    if name in ("ops.gelu.forward", "ops.softmax.forward"):
+        yield from (f"({other}({given[0]}), None)" for other in (WEIGHTS if "softmax" in name else ACTIVATIONS))
     if name.endswith(".forward") and given:
         yield f"({given[0]}, None)"
         turned = ", ".join([f"({given[0]}).swapaxes(-1, -2)", *given[1:]])  # along the other axis

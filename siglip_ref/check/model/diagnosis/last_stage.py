@@ -104,6 +104,8 @@ def _begins_before(judged: Judged, conventions: Conventions, cfg: Config) -> boo
             if pooled in shown:
                 follows = SPECIFICATION.normalize.forward(shown[pooled], kind, eps)[0]
                 astray |= not compare(name, shown[name], follows, judged.judge.of_value[name]).right
+            else:  # then what was pooled is not known
+                astray |= not compare(name, shown[name], exact[name], judged.judge.of_value[name]).right
         found = sigmoid_loss(shown[EMBEDS[0]], shown[EMBEDS[1]], scale.log_scale, scale.bias)
         right = compare("loss", run.loss, found.loss, judge.of_value["loss"]).right
         for name, expected in (("log_scale", found.d_log_scale), ("bias", found.d_bias)):

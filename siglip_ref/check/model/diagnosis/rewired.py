@@ -1,0 +1,80 @@
+"""How else the parts of a block may be put together: norms before, behind or beside, other residuals, halves beside
+each other. Formulas are made of a few parts, not listed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from types import CodeType
+from typing import Any
+
+from siglip_ref.check.model.diagnosis.hypotheses import Whole
+from siglip_ref.ops.elementary import subtree
+from siglip_ref.ops.record import Ops, Pair
+
+_AFTER, _OUT = "x + attn(norm1(x))", "y + mlp(norm2(y))"
+
+
+@cache
+def rewirings(half: str) -> tuple[Whole, ...]:
+    """Of "+attn", "+mlp", or a whole block (""): every other way."""
+    afters = list(_ways("attn", ("x",), "norm1", "norm2", ("", "x", "norm1(x)", "2 * x")))
+    outs = list(_ways("mlp", ("y",), "norm2", "norm1", ("", "y", "norm2(y)", "2 * y")))
+    if half == "+attn":
+        pairs = [(after, _OUT) for after in afters]
+    elif half == "+mlp":  # it is given what came behind attention, and nothing that came before
+        pairs = [(_AFTER, out) for out in outs]
+    else:
+        of_x = _ways("mlp", ("x", "y"), "norm2", "norm1", ("", "x", "y"))
+        pairs = [*((_AFTER, out) for out in of_x), *zip(afters, outs, strict=True)]
+        pairs += [("x + mlp(norm2(x))", "y + attn(norm1(y))"), ("x + mlp(norm1(x))", "y + attn(norm2(y))")]
+    return tuple(_whole(*pair) for pair in pairs if pair != (_AFTER, _OUT))
+
+
+def _ways(part: str, tokens: tuple[str, ...], own: str, other: str, bases: tuple[str, ...]) -> Iterator[str]:
+    """base + norm(part(norm(input))), normed once more: each norm its own, the other half's, or none."""
+    norms = ("", own, other)
+    for inner, given, behind, last, base in product(norms, tokens, norms, norms, bases):
+        branch = _normed(behind, f"{part}({_normed(inner, given)})")
+        yield _normed(last, f"{base} + {branch}" if base else branch)
+
+
+def _normed(norm: str, text: str) -> str:
+    return f"{norm}({text})" if norm else text
+
+
+def _whole(after: str, out: str) -> Whole:
+    now, was = [], []
+    for name, text, right in (("after_attention", after, _AFTER), ("out", out, _OUT)):
+        if text != right:
+            now.append(f"{name} = {_said(text)}")
+            was.append(f"{name} = {_said(right)}")
+    return Whole(" and ".join(now), " and ".join(was), ops=_made(after, out))
+
+
+def _said(text: str) -> str:
+    return text.replace("y", "after_attention")
+
+
+@cache
+def _code(text: str) -> CodeType:
+    return compile(text, "<a block put together otherwise>", "eval")
+
+
+def _made(after: str, out: str) -> Callable[[Ops], Ops]:
+    def forward(x: Any, weights: Any, heads: int, gelu: Any, eps: float, mask: Any, *, ops: Ops) -> Any:
+        def normed(norm: str) -> Callable[[Any], Any]:
+            given = weights[f"{norm}/gamma"], weights[f"{norm}/beta"], eps
+            return lambda z: ops.layer_norm.forward(z, *given)[0]
+
+        names = {
+            "x": x,
+            "norm1": normed("norm1"),
+            "norm2": normed("norm2"),
+            "attn": lambda z: ops.attention.forward(z, z, subtree(weights, "attn"), heads, mask)[0],
+            "mlp": lambda z: ops.mlp.forward(z, subtree(weights, "mlp"), gelu)[0],
+        }
+        names["y"] = eval(_code(after), names)
+        return eval(_code(out), names), names["y"], None
+
+    return lambda ops: replace(ops, block=Pair(forward, ops.block.backward))

@@ -1,0 +1,206 @@
+"""One stage of a tower, as the program computes it: the edits that give its numbers from the program's own input."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from siglip_ref.architecture.conventions import Conventions
+from siglip_ref.architecture.sizes import Config
+from siglip_ref.check.engine.edits import Edits, Fitted, search
+from siglip_ref.check.model.diagnosis.hypotheses import Whole
+from siglip_ref.check.model.placed import Edited, holding, stages_of
+from siglip_ref.check.model.probe import Probe
+from siglip_ref.check.model.stages import prepared, stage_values
+from siglip_ref.mistakes import Reference, reference
+from siglip_ref.mistakes.grammar.switched import Single, edited, made, named, singles
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.model.text import seen_tokens
+from siglip_ref.ops import attention as of_attention
+from siglip_ref.ops import gelu as of_gelu
+from siglip_ref.ops.elementary import Array, subtree
+from siglip_ref.ops.record import Pair
+
+_ROWS = 2  # images or texts on which edits are tried: the first, whose caption is full, and the last, the shortest
+
+_OPS = SPECIFICATION
+_ATTENTION = (_OPS.attention.forward, of_attention._split, of_attention._join, _OPS.softmax.forward)
+_MLP = (_OPS.mlp.forward, _OPS.gelu.forward, of_gelu._tanh_argument, of_gelu._root_two_over_pi)
+_EVERY = (_OPS.layer_norm.forward, _OPS.linear.forward)
+_OF_STAGE = {
+    "+attn": (_OPS.block.forward, *_ATTENTION, *_EVERY),
+    "+mlp": (_OPS.block.forward, *_MLP, *_EVERY),
+    "norm": (_OPS.layer_norm.forward,),
+    "image/stem": (_OPS.patch_embed.forward, _OPS.position.forward, _OPS.linear.forward),
+    "text/stem": (_OPS.token_embed.forward, _OPS.position.forward),
+    "image/pool": (_OPS.encoder.forward, _OPS.map_head.forward, *_ATTENTION, *_MLP, *_EVERY),
+    "text/pool": (_OPS.encoder.forward, _OPS.pool.forward),
+    "head": (_OPS.linear.forward,),
+    "embed": (_OPS.normalize.forward,),
+}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a model was given, and what it showed: each stage's input and output."""
+
+    probe: Probe
+    shown: Mapping[str, Array]
+
+    @cached_property
+    def few(self) -> "Ground":
+        """Two of its images or texts."""
+        rows = _chosen(self.probe.images)
+        grids = None if self.probe.grids is None else self.probe.grids[rows]
+        probe = replace(self.probe, images=self.probe.images[rows], tokens=self.probe.tokens[rows], grids=grids)
+        return Ground(probe, {name: value[_chosen(value)] for name, value in self.shown.items()})
+
+    def without(self, names: Collection[str]) -> "Ground":
+        """As if these were not shown."""
+        return Ground(self.probe, {name: value for name, value in self.shown.items() if name not in names})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is shown, and those before it that are not, through which it is computed."""
+
+    name: str
+    ground: Ground
+    cfg: Config
+    conventions: Conventions
+    whole: bool = False  # whether a block is looked at as one stage
+
+    @property
+    def tower(self) -> str:
+        return self.name.split("/")[0]
+
+    @cached_property
+    def covered(self) -> tuple[str, ...]:
+        """Itself, behind the stages that lead to it unseen."""
+        found = list[str]()
+        for name in stages_of(self.cfg, self.tower):
+            found.append(name)
+            if name == self.name:
+                break
+            if name in self.ground.shown:
+                found = []
+        return tuple(found)
+
+    @cached_property
+    def functions(self) -> tuple[str, ...]:
+        """The specification's functions that it is computed by."""
+        if self.whole and "/block" in self.name:
+            return (named(_OPS.block.forward),)
+        functions = [one for name in self.covered for one in functions_of(name)]
+        return tuple(map(named, dict.fromkeys(functions)))
+
+    def value(self, changes: Sequence[Any], ground: Ground) -> Array:
+        """What it is with changes, from what a program shows before it."""
+        with _program(changes, self.functions) as (spec, change):
+            if change.value is not None:
+                return change.value(ground.shown, ground.probe)
+            probe = ground.probe if change.probe is None else change.probe(ground.probe)
+            given = spec, self.tower, ground.shown, probe, self.cfg, self.conventions, {self.name}
+            return stage_values(*given, through=True)[self.name]
+
+    def search(
+        self, allowed: float, wholes: Sequence[Whole], offers: Sequence[Single] | None = None, pairs: bool = True
+    ) -> Fitted | None:
+        """The changes that give what the program shows.
+
+        Parameters
+        ----------
+        allowed : the relative error of a right program
+        wholes : changes of a whole stage, tried where no single edit fits
+        offers : edits that are tried; None: all of its functions
+        """
+        ground, few, name = self.ground, self.ground.few, self.name
+        known, known_few = ground.shown[name], few.shown[name]
+        spec = edited(self.functions)
+        settings = self.cfg, self.conventions, {name}
+        whole_tower = prepared(spec, self.tower, few.shown, few.probe, *settings, through=True)
+        of_few = self._half(spec, few) or (lambda: whole_tower()[name])
+        of_all = prepared(spec, self.tower, ground.shown, ground.probe, *settings, through=True)
+
+        @contextmanager
+        def program(changes: Edits) -> Iterator[Callable[[bool], Array]]:
+            if any(isinstance(one, Whole) for one in changes):
+                if len(changes) > 1:
+                    raise ValueError("of a whole stage there is one")
+                value = self.value(changes, ground)
+                yield lambda all_rows: value if all_rows else value[_chosen(value)]
+                return
+            with made(changes):
+                yield lambda all_rows: of_all()[name] if all_rows else of_few()
+
+        return search(
+            singles(self.functions) if offers is None else offers,
+            program,
+            lambda value: [off(known_few, value(False), allowed)],
+            lambda value: [off(known, value(True), allowed)],
+            lambda value: value(True),
+            lambda value: np.asarray(known_few - value(False)),
+            pairs=pairs,
+            others=wholes,
+        )
+
+    def _half(self, spec: Reference, ground: Ground) -> Callable[[], Array] | None:
+        """Half a block alone, from what is shown before it: thousands of edits are tried on it."""
+        block, _, half = self.name.rpartition("/")
+        order = stages_of(self.cfg, self.tower)
+        before = ground.shown.get(order[order.index(self.name) - 1]) if "/block" in block else None
+        if before is None or self.whole or self.cfg.naflex:
+            return None
+        of_image = self.tower == "image"
+        tower, c = self.cfg.image if of_image else self.cfg.text, self.conventions
+        gelu, eps = (c.image_gelu, c.image_norm_eps) if of_image else (c.text_gelu, c.text_norm_eps)
+        mask = None if of_image else seen_tokens(ground.probe.tokens, None, c)
+        weights = subtree(ground.probe.params, block)
+        nothing = Pair(lambda x, *given: (0 * x, None), spec.ops.mlp.backward)
+        other: dict[str, Any] = {"mlp" if half == "+attn" else "attention": nothing}
+        ops = replace(spec.ops, **other)
+        return lambda: ops.block.forward(before, weights, tower.heads, gelu, eps, mask)[half == "+attn"]
+
+    def edited(self, changes: Sequence[Any], stages: Sequence[str]) -> tuple[Edited, Whole]:
+        """The changes as they are made in a whole model, in the stages of these names and what leads to them unseen."""
+        places = [name for one in stages for name in replace(self, name=one).covered]
+        if isinstance(changes[0], Whole):
+            one = changes[0]
+            spec = reference()
+            spec = replace(spec, ops=one.ops(spec.ops)) if one.ops else spec
+            return Edited(spec, frozenset(places) if one.ops else frozenset()), one
+        return Edited(holding(edited(self.functions), changes), frozenset(places)), _NOTHING
+
+
+_NOTHING = Whole("", "")
+
+
+@contextmanager
+def _program(changes: Sequence[Any], functions: tuple[str, ...]) -> Iterator[tuple[Reference, Whole]]:
+    if changes and isinstance(changes[0], Whole):
+        spec = reference()
+        yield (replace(spec, ops=changes[0].ops(spec.ops)) if changes[0].ops else spec), changes[0]
+        return
+    with made(changes), np.errstate(all="ignore"):
+        yield edited(functions), _NOTHING
+
+
+def functions_of(stage: str) -> tuple[Callable[..., object], ...]:
+    """The specification's functions of a stage."""
+    return _OF_STAGE.get(stage) or _OF_STAGE.get(stage.split("/")[-1], ())
+
+
+def off(got: Array, expected: Array, allowed: float, usual: float = 0.0) -> float:
+    """The largest deviation in what is allowed; usual : the least size of what is expected."""
+    if np.shape(got) != np.shape(expected):
+        return np.inf
+    top = max(float(np.max(np.abs(expected), initial=0.0)), usual)
+    by = float(np.max(np.abs(np.asarray(got, np.float64) - expected), initial=0.0))
+    return 0.0 if by == 0 else by / (allowed * top) if top else np.inf
+
+
+def _chosen(x: Array) -> list[int]:
+    return [0, len(x) - 1][:_ROWS]
