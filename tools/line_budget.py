@@ -25,7 +25,7 @@ BUDGETS = (
     ("check files", ("check/files",), 1_295),
     ("report, mistakes", ("report", "mistakes"), 2_210),
     ("vectors", ("vectors",), 1_390),
-    ("fast", ("fast",), 3_131),
+    ("fast", ("fast",), 3_163),
     ("checkpoint", ("checkpoint",), 2_079),
     ("use", ("use",), 2_428),
     ("training", ("training",), 2_106),

@@ -26,6 +26,7 @@ from siglip_ref.fast.machine.fit import (
     shapes_of,
 )
 from siglip_ref.fast.machine.pool import parts_for
+from siglip_ref.fast.machine.product import MANY
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.gelu import GeluForm
@@ -96,12 +97,13 @@ def block_with(
     flat, inside, two = (rows, width), (batch, tokens, width), (rows, 2)
     shapes = (two, inside, inside, inside, (batch * heads, tokens, 2), inside, flat, two, (rows, mlp))
     kept = Kept(*[empty(shape, x) for shape in shapes])
-    x_rows, active = as_rows(x), empty((rows, mlp), x)
-    normed, out = empty(flat, x), empty(flat, x)
+    x_rows, out, few = as_rows(x), empty(flat, x), max(1, MANY // tokens)
     with parts_for(rows * width * mlp) as parts:
+        at_once = min(batch, few * parts) * tokens
         forward(
             gemm_address(x.dtype), read[0], x_rows, read[1], seen, heads, root_of(x, heads), eps, FORMS[gelu],
-            NOTHING[x.dtype], tuple(kept), empty((parts, 1, tokens, tokens), x), normed, active, out, parts,
+            NOTHING[x.dtype], tuple(kept), empty((parts, 1, tokens, tokens), x), empty((at_once, width), x),
+            empty((at_once, mlp), x), out, few, parts,
         )  # fmt: skip
     cache = BlockCache(x_rows, w if packed else None, read, seen, heads, FORMS[gelu], eps, kept)
     return out.reshape(inside), kept.after.reshape(inside), cache

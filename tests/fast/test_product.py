@@ -104,6 +104,29 @@ def test_packed_weights_give_the_same_bits(width: int, mlp: int, turned: bool, k
         assert all(np.array_equal(d[name], d_again[name]) for name in ORDER)
 
 
+@pytest.mark.parametrize("tokens", [MANY // 2 - 3, MANY + 5])  # a thread takes two sequences at a time; one
+def test_a_sequence_has_the_same_bits_alone_and_among_others_for_any_threads(tokens: int) -> None:
+    width, mlp, before = 2 * LEAST, 3 * LEAST, numba.get_num_threads()
+    draw = np.random.default_rng(tokens)
+    drawn = [
+        draw.standard_normal(shape).astype(np.float32) for shape in [(width,), (width,), *layer_shapes(width, mlp)]
+    ]
+    x, weights = draw.standard_normal((9, tokens, width)).astype(np.float32), dict(zip(ORDER, drawn, strict=True))
+
+    def block(some: np.ndarray) -> np.ndarray:
+        out, after, cache = OPS.block.forward(some, weights, 2, "tanh", 1e-6, None)
+        return np.stack([out, after, OPS.block.backward(out, cache)[0]])
+
+    whole = block(x)
+    try:
+        numba.set_num_threads(1)
+        assert np.array_equal(block(x), whole)
+    finally:
+        numba.set_num_threads(before)
+    for first, last in ((0, 1), (3, 5), (4, 9), (8, 9)):
+        assert np.array_equal(block(x[first:last]), whole[:, first:last])
+
+
 def test_other_weights_than_the_packed_ones_are_read_as_they_are() -> None:
     width, mlp = 96, 200
     shapes = dict(zip(ORDER, [(width,), (width,), *layer_shapes(width, mlp)], strict=True))

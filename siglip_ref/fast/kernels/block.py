@@ -2,11 +2,13 @@
 
 from typing import Any, NamedTuple
 
+from numba import prange
+
 from siglip_ref.fast.gelu import d_gelu_all, gelu_all
 from siglip_ref.fast.kernels.heads import d_mix, mix
 from siglip_ref.fast.layer_norm import d_norm, norm
 from siglip_ref.fast.linear import affine, d_affine_inputs, d_affine_weights
-from siglip_ref.fast.machine.compile import inner, kernel
+from siglip_ref.fast.machine.compile import COUNT, ONE, inner, kernel
 from siglip_ref.fast.machine.elementary import number
 from siglip_ref.ops.elementary import Array
 
@@ -64,8 +66,8 @@ def d_add_mlp(
     d_norm(d_normed, x, stats, w[0], d_out, keep, d_x, d[0])
 
 
-@kernel()
-def forward(
+@inner(apart=True)
+def steps(
     routine: int, turned: Any, x: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any,
     kept: Any, scores: Any, normed: Any, active: Any, out: Any, parts: int,
 ) -> None:  # fmt: skip
@@ -81,12 +83,51 @@ def forward(
     add_mlp(routine, turned[10:], after, w[10:], eps, form, nothing, stats2, hidden, normed, active, out, parts)
 
 
+@inner(apart=True)
+def _some(
+    routine: int, turned: Any, x: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any,
+    kept: Any, scores: Any, normed: Any, active: Any, out: Any, parts: int, a: int, b: int,
+) -> None:  # fmt: skip
+    """The `steps` of the sequences from `a` to `b`."""
+    stats1, query, key, value, head_stats, mixed, after, stats2, hidden = kept
+    tokens = query.shape[1]
+    top, bottom, rows = a * tokens, b * tokens, (b - a) * tokens
+    of_these = (
+        stats1[top:bottom], query[a:b], key[a:b], value[a:b], head_stats[a * heads : b * heads], mixed[a:b],
+        after[top:bottom], stats2[top:bottom], hidden[top:bottom],
+    )  # fmt: skip
+    steps(routine, turned, x[top:bottom], w, mask[a * heads : b * heads], heads, root, eps, form, nothing, of_these,
+          scores, normed[:rows], active[:rows], out[top:bottom], parts)  # fmt: skip
+
+
+@kernel(parallel=True)
+def forward(
+    routine: int, turned: Any, x: Any, w: Any, mask: Any, heads: int, root: Any, eps: float, form: int, nothing: Any,
+    kept: Any, scores: Any, normed: Any, active: Any, out: Any, few: int, parts: int,
+) -> None:  # fmt: skip
+    """The `steps` for all sequences: each thread takes its own, `few` at a time, so that what passes between the steps
+    stays in the caches; what is left over is done together.
+
+    normed, active : for few * parts sequences
+    """
+    sequences, rows = len(kept[1]), few * kept[1].shape[1]
+    each = sequences // (few * parts) * few
+    for thread in prange(parts):
+        first = thread * rows
+        for a in range(each * thread, each * (thread + 1), few):
+            _some(routine, turned, x, w, mask, heads, root, eps, form, nothing, kept, scores[thread : thread + 1],
+                  normed[first:], active[first:], out, ONE, a, a + few)  # fmt: skip
+    if each * parts < sequences:
+        _some(routine, turned, x, w, mask, heads, root, eps, form, nothing, kept, scores, normed, active, out, parts,
+              COUNT(each * parts), COUNT(sequences))  # fmt: skip
+
+
 @kernel()
 def backward(
     routine: int, turned: Any, d_out: Any, x: Any, w: Any, mask: Any, heads: int, root: Any, form: int, eps: float,
     kept: Any, keep: Any, d: Any, room: Any, d_after: Any, d_x: Any, parts: int,
 ) -> None:  # fmt: skip
-    """Gradients of `forward`; with keep = 1 those of the weights are added to `d`, with keep = 0 only written.
+    """Gradients of `steps`; with keep = 1 those of the weights are added to `d`, with keep = 0 only written.
 
     d : in the order of `w`, but gamma and beta of a norm are one array (threads, 2, C)
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.fast.kernels.block import backward, forward
+from siglip_ref.fast.kernels.block import backward, steps
 from siglip_ref.fast.layer_norm import d_norm, norm
 from siglip_ref.fast.linear import NONE_TURNED
 from siglip_ref.fast.machine.compile import ONE, inner
@@ -81,7 +81,7 @@ def encode(
         rows = x[top:bottom]
         for layer in range(depth):
             w, _ = block(flat, layer * block_size(width, mlp), width, mlp)
-            forward(
+            steps(
                 routine, NONE_TURNED, rows, w, mask[a * heads : b * heads], heads, root, eps, form, nothing,
                 _kept(kept, layer, heads, a, b), scores, normed[:some], active[:some], stream[layer, 1, top:bottom],
                 ONE,
