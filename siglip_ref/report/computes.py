@@ -89,6 +89,8 @@ def formula_in_words(formula: "Formula") -> str:
     if formula.unstable:
         notes.append(f"not finite where {formula.unstable} leaves its range")
     notes += [backward_in_words(rule) for rule in formula.backward]
+    if formula.times.parts != (("1", 1.0),):
+        notes.append(f"{WORDS['numbers']['times']} {expression_in_words(formula.times, formula.linear)}")
     notes += [
         WORDS["wide"][place].format(_power(power)) for place in WORDS["wide"] if (power := getattr(formula, place))
     ]
@@ -164,7 +166,8 @@ def expression_in_words(value: "Number", linear: bool) -> str:
     inner = " + ".join(parts).replace("+ -", "- ") or "0"
     if value.high < np.inf:
         inner = f"min({inner}, {number(value.high)})"
-    return f"max({inner}, {number(value.low)})" if value.low > -np.inf else inner
+    inner = f"max({inner}, {number(value.low)})" if value.low > -np.inf else inner
+    return inner + WORDS["through"].get(value.through, "")
 
 
 def _times(factor: float, name: str) -> str:
@@ -220,6 +223,8 @@ def _rows(rows: "Rows") -> str:
         "as given": "as they are given",
         "unit": "divided by their length",
         "unit + eps": f"divided by their length + {number(rows.eps)}",
+        "unit, root": f"divided by sqrt(length^2 + {number(rows.eps)})",
+        "power": f"divided by their length to the power {number(rows.eps)}",
         "whole matrix": "divided by the length of the whole matrix",
     }[rows.kind]
     words += f", {rows.order}" if rows.order else ""

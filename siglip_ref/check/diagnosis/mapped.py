@@ -38,6 +38,11 @@ def _batch(x: Array) -> tuple[Array, Back]:
     return x - x.mean(0), lambda d: d - d.mean(0)
 
 
+def _columns(x: Array) -> tuple[Array, Back]:
+    length = np.maximum(np.sqrt((x * x).sum(0, keepdims=True)), 1e-12)
+    return x / length, lambda d: d / length - (d * x).sum(0, keepdims=True) / length**3 * x
+
+
 def _first(x: Array, share: int) -> tuple[Array, Back]:
     kept = np.arange(x.shape[-1]) < x.shape[-1] // share
     return np.where(kept, x, 0.0), lambda d: np.where(kept, d, 0.0)
@@ -62,6 +67,7 @@ MAPS: Mapping[str, Callable[[Array], tuple[Array, Back]]] = {
     "rounded to 255 steps of the largest of all": _rounded(lambda x: _of_largest(x, None, 127)),
     "rounded to 15 steps of each row's largest": _rounded(lambda x: _of_largest(x, -1, 7)),
     "replaced by their signs": _rounded(np.sign),
+    "divided by the length of each column": _columns,
     "less each row's mean": lambda x: (x - x.mean(-1, keepdims=True), lambda d: d - d.mean(-1, keepdims=True)),
     "less the mean of all rows": _batch,
     "less each row's mean, divided by its deviation": _norm,

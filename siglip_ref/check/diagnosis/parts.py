@@ -112,6 +112,11 @@ def members() -> Iterator[tuple[str, Member]]:
                     yield _NAMES[relation].format(words), partial(_related, words, relation)
 
 
+def _twice(row: Array, c: int, n: int) -> Array:
+    """Rows that stand in the last whole chunk and in one that ends with the batch."""
+    return (row >= n - c) & (row < n // c * c) & (n >= c) & (n % c > 0)
+
+
 def _of_chunks(c: int) -> Iterator[tuple[str, Member]]:
     """Sets that have to do with chunks of c."""
     yield f"chunks of {c}", lambda i, j, n: i // c == j // c
@@ -124,6 +129,26 @@ def _of_chunks(c: int) -> Iterator[tuple[str, Member]]:
     yield f"texts of whole chunks of {c}, or all", lambda i, j, n: (j < (n // c * c or n)) & (i == i)
     yield f"first {c} images", lambda i, j, n: (i < c) & (j == j)
     yield f"first {c} texts", lambda i, j, n: (j < c) & (i == i)
+    yield (
+        f"images that stand in two of chunks of {c}, the last of which is moved back",
+        lambda i, j, n: _twice(i, c, n) & (j == j),
+    )
+    yield (
+        f"texts that stand in two of chunks of {c}, the last of which is moved back",
+        lambda i, j, n: _twice(j, c, n) & (i == i),
+    )
+    yield f"images that are the last of a whole chunk of {c}", lambda i, j, n: (i % c == c - 1) & (j == j)
+    yield f"texts that are the last of a whole chunk of {c}", lambda i, j, n: (j % c == c - 1) & (i == i)
+    yield f"images that begin a chunk of {c}, but the first", lambda i, j, n: (i % c == 0) & (i > 0) & (j == j)
+    yield f"texts that begin a chunk of {c}, but the first", lambda i, j, n: (j % c == 0) & (j > 0) & (i == i)
+    yield (
+        f"the last image, if it is one more than whole chunks of {c}",
+        lambda i, j, n: (i == n - 1) & (i % c == 0) & (j == j),
+    )
+    yield (
+        f"the last text, if it is one more than whole chunks of {c}",
+        lambda i, j, n: (j == n - 1) & (j % c == 0) & (i == i),
+    )
     for relation in ("earlier", "beside", "images last", "texts last", "next", "before"):
         words = f"chunks of {c}"
         yield _NAMES[relation].format(words), partial(_related, words, relation)

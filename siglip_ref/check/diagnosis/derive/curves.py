@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from siglip_ref.check.diagnosis.derive.fit import Fitted, Residual, best_of, sum
 from siglip_ref.check.diagnosis.derive.formula import IDENTITY, SOFTPLUS
 from siglip_ref.check.diagnosis.derive.instrument import Stretch, Subject
 from siglip_ref.check.diagnosis.derive.sets import simple
-from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, VALUES, Shape
+from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, VALUES, Shape, rises
 from siglip_ref.ops.elementary import Array
 
 Pair = tuple[int, int]
@@ -20,6 +21,7 @@ GRID = np.array([sign * size for size in (0.004, 0.02, 0.06, 0.15, 0.35, 0.7, 0.
 ENOUGH = 1e-9  # of the largest part of a curve; a softplus that is cut at 20 is off by less
 BASES = (4.6, 3.0, 1.0, -1.0, -4.6)  # logarithms of scales, of which the one is taken that bends a curve most
 BASE_BIAS = -1.0
+_STEP = 1e-3  # of an offset
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def function_of(curve: Curve, first: Sequence[PairFunction] = ()) -> PairFunctio
         return None
     rising = float(curve.values @ curve.similarity) > 0
     known = [replace(one, sign=sign) for one in first for sign in (1, -1)]
-    for candidate in [*known, *_candidates()]:
+    # a softplus that is steep enough is a hinge, too
+    bent = list(_signs(PairFunction(Shape("hinge"), 1))) if _has_a_level(curve) else []
+    for candidate in [*known, *bent, *_candidates()]:
         if _monotone(candidate) and (candidate.sign > 0) != rising:
             continue
         for parameters in _starts(candidate):
@@ -117,14 +121,20 @@ def function_of(curve: Curve, first: Sequence[PairFunction] = ()) -> PairFunctio
     return _sum(curve, first)
 
 
+def _has_a_level(curve: Curve) -> bool:
+    """Whether it is flat at one of its ends, and not at the other."""
+    ordered = curve.values[np.argsort(curve.similarity)]
+    return bool((np.ptp(ordered[:3]) <= curve.noise) != (np.ptp(ordered[-3:]) <= curve.noise))
+
+
 def _sum(curve: Curve, first: Sequence[PairFunction]) -> PairFunction | None:
     """A sum of two functions of a logit that is SigLIP's."""
-    for scale in (np.exp(min(curve.s, 50)), curve.s):
+    for upward, scale in product((True, False), (np.exp(min(curve.s, 50)), curve.s)):
         for sign in (1, -1):
             u = sign * (scale * curve.similarity + curve.b)
             near = np.full(len(u), max(curve.enough, 1e-300))
             shape = sum_of(VALUES, u, curve.values, near, np.full_like(u, sign * curve.b))
-            if shape is not None:
+            if shape is not None and rises(shape) == upward:
                 weight = abs(shape.parameters[0])
                 parameters = tuple(simple(p / weight, 1e-6) for p in shape.parameters)
                 one = PairFunction(replace(shape, parameters=parameters), sign, scale=float(scale), offset=curve.b)
@@ -188,7 +198,7 @@ def _fitted(curve: Curve, candidate: PairFunction, start: tuple[float, ...]) -> 
     begin = np.where(log, np.log(np.where(log, start, 1.0)), start) if start else np.zeros(0)
     size = np.exp(curve.s) if abs(curve.s) < 30 else 1.0
     scales = {np.log(max(value, 1e-6)) for value in (size, abs(curve.s), 1 / size, 1.0, 1 / max(abs(curve.s), 1e-6))}
-    starts = [np.array([a, o, *begin]) for a in scales for o in (curve.b, 0.0, np.exp(min(a, 9)) * curve.b, 3.0)]
+    starts = [np.array([a, o, *begin]) for a in scales for o in _offsets(candidate, curve, a)]
     best = _few(residual, starts, curve)
     if best is None or not best.worst <= curve.enough:
         return None
@@ -196,6 +206,12 @@ def _fitted(curve: Curve, candidate: PairFunction, start: tuple[float, ...]) -> 
     weight = _weight(curve, found.gain(curve.similarity), fixed_weight)
     # a weight below zero is the other sign of a function, of which another candidate tells
     return replace(found, weight=weight) if weight > 0 else None
+
+
+def _offsets(candidate: PairFunction, curve: Curve, log_scale: float) -> tuple[float, ...]:
+    """Where a search for an offset begins."""
+    margins = (curve.b + 1, curve.b - 1) if candidate.function.name == "hinge" else ()
+    return (curve.b, *margins, 0.0, float(np.exp(min(log_scale, 9))) * curve.b, 3.0)
 
 
 def _tidy(curve: Curve, one: PairFunction) -> PairFunction:
@@ -258,4 +274,9 @@ def scale_and_offset(curve: Curve, one: PairFunction) -> Fitted | None:
     offsets = {curve.b, 0.0, -curve.b, one.offset, curve.s, further}
     starts = [np.array([a, o]) for a in scales for o in {*offsets, a * curve.b}]
     found = _few(residual, starts, curve)
-    return found if found is not None and found.worst <= curve.enough else None
+    if found is None or not found.worst <= curve.enough:
+        return None
+    moved = [residual(found.parameters + np.array([0.0, step])) for step in (_STEP, -_STEP)]
+    if min(float(np.abs(one).max()) for one in moved) <= curve.enough:  # beside a kink: one side says nothing of it
+        found = replace(found, loose=np.array([found.loose[0], np.inf]))
+    return found

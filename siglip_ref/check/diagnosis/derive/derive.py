@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, product
+
+import numpy as np
 
 from siglip_ref.check.diagnosis.derive.backward import SIZES, backward_of
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
@@ -12,15 +15,14 @@ from siglip_ref.check.diagnosis.derive.instrument import (
     StopDerivingError,
     Subject,
     measure_noise,
-    power_of_width,
     rounding_of_scalars,
-    without_width,
 )
 from siglip_ref.check.diagnosis.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
 from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
-from siglip_ref.check.diagnosis.derive.shapes import EVEN, Number, is_kinked
+from siglip_ref.check.diagnosis.derive.shapes import Number, is_even
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
+from siglip_ref.check.diagnosis.derive.whole import Factor, factor_of, taken_off
 from siglip_ref.check.diagnosis.mapped import mapped
 from siglip_ref.check.diagnosis.shared import HELD
 from siglip_ref.check.diagnosis.slopes import with_slopes
@@ -53,27 +55,30 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     try:
         measure_noise(subject, MAIN, subject.number(subject.given(LOG_SCALE)), BASE_BIAS)
         subject.scalars = rounding_of_scalars(subject)
-        over = power_of_width(subject, BASE_BIAS)
-        inner = without_width(subject, over)
+        inner, factor = taken_off(subject, factor_of(subject, BASE_BIAS))
         formula = replace(value_of(inner), scalars=subject.scalars)
     except StopDerivingError as stop:
-        fresh = [*held_back(subject, right.image_rows.kind != "as given")] if str(stop) != "random" else []
+        fresh = [*held_back(subject, right.image_rows.kind != "as given")] if stop.args[0] != "random" else []
         known = next((way for way in mapped(right) if fresh and not failures(way, fresh, first=True)), None)
         if known is not None:
             return _proven(subject, known, right, [*fresh, *held])
-        return Derived(None, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
+        stopped = (Measured(stop.args[0], words=stop.args[1:]),)
+        return Derived(None, False, measured=stopped, calls=subject.calls, dtype=subject.form)
     raw = right.image_rows.kind != "as given"
     try:
         fresh = [*held_back(subject, raw)]
         whole = backward_of(inner, formula)
-        late = {int(label.split()[3]) for _, label in failures(whole, fresh)} if whole and not over else {0}
+        plain = factor == Factor()
+        late = {int(label.split()[3]) for _, label in failures(whole, fresh)} if whole and plain else {0}
         if late and min(late) > max(SIZES):
             whole = backward_of(inner, formula, sorted(late)) or whole
-        if whole is None or failures(replace(whole, over=over), fresh, first=True):
-            whole = _with_slopes(inner, formula, over, fresh) or whole or _kept(formula, fresh)
-            whole = next((one for one in _held(formula) if not failures(replace(one, over=over), fresh, True)), whole)
+        if whole is None or failures(_times(whole, factor), fresh, first=True):
+            through = (backward_of(inner, one) for one in _through(formula))
+            others = chain(through, _with_slopes(inner, formula), _held(formula), _kept(formula, plain))
+            fit = (one for one in others if one and not failures(_times(one, factor), fresh, first=True))
+            whole = next(fit, whole)
         subject.calls += inner.calls if inner is not subject else 0
-        formula, whole = replace(formula, over=over), whole and replace(whole, over=over)
+        formula, whole = _times(formula, factor), whole and _times(whole, factor)
     except StopDerivingError as stop:
         return Derived(formula, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
     if whole is None:
@@ -88,17 +93,35 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
             again = backward_of(inner, replace(value_of(inner, more), scalars=subject.scalars), more)
         except StopDerivingError:
             return derived
-        again = again and replace(again, over=over)
+        again = again and _times(again, factor)
         found = _proven(subject, again, right, [*fresh, *held]) if again is not None else derived
         return found if found.certain else derived
     return derived
 
 
-def _with_slopes(subject: Subject, formula: Formula, over: float, fresh: Sequence[Held]) -> Formula | None:
-    """The formula with gradients of another function than the value's, if that gives everything."""
+def _times(formula: Formula, factor: Factor) -> Formula:
+    return replace(formula, over=factor.power, times=factor.times)
+
+
+def _through(formula: Formula) -> Iterator[Formula]:
+    """The formula with gradients that know nothing of the limits of its scale or offset, or take them at the limit."""
+    for place, way in product(("scale", "offset"), ("as at it", "as without")):
+        numbers = [getattr(term.logit, place) for term in formula.terms]
+        if any(np.isfinite([one.low, one.high]).any() for one in numbers):
+            logits = (
+                replace(term.logit, **{place: replace(number, through=way)})
+                for term, number in zip(formula.terms, numbers, strict=True)
+            )
+            terms = zip(formula.terms, logits, strict=True)
+            yield replace(formula, terms=tuple(replace(term, logit=logit) for term, logit in terms))
+
+
+def _with_slopes(subject: Subject, formula: Formula) -> Iterator[Formula]:
+    """The formula with gradients of another function than the value's."""
     found = with_slopes(subject, formula)
     whole = backward_of(subject, found) if found else None
-    return None if whole is None or failures(replace(whole, over=over), fresh, first=True) else whole
+    if whole is not None:
+        yield whole
 
 
 def _held(formula: Formula) -> Iterator[Formula]:
@@ -111,10 +134,10 @@ def _held(formula: Formula) -> Iterator[Formula]:
             yield replace(formula, coupled=tuple(parts))
 
 
-def _kept(formula: Formula, fresh: Sequence[Held]) -> Formula | None:
-    """The formula with a backward that reads something in fewer bits, if that gives everything."""
-    ways = (replace(formula, kept=Kept(what, form)) for what in KEPT for form in ("bfloat16", "float16"))
-    return next((way for way in ways if not failures(way, fresh, first=True)), None)
+def _kept(formula: Formula, plain: bool) -> Iterator[Formula]:
+    """The formula with a backward that reads something in fewer bits."""
+    for what, form in product(KEPT if plain else (), ("bfloat16", "float16")):
+        yield replace(formula, kept=Kept(what, form))
 
 
 def _beyond(derived: Derived, held: Sequence[Held]) -> tuple[int, ...]:
@@ -128,8 +151,6 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
     """The formula as one of its readings that everything bears out, without what does not show."""
     for besides in _BESIDES:
         if "ties" in besides and not formula.coupled:
-            continue
-        if "kinks" in besides and not any(is_kinked(one) for t in formula.terms for one in (t.function, t.slope)):
             continue
         meant = [one for one in held if not kinds_of(one) & set(besides)]
         readings = [one for one in _readings(formula, right) if one.equal or "zeros" not in besides]
@@ -155,8 +176,11 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
 
 
 # Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one;
-# where rows are equal that have no direction.
-_BESIDES: tuple[tuple[str, ...], ...] = ((), ("one pair",), ("ties",), ("one pair", "ties"), ("kinks",), ("zeros",))
+# where rows are equal that have no direction; where the loss is no number.
+_BESIDES: tuple[tuple[str, ...], ...] = (
+    (), ("one pair",), ("ties",), ("one pair", "ties"), ("kinks",), ("zeros",), ("not finite",),
+    ("kinks", "not finite"), ("ties", "not finite"), ("one pair", "ties", "not finite"),
+)  # fmt: skip
 
 
 def _readings(formula: Formula, right: Formula) -> list[Formula]:
@@ -175,6 +199,7 @@ def _readings(formula: Formula, right: Formula) -> list[Formula]:
             back = {side: replace(getattr(formula, side), undivided=True) for side in sides}
             found += [replace(formula, **back)]
             found += [replace(formula, **{side: replace(rows, detached=True) for side, rows in back.items()})]
+    found += _through(formula)
     if {term.function.name for term in formula.terms} == {"softplus"}:
         found += [replace(formula, unstable=of) for of in LIMITS["float64"]]
     return found
@@ -197,7 +222,7 @@ def _equivalents(formula: Formula) -> list[Formula]:
     )
     both = [formula]
     [term, *more] = formula.terms or (None,)
-    if term and not more and term.function.name in EVEN and len(term.weights) == 1 and term.weights[0][0] == Where():
+    if term and not more and is_even(term.function) and len(term.weights) == 1 and term.weights[0][0] == Where():
         form = term.weights[0][1]
         apart = ((DIAGONAL, -1), (OTHERS, 1))  # an even function has the same of both labels
         both.append(replace(formula, terms=tuple(replace(term, weights=((w, form),), sign=s) for w, s in apart)))

@@ -224,7 +224,7 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
         of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
         plain = replace(formula, unstable="")
         yield Difference("unstable", "both", formula.unstable, "", of_exp), plain
-    for place in ("width", "over"):
+    for place in ("width", "over", "times"):
         if getattr(formula, place) != getattr(right, place):
             plain = replace(formula, **{place: getattr(right, place)})
             yield Difference(place, "both", getattr(formula, place), getattr(right, place)), plain

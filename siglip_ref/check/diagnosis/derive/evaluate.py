@@ -9,7 +9,7 @@ import numpy as np
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, Rows
-from siglip_ref.check.diagnosis.derive.rows import ORDERS, in_format, kept_of, rows_of
+from siglip_ref.check.diagnosis.derive.rows import DIVISORS, ORDERS, in_format, kept_of, rows_of
 from siglip_ref.check.diagnosis.derive.sets import total
 from siglip_ref.check.diagnosis.derive.shapes import of_number
 from siglip_ref.ops.elementary import Array
@@ -52,6 +52,7 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
     (u, back_x), (v, back_y) = rows_of(formula.image_rows, x), rows_of(formula.text_rows, y)
     equal = _equal(formula.equal, x, y)
     wide, over = (float(x.shape[1]) ** power for power in (formula.width, formula.over))
+    over, more = over * formula.times(s, b, len(x)), over * formula.times.slopes(s, b, len(x))[0]
     u = u * wide
     parts = of_similarity(formula, u @ v.T, s, b, equal)
     if formula.kept:
@@ -66,28 +67,41 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
     d_x, d_y = _changed(formula, d_x, d_y, x, y)
     room = parts.slope_magnitude
     top_u, top_v = (np.abs(rows).max(initial=0.0) for rows in (u, v))
-    lengths = [_grown(rows, given) for rows, given in ((u, x), (v, y))]
+    sides = (formula.image_rows, u, x), (formula.text_rows, v, y)
+    lengths = [_grown(rows, given, bool(side.mapped)) for side, rows, given in sides]
     big_x = np.broadcast_to((room @ np.full(v.shape, top_v)) * lengths[0], d_x.shape)
     big_y = np.broadcast_to((room.T @ np.full(u.shape, top_u)) * lengths[1], d_y.shape)
     # slopes have the scale in them, and similarities are at most about 1 where rows are unit
     scalars = float(room.sum()) + abs(parts.of_scale), float(room.sum()) + abs(parts.of_bias)
     sizes = (parts.magnitude, big_x, big_y, *scalars)
     found, room = (
-        LossAndGrads(*(over * np.asarray(one) for one in all)) for all in ((parts.value, d_x, d_y, d_s, d_b), sizes)
+        LossAndGrads(*(factor * np.asarray(one) for one in all))
+        for factor, all in ((over, (parts.value, d_x, d_y, d_s, d_b)), (abs(over), sizes))
     )
+    if more:
+        found = found._replace(d_log_scale=found.d_log_scale + more * parts.value)
+        room = room._replace(d_log_scale=room.d_log_scale + abs(more) * parts.magnitude)
     return found, room
 
 
-def _grown(rows: Array, given: Array) -> Array:
-    """By how much each row was stretched."""
+def _grown(rows: Array, given: Array, mapped: bool) -> Array:
+    """By how much each row was stretched; mapped: its numbers, each by another factor."""
     with np.errstate(all="ignore"):
         factor = np.sqrt((rows * rows).sum(-1) / (given * given).sum(-1))
+        factor = np.maximum(factor, np.nanmax(np.abs(rows / given), -1)) if mapped else factor
     return np.where(np.isfinite(factor), factor, 1.0)[:, None]
 
 
 def stretched_by(rows: Sequence[Rows], pairs: int, width: float = 0.0) -> float:
     """By what the product of two unit rows of the instrument is divided."""
-    divided = float(np.prod([np.sqrt(pairs) if one.kind == "whole matrix" else 1 + one.eps for one in rows]))
+    divided = float(
+        np.prod(
+            [
+                DIVISORS[one.kind](np.sqrt(pairs) if one.kind == "whole matrix" else np.ones(()), one.eps)[0]
+                for one in rows
+            ]
+        )
+    )
     return divided * float((2.0 * pairs) ** -width)
 
 
@@ -246,7 +260,7 @@ def _embeddings(formula: Formula, slopes: Array, u: Array, v: Array, s: float, b
         elif rule.tensor in EMBEDS and rule.kind == "transposed":
             seen[rule.tensor] = seen[rule.tensor].T
         elif rule.tensor in EMBEDS and rule.kind == "none":
-            seen[rule.tensor] = 0 * seen[rule.tensor]
+            seen[rule.tensor] = np.zeros_like(slopes)
     return seen["image_embed"] @ v, seen["text_embed"].T @ u
 
 

@@ -179,17 +179,22 @@ def _single(name: str, column: Array, values: Array, loose: Array) -> Number | N
             return Number(((name, _simple(factor, column, loose)),))
         if right.sum() < 3 or right.sum() < 0.25 * len(values):
             continue
-        rest, spread = values[~right], loose[~right]
-        limit = float(rest[np.argmin(spread)])
-        if (np.abs(rest - limit) > spread).any():
-            continue
-        if abs(limit) <= 1e-9 * np.abs(plain).max():
-            limit = 0.0
-        limit = simple(limit, max(float(spread.min()) / max(abs(limit), 1e-300), 1e-9))
-        for low, high in ((-np.inf, limit), (limit, np.inf)):
-            if (np.abs(np.clip(plain, low, high) - values) <= loose).all():
-                return Number(((name, _simple(factor, column[right], loose[right])),), low, high)
+        low, high = (
+            _limit(values[there], loose[there]) for there in (~right & (plain < values), ~right & (plain > values))
+        )
+        low, high = -np.inf if low is None else low, np.inf if high is None else high
+        inside = right & (values > low + loose) & (values < high - loose)  # a constant is no clamp
+        if inside.sum() >= 3 and (np.abs(np.clip(plain, low, high) - values) <= loose).all():
+            return Number(((name, _simple(factor, column[right], loose[right])),), low, high)
     return None
+
+
+def _limit(values: Array, loose: Array) -> float | None:
+    """The one number that all of these are; None of none."""
+    if not len(values):
+        return None
+    limit, near = float(values[np.argmin(loose)]), float(loose.min())
+    return simple(limit, max(near / abs(limit), 1e-9)) if abs(limit) > near else 0.0
 
 
 def _typical(column: Array, values: Array) -> list[float]:

@@ -17,7 +17,8 @@ BOTH = Shape("softplus + linear", (0.5,))
 @dataclass(frozen=True)
 class Rows:
     """What becomes of one side's rows. kind: "as given", "unit", "unit + eps" (divided by their length + eps), or
-    "whole matrix" (divided by the length of all); detached: the length is held constant in the backward; order: which
+    "unit, root" (by the root of its square + eps), "power" (by its power eps), "whole matrix" (by the length of all);
+    detached: the length is held constant in the backward; order: which
     rows stand where, of `siglip_ref.check.diagnosis.derive.evaluate.ORDERS`; undivided: its gradient is not divided by
     the length; mapped: what becomes of them before that, of `mapped.MAPS`; cut: with no gradient through it."""
 
@@ -99,7 +100,8 @@ class Formula:
     """A loss. linear: it is given the scale itself; equal: "texts" if pairs with equal texts count as positives, or not
     at all (left_out); unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond
     a range; scalars: the format to which scale and bias are rounded, as they come in; width, over: powers of the
-    embeddings' width, by which similarities and the whole loss are multiplied."""
+    embeddings' width, by which similarities and the whole loss are multiplied; times: what else that is multiplied by,
+    a function of the scale."""
 
     terms: tuple[Term, ...]
     coupled: tuple[Coupled, ...] = ()
@@ -115,6 +117,7 @@ class Formula:
     scalars: str = ""
     width: float = 0.0
     over: float = 0.0
+    times: Number = ONE
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Difference:
 
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
-        "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers);
+        "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers), "times" (Number);
         of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
     got, right : values of the formula

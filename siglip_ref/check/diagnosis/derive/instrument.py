@@ -6,7 +6,7 @@ divided by the text's private component. One rotation of all rows, so that one-h
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -165,21 +165,3 @@ def measure_noise(subject: Subject, pairs: int, s: float, b: float) -> None:
         raise StopDerivingError("not a function of similarities")
     least = 4e-16 if subject.form == "float64" else 1.2e-7
     subject.noise = max(2 * spread, least)
-
-
-def power_of_width(subject: Subject, b: float) -> float:
-    """The power of the rows' width that the whole loss has: where all similarities are 0, and rows twice as wide."""
-    similarity, s = np.zeros((4, 4)), subject.number(subject.given(1.0))
-    plain, width = subject.value(similarity, s, b), -(-8 // subject.dim) * subject.dim
-    found = np.log2(replace(subject, dim=2 * width).value(similarity, s, b) / plain) if plain else 0.0
-    return next((power for power in (-1.0, -0.5, 0.5, 1.0) if abs(found - power) < 1e-6), 0.0)
-
-
-def without_width(subject: Subject, power: float) -> Subject:
-    """The loss with that power taken off."""
-
-    def call(x: Array, y: Array, s: float, b: float) -> LossAndGrads:
-        factor = float(x.shape[1]) ** -power
-        return LossAndGrads(*(one if one is None else factor * np.asarray(one) for one in subject.call(x, y, s, b)))
-
-    return replace(subject, call=call) if power else subject

@@ -65,7 +65,7 @@ def held_back(subject: Subject, raw: bool, seed: int = 0) -> Iterator[Held]:
 
 def kinds_of(one: Held) -> set[str]:
     """What is special about inputs: one pair; ties, rows that are equal, so that logits are; logits of 0, a kink;
-    several rows of zeros."""
+    several rows of zeros; a loss that is not finite."""
     rows = (one.image_embed, one.text_embed)
     found = {"one pair"} if len(one.image_embed) == 1 else set()
     if any(len(np.unique(side, axis=0)) < len(side) for side in rows) or not np.any(rows[0] @ rows[1].T):
@@ -74,6 +74,8 @@ def kinds_of(one: Held) -> set[str]:
         found.add("kinks")
     if any((~side.any(-1)).sum() > 1 for side in rows):
         found.add("zeros")
+    if not np.isfinite(one.found.loss).all():
+        found.add("not finite")
     return found
 
 

@@ -18,6 +18,14 @@ def _same(d: Array) -> Array:
     return d
 
 
+# By what rows of a length are divided, and its slope by the length.
+DIVISORS: dict[str, Callable[[Array, float], tuple[Array, Array]]] = {
+    **dict.fromkeys(("unit", "unit + eps", "whole matrix"), lambda r, eps: (r + eps, np.ones_like(r))),
+    "unit, root": lambda r, eps: (np.sqrt(r * r + eps), r / np.sqrt(r * r + eps)),
+    "power": lambda r, power: (r**power, power * r ** (power - 1)),
+}
+DIVISORS["as given"] = lambda r, eps: (np.ones_like(r), np.zeros_like(r))
+
 # Which row stands at each place.
 ORDERS: dict[str, Callable[[int], Array]] = {
     "the last is the one before": lambda n: np.r_[np.arange(n - 1), max(n - 2, 0)],
@@ -51,14 +59,14 @@ def rows_of(rows: Rows, x: Array) -> tuple[Array, Back]:
         return x, _same
     axis: Any = None if rows.kind == "whole matrix" else -1
     length = np.sqrt((x * x).sum(axis, keepdims=True))
-    divisor = length + rows.eps
+    divisor, grows = DIVISORS[rows.kind](length, rows.eps)
 
     def back(d: Array) -> Array:
         if rows.undivided:
             return d if rows.detached else d - (d * x).sum(axis, keepdims=True) / length**2 * x
         if rows.detached:
             return d / divisor
-        return d / divisor - (d * x).sum(axis, keepdims=True) / divisor**2 * x / length
+        return d / divisor - grows * (d * x).sum(axis, keepdims=True) / divisor**2 * x / length
 
     return x / divisor, back
 

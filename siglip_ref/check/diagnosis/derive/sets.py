@@ -335,11 +335,27 @@ def _rules(matrices: Mapping[int, Array], parts: Sequence[Where], near: float) -
                 value = float(np.median(inside))
                 values[n] = 0.0 if abs(value) <= near * top else value
         form = form_of(values, max(near, 1e-9) * 10) if values else OfPairs(0.0)
-        if form is None:
+        forms = (form,) if form is not None else _of_two(values, max(near, 1e-9) * 10)
+        if not forms:
             return None
-        if form.factor != 0:
-            rules.append((part, form))
+        rules += [(part, one) for one in forms if one.factor != 0]
     return joined(rules)
+
+
+_TWO = ((-1.0, -2.0), (0.0, -1.0), (0.0, -2.0), (-1.0, 1.0))
+
+
+def _of_two(values: Mapping[int, float], near: float) -> tuple[OfPairs, ...]:
+    """A sum of two powers of B; nothing where none of these is it."""
+    sizes, wanted = np.array([*values], np.float64), np.array([*values.values()])
+    for powers in _TWO if len(values) > 3 else ():
+        bases = np.stack([sizes**power for power in powers], -1)
+        factors = (
+            np.linalg.lstsq(bases / wanted[:, None], np.ones(len(wanted)), rcond=None)[0] if wanted.all() else None
+        )
+        if factors is not None and np.abs(bases @ factors / wanted - 1).max() <= near:
+            return tuple(OfPairs(simple(float(f), 1e-5), power) for f, power in zip(factors, powers, strict=True))
+    return ()
 
 
 def joined(rules: Sequence[Rule]) -> tuple[Rule, ...]:

@@ -1,5 +1,6 @@
 """Functions of one number that a loss is made of, with their slopes: of a pair's logit, of a similarity, of a logit."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -128,6 +129,12 @@ FUNCTIONS: dict[str, tuple[Of, Of]] = {
     "distance": (_far, lambda x: -1 / np.maximum(_far(x), 1e-300)),
 }
 
+
+def _normal(u: Array) -> Array:
+    """The share of a normal distribution below u."""
+    return 0.5 * np.vectorize(math.erfc, otypes=[float])(-u / np.sqrt(2))
+
+
 # Of which sums are made: by how they are written, with their slopes.
 AND = " & "
 SUMMANDS: dict[str, tuple[Of, Of]] = {
@@ -149,10 +156,25 @@ SUMMANDS: dict[str, tuple[Of, Of]] = {
     "({u}) sigmoid({u})": (lambda u: u * sigmoid(u), lambda u: sigmoid(u) * (1 + u * sigmoid(-u))),
     "({u})^2": (lambda u: u * u, lambda u: 2 * u),
     "max(0, {u})": (lambda u: np.maximum(u, 0), lambda u: np.where(u > 0, 1.0, 0.0)),
+    "min(0, {u})": (lambda u: np.minimum(u, 0), lambda u: np.where(u < 0, 1.0, 0.0)),
+    "elu({u})": (lambda u: np.where(u > 0, u, np.expm1(np.minimum(u, 0))), lambda u: np.exp(np.minimum(u, 0))),
+    "gelu({u})": (lambda u: u * _normal(u), lambda u: _normal(u) + u * np.exp(-u * u / 2) / np.sqrt(2 * np.pi)),
+    "huber(max(0, {u}))": (
+        lambda u: np.where(u > 1, u - 0.5, np.maximum(u, 0) ** 2 / 2),
+        lambda u: np.clip(u, 0, 1),
+    ),
     "|{u}|": (np.abs, np.sign),
     "exp({u})": (np.exp, np.exp),
     "tanh({u})": (np.tanh, lambda u: 1 - np.tanh(u) ** 2),
     "log(1 + exp(-|{u}|))": (lambda u: softplus(-np.abs(u)), lambda u: -np.sign(u) * sigmoid(-np.abs(u))),
+    **{  # in powers of another base than e
+        form.format(words): (
+            lambda u, k=k, a=a: softplus(k * (-np.abs(u) if a else u)),
+            lambda u, k=k, a=a: k * (-np.sign(u) if a else 1) * sigmoid(k * (-np.abs(u) if a else u)),
+        )
+        for words, k in (("2^", np.log(2)), ("10^", np.log(10)), ("exp 2", 2.0), ("exp 1/2 ", 0.5))
+        for form, a in (("log(1 + {}-|{{u}}|)", True), ("log(1 + {}({{u}}))", False))
+    },
     "sqrt(sigmoid({u}))": (lambda u: np.sqrt(sigmoid(u)), lambda u: np.sqrt(sigmoid(u)) * sigmoid(-u) / 2),
 }
 
@@ -210,25 +232,21 @@ SLOPES: dict[str, Of] = {f"slope of {name}": FUNCTIONS[name][1] for name in PAIR
     "sigmoid above one half": lambda u: np.where(u > 0, sigmoid(u), 0.0),
     "loss": softplus,
 }
-# Whose slope at 0 is a matter of choice.
-KINKED = (
-    "shifted probability",
-    "focal of the shifted probability",
-    "softplus + hinge",
-    "softplus of the size",
-    "hinge",
-    "hinge squared",
-    "absolute",
-)
-_KINKS = ("[{u}", "|{u}|", "max(")
 
 
-def is_kinked(shape: Shape | None) -> bool:
-    """Whether its slope at 0, or that which gradients take for it, is a matter of choice."""
-    return shape is not None and (shape.name in KINKED or any(kink in shape.name for kink in _KINKS))
+_SOME = np.array([0.3, 1.1, 2.7, 6.0])
 
 
-EVEN = ("softplus of the size", "square", "absolute")
+def is_even(shape: Shape) -> bool:
+    """Whether it is the same of -u."""
+    return bool(np.allclose(shape(_SOME), shape(-_SOME), rtol=1e-12))
+
+
+def rises(shape: Shape) -> bool:
+    """Whether it is higher far up than far down: so that it stands for what a pair is wrong by."""
+    return bool(shape(_SOME)[-1] >= shape(-_SOME)[-1])
+
+
 SIMILARITY = ("identity", "square", "absolute", "angle", "cube", "hinge", "distance")
 
 # Where a search for parameters begins.
@@ -313,6 +331,9 @@ def of_number(name: str, which: int, s: float, b: float, pairs: int) -> float:
 class Number:
     """A number made of scale, bias and B: a sum of multiples of the functions above, kept within two limits.
 
+    through : what its gradient is beyond a limit: none (""), that of the number without limits ("as without"), that at
+        the limit ("as at it"); or that it is a constant of the backward ("held")
+
     >>> Number((("exp(s)", 1.0),), high=100.0)(7.0, -3.0, 4)
     100.0
     """
@@ -320,6 +341,7 @@ class Number:
     parts: tuple[tuple[str, float], ...] = ()
     low: float = -np.inf
     high: float = np.inf
+    through: str = ""
 
     def __call__(self, s: float, b: float, pairs: int) -> float:
         """Its value."""
@@ -329,8 +351,12 @@ class Number:
     def slopes(self, s: float, b: float, pairs: int) -> tuple[float, float]:
         """By the scale that is given, and by the bias."""
         with np.errstate(all="ignore"):
-            inside = self.low <= self._sum(0, s, b, pairs) <= self.high
-            return (self._sum(1, s, b, pairs), self._sum(2, s, b, pairs)) if inside else (0.0, 0.0)
+            inner = self._sum(0, s, b, pairs)
+            if self.through == "held" or not (self.low <= inner <= self.high or self.through):
+                return 0.0, 0.0
+            grows = self.through == "as at it" and all(name.startswith("exp") for name, _ in self.parts)
+            times = self(s, b, pairs) / inner if grows and inner else 1.0  # of an exponential, which is its own slope
+            return times * self._sum(1, s, b, pairs), times * self._sum(2, s, b, pairs)
 
     def _sum(self, which: int, s: float, b: float, pairs: int) -> float:
         return float(sum(factor * of_number(name, which, s, b, pairs) for name, factor in self.parts))

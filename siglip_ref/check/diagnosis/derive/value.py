@@ -109,6 +109,10 @@ def _summed(subject: Subject, kinds: Sequence[Kind], s: float, b: float, moved: 
 def _apart(kinds: list[Kind]) -> list[Kind]:
     """Where a kind is plain, another of the same logit, softplus(u) - e u, is both labels', 1 - e and e times."""
     plain = next((kind for kind in kinds if kind.function.function == SOFTPLUS), None)
+    smoothed = [kind for kind in kinds if kind.function.function.name == "softplus + linear"]
+    if plain is None and smoothed == kinds and len({kind.logit for kind in kinds}) == 1:
+        plain = replace(kinds[0], function=replace(kinds[0].function, function=SOFTPLUS))
+        return [plain, replace(plain, function=replace(plain.function, sign=-plain.function.sign))]
     both = [k for k in kinds if plain and k.function.function.name == "softplus + linear" and k.logit == plain.logit]
     if plain is None or not both:
         return kinds

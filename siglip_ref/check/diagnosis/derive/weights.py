@@ -39,7 +39,8 @@ _FEWEST = 8  # of those settings, at which a curve must tell scale and offset
 SETTINGS = (
     *((log_scale, -1.25) for log_scale in (-0.6, 0.3, 1.0, 1.6, 2.0, 3.0, 4.0, 4.65, 5.0, 5.5, 6.5)),
     *((2.0, bias) for bias in (-12.0, -5.0, -2.5, -0.7, 0.4, 1.5, 3.0, 8.0)),
-    (1.0, 2.0), (0.3, -3.0), (2.5, -4.0), (0.5, 0.2), (1.0, -0.2), (2.0, 0.1), (3.0, -0.1), (3.0, 0.0), (-0.3, 1.0),
+    (2.0, 14.0), (1.0, 2.0), (0.3, -3.0), (2.5, -4.0), (0.5, 0.2), (1.0, -0.2), (2.0, 0.1), (3.0, -0.1), (3.0, 0.0),
+    (-0.3, 1.0),
 )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def kind_of(subject: Subject, pair: Pair, pairs: int = MAIN, known: Sequence[Kin
         offsets.append(Entry(curve.s, curve.b, pairs, o, loose_o))
     for other in _OTHER:
         for found in _at_other_size(subject, function, pair, other):
-            scales.append(_by(found[0], factor))
+            scales.append(_by(found[0], stretched_by(rows, other)))
             offsets.append(found[1])
     if len(scales) < _FEWEST:
         raise StopDerivingError("scale")
@@ -222,6 +223,11 @@ def _side(
     eps = (2 * double - 2) / (2 - double) if double != 2 else np.nan
     if eps > 0 and abs(half - 0.5 * (1 + eps) / (0.5 + eps)) < 10 * near:
         return Rows("unit + eps", simple(eps, 100 * near / eps if near > 1e-5 else 1e-5))
+    root = 4 * (double**2 - 1) / (4 - double**2) if abs(double) < 2 else np.nan
+    if root > 0 and abs(half - 0.5 * np.sqrt((1 + root) / (0.25 + root))) < 10 * near:
+        return Rows("unit, root", simple(root, 100 * near / root if near > 1e-5 else 1e-5))
+    if double > 0 and half > 0 and abs(double * half - 1) < near:
+        return Rows("power", simple(1 - float(np.log2(double)), 10 * near))
     return None
 
 
