@@ -13,6 +13,7 @@ _TOGETHER = {
 _WEIGHTS = {"pairs": "weights[i, j] ", "rows": "weights[i] ", "columns": "weights[j] "}
 _MATCH = {
     "own": "pairs that stand side by side belong together, and no others",
+    "left out": "other pairs that belong together are left out of the sum: they count neither so nor as others",
     "opposite": "pairs that belong together are taken for the others, and the others for them",
     "one after another": "text j belongs to image j mod B: the captions of an image stand one batch after the other",
 }

@@ -9,7 +9,8 @@ from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Group, Odd, Weights, describe, listed, odd_groups
 
 Kind = Literal[
-    "rounded", "earlier", "matching", "logit", "unequal", "instead", "factor", "missing", "repeated", "weighed",
+    "rounded", "earlier", "undivided", "matching", "logit", "unequal", "instead", "factor", "missing", "repeated",
+    "weighed",
     "matches", "unmatched", "own again", "left out", "zeros", "due", "stays", "shifted", "elsewhere",
 ]  # fmt: skip
 DUE = "; its gradient went to the rank whose rows were due"

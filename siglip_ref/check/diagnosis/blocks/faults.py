@@ -68,6 +68,8 @@ def way_in_words(way: Way) -> str:
         return f"{way.of} are rounded to {way.form} on their way to the product"
     if way.kind == "earlier":
         return f"{way.of} are those of the call before, of the same shape"
+    if way.kind == "undivided":
+        return f"{way.of} come to the product undivided by their length, or divided by one that is held constant"
     if way.kind == "logit":
         return f"in {way.of} a logit is {way.form}"
     if way.kind == "matching":

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.blocks.ways import EXACT, Way, counts_of, line_of, matches_of, rows_of
+from siglip_ref.check.diagnosis.blocks.ways import EXACT, Way, counts_of, is_undivided, line_of, matches_of, rows_of
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
 from siglip_ref.check.engine.expected.convention import Convention, Unit
 from siglip_ref.check.engine.expected.probes import Probe
@@ -104,7 +104,8 @@ class Call:
 
     def share(self, side: int, holder: int, part: Part) -> Array:
         """What a part gives to one side, as it would be in the rows of a rank."""
-        return self.back[side][holder](self.parts[part].rows[side])
+        rows = self.parts[part].rows[side]
+        return rows if is_undivided(self.way, side, part.images != part.texts) else self.back[side][holder](rows)
 
 
 def calls_of(seen: Sequence[Seen], contexts: Mapping[str, Context]) -> list[Call]:

@@ -17,12 +17,13 @@ _STEP = 1e-30  # into the imaginary: a derivative without a difference
 class Way(NamedTuple):
     """kind: of what; of: of which rows, blocks or order; form: a format, or a key of the tables below."""
 
-    kind: Literal["", "rounded", "earlier", "matching", "logit", "unequal"] = ""
+    kind: Literal["", "rounded", "earlier", "undivided", "matching", "logit", "unequal"] = ""
     of: str = ""
     form: str = ""
 
 
 EXACT = Way()
+_OF_ROWS: tuple[Literal["earlier", "undivided"], ...] = ("earlier", "undivided")
 SENT = ("texts of other ranks", "texts", "images of other ranks", "images", "images and texts")
 
 
@@ -32,6 +33,12 @@ def rows_of(way: Way, now: tuple[Array, Array], before: tuple[Array, Array], rem
         return now
     others = before if way.kind == "earlier" else [round_to(rows, FORMATS[way.form]) for rows in now]
     return others[0] if "images" in way.of else now[0], others[1] if "texts" in way.of else now[1]
+
+
+def is_undivided(way: Way, side: int, remote: bool) -> bool:
+    """Whether a gradient of unit rows comes back as it is, as of rows that nothing divided."""
+    named = ("images", "texts")[side] in way.of and ("other ranks" not in way.of or remote)
+    return way.kind == "undivided" and named
 
 
 # --- logits
@@ -184,7 +191,7 @@ def ways(unequal: bool) -> Iterator[Way]:
         yield from (Way("unequal", "", form) for form in UNEQUAL)
         return
     yield from (Way("rounded", of, form) for of, form in product(SENT, ("bfloat16", "float16")))
-    yield from (Way("earlier", of) for of in SENT)
+    yield from (Way(kind, of) for kind, of in product(_OF_ROWS, SENT))
     yield from (Way("logit", of, form) for form, of in product(LOGITS, WHERE) if form)
     known = set[bytes]()
     for of, form in product(ORDERS, COLUMNS):
