@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.step.combined import _program
-from siglip_ref.check.step.forms import ADAMW, BIG_VISION
+from siglip_ref.check.step.forms import program
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.model.optim import State, adamw_step, cosine
 
@@ -41,7 +40,8 @@ def stepping(rule, edits=(), times=None, state=lambda k, state: state, still=())
 
 
 CASES = [
-    (RULE, stepping(RULE, state=lambda k, s: s._replace(steps=0) if k == 2 else s), {}, "count of steps that begins"),
+    (RULE, stepping(RULE, state=lambda k, s: s._replace(steps=0) if k == 2 else s), {}, 
+     "count begins anew, at step 3"),
     (RULE, stepping(RULE, times=from_the_start), {"schedule": schedule}, "0, 0.933, 0.75 as the schedule's factors"),
     (RULE, stepping(RULE, still=("log_scale", "bias")), {}, "log_scale, bias without gradients"),
     (FROZEN, stepping(FROZEN, [("norm(kept) + eps", "norm(grads) + eps"), ("for name, g in kept.items()}",
@@ -59,10 +59,66 @@ def test_what_differs_is_told(rule, update, given, said):
     assert [one.id for one in report.findings] == ["derived"] and said in report.findings[0].evidence
 
 
-@pytest.mark.parametrize("places", [ADAMW, BIG_VISION])
-def test_no_form_is_taken_unasked(places):
-    spec, forms = _program(places)
+def accumulating(rule, these):
+    """An update whose gradients are not zeroed in these tensors."""
+    inner, left = stepping(rule), {}
+
+    def update(params, grads, held):
+        grads = {n: g + left.get(n, 0 * g) if these(n) else g for n, g in grads.items()}
+        left.update({n: np.array(g) for n, g in grads.items()})
+        return inner(params, grads, held)
+
+    return update
+
+
+def swapped(k, state):
+    """At the third step the last norm's two tensors have each other's moments."""
+    if k != 2:
+        return state
+    named = {"image/norm/gamma": "image/norm/beta", "image/norm/beta": "image/norm/gamma"}
+    kinds = ("first", "second")
+    return State(state.steps, dict(state.slots) | {
+        f"{kind}/{n}": state.slots[f"{kind}/{m}"] for kind in kinds for n, m in named.items()})  # fmt: skip
+
+
+LOOSE = replace(RULE, max_norm=None)
+NEW = {
+    "some tensors at one step": (
+        LOOSE, stepping(LOOSE, state=lambda k, s: s._replace(slots={
+            n: 0 * v if k == 1 and n.startswith("second/text/") else v for n, v in s.slots.items()})),
+        "second moments of earlier steps reset to zero in the text tower (16 of 45 tensors), at step 2 alone",
+    ),
+    "gradients that add up in a group": (
+        LOOSE, accumulating(LOOSE, lambda n: n.endswith("/kernel")), "add up over the steps in all kernels",
+    ),
+    "moments kept behind their correction": (
+        LOOSE, stepping(LOOSE, [("= first, second", "= first / (1 - _power(beta1, steps)), second")]),
+        "first moments kept behind their bias correction",
+    ),
+    "moments of other tensors": (
+        LOOSE, stepping(LOOSE, state=swapped), "image/norm/gamma has those of image/norm/beta",
+    ),
+    "two, each in tensors of its own": (
+        LOOSE, stepping(LOOSE, [("rate = rule.rates(name) * schedule\n        beta1",
+                                 "rate = rule.rates(name) * (2 if name[0] == 't' else 1) * schedule\n        beta1"),
+                                ("rule.decay if rule.dec", "rule.decay if name[0] != 'i' and rule.dec")]),
+        "twice the learning rate in the text tower",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NEW)
+def test_a_form_in_some_tensors_at_some_steps_is_told(case):
+    rule, update, said = NEW[case]
+    report = sr.check_step(update, rule, dtype="float32", framework="numpy")
+    assert report.verdict == "FAIL"
+    assert [one.id for one in report.findings] == ["derived"] and said in report.findings[0].evidence
+
+
+@pytest.mark.parametrize("rule", ["adamw", "big_vision"])
+def test_no_form_is_taken_unasked(rule):
+    spec, forms, _ = program(rule)
     params, grads = {"w/kernel": np.arange(1.0, 3)}, {"w/kernel": np.ones(2)}
-    assert len({one.what for one in forms}) == len(forms) == sum(len(place.forms) for place in places)
+    assert len({one.what for one in forms}) == len(forms)
     right = adamw_step(params, grads, State(), RULE)[0]
     assert np.array_equal(spec.optim.adamw_step(params, grads, State(), RULE)[0]["w/kernel"], right["w/kernel"])

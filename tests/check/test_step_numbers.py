@@ -77,7 +77,7 @@ CASES = {
         stepping(RULE, after=lambda k, new, old: {
             n: v if not n.startswith("text/") or k != 1 else old[n] + np.float32(0.7) * (v - old[n])
             for n, v in new.items()}),
-        "the learning rate is multiplied by 0.7 at step 2 alone, in text/*",
+        "the learning rate is multiplied by 0.7 at step 2 alone, in the text tower",
     ),
     "a clip of some": (
         LOOSE, stepping(LOOSE, on_the_towers),

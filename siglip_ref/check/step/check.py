@@ -89,7 +89,7 @@ def check_step(
         return check_step(**{"progress": progress} | arguments_named(step_fn))
     kind = None if dtype is None else dtype_name(dtype, "dtype")
     rule = require_arguments(step_fn, rule, model, schedule, accumulate, weights)
-    plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, 0.0, None)
+    plan = Plan(rule, schedule or (lambda k: 1.0), accumulate, 0.0, None, restart is not None)
     say = progress or (lambda line: None)
 
     def take() -> Done:

@@ -1,217 +1,359 @@
-"""One or two places at which a step is written otherwise: every place of the optimiser's text with its other forms.
+"""Spots at which a step is written otherwise, or gradients that are others: one or two of them, in all tensors or in
+some, at all steps or at some.
 
-All forms are put into one program, each behind a question, so that to try two together is a run, and no compilation.
-What fits a few parameters is judged on all of them, at every step.
+All forms are put into one program, each behind a question, so that to try two together is a run, and no compilation;
+tensors that are treated alike stand in one array. In which tensors a form holds needs no search: what an optimiser does
+in one tensor hangs on no other, but for the clip, so it is tried in all, and the tensors that it fits are read off.
+What fits is judged on all tensors, at every step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, partial
 from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.edits import same
-from siglip_ref.check.engine.seen import Seen, distance
-from siglip_ref.check.step.derive import chosen_of
-from siglip_ref.check.step.forms import ADAMW, BIG_VISION, OPTIM, PROCEDURES, Place
+from siglip_ref.check.engine.seen import distance, is_wrong
+from siglip_ref.check.step.forms import Form, program
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
 from siglip_ref.check.step.order import said_of
+from siglip_ref.check.step.packed import NEAR, Packed
 from siglip_ref.check.step.run import Taken
-from siglip_ref.check.step.variations import arriving
+from siglip_ref.check.step.sources import Names, Source, Steps, sources
+from siglip_ref.check.step.where import at_steps, groups, whose
 from siglip_ref.errors import few
-from siglip_ref.mistakes import Edit, Reference, reference
-from siglip_ref.model.optim import AdamW, kernels, norm
+from siglip_ref.model.optim import AdamW
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import DERIVED
 
-_NEAR = 2.0  # of what is allowed
-_PAIRS = 3_000  # that are tried, those of the nearest first
+_NEAREST = 64  # of which two are tried together
+_SCHEDULED = 100  # with which a schedule is looked for
+_JUDGED = 6  # different programs at most, of those that fit
 _STEPS = 3  # towards a schedule's factors
 _LISTED = 3
-_FROZEN, _STILL = "rest that is frozen", "rest that is still"
-_HEADS = {OPTIM: "def norm(", PROCEDURES: "def accumulate("}  # before which the questions' answers stand
-_ANSWERS = "_on: set[int] = set()\n_still: set[str] = set()\n\n\n"
+_APART = 0.05  # of what is allowed: two programs that are nearer to each other are one here
+_UNEXPLAINED = 3  # partners of each tensor that are tried, where none explains any
 
 
 @dataclass(frozen=True)
-class Form:
-    """What may be written at a place. number : turns it on; grads : of all steps, None: as they should be."""
+class Choice:
+    """A form, or other gradients, in these tensors at these steps. group : what they are called, where they are chosen
+    before it is tried."""
 
-    what: str
-    repair: str
-    place: str
-    number: int = -1
-    grads: tuple[Params, ...] | None = None
+    of: Form | Source
+    names: Names = None
+    steps: Steps = None
+    group: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether what it does in one tensor hangs on no other."""
+        return isinstance(self.of, Form) and not (self.of.whole or self.of.groups)
+
+    @property
+    def spots(self) -> frozenset[str]:
+        return self.of.spots if isinstance(self.of, Form) else frozenset(["gradients"])
 
 
-Made = tuple[Form, ...]
+Made = tuple[Choice, ...]
 
 
-def together(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding | None:
-    """The one or two forms with which every step is right; or the factors of a schedule, with one form or none."""
-    return _Search(taken, plan, judged).found()
+@dataclass(frozen=True)
+class Tried:
+    """A choice, what it gives, and the tensors that it fits. left : how far off they are, together."""
+
+    choice: Choice
+    fits: Array
+    left: float
 
 
-class _Search:
-    """A few parameters stand for all; of all others, the length of their gradients."""
+class Search:
+    """The one or two choices with which every step is right; or the factors of a schedule, with one or none."""
 
     def __init__(self, taken: Sequence[Taken], plan: Plan, judged: Judged) -> None:
         self._taken, self._plan, self._judged = taken, plan, judged
-        self._spec, forms = _program(ADAMW if isinstance(plan.rule, AdamW) else BIG_VISION)
+        self._spec, self._forms, self._asked = program("adamw" if isinstance(plan.rule, AdamW) else "big_vision")
         moved = {name for one in taken for name, move in one.moved.items() if np.any(move)}
         self._still = [name for name in taken[0].before if name not in moved and not plan.rule.frozen(name)]
-        self._offers = [
-            replace(one, what=one.what.format(still=few(self._still, _LISTED)))
-            for one in forms
-            if self._still or "{" not in one.what
+        self._trained = [name for name in taken[0].before if not plan.rule.frozen(name)]
+        wrong = frozenset(one.name for one in judged.seen if is_wrong(one))
+        self._groups = groups(self._trained, plan)
+        if wrong not in self._groups.values() and wrong < {*self._trained}:
+            self._groups[whose(wrong, self._trained, plan)] = wrong
+        still = frozenset(self._still)
+        of = [*self._groups.values(), still]
+        self._packed = Packed(taken, plan, judged, lambda name: tuple(name in its for its in of))
+        first = min(LABELS.index(one.probe) for one in judged.seen if is_wrong(one))
+        later = frozenset(range(first, len(taken)))
+        self._times: list[Steps] = [None, *([later] * (first > 0))]
+        self._times += [frozenset([first])] * (frozenset([first]) not in self._times and len(taken) > 1)
+        self._base = self._flat(())
+        assert self._base is not None
+        self._right_now = self._packed.fits(self._packed.off(self._base))
+
+    def alone(self) -> Finding | None:
+        """With one choice, or with two in tensors of their own; or by the factors of a schedule."""
+        fits = [made for one in self._all if (made := self._alone(one))] or list(self._apart(self._all))
+        return (self._told(fits) if fits else None) or self._exchanged() or self._of_a_schedule()
+
+    def two(self) -> Finding | None:
+        """With two choices."""
+        pairs = combinations(self._all[:_NEAREST], 2)
+        return self._told([made for one, other in pairs if (made := self._both(one, other))])
+
+    @cached_property
+    def _all(self) -> list[Tried]:
+        """All that change something, the nearest first."""
+        tried = [one for choice in self._choices() if (one := self._tried(choice)) is not None]
+        return sorted(tried, key=lambda one: one.left)
+
+    def _choices(self) -> Iterator[Choice]:
+        """All that is tried alone."""
+        for steps in self._times:
+            for form in self._forms:
+                if form.groups:
+                    yield from (Choice(form, its, steps, words) for words, its in self._groups.items())
+                elif "{other}" not in form.what and (self._still or "{still}" not in form.what):
+                    yield Choice(form, None, steps)
+        for source in sources(self._taken, self._plan):
+            for steps in self._times:
+                yield Choice(source, None, steps)
+                if source.part:
+                    yield from (Choice(source, its, steps, words) for words, its in self._groups.items())
+
+    def _tried(self, choice: Choice) -> Tried | None:
+        """None where it changes nothing."""
+        flat = self._flat((choice,))
+        if flat is None or self._base is None or np.allclose(flat, self._base, rtol=1e-12, atol=0, equal_nan=True):
+            return None
+        off = self._packed.off(flat)
+        left = float(np.sum(np.log(np.clip(self._packed.worst(off), 1e-2, 1e300))))
+        return Tried(choice, self._packed.fits(off, loosely=True), left)
+
+    def _alone(self, one: Tried) -> Made:
+        """In all tensors, or in those that are wrong without it."""
+        if one.fits.all():
+            return (one.choice,)
+        if one.choice.local and (one.fits | self._right_now).all():
+            return (replace(one.choice, names=self._plainly(~self._right_now, one.fits)),)
+        return ()
+
+    def _apart(self, tried: Sequence[Tried]) -> Iterator[Made]:
+        """Two, each in tensors of its own."""
+        helping = [one for one in tried if one.choice.local and (one.fits & ~self._right_now).any()]
+        for one, other in combinations(helping, 2):
+            if (one.fits | other.fits | self._right_now).all():
+                mine = one.fits & ~self._right_now
+                theirs = self._plainly(~mine & ~self._right_now, other.fits & ~mine)
+                yield replace(one.choice, names=self._plainly(mine, one.fits)), replace(other.choice, names=theirs)
+
+    def _both(self, one: Tried, other: Tried) -> Made:
+        """Together, where each is in the tensors that need it."""
+        a, b = one.choice, other.choice
+        if a.spots & b.spots or (flat := self._flat((a, b))) is None:
+            return ()
+        both = self._packed.fits(self._packed.off(flat), loosely=True)
+        nothing = np.zeros_like(both)
+        none = self._right_now if a.local and b.local else nothing
+        first = one.fits & ~none if b.local else nothing
+        second = other.fits & ~none & ~first if a.local else nothing
+        if not (none | first | second | both).all():
+            return ()
+        in_both = ~none & ~first & ~second
+        return self._in(a, first | in_both), self._in(b, second | in_both)
+
+    def _in(self, choice: Choice, chosen: Array) -> Choice:
+        return replace(choice, names=self._where(chosen)) if choice.local and not chosen.all() else choice
+
+    def _exchanged(self) -> Finding | None:
+        """What belongs to other tensors: of each that is wrong, one of the same shape with whose it is right."""
+        tries = [(form, steps) for form in self._forms if form.others for steps in self._times]
+        return next((told for one in tries if (told := self._of_others(*one))), None)
+
+    def _of_others(self, form: Form, steps: Steps) -> Finding | None:
+        wrong = [n for n, right in zip(self._packed.names, self._right_now, strict=True) if not right]
+        if not {*wrong} <= {*self._trained}:
+            return None
+        shapes: dict[tuple[int, ...], list[str]] = {}
+        for name in self._trained:
+            shapes.setdefault(np.shape(self._taken[0].before[name]), []).append(name)
+        partners = dict[str, list[str]]()
+        for name in wrong:
+            same_shape = shapes[np.shape(self._taken[0].before[name])]
+            partners[name] = sorted((n for n in same_shape if n != name), key=partial(_unlike, name))
+        by = {(one.probe, one.name): one for one in self._judged.seen}
+        found: dict[str, str] = {}
+        made = (Choice(form, None, steps),)
+        for i in range(max(map(len, partners.values()), default=0)):
+            self._asked.other = {n: its[i] for n, its in partners.items() if i < len(its) and n not in found}
+            with self._made(made):
+                moves = predict(self._taken, self._plan, [one.grads for one in self._taken], spec=self._spec)
+            fit = {n: m for n, m in self._asked.other.items()
+                   if all(distance(by[s, n], moves[s, n]) <= NEAR for s in LABELS[: len(self._taken)])}  # fmt: skip
+            found |= fit
+            if i >= _UNEXPLAINED and not found:
+                break
+        self._asked.other = found
+        told = None
+        if len(found) == len(wrong) > 1 and self._proven(made) is not None:
+            what = form.what.replace("{other}", _exchange(found))
+            said = f"every step is right with {what}{at_steps(steps, len(self._taken), self._plan.restarted)}"
+            told = Finding(DERIVED, self._judged.first_wrong, "", said, form.repair)
+        self._asked.other = {}
+        return told
+
+    def _same(self, one: Array, other: Array) -> bool:
+        """Whether nothing that is allowed to a program could tell them apart."""
+        off = np.abs(one - other) / np.where(self._packed.allowed > 0, self._packed.allowed, np.inf)
+        return bool(np.max(off, initial=0.0) <= _APART) or same(one, other)
+
+    def _plainly(self, needed: Array, fits: Array) -> frozenset[str]:
+        """The smallest group that trainers treat apart, where it has all that need it, and fits; else those alone."""
+        chosen, right = self._where(needed), self._where(fits)
+        known = [its for its in groups(self._trained, self._plan).values() if chosen <= its <= right]
+        return min(known, key=len, default=chosen)
+
+    def _where(self, chosen: Array) -> frozenset[str]:
+        return frozenset(name for name, its in zip(self._packed.names, chosen, strict=True) if its)
+
+    def _flat(self, made: Made, plan: Plan | None = None) -> Array | None:
+        """What all packs are moved by; None where that is no program."""
+        packed, grads = self._packed, self._grads(made)
+        steps = packed.taken
+        if grads is not None:
+            steps = [replace(one, grads=packed.pack(g)) for one, g in zip(steps, grads, strict=True)]
+        try:
+            with self._made(made, in_packs=True):
+                return packed.flat(predict(steps, plan or packed.plan, [one.grads for one in steps], spec=self._spec))
+        except (ValueError, TypeError, ArithmeticError, KeyError):  # two forms that are no program together
+            return None
+
+    def _grads(self, made: Made) -> tuple[dict[str, Array], ...] | None:
+        of = [one for one in made if isinstance(one.of, Source)]
+        return of[0].of.make(of[0].names, of[0].steps) if of and isinstance(of[0].of, Source) else None
+
+    @contextmanager
+    def _made(self, made: Made, in_packs: bool = False) -> Iterator[None]:
+        """With these taken."""
+        asked, packed = self._asked, self._packed
+        for one in made:
+            if isinstance(one.of, Form):
+                names = packed.packs_of(one.names) if in_packs and one.names is not None else one.names
+                asked.on[one.of.number] = (names, one.steps)
+        asked.since = min((min(one.steps) for one in made if one.steps), default=0)
+        asked.still.update(packed.packs_of(frozenset(self._still)) if in_packs else self._still)
+        asked.schedule = self._plan.schedule
+        usual = asked.mean, asked.total
+        if in_packs:
+            asked.mean, asked.total = packed.mean, packed.total
+        try:
+            yield
+        finally:
+            asked.on.clear()
+            asked.still.clear()
+            asked.mean, asked.total = usual
+
+    def _proven(self, made: Made, plan: Plan | None = None) -> Moves | None:
+        """What it gives, where every tensor is right with it at every step."""
+        grads = self._grads(made)
+        steps = [
+            replace(one, grads=g) for one, g in zip(self._taken, grads or [t.grads for t in self._taken], strict=True)
         ]
-        for one in arriving(taken, plan):
-            said = f"{one.what}, {one.how}" if one.how else one.what
-            self._offers.append(Form(said, one.repair, "gradients", grads=one.grads))
-        self._chosen = chosen_of(judged, plan)
-        self._seen = [one for one in judged.seen if one.name in self._chosen]
-        frozen = plan.rule.frozen
-        rule = replace(plan.rule, frozen=lambda name: _FROZEN in name or (_STILL not in name and frozen(name)))
-        self._of_few = replace(plan, rule=rule)
-
-    def found(self) -> Finding | None:
-        """What fits, the plainest first."""
-        before = self._off(())
-        alone = [(self._off((one,)), one) for one in self._offers]
-        alone = [(off, one) for off, one in alone if off != before]
-        if fits := self._right([(one,) for off, one in alone if max(off) <= _NEAR]):
-            return self._told(fits)
-        if scheduled := self._of_a_schedule([(), *((one,) for _, one in alone if "schedule" not in one.place)]):
-            return scheduled
-        ranked = sorted(alone, key=lambda entry: float(np.sum(np.log(np.maximum(entry[0], 1e-3)))))
-        pairs = sorted(combinations(range(len(ranked)), 2), key=sum)[:_PAIRS]
-        near = list[Made]()
-        for i, j in pairs:
-            made = (ranked[i][1], ranked[j][1])
-            if made[0].place != made[1].place and max(self._off(made)) <= _NEAR:
-                near.append(made)
-        return self._told(self._right(near))
-
-    def _moves(self, made: Made, plan: Plan, whole: bool = False) -> Moves:
-        steps = self._steps(made) if whole else [self._reduced(one) for one in self._steps(made)]
-        with _made(self._spec, made, self._still):
+        plan = plan or self._plan
+        with self._made(made):
+            if not judge(steps, plan, self._spec).right:
+                return None
             return predict(steps, plan, [one.grads for one in steps], spec=self._spec)
 
-    def _off(self, made: Made) -> list[float]:
-        try:
-            moves = self._moves(made, self._of_few)
-        except (ValueError, TypeError, ArithmeticError):  # two forms that are no program together
-            return [np.inf]
-        return [distance(one, moves[one.probe, one.name]) for one in self._seen]
+    def _told(self, fits: Sequence[Made]) -> Finding | None:
+        """What is proven; where two of them give other numbers, none is named."""
+        plain = sorted(fits, key=lambda made: sum((one.steps is not None) + (one.names is not None) for one in made))
+        classes: list[tuple[Array, list[Made]]] = []
+        for made in plain:
+            flat = self._flat(made)
+            assert flat is not None
+            its = next((alike for known, alike in classes if self._same(known, flat)), None)
+            if its is not None:
+                its.append(made)
+            else:
+                classes.append((flat, [made]))
+        proven = [alike for _, alike in classes[:_JUDGED] if self._proven(alike[0]) is not None]
+        if not proven:
+            return None
+        words = [list(dict.fromkeys(self._words(made) for made in alike)) for alike in proven]
+        repair = "; ".join(dict.fromkeys(one.of.repair for one in proven[0][0]))
+        if len(proven) > 1:
+            listed = ", or with ".join(its[0] for its in words[:_LISTED])
+            said = f"measured: every step is right with {listed}, which nothing here tells apart"
+            return Finding("unknown", "", "", said, repair)
+        said = f"every step is right with {words[0][0]}"
+        forms = {one.of for one in proven[0][0]}
+        other = [self._words(made) for made in proven[0][1:] if not forms & {one.of for one in made}]
+        said += f"; the same here: {'; '.join(dict.fromkeys(other[:_LISTED]))}" if other else ""
+        return Finding(DERIVED, self._judged.first_wrong, "", said, repair)
 
-    def _steps(self, made: Made) -> list[Taken]:
-        given = next((one.grads for one in made if one.grads is not None), None)
-        grads = given or tuple(one.grads for one in self._taken)
-        return [replace(one, grads=one.grads | g) for one, g in zip(self._taken, grads, strict=False)]
+    def _words(self, made: Made) -> str:
+        return " and with ".join(self._word(one) for one in made)
 
-    def _reduced(self, one: Taken) -> Taken:
-        rests: dict[str, Params] = {}
-        for name, g in one.grads.items():
-            if name not in self._chosen:
-                tower = f"{name.split('/')[0]}/" if "/" in name else ""
-                which = _FROZEN if self._plan.rule.frozen(name) else _STILL if name in self._still else "rest"
-                rests.setdefault(f"{tower}{which}{'/kernel' if kernels(name) else ''}", {})[name] = g
-        grads = {n: one.grads[n] for n in self._chosen} | {n: np.asarray([float(norm(g))]) for n, g in rests.items()}
-        before = {n: one.before[n] for n in self._chosen} | {n: np.ones(1) for n in rests}
-        return replace(one, before=before, grads=grads)
+    def _word(self, one: Choice) -> str:
+        of_tensors = ""
+        if one.names is not None and not (isinstance(one.of, Form) and one.of.groups):
+            of_tensors = f" in {one.group or whose(one.names, self._trained, self._plan)}"
+        said = one.of.what.replace("{still}", few(self._still, _LISTED)).replace("{group}", one.group)
+        return said + of_tensors + at_steps(one.steps, len(self._taken), self._plan.restarted)
 
-    def _right(self, near: Sequence[Made], plan: Plan | None = None) -> list[tuple[Made, Moves]]:
-        fits = []
-        for made in near:
-            with _made(self._spec, made, self._still):
-                right = judge(self._steps(made), plan or self._plan, self._spec).right
-            if right:
-                fits.append((made, self._moves(made, self._plan, whole=True)))
-        return fits
-
-    def _of_a_schedule(self, near: Sequence[Made]) -> Finding | None:
+    def _of_a_schedule(self) -> Finding | None:
         """A step is its schedule's factor times what it were with 1: so the factors are read off."""
-        for made in near:
-            factors, off = self._factors(made)
-            if max(off) <= _NEAR and self._right([made], _scheduled(self._plan, factors)):
+        always = [(one.choice,) for one in self._all if one.choice.steps is None and "rate" not in one.choice.spots]
+        for made in ((), *always[:_SCHEDULED]):
+            factors, worst = self._factors(made)
+            if worst <= NEAR and self._proven(made, _scheduled(self._plan, factors)) is not None:
                 said = said_of(factors, self._plan.schedule)
-                beside = f" and with {made[0].what}" if made else ""
+                beside = f" and with {self._words(made)}" if made else ""
                 read = "count optimiser steps from 0, and read the declared schedule at each"
-                repair = "; ".join(dict.fromkeys([read, *(one.repair for one in made)]))
+                repair = "; ".join(dict.fromkeys([read, *(one.of.repair for one in made)]))
                 return Finding(
                     DERIVED, self._judged.first_wrong, "", f"every step is right with {said}{beside}", repair
                 )
         return None
 
-    def _factors(self, made: Made) -> tuple[list[float], list[float]]:
-        """Those that leave least, and how far off each tensor is with them."""
+    def _factors(self, made: Made) -> tuple[list[float], float]:
+        """Those that leave least, and how far off the worst tensor is with them."""
         factors = [1.0] * len(self._taken)
+        got, room = self._packed.got, self._packed.allowed
         for _ in range(_STEPS):  # what decays depends, a little, on the steps before
-            moves = self._moves(made, _scheduled(self._of_few, factors))
-            for k, label in enumerate(LABELS[: len(factors)]):
-                here = [one for one in self._seen if one.probe == label]
-                of = np.concatenate([np.ravel(moves[label, one.name] / _room(one)) for one in here])
-                got = np.concatenate([np.ravel(one.got / _room(one)) for one in here])
-                factors[k] *= float(of @ got / (of @ of)) if of.any() and np.isfinite(of).all() else 0.0
-        moves = self._moves(made, _scheduled(self._of_few, factors))
-        return factors, [distance(one, moves[one.probe, one.name]) for one in self._seen]
-
-    def _told(self, fits: Sequence[tuple[Made, Moves]]) -> Finding | None:
-        if not fits:
-            return None
-        first, moves = fits[0]
-        alike = [made for made, other in fits[1:] if all(same(moves[key], other[key]) for key in moves)]
-        rivals = [made for made, _ in fits[1:] if made not in alike]
-        words = [" and ".join(dict.fromkeys(one.what for one in made)) for made in (first, *alike)]
-        repair = "; ".join(dict.fromkeys(one.repair for one in first))
-        if rivals:
-            listed = ", or with ".join(
-                [words[0], *(" and ".join(one.what for one in made) for made in rivals[:_LISTED])]
-            )
-            return Finding("unknown", "", "", f"measured: every step is right with {listed}: none is named", repair)
-        said = f"every step is right with {words[0]}"
-        said += f"; the same here: {'; '.join(words[1 : 1 + _LISTED])}" if alike else ""
-        return Finding(DERIVED, self._judged.first_wrong, "", said, repair)
+            flat = self._flat(made, _scheduled(self._packed.plan, factors))
+            if flat is None or not np.isfinite(flat).all():
+                return factors, np.inf
+            for k, (of, should) in enumerate(zip(flat / _room(room), got / _room(room), strict=True)):
+                factors[k] *= float(of @ should / (of @ of)) if of.any() else 0.0
+        flat = self._flat(made, _scheduled(self._packed.plan, factors))
+        return factors, np.inf if flat is None else float(self._packed.worst(self._packed.off(flat)).max())
 
 
-@contextmanager
-def _made(spec: Reference, made: Made, still: Sequence[str]) -> Iterator[None]:
-    """With these forms taken."""
-    numbers = {one.number for one in made}
-    for part in (spec.optim, spec.procedures):
-        part._on.update(numbers)
-        part._still.update({*still, _STILL, *(f"{tower}/{_STILL}{kind}" for tower in ("image", "text")
-                                              for kind in ("", "/kernel"))})  # fmt: skip
-    try:
-        yield
-    finally:
-        for part in (spec.optim, spec.procedures):
-            part._on.clear()
-            part._still.clear()
+def _unlike(one: str, other: str) -> int:
+    """How little of two names is one, from the end."""
+    return -next((k for k, (a, b) in enumerate(zip(one[::-1], other[::-1], strict=False)) if a != b), len(one))
 
 
-@lru_cache(maxsize=2)
-def _program(places: tuple[Place, ...]) -> tuple[Reference, tuple[Form, ...]]:
-    """The specification with all forms of these places in it, and the forms."""
-    edits = [Edit(file, head, _ANSWERS + head) for file, head in _HEADS.items()]
-    forms = list[Form]()
-    for place in places:
-        new = place.old
-        for what, text, repair in place.forms:
-            new = f"(({text}) if {len(forms)} in _on else {new})"
-            forms.append(Form(what, repair, place.context, len(forms)))
-        edits.append(Edit(place.file, place.context, place.context.replace(place.old, new, 1)))
-    return reference(edits), tuple(forms)
+def _exchange(found: Mapping[str, str]) -> str:
+    """Whose state each tensor has, in words."""
+    ends = {(n.partition("/")[2], m.partition("/")[2]) for n, m in found.items()}
+    if all(one == other for one, other in ends):
+        towers = sorted({(n.partition("/")[0], m.partition("/")[0]) for n, m in found.items()})
+        said = ", and ".join(f"{n}/* has those of the same tensors of {m}/*" for n, m in towers)
+        return f"{said} ({len(found)} tensors)"
+    return few([f"{n} has those of {m}" for n, m in found.items()], _LISTED)
 
 
-def _room(one: Seen) -> Array:
-    return np.where(one.allowed > 0, one.allowed, np.inf)
+def _room(allowed: Array) -> Array:
+    return np.where(allowed > 0, allowed, np.inf)
 
 
 def _scheduled(plan: Plan, factors: Sequence[float]) -> Plan:
     last, read = len(factors) - 1, tuple(factors)
-    return replace(plan, schedule=lambda k: read[min(k, last)])
+    return replace(plan, schedule=lambda k: read[min(max(k, 0), last)])

@@ -13,7 +13,7 @@ from siglip_ref.check.engine.explain import explain, share_explained
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.arrived import LOST
-from siglip_ref.check.step.combined import together
+from siglip_ref.check.step.combined import Search
 from siglip_ref.check.step.derive import derive
 from siglip_ref.check.step.factors import factors, findings, is_whole
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
@@ -31,18 +31,21 @@ USUAL = ("max_norm", "lr", "decay")  # settings that are changed most
 
 
 def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
-    """As `_diagnosed`; where something stays unknown, forms of the optimiser are tried together."""
-    verdict, found, fitted = _diagnosed(taken, plan, judged)
+    """As `_diagnosed`; where something stays unknown, numbers are read off, and forms are tried together."""
+    search = Search(taken, plan, judged)
+    verdict, found, fitted = _diagnosed(taken, plan, judged, search)
     if verdict == "FAIL" and any(one.id == "unknown" for one in found):
-        other = together(taken, plan, judged)
-        if other is None or other.id == "unknown":
-            other = read_off(taken, plan, judged) or other
+        alone = search.alone()
+        other = alone if alone and alone.id != "unknown" else None
+        other = other or read_off(taken, plan, judged, 1) or search.two() or read_off(taken, plan, judged, 2) or alone
         if other:
             return verdict, [replace(other, tensor=other.tensor or judged.first_wrong)], None
     return verdict, found, fitted
 
 
-def _diagnosed(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdict, list[Finding], Fitted | None]:
+def _diagnosed(
+    taken: Sequence[Taken], plan: Plan, judged: Judged, search: Search
+) -> tuple[Verdict, list[Finding], Fitted | None]:
     """Another setting under which every step is right, else what explains the steps, and what they compute."""
     measured: dict[float, list[str]] = {}
     declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
@@ -60,9 +63,12 @@ def _diagnosed(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verd
     other = None if listed else at_another_time(taken, plan)
     if not other and (not listed or len(whole) > 1 or whole == [NO_CLIP]):
         other = by_another_rule(taken, plan, judged)
-    derived = None if other else derive(taken, plan, judged)
-    if not (other or listed or (derived is not None and derived.certain)):
+    if not (other or listed):
         other = in_the_decay(taken, plan, judged)
+    if not (other or listed):
+        alone = search.alone()
+        other = alone if alone and alone.id != "unknown" else None
+    derived = None if other else derive(taken, plan, judged)
     if other:
         return "FAIL", [replace(other, tensor=other.tensor or judged.first_wrong)], None
     if derived is not None and any(_is_odd(one.factor) for one in derived.edits):

@@ -36,7 +36,7 @@ class Plan:
     """What the steps were to be. micro(k, parts): the gradients of each of step k's micro-batches; None where
     gradients were given.
 
-    unit : the roundoff of the parameters
+    unit : the roundoff of the parameters; restarted : the state was saved and loaded before the last step
     """
 
     rule: Rule
@@ -44,6 +44,7 @@ class Plan:
     parts: int
     unit: float
     micro: Callable[[int, int], list[Params]] | None
+    restarted: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ there are numbers that moved, so what is left over proves it or refutes it.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.engine.seen import Seen, distance, is_wrong
-from siglip_ref.check.step.factors import parts
-from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
+from siglip_ref.check.engine.seen import is_wrong
+from siglip_ref.check.step.judge import Judged, Plan, judge, predict
+from siglip_ref.check.step.packed import Packed
 from siglip_ref.check.step.run import Taken
+from siglip_ref.check.step.where import whose
 from siglip_ref.mistakes import Edit, Reference, reference
-from siglip_ref.model.optim import AdamW, kernels, norm
+from siglip_ref.model.optim import AdamW, norm
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import DERIVED
@@ -66,6 +67,7 @@ _ADAMW, _BIG_VISION = _kinds("adamw"), _kinds("big_vision")
 _PAIRED = "gluedb"  # kinds of which two are tried together
 
 Values = dict[str, Array]  # by tensor, of each kind and step: one row
+Rows = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class Read:
     own: bool
 
 
-def read_off(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding | None:
+def read_off(taken: Sequence[Taken], plan: Plan, judged: Judged, at_once: int = 1) -> Finding | None:
     """Which numbers, one set for all tensors, or for those that are wrong, or for each its own, make every step right.
+
+    at_once : kinds of them
 
     Nothing is said where two kinds of them do, with other words for the same.
     """
@@ -86,19 +90,16 @@ def read_off(taken: Sequence[Taken], plan: Plan, judged: Judged) -> Finding | No
     kinds = _ADAMW if isinstance(plan.rule, AdamW) else _BIG_VISION
     paired = [one for one in kinds if one.key in _PAIRED]
     groups = [search.names, *([search.wrong] if search.wrong != search.names else [])]
-    alone, two = [(one,) for one in kinds], list(combinations(paired, 2))
-    for sets, ways in ((alone, (False, True)), (two, (False,))):
-        for own in ways:
-            found = [
-                Read(made, values, own)
-                for made in sets
-                for names in ([search.wrong] if own else groups)
-                if (values := search.solved(made, names, own)) is not None
-            ]
-            if found:  # of one kind the plainest alone
-                return search.told(
-                    [one for k, one in enumerate(found) if one.kinds not in [f.kinds for f in found[:k]]]
-                )
+    sets: list[tuple[Kind, ...]] = [(one,) for one in kinds] if at_once == 1 else list(combinations(paired, 2))
+    for own in (False, True)[: 3 - at_once]:
+        found = [
+            Read(made, values, own)
+            for made in sets
+            for names in ([search.wrong] if own else groups)
+            if (values := search.solved(made, names, own)) is not None
+        ]
+        if found:  # of one kind the plainest alone
+            return search.told([one for k, one in enumerate(found) if one.kinds not in [f.kinds for f in found[:k]]])
     return None
 
 
@@ -110,8 +111,8 @@ class _Search:
         self.names = [n for n in taken[0].grads if not plan.rule.frozen(n)]
         wrong = {one.name for one in judged.seen if is_wrong(one)}
         self.wrong = [name for name in self.names if name in wrong]
-        self._by = {(one.probe, one.name): one for one in judged.seen}
-        self._labels = LABELS[: len(taken)]
+        its = {*self.wrong}
+        self._packed = Packed(taken, plan, judged, lambda name: name in its)
 
     def solved(self, kinds: tuple[Kind, ...], names: Sequence[str], own: bool) -> Values | None:
         """Gauss and Newton's steps, from what is usual; None where a tensor is wrong with what they find."""
@@ -158,8 +159,7 @@ class _Search:
     def right(self, kinds: tuple[Kind, ...], values: Values) -> bool:
         """Whether every tensor is, at every step."""
         spec = _program(kinds)
-        moves = self._moves(spec, kinds, values)
-        if not all(distance(one, moves[one.probe, one.name]) <= _RIGHT for one in self._judged.seen):
+        if not np.max(np.abs(self._off(spec, kinds, values))) <= _RIGHT:
             return False
         with _Set(spec, kinds, values, len(self._taken)):
             return judge(self._taken, self._plan, spec).right
@@ -195,24 +195,12 @@ class _Search:
                 said.append(f"{kind.what} {law}")
                 continue
             for row, names in changed[:_LISTED]:
-                whose = self._whose(names) + (self._of_a_clip(row, names) if kind.key == "g" else "")
-                said.append(f"{kind.what} {_at(row, usual)}{whose}")
+                said_of = f", in {whose(frozenset(names), self.names, self._plan)}"
+                said_of += self._of_a_clip(row, names) if kind.key == "g" else ""
+                said.append(f"{kind.what} {_at(row, usual)}{said_of}")
             if len(changed) > _LISTED:
                 said.append(f"{len(changed) - _LISTED} more groups of tensors have other numbers")
         return ", and ".join(said)
-
-    def _whose(self, names: Sequence[str]) -> str:
-        if len(names) == len(self.names):
-            return ", in all tensors alike"
-        decays = self._plan.rule.decays
-        for words, chosen in (("all kernels", kernels), ("all that decay", decays)):
-            of, rest = [n for n in self.names if chosen(n)], [n for n in self.names if not chosen(n)]
-            for which, these in ((words, of), (f"{words.replace('all', 'all but', 1)}", rest)):
-                if set(these) == {*names}:
-                    return f", in {which} ({len(names)} of {len(self.names)} tensors)"
-        where = parts(names, set(self.names) - {*names})
-        more = f" and {len(where) - _LISTED} more" if len(where) > _LISTED else ""
-        return f", in {', '.join(where[:_LISTED])}{more} ({len(names)} of {len(self.names)} tensors)"
 
     def _law(self, values: Values, number: int) -> str:
         """What each tensor's own numbers follow, if they follow one thing that a tensor has."""
@@ -263,16 +251,23 @@ class _Search:
                 return one
         return values
 
-    def _moves(self, spec: Reference, kinds: tuple[Kind, ...], values: Values) -> Moves:
-        with _Set(spec, kinds, values, len(self._taken)):
-            return predict(self._taken, self._plan, [one.grads for one in self._taken], spec=spec)
-
     def _left(self, spec: Reference, kinds: tuple[Kind, ...], values: Values) -> dict[str, Array]:
-        moves = self._moves(spec, kinds, values)
-        return {
-            name: np.concatenate([_weighed(self._by[label, name], moves[label, name]) for label in self._labels])
-            for name in values
+        """Of each tensor, how far off each number is at each step, in what is allowed."""
+        packed, off = self._packed, self._off(spec, kinds, values)
+        return {name: off[:, packed.part(name)].ravel() for name in values}
+
+    def _off(self, spec: Reference, kinds: tuple[Kind, ...], values: Values) -> Array:
+        packed, steps = self._packed, self._packed.taken
+        usual = np.concatenate([one.usual[: len(steps)] for one in kinds])
+        spread = {
+            pack: [packed.spread(pack, {n: values.get(n, usual)[i] for n in names}) for i in range(len(usual))]
+            for pack, names in packed.packs.items()
+            if any(name in values for name in names)
         }
+        with _Set(spec, kinds, spread, len(steps)):
+            moves = predict(steps, packed.plan, [one.grads for one in steps], spec=spec)
+        off = (packed.flat(moves) - packed.got) / np.where(packed.allowed > 0, packed.allowed, np.inf)
+        return np.asarray(off)
 
 
 _LAWS = (
@@ -290,15 +285,10 @@ _LAWS = (
 )  # fmt: skip
 
 
-def _weighed(one: Seen, move: Array) -> Array:
-    room = np.where(np.asarray(one.allowed) > 0, one.allowed, np.inf)
-    return np.ravel((move - one.got) / room)
-
-
 class _Set:
     """With these numbers in the optimiser's text."""
 
-    def __init__(self, spec: Reference, kinds: Sequence[Kind], values: Values, steps: int) -> None:
+    def __init__(self, spec: Reference, kinds: Sequence[Kind], values: Rows, steps: int) -> None:
         self._knobs = spec.optim._knobs
         self._new = {
             (kind.key, name, k): row[i * steps + k]
