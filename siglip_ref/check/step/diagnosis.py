@@ -118,7 +118,7 @@ def _of_an_odd_factor(derived: Fitted) -> Finding:
     one = derived.edits[0]
     evidence = f"these steps are as with {one.now}, where the specification has {one.was}"
     places = {edits[0].function.split(":")[-1] for edits in (derived.edits, *derived.alike)}
-    if places & {"norm", "clip"}:
+    if places & {"norm", "clip"} or "clip(" in one.now:
         mistake = CATALOGUE["grad-clip-local-norm"]
         return Finding(mistake.id, "", "", f"{mistake.text}, or another part: {evidence}", mistake.repair)
     return Finding("unknown", "", "", evidence, f"look for a factor of {one.factor:.6g} there")
