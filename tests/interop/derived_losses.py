@@ -311,7 +311,7 @@ NEW = {
     "logits kept in +-10": (lambda x, y, t, b: over(logits(x, y, t, b).clamp(-10, 10)), "clamp(exp(log_scale) sim_ij + bias, -10, 10)"),
     "logits kept below 30": (lambda x, y, t, b: over(logits(x, y, t, b).clamp(max=30)), "clamp("),
     "distance": (distance, None),  # SigLIP's own on unit rows, but for rows that are not
-    "distance as similarity": (far, None),
+    "distance as similarity": (far, "sqrt(2 - 2 sim_ij)"),
     "squared cosine": (squared, "(sim_ij)^2"),
     "absolute cosine": (lambda x, y, t, b: over(t.exp() * (x @ y.T).abs() + b), "|sim_ij|"),
     "first row dropped": (rows_dropped, "outside first image"),

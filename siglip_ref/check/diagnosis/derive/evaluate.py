@@ -88,7 +88,7 @@ def _grown(rows: Array, given: Array, mapped: bool) -> Array:
     """By how much each row was stretched; mapped: its numbers, each by another factor."""
     with np.errstate(all="ignore"):
         factor = np.sqrt((rows * rows).sum(-1) / (given * given).sum(-1))
-        factor = np.maximum(factor, np.nanmax(np.abs(rows / given), -1)) if mapped else factor
+        factor = np.fmax(factor, np.fmax.reduce(np.abs(rows / given), -1)) if mapped else factor
     return np.where(np.isfinite(factor), factor, 1.0)[:, None]
 
 
