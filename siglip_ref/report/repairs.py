@@ -33,6 +33,8 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
         )
     if one.place == "extra":
         return _EXTRA if "softplus" in got[0] else "take it out of the loss"
+    if one.place == "rows" and got.mapped and getattr(one.right, "kind", "as given") != "as given":
+        return "divide each row by its own length, and do nothing else to it: F.normalize(x, dim=-1)"
     if one.place == "rows" and got.mapped:
         return "give the product the rows themselves, and the gradients the rows that the product had"
     if one.place == "rows" and got.undivided:

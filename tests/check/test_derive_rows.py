@@ -4,8 +4,10 @@ import numpy as np
 from test_blocks import check, gathered
 
 import siglip_ref as sr
+from siglip_ref.check.diagnosis.derive.formula import Difference, Rows
 from siglip_ref.ops import pair_block
 from siglip_ref.ops.elementary import sigmoid, softplus
+from siglip_ref.report.repairs import repair_of
 
 
 def length(rows):
@@ -49,3 +51,10 @@ def test_other_pairs_of_one_id_that_are_left_out_are_told():
 
     report = sr.check_loss(fn, "numpy", "float64", scale="log", embeddings="unit", positives="ids")
     assert any("left out of the sum" in line for line in report.computes), report.computes
+
+
+def test_rows_that_should_be_unit_are_not_given_as_they_are():
+    """Without its map alone a loss of raw rows would stay wrong."""
+    columns = Rows(mapped="divided by the length of each column")
+    assert "divide each row by its own length" in repair_of(Difference("rows", "both", columns, Rows("unit")))
+    assert "the rows themselves" in repair_of(Difference("rows", "both", columns, Rows()))
