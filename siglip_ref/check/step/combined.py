@@ -271,7 +271,11 @@ class Search:
 
     def _told(self, fits: Sequence[Made]) -> Finding | None:
         """What is proven; where two of them give other numbers, none is named."""
-        plain = sorted(fits, key=lambda made: sum((one.steps is not None) + (one.names is not None) for one in made))
+
+        def plainness(made: Made) -> tuple[int, int]:
+            return sum((one.steps is not None) + (one.names is not None) for one in made), len(self._words(made))
+
+        plain = sorted(fits, key=plainness)  # what is said in few words is what people do
         classes: list[tuple[Array, list[Made]]] = []
         for made in plain:
             flat = self._flat(made)
