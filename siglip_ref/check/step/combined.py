@@ -296,7 +296,7 @@ class Search:
             return Finding("unknown", "", "", said, repair)
         said = f"every step is right with {words[0][0]}"
         forms = {one.of for one in proven[0][0]}
-        other = [self._words(made) for made in proven[0][1:] if not forms & {one.of for one in made}]
+        other = [self._words(made) for made in proven[0][1:] if forms != {one.of for one in made}]
         said += f"; the same here: {'; '.join(dict.fromkeys(other[:_LISTED]))}" if other else ""
         return Finding(DERIVED, self._judged.first_wrong, "", said, repair)
 
