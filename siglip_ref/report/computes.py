@@ -154,7 +154,8 @@ def logit_in_words(logit: "Logit", linear: bool) -> str:
     """exp(log_scale) sim_ij + bias."""
     similarity = "sim_ij" if logit.similarity.name == "identity" else _of(logit.similarity, "sim_ij")
     scale, offset = expression_in_words(logit.scale, linear), expression_in_words(logit.offset, linear)
-    product = similarity if scale == "1" else f"({scale}) {similarity}" if " + " in scale else f"{scale} {similarity}"
+    factor = f"({scale}) " if len(logit.scale.parts) > 1 else "" if scale == "1" else f"{scale} "
+    product = factor + similarity
     inner = product if offset == "0" else f"{product} + {offset}".replace("+ -", "- ")
     inner += f", and {expression_in_words(logit.own, linear)} more where i = j" if logit.own.parts else ""
     return inner if logit.cap.name == "identity" else _of(logit.cap, inner)
