@@ -45,8 +45,8 @@ def test_it_is_what_emulation_gives(point: Point, dtype: str) -> None:
             if drowned:  # how deep does not matter
                 assert SAFETY * quick.absolute[name].max() > DROWNED * size / 4, name
                 continue
-            # right losses use half of what is allowed at most, see test_loss_torch.py, so 0.5 would do
-            assert 0.6 < quick.absolute[name].max() / level.max() < 2.5, name
+            # right losses use half of what is allowed at most, see test_loss_torch.py, so 0.5 will do
+            assert 0.5 < quick.absolute[name].max() / level.max() < 2.5, name
             ratio = np.divide(quick.absolute[name], level, out=np.ones_like(level), where=level > 0)
             assert np.median(ratio) > 0.5 and ratio.min() > 0.2, name
 

@@ -22,6 +22,9 @@ from siglip_ref.check.model.probe import model_probe
 from siglip_ref.noise.table import FACTOR
 
 BATCH = 4
+LOOSE = (
+    2.0 * FACTOR
+)  # of one tensor: another BLAS adds in another order, 2.4 times as much noise between AVX2 and AVX-512
 DIGITS = 0.01  # a stored number is rounded to three digits
 SAMPLE = 8  # entries that are measured anew before all others are believed
 
@@ -64,7 +67,7 @@ def regenerate(file: Path = FILE, everything: bool = False, progress: Progress =
     old, known = _known(file)
     there = [entry for entry in asked if entry.key in known]
     some = Random(mark).sample(there, min(SAMPLE, len(there)))
-    believed = old == mark or all(_ratio(known[entry.key], entry.measure()) <= 1 + DIGITS for entry in some)
+    believed = old == mark or all(_ratios(known[entry.key], entry.measure())[1] <= 1 + DIGITS for entry in some)
     if everything or not believed:
         known = {}
     missing = [entry for entry in asked if entry.key not in known]
@@ -84,9 +87,9 @@ def verify(count: int, seed: int = 0, file: Path = FILE, progress: Progress = la
     there = [entry for entry in asked if entry.key in known]
     for entry in Random(seed).sample(there, min(count, len(there))):
         progress(entry.words)
-        ratio = _ratio(known[entry.key], entry.measure())
-        if ratio > FACTOR:
-            wrong.append(f"{entry.words}: a factor of {ratio:.2f}")
+        usual, largest = _ratios(known[entry.key], entry.measure())
+        if usual > FACTOR or largest > LOOSE:
+            wrong.append(f"{entry.words}: a factor of {usual:.2f} in the median, {largest:.2f} at most")
     return wrong
 
 
@@ -94,10 +97,11 @@ def _known(file: Path) -> tuple[str, dict[str, Stored]]:
     return read(file) if file.exists() else ("", {})
 
 
-def _ratio(stored: Stored, now: ModelNoise) -> float:
-    """The largest factor between two measurements; infinite where names or overflows differ."""
+def _ratios(stored: Stored, now: ModelNoise) -> tuple[float, float]:
+    """The median factor between two measurements and the largest; infinite where names or overflows differ."""
     noise, overflows = stored
     if noise.keys() != now.relative.keys() or overflows != now.overflows:
-        return float("inf")
+        return float("inf"), float("inf")
     pairs = [(noise[name], level) for name, level in now.relative.items() if noise[name] or level]
-    return float(np.exp(max((abs(np.log(a / b)) if a and b else np.inf for a, b in pairs), default=0.0)))
+    octaves = [abs(np.log(a / b)) if a and b else np.inf for a, b in pairs] or [0.0]
+    return float(np.exp(np.median(octaves))), float(np.exp(max(octaves)))
