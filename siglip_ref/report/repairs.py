@@ -23,7 +23,7 @@ def repair_of(one: "Difference", declared: bool = False) -> str:
     if one.place == "reduction":
         return _reduction(got)
     if one.place in ("scale", "offset"):
-        return _scale(got) if one.place == "scale" else _offset(got)
+        return _scale(got, one.of) if one.place == "scale" else _offset(got, one.of)
     if one.place == "function":
         if got.name == "softplus + linear" and one.of == "both":
             meant = f"; if they are meant so, check_loss(fn, label_smoothing={2 * got.parameters[0]:.6g})"
@@ -59,11 +59,13 @@ def _reduction(got: "OfPairs") -> str:
     return "divide the sum over all pairs by len(image_embed)"
 
 
-def _scale(got: "Number") -> str:
+def _scale(got: "Number", of: str) -> str:
     names = {name for name, _ in got.parts}
     if got.high < float("inf") or got.low > -float("inf"):
         return "take the clamp off the scale: log_scale.exp() as it is"
     if not names & {"exp(s)", "s", "exp(-s)", "1/s", "softplus(s)", "exp(2 s)", "exp(s/2)", "s^2", "sqrt(s)", "log(s)"}:
+        if of != "both":
+            return f"multiply the similarities of the {of} by log_scale.exp(), too"
         return (
             "pass log_scale to the loss: it is unused" if "b" not in "".join(names) else "scale and bias are exchanged"
         )
@@ -74,10 +76,10 @@ def _scale(got: "Number") -> str:
     return "logits = log_scale.exp() * similarity + bias"
 
 
-def _offset(got: "Number") -> str:
+def _offset(got: "Number", of: str) -> str:
     names = dict(got.parts)
     if not names:
-        return "add the bias to the logits: it is unused"
+        return "add the bias to the logits" + (": it is unused" if of == "both" else f" of the {of}, too")
     if names == {"b": -1.0}:
         return "add the bias, do not subtract it"
     if "b" in names:
@@ -89,4 +91,5 @@ def _backward(got: "Backward") -> str:
     tensors = ", ".join((got.tensor, *got.alike))
     if got.kind == "none":
         return f"look for detach(), .data, .item() or no_grad between {tensors} and the loss"
-    return f"let autograd differentiate the value, or take the factor out of the gradient of {tensors}"
+    factor = f", or take the factor out of the gradient of {tensors}" * (got.kind == "times")
+    return "let autograd differentiate the value" + factor

@@ -106,5 +106,7 @@ def test_rows_without_a_gradient():
 
 def test_two_mistakes_are_told_in_full_and_not_in_part():
     report = worked_out(model_with(torch.nn.LayerNorm, Sampled, "vision_model"))
-    assert "sqrt(variance) + eps" in report.computes[0] and "shape[-1] - 1" in report.computes[0], report
+    told = "norms divide by std + eps, std with the divisor C - 1 of a sample"
+    assert [told in line for line in report.computes] == [True] * (len(report.computes) - 1) + [False], report
+    assert len(report.computes) == 5, report
     assert not any("of all that deviates is explained" in one.evidence for one in report.findings), report

@@ -8,6 +8,7 @@ import torch
 from test_derive_torch import subject
 from torch.nn import functional
 
+from siglip_ref import check_loss
 from siglip_ref.check.diagnosis.derive.derive import derive
 from siglip_ref.check.diagnosis.derive.formula import siglip
 from siglip_ref.report.computes import in_words
@@ -124,3 +125,24 @@ def test_where_a_loss_is_not_finite_the_rest_is_told():
 
     derived = derive(subject(hardest), siglip())
     assert derived.formula is not None and "largest negative" in " ".join(in_words(derived))
+
+
+def positives_without_bias(x, y, t, b):
+    own, z = torch.eye(len(x), dtype=torch.bool), t.exp() * x @ y.T
+    return (functional.softplus(-z[own]).sum() + functional.softplus(z[~own] + b).sum()) / len(x)
+
+
+def negatives_without_scale(x, y, t, b):
+    own, sim = torch.eye(len(x), dtype=torch.bool), x @ y.T
+    return (functional.softplus(-(t.exp() * sim + b)[own]).sum() + functional.softplus(sim[~own] + b).sum()) / len(x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "repair"),
+    [
+        (positives_without_bias, "add the bias to the logits of the positives, too"),
+        (negatives_without_scale, "multiply the similarities of the negatives by log_scale.exp(), too"),
+    ],
+)
+def test_what_only_a_part_of_the_pairs_lacks_is_not_called_unused(fn, repair):
+    assert [finding.repair for finding in check_loss(fn).findings] == [repair]
