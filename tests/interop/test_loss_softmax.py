@@ -132,7 +132,7 @@ def test_logits_that_are_computed_anew_for_the_gradient_pass(dtype: str) -> None
         return loss, scale * slope @ y, scale * slope.T @ x, (slope * logits).sum()
 
     report = sr.check_loss(in_two_passes, "numpy", dtype=dtype, loss="softmax")
-    assert report.passed and report.smallest_tolerance < 3, report
+    assert report.passed and report.smallest_tolerance < 4, report  # 3.6 with AVX2's products
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -161,4 +161,4 @@ def test_rows_that_depend_on_each_other_are_told_where_no_formula_is_found():
     become([one.self_attn for one in texts(wrong)], mixed)
     [found] = sr.check_model(wrong, "float32").findings
     assert "rows of the batch depend on each other from text/block00/+attn on" in found.evidence
-    assert found.repair.startswith("compute each row by itself; ")
+    assert found.repair.startswith("a row gives the same alone; ")

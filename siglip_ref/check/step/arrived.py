@@ -91,7 +91,8 @@ def finding_of(found: Sequence[Lost], rule: Rule) -> Finding:
     form = " and ".join(dict.fromkeys(one.format for one in found))
     evidence = (
         f"{still / size:.0%} of the numbers of {len(found)} tensors stand still: with lr {rule.lr:g} a step is less "
-        f"than half the distance between two numbers of {form}; {least.name} got {least.share:.2g} of what was asked"
+        f"than half the distance between two numbers of {form}; {least.name} moved {least.share:.2g} times as far as "
+        "asked, either way"
     )
     return Finding(LOST, least.name, "", evidence, CATALOGUE[LOST].repair)
 

@@ -38,7 +38,7 @@ def of_rows(
                     )
                     break
     return [
-        replace(one, evidence=f"{one.evidence}; {told[tower]}", repair=f"compute each row by itself; {one.repair}")
+        replace(one, evidence=f"{one.evidence}; {told[tower]}", repair=f"a row gives the same alone; {one.repair}")
         if one.id == "unknown" and (tower := one.tensor.split("/")[0]) in told
         else one
         for one in found
