@@ -153,9 +153,12 @@ def _with_factor(one: Single, program: Program[Any, S], rest: Numbers[S]) -> Sin
         if here is None or beside is None:
             return None
         left = float(np.sum(np.square(here)))
-        if step == 1 and not left <= _FALLS * of_first:
-            return None
-        of_first = left if step == 0 else of_first
+        if not left <= _FALLS * of_first:
+            if step != 1 or left <= of_first:
+                return None
+            factor = float(np.exp(factor - 1.0))  # the first step went too far: the same in the factor's logarithm
+            continue
+        of_first = left if step == 0 else np.inf
         slope = (np.asarray(beside) - here) / (factor * _BESIDE)
         steep = float(np.sum(slope * slope))
         moved = float(np.sum(slope * here)) / steep if steep > 0 else np.nan

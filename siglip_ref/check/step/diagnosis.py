@@ -47,7 +47,6 @@ def _diagnosed(
     taken: Sequence[Taken], plan: Plan, judged: Judged, search: Search
 ) -> tuple[Verdict, list[Finding], Fitted | None]:
     """Another setting under which every step is right, else what explains the steps, and what they compute."""
-    measured: dict[float, list[str]] = {}
     declared = next((words for words, other in alternatives(plan) if _is_right(taken, other, judged)), None)
     split = _split(taken, plan, judged)
     predicted = {} if declared else {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
@@ -65,7 +64,9 @@ def _diagnosed(
         other = by_another_rule(taken, plan, judged)
     if not (other or listed):
         other = in_the_decay(taken, plan, judged)
-    if not (other or listed):
+    measured = {} if listed else factors(judged.seen)
+    grouped = is_whole(measured, judged.seen)
+    if not (other or listed or grouped):
         alone = search.alone()
         other = alone if alone and alone.id != "unknown" else None
     derived = None if other else derive(taken, plan, judged)
@@ -77,8 +78,7 @@ def _diagnosed(
         derived = None
     certain = derived is not None and derived.certain
     if not listed:
-        measured = factors(judged.seen)
-        found = findings(measured, judged.seen) if is_whole(measured, judged.seen) else []
+        found = findings(measured, judged.seen) if grouped else []
         if found and not (certain and all(one.id == "unknown" for one in found)):
             return "FAIL", found, derived
 

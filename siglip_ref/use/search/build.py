@@ -170,7 +170,7 @@ def _shard(
     contents: dict[Path, str] = {}
     read = _with_digest(reader(model.config, model.preprocess, small=True), contents)
     seen, vectors = [], [np.zeros((0, model.config.embed), np.float32)]
-    groups = batches_ahead([root / photo.path for photo in photos], read, batch, threads)
+    groups, alone = batches_ahead([root / photo.path for photo in photos], read, batch, threads), _by_blas(model)
     for number, group in enumerate(groups):
         names = []
         for photo, (_, image) in zip(photos[number * batch :], group, strict=False):
@@ -178,11 +178,21 @@ def _shard(
             seen.append(photo._replace(sha256=contents[root / photo.path], reason=reason))
             names += [photo.path] * (not reason)
         if good := [image.values for _, image in group if isinstance(image, Prepared)]:
-            vectors.append(model.embed_prepared(good, batch).astype(np.float32, copy=False))
+            some = [model.embed_prepared([one]) for one in good] if alone else [model.embed_prepared(good, batch)]
+            vectors.append(np.concatenate(some).astype(np.float32, copy=False))
             require_finite(vectors[-1], names, model)
         if progress:
             progress(before + len(seen), count)
     return seen, np.concatenate(vectors)
+
+
+def _by_blas(model: Model) -> bool:
+    """Whether its layers are left to BLAS, which may give a row other bits where others stand before it."""
+    if not model.ops.compiled:
+        return True
+    from siglip_ref.fast.machine.product import LEAST  # here: it needs Numba
+
+    return model.config.image.width <= LEAST
 
 
 def _with_digest(read: Read, contents: dict[Path, str]) -> Read:
