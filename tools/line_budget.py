@@ -21,7 +21,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_639),
     ("check ranks", ("check/ranks",), 1_240),
     ("check model", ("check/model",), 4_765),
-    ("check step", ("check/step",), 2_301),
+    ("check step", ("check/step",), 2_308),
     ("check files", ("check/files",), 1_295),
     ("report, mistakes", ("report", "mistakes"), 2_219),
     ("vectors", ("vectors",), 1_390),

@@ -20,7 +20,7 @@ from siglip_ref.check.step.judge import Judged, Plan, judge, predict
 from siglip_ref.check.step.packed import Packed
 from siglip_ref.check.step.run import Taken
 from siglip_ref.check.step.where import whose
-from siglip_ref.mistakes import Edit, Reference, reference
+from siglip_ref.mistakes import CATALOGUE, Edit, Reference, reference
 from siglip_ref.model.optim import AdamW, norm
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
@@ -173,7 +173,11 @@ class _Search:
             listed = "; or ".join(said[:_LISTED])
             evidence = f"measured: every step is right with one of these, which nothing here tells apart: {listed}"
             return Finding(DERIVED, self._judged.first_wrong, "", evidence, repair)
-        return Finding(DERIVED, self._judged.first_wrong, "", f"every step is right where {said[0]}", repair)
+        evidence = f"every step is right where {said[0]}"
+        if self._clipped_otherwise(first):
+            mistake = CATALOGUE["grad-clip-local-norm"]
+            return Finding(mistake.id, "", "", f"{mistake.text}, or another part: {evidence}", mistake.repair)
+        return Finding(DERIVED, self._judged.first_wrong, "", evidence, repair)
 
     def _words(self, read: Read) -> str:
         steps = len(self._taken)
@@ -216,6 +220,15 @@ class _Search:
                 times = "" if abs(middle - 1) <= 5 * _ALIKE else f"{middle:.4g} times "
                 return f"{times}{words}, of each tensor, at each step"
         return ""
+
+    def _clipped_otherwise(self, read: Read) -> bool:
+        """Whether all gradients are as after a clip by a length of their own, another part of theirs at each step."""
+        limit, row = self._plan.rule.max_norm, next(iter(read.values.values()))
+        if [kind.key for kind in read.kinds] != ["g"] or read.own or limit is None or {*read.values} != {*self.names}:
+            return False
+        made = row * [min(1.0, limit / float(norm({n: one.grads[n] for n in self.names}))) for one in self._taken]
+        odd = np.abs(row - 1) > 10 * _ALIKE
+        return bool(np.all(made <= 1 + 1e-3) and np.ptp(row[odd]) > 10 * _ALIKE if odd.sum() > 1 else False)
 
     @np.errstate(all="ignore")  # a ratio of nothing to nothing is none
     def _of_a_clip(self, row: Array, names: Sequence[str]) -> str:
