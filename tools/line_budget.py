@@ -1,11 +1,14 @@
-"""Small is a feature: print how many lines of code each room has and may have; exit 1 if one has more."""
+"""Small is a feature: print how many lines of code each room has and may have; exit 1 if one has more, or a folder too
+many files."""
 
 import ast
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LONG_FILE = 250
+MOST_FILES = 15  # in a folder, besides __init__.py
 WHEEL = 18_000  # lines of code that all of siglip_ref shall have in the end; what stands here twice goes first
 
 # Of each room: its paths, and the lines of code it may have (no blank lines, comments, docstrings). A change that needs
@@ -70,6 +73,10 @@ def main() -> int:
     for file in files(".") + files("../mpi"):
         if lines(file) > LONG_FILE:
             print(f"longer than {LONG_FILE} lines: {file.resolve().relative_to(ROOT).as_posix()} ({lines(file)})")
+    for folder, count in Counter(f.parent for f in files(".") + files("../mpi") if f.name != "__init__.py").items():
+        if count > MOST_FILES:
+            over = True
+            print(f"more than {MOST_FILES} files: {folder.resolve().relative_to(ROOT).as_posix()} ({count})  OVER")
     return 1 if over else 0
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
-from siglip_ref.training.batches import Seen, Tokenize
 from siglip_ref.training.classify import calibrating_scale
+from siglip_ref.training.data.batches import Seen, Tokenize
 from siglip_ref.training.data.captioned import STILL, Data, none_readable
 from siglip_ref.training.gradient import SIDES
 from siglip_ref.training.locked import still

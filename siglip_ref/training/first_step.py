@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from siglip_ref.training.inputs import Inputs
+from siglip_ref.training.data.inputs import Inputs
 from siglip_ref.training.parallel import Alone, Parallel
 from siglip_ref.training.settings import Settings
 from siglip_ref.training.task import prepare
@@ -70,7 +70,7 @@ def compile_rest(settings: Settings) -> None:
     """The first step, but for the forwards: its numbers mean nothing, its kernels are those of the training."""
     from siglip_ref.fast import towers
     from siglip_ref.model.optim import State
-    from siglip_ref.training.inputs import read_inputs
+    from siglip_ref.training.data.inputs import read_inputs
 
     for name in FORWARDS:
         setattr(towers, name, _nothing)

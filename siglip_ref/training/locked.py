@@ -11,7 +11,7 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
 from siglip_ref.process.clock import at, duration
-from siglip_ref.training.batches import Seen, Tokenize
+from siglip_ref.training.data.batches import Seen, Tokenize
 from siglip_ref.training.data.captioned import STILL, Captioned, Data, Unreadable
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.saved.store import digest, newest, save

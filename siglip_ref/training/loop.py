@@ -14,8 +14,8 @@ from siglip_ref.architecture.params import Params
 from siglip_ref.model.optim import State
 from siglip_ref.ops.elementary import Array, prefixed, subtree
 from siglip_ref.process.blas_threads import one_pool
+from siglip_ref.training.data.inputs import read_inputs
 from siglip_ref.training.first_step import compiled_beside
-from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.saved.folder import one_training, require_own
 from siglip_ref.training.saved.resume import find, origin

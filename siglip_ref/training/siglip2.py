@@ -30,13 +30,13 @@ from siglip_ref.siglip2 import (
 )
 from siglip_ref.siglip2 import params as recipe
 from siglip_ref.siglip2.objective import Stage
-from siglip_ref.training.batches import Batches, pixels_of
+from siglip_ref.training.data.batches import Batches, pixels_of
+from siglip_ref.training.data.inputs import Inputs
+from siglip_ref.training.data.views import BINS, read
 from siglip_ref.training.evaluate import evaluate
-from siglip_ref.training.inputs import Inputs
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.settings import Settings
 from siglip_ref.training.task import Beside, Task, stepper
-from siglip_ref.training.views import BINS, read
 from siglip_ref.use.inference import best_ops
 from siglip_ref.use.preprocess import Preprocess
 from siglip_ref.use.tokenizer import Tokenizer

@@ -14,12 +14,12 @@ from siglip_ref.model import optim
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops
-from siglip_ref.training.batches import Batches, Tokenize, pixels_of
 from siglip_ref.training.classify import classifier_gradient, head
+from siglip_ref.training.data.batches import Batches, Tokenize, pixels_of
 from siglip_ref.training.data.captioned import Data
+from siglip_ref.training.data.inputs import Inputs
 from siglip_ref.training.evaluate import evaluate, held_out_scale
 from siglip_ref.training.gradient import gradient
-from siglip_ref.training.inputs import Inputs
 from siglip_ref.training.locked import locked, locked_texts
 from siglip_ref.training.parallel import Parallel, share
 from siglip_ref.training.settings import Settings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from siglip_ref.check.step.forms import program
+from siglip_ref.check.step.diagnosis.forms import program
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.model.optim import State, adamw_step, cosine
 

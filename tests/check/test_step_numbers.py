@@ -7,8 +7,8 @@ import pytest
 
 import siglip_ref as sr
 from siglip_ref.check.step.check import steps_of_update
+from siglip_ref.check.step.diagnosis.numbers import _ADAMW, _BIG_VISION, _program, read_off
 from siglip_ref.check.step.judge import Plan, judge
-from siglip_ref.check.step.numbers import _ADAMW, _BIG_VISION, _program, read_off
 from siglip_ref.mistakes import Edit, reference
 from siglip_ref.model.optim import State, adamw_step, big_vision_step, clip, kernels
 

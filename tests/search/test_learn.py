@@ -8,7 +8,7 @@ from search_cases import make_model, run
 from siglip_ref.errors import UsageError
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.training import gradient as gradients
-from siglip_ref.training.inputs import read_inputs
+from siglip_ref.training.data.inputs import read_inputs
 from siglip_ref.training.locked import locked_texts
 from siglip_ref.training.loop import Quiet, train
 from siglip_ref.training.parallel import Alone

@@ -5,8 +5,8 @@ import pytest
 from training_cases import alone, mini, settings, worst
 
 from siglip_ref.errors import UsageError
+from siglip_ref.training.data.inputs import read_inputs
 from siglip_ref.training.finish import finish
-from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.loop import Quiet
 from siglip_ref.training.parallel import Alone
 from siglip_ref.use.load import load

@@ -3,7 +3,7 @@
 import numpy as np
 from training_cases import alone, mini
 
-from siglip_ref.training.batches import Batches
+from siglip_ref.training.data.batches import Batches
 from siglip_ref.training.data.captioned import NOISE, STILL
 from siglip_ref.training.data.shapes import ALL
 from siglip_ref.training.data.sources import open_data
@@ -92,7 +92,7 @@ def test_a_trained_model_is_taken_by_every_command(tmp_path, monkeypatch):
 
 
 def test_still_pictures_are_resized_once_and_are_the_same_pixels_in_every_epoch(tmp_path, monkeypatch):
-    from siglip_ref.training import batches
+    from siglip_ref.training.data import batches
     from siglip_ref.training.data.captioned import STILL, Captioned
     from siglip_ref.use.preprocess import PREPROCESS
 

@@ -156,7 +156,7 @@ def test_captions_in_a_csv_and_beside_images(folder, tmp_path):
 
 
 def test_a_batch_with_more_pairs_than_there_are_is_said():
-    from siglip_ref.training.inputs import read_inputs
+    from siglip_ref.training.data.inputs import read_inputs
     from siglip_ref.training.settings import Settings
 
     several = "pairs stand in a batch several times, as negatives of themselves"

@@ -10,7 +10,7 @@ import pytest
 
 from siglip_ref.fast.machine import ready
 from siglip_ref.training import first_step
-from siglip_ref.training.inputs import read_inputs
+from siglip_ref.training.data.inputs import read_inputs
 from siglip_ref.training.parallel import Alone
 from siglip_ref.training.settings import Settings
 

@@ -7,8 +7,8 @@ from training_cases import alone, mini
 
 from siglip_ref.errors import UsageError
 from siglip_ref.training.data.captioned import STILL
+from siglip_ref.training.data.inputs import read_inputs
 from siglip_ref.training.data.sources import open_data
-from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.loop import Quiet
 from siglip_ref.training.settings import Settings
 from siglip_ref.use.tokenizer import byte_tokenizer

@@ -8,11 +8,12 @@ import pytest
 from training_cases import alone, mini, on_ranks, settings, worst
 
 from siglip_ref.errors import UsageError
-from siglip_ref.training import siglip2, task, views
+from siglip_ref.training import siglip2, task
+from siglip_ref.training.data import views
 from siglip_ref.training.data.captioned import NOISE
+from siglip_ref.training.data.inputs import read_inputs
 from siglip_ref.training.data.shapes import shapes
 from siglip_ref.training.finish import finish
-from siglip_ref.training.inputs import read_inputs
 from siglip_ref.training.loop import HISTORY, Quiet, train
 from siglip_ref.training.parallel import Alone
 from siglip_ref.training.show import Terminal

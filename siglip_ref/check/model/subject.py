@@ -32,8 +32,8 @@ from siglip_ref.check.model.diagnosis.findings import ROUNDED, and_more
 from siglip_ref.check.model.diagnosis.gradients import of_gradients
 from siglip_ref.check.model.diagnosis.naflex import of_naflex
 from siglip_ref.check.model.diagnosis.other_blocks import of_other_blocks
-from siglip_ref.check.model.diagnosis.proof import UNTRIED
-from siglip_ref.check.model.diagnosis.rows import of_rows
+from siglip_ref.check.model.diagnosis.stages.proof import UNTRIED
+from siglip_ref.check.model.diagnosis.stages.rows import of_rows
 from siglip_ref.check.model.diagnosis.stems import of_stems
 from siglip_ref.check.model.judge import make_judge
 from siglip_ref.check.model.probe import Probe, model_probe

@@ -11,7 +11,7 @@ from siglip_ref.check.engine.edits import Fitted
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.arrived import LOST, Lost, finding_of, lost, rows_of
-from siglip_ref.check.step.diagnosis import diagnose, step_sight
+from siglip_ref.check.step.diagnosis.diagnosis import diagnose, step_sight
 from siglip_ref.check.step.judge import Judged, Plan, judge
 from siglip_ref.check.step.run import Taken
 from siglip_ref.report.compare import Row, compare

@@ -1,1 +1,1 @@
-"""Pictures with captions to train on: drawn shapes, real digits, your own folder or list."""
+"""What a training sees: pictures and texts, in batches, each time a little otherwise."""

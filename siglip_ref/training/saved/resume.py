@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.errors import UsageError
-from siglip_ref.training.inputs import Inputs
+from siglip_ref.training.data.inputs import Inputs
 from siglip_ref.training.parallel import Parallel
 from siglip_ref.training.saved.folder import changes, write_manifest
 from siglip_ref.training.saved.store import Saved, newest

@@ -22,10 +22,10 @@ from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
 from siglip_ref.check.diagnosis.derive.shapes import Number, is_even
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
-from siglip_ref.check.diagnosis.derive.whole import Factor, factor_of, taken_off
 from siglip_ref.check.diagnosis.mapped import mapped
 from siglip_ref.check.diagnosis.shared import HELD
 from siglip_ref.check.diagnosis.slopes import with_slopes
+from siglip_ref.check.diagnosis.whole import Factor, factor_of, taken_off
 
 _LARGEST = 200  # pairs of a batch in which weights are read
 

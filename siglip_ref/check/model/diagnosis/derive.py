@@ -20,10 +20,10 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.engine.edits import Edits, Fitted
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.model.adapters import Run
-from siglip_ref.check.model.diagnosis.offers import wholes_of
-from siglip_ref.check.model.diagnosis.proof import SURE, UNTRIED, another, unproven
-from siglip_ref.check.model.diagnosis.stage_search import Ground, Stage, off
-from siglip_ref.check.model.diagnosis.way_back import of_gradients
+from siglip_ref.check.model.diagnosis.stages.offers import wholes_of
+from siglip_ref.check.model.diagnosis.stages.proof import SURE, UNTRIED, another, unproven
+from siglip_ref.check.model.diagnosis.stages.stage_search import Ground, Stage, off
+from siglip_ref.check.model.diagnosis.stages.way_back import of_gradients
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.noise import multiplications
 from siglip_ref.check.model.probe import Probe

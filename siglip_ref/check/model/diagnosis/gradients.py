@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from siglip_ref.check.model.adapters import Run
-from siglip_ref.check.model.diagnosis.proof import by, wrong_value
+from siglip_ref.check.model.diagnosis.stages.proof import by, wrong_value
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.ops.elementary import Array

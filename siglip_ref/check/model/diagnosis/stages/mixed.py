@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from siglip_ref.check.model.diagnosis.hypotheses import Whole, other_inputs
-from siglip_ref.check.model.diagnosis.stage_search import Stage
+from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole, other_inputs
+from siglip_ref.check.model.diagnosis.stages.stage_search import Stage
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from siglip_ref.architecture.params import Params
+from siglip_ref.check.step.diagnosis.order import SPLITS
+from siglip_ref.check.step.diagnosis.variations import arriving, mean
 from siglip_ref.check.step.judge import Plan
-from siglip_ref.check.step.order import SPLITS
 from siglip_ref.check.step.run import Taken
-from siglip_ref.check.step.variations import arriving, mean
 from siglip_ref.model.optim import AdamW, clip
 
 Names = frozenset[str] | None  # None: all

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.architecture.one_tower import sides_of
-from siglip_ref.check.model.diagnosis.hypotheses import Whole, changed_weights, other_weights
-from siglip_ref.check.model.diagnosis.inputs import of_images, of_kernels, of_texts
-from siglip_ref.check.model.diagnosis.mixed import of_batches, of_lengths, of_norms, of_pools
-from siglip_ref.check.model.diagnosis.rewired import rewirings
-from siglip_ref.check.model.diagnosis.stage_search import Stage
+from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole, changed_weights, other_weights
+from siglip_ref.check.model.diagnosis.stages.inputs import of_images, of_kernels, of_texts
+from siglip_ref.check.model.diagnosis.stages.mixed import of_batches, of_lengths, of_norms, of_pools
+from siglip_ref.check.model.diagnosis.stages.rewired import rewirings
+from siglip_ref.check.model.diagnosis.stages.stage_search import Stage
 from siglip_ref.check.model.stages import stage_of
 from siglip_ref.mistakes.change import shortened
 from siglip_ref.ops.elementary import Array

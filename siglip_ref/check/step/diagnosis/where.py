@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from siglip_ref.check.step.factors import parts
+from siglip_ref.check.step.diagnosis.factors import parts
 from siglip_ref.check.step.judge import Plan
 from siglip_ref.check.step.run import RESTART_BEFORE
 from siglip_ref.model.optim import kernels

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.engine.seen import is_wrong
+from siglip_ref.check.step.diagnosis.packed import Packed
+from siglip_ref.check.step.diagnosis.where import whose
 from siglip_ref.check.step.judge import Judged, Plan, judge, predict
-from siglip_ref.check.step.packed import Packed
 from siglip_ref.check.step.run import Taken
-from siglip_ref.check.step.where import whose
 from siglip_ref.mistakes import CATALOGUE, Edit, Reference, reference
 from siglip_ref.model.optim import AdamW, norm
 from siglip_ref.ops.elementary import Array

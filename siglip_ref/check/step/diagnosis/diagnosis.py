@@ -13,14 +13,14 @@ from siglip_ref.check.engine.explain import explain, share_explained
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.check.step.arrived import LOST
-from siglip_ref.check.step.combined import Search
-from siglip_ref.check.step.derive import derive
-from siglip_ref.check.step.factors import factors, findings, is_whole
+from siglip_ref.check.step.diagnosis.combined import Search
+from siglip_ref.check.step.diagnosis.derive import derive
+from siglip_ref.check.step.diagnosis.factors import factors, findings, is_whole
+from siglip_ref.check.step.diagnosis.numbers import read_off
+from siglip_ref.check.step.diagnosis.order import SPLITS, at_another_time, in_the_decay
+from siglip_ref.check.step.diagnosis.variations import NO_CLIP, by_another_rule, mean
 from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
-from siglip_ref.check.step.numbers import read_off
-from siglip_ref.check.step.order import SPLITS, at_another_time, in_the_decay
 from siglip_ref.check.step.run import Taken
-from siglip_ref.check.step.variations import NO_CLIP, by_another_rule, mean
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.model.optim import AdamW, alike, kernels, matrices
 from siglip_ref.report.data import Finding, Sight

@@ -1,6 +1,6 @@
 """What one step of SigLIP 2's recipe sees: images and texts, three tasks for the decoder, cuts for student and teacher.
 
-All of it is a function of the seed and the batch's number, as in `siglip_ref.training.batches`.
+All of it is a function of the seed and the batch's number, as in `siglip_ref.training.data.batches`.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from PIL import Image
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.ops.elementary import Array
 from siglip_ref.siglip2 import Batch, Target, box_numbers, masks, target_of
-from siglip_ref.training.batches import Batches
+from siglip_ref.training.data.batches import Batches
 from siglip_ref.use.preprocess import FILTERS, Preprocess, levels
 from siglip_ref.use.tokenizer import Tokenizer
 

@@ -6,8 +6,8 @@ from itertools import permutations, product
 
 import numpy as np
 
-from siglip_ref.check.model.diagnosis.hypotheses import Whole, changed_weights, other_inputs
-from siglip_ref.check.model.diagnosis.stage_search import Stage
+from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole, changed_weights, other_inputs
+from siglip_ref.check.model.diagnosis.stages.stage_search import Stage
 from siglip_ref.mistakes.resample import cubic, resample_weights, tent
 from siglip_ref.ops.elementary import Array
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from siglip_ref.check.engine.edits import same
 from siglip_ref.check.engine.seen import distance, is_wrong
-from siglip_ref.check.step.forms import Form, program
+from siglip_ref.check.step.diagnosis.forms import Form, program
+from siglip_ref.check.step.diagnosis.order import said_of
+from siglip_ref.check.step.diagnosis.packed import NEAR, Packed
+from siglip_ref.check.step.diagnosis.sources import Names, Source, Steps, sources
+from siglip_ref.check.step.diagnosis.where import at_steps, groups, whose
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
-from siglip_ref.check.step.order import said_of
-from siglip_ref.check.step.packed import NEAR, Packed
 from siglip_ref.check.step.run import Taken
-from siglip_ref.check.step.sources import Names, Source, Steps, sources
-from siglip_ref.check.step.where import at_steps, groups, whose
 from siglip_ref.errors import few
 from siglip_ref.model.optim import AdamW
 from siglip_ref.ops.elementary import Array

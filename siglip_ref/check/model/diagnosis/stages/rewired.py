@@ -8,7 +8,7 @@ from itertools import product
 from types import CodeType
 from typing import Any
 
-from siglip_ref.check.model.diagnosis.hypotheses import Whole
+from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole
 from siglip_ref.ops.elementary import subtree
 from siglip_ref.ops.record import Ops, Pair
 

@@ -10,8 +10,8 @@ from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.engine.edits import FITS, Fitted, search
 from siglip_ref.check.model.adapters import Run
-from siglip_ref.check.model.diagnosis.proof import SURE, by, usual, wrong_value
-from siglip_ref.check.model.diagnosis.stage_search import off
+from siglip_ref.check.model.diagnosis.stages.proof import SURE, by, usual, wrong_value
+from siglip_ref.check.model.diagnosis.stages.stage_search import off
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.placed import Edited, forward_with, stages_of
 from siglip_ref.check.model.probe import Probe

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from siglip_ref.check.model.adapters import Run
-from siglip_ref.check.model.diagnosis.stage_search import off
+from siglip_ref.check.model.diagnosis.stages.stage_search import off
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.report.data import Finding

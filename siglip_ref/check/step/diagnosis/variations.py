@@ -12,8 +12,8 @@ import numpy as np
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.edits import same
 from siglip_ref.check.engine.seen import Seen, is_wrong
+from siglip_ref.check.step.diagnosis.order import SPLITS
 from siglip_ref.check.step.judge import Judged, Moves, Plan, judge, predict
-from siglip_ref.check.step.order import SPLITS
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE, Edit, reference
 from siglip_ref.model.optim import AdamW, clip, norm

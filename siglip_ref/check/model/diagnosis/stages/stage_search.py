@@ -11,7 +11,7 @@ import numpy as np
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.engine.edits import Edits, Fitted, search
-from siglip_ref.check.model.diagnosis.hypotheses import Whole
+from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole
 from siglip_ref.check.model.placed import Edited, holding, stages_of
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import prepared, stage_values

@@ -9,8 +9,8 @@ import numpy as np
 from siglip_ref.architecture.conventions import Conventions
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Run
-from siglip_ref.check.model.diagnosis.hypotheses import Whole
-from siglip_ref.check.model.diagnosis.stage_search import off
+from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole
+from siglip_ref.check.model.diagnosis.stages.stage_search import off
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.placed import Edited, forward_with
 from siglip_ref.check.model.probe import Probe
