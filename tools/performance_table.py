@@ -101,7 +101,7 @@ def table(chosen: Collection[str] = tuple(WORDS)) -> str:
         "",
         f"Medians of at least 7 rounds in one run, every contestant in its own process, on {machine['cpu']} with"
         f" {machine['cores']} cores; {versions}. Above 1x siglip-ref is faster. A share of 1 is the"
-        f" rate of NumPy's product of two 3072 x 3072 matrices, about the highest rate of these cores."
+        f" rate of NumPy's product of two 3072 x 3072 matrices, about the highest rate of cores that BLAS knows."
         f" That product runs at {product}.{beside}"
         f" The last column compares peak memory. mu/16 and tiny are very small models.",
     ])  # fmt: skip
