@@ -95,6 +95,7 @@ class Search:
         assert self._base is not None
         self._right_now = self._packed.fits(self._packed.off(self._base))
 
+    @cached_property
     def alone(self) -> Finding | None:
         """With one choice, or with two in tensors of their own; or by the factors of a schedule."""
         fits = [made for one in self._all if (made := self._alone(one))] or list(self._apart(self._all))

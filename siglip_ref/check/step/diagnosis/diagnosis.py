@@ -35,7 +35,7 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     search = Search(taken, plan, judged)
     verdict, found, fitted = _diagnosed(taken, plan, judged, search)
     if verdict == "FAIL" and any(one.id == "unknown" for one in found):
-        alone = search.alone()
+        alone = search.alone
         other = alone if alone and alone.id != "unknown" else None
         other = other or read_off(taken, plan, judged, 1) or search.two() or read_off(taken, plan, judged, 2) or alone
         if other:
@@ -67,7 +67,7 @@ def _diagnosed(
     measured = {} if listed else factors(judged.seen)
     grouped = is_whole(measured, judged.seen)
     if not (other or listed or grouped):
-        alone = search.alone()
+        alone = search.alone
         other = alone if alone and alone.id != "unknown" else None
     derived = None if other else derive(taken, plan, judged)
     if other:

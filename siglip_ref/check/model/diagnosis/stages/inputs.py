@@ -1,6 +1,6 @@
 """Images, captions and kernels of patches as another program might read them, tried where a tower begins."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import permutations, product
 
@@ -10,6 +10,9 @@ from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole, changed_we
 from siglip_ref.check.model.diagnosis.stages.stage_search import Stage
 from siglip_ref.mistakes.resample import cubic, resample_weights, tent
 from siglip_ref.ops.elementary import Array
+
+Kernel = Callable[[Array], Array]
+Weights = Callable[[int, int], Array]  # of one side, from so many pixels to so many
 
 
 def of_images(stage: Stage) -> Iterator[Whole]:
@@ -38,8 +41,8 @@ def of_images(stage: Stage) -> Iterator[Whole]:
             )
             yield other_inputs(f"{told}the other end at the rim", "no such shift",
                                images=partial(_rolled, rows=down, columns=right))  # fmt: skip
-    for words, function in _COLOURS:
-        yield other_inputs(f"images are {words}", "images as they are given, from -1 to 1", images=function)
+    for words, colours in _COLOURS:
+        yield other_inputs(f"images are {words}", "images as they are given, from -1 to 1", images=colours)
 
 
 def _turned(x: Array) -> Array:
@@ -64,13 +67,13 @@ _COLOURS = (
 )  # fmt: skip
 
 
-def _resizes() -> Iterator[tuple[str, object]]:
+def _resizes() -> Iterator[tuple[str, Weights]]:
     kernels = (("bilinearly", tent, 1.0), ("bicubically (a = -0.75)", cubic(-0.75), 2.0),
                ("bicubically (a = -0.5)", cubic(-0.5), 2.0))  # fmt: skip
     for name, kernel, reach in kernels:
         for wide in (False, True):
 
-            def weights(size: int, to: int, kernel=kernel, reach=reach, wide=wide) -> Array:  # type: ignore[no-untyped-def]
+            def weights(size: int, to: int, kernel: Kernel = kernel, reach: float = reach, wide: bool = wide) -> Array:
                 return resample_weights(size, to, max(1.0, size / to) if wide else 1.0, reach, kernel, cut=wide)
 
             yield f"{name}, {'with' if wide else 'without'} antialias,", weights
@@ -78,7 +81,7 @@ def _resizes() -> Iterator[tuple[str, object]]:
     yield "to the nearest neighbour", lambda size, to: np.eye(size)[np.arange(to) * size // to]
 
 
-def _resized(x: Array, height: int, width: int, weights) -> Array:  # type: ignore[no-untyped-def]
+def _resized(x: Array, height: int, width: int, weights: Weights) -> Array:
     down, across = weights(x.shape[1], height), weights(x.shape[2], width)
     small = np.einsum("hi,wj,bijc->bhwc", down, across, x)
     return np.pad(small, ((0, 0), (0, x.shape[1] - height), (0, x.shape[2] - width), (0, 0)))

@@ -22,7 +22,9 @@ def of_norms(stage: Stage) -> Iterator[Whole]:
     for words, axes in _AXES:
         for rms in (False, True):
 
-            def forward(x: Array, gamma: Array, beta: Array, eps: float, axes=axes, rms=rms):  # type: ignore[no-untyped-def]
+            def forward(
+                x: Array, gamma: Array, beta: Array, eps: float, axes: tuple[int, ...] = axes, rms: bool = rms
+            ) -> tuple[Array, None]:
                 axes = tuple(axis for axis in axes if axis < x.ndim) if x.ndim == 3 else (-1,)
                 centred = x if rms else x - x.mean(axes, keepdims=True)
                 return centred / np.sqrt((centred * centred).mean(axes, keepdims=True) + eps) * gamma + beta, None
@@ -70,7 +72,7 @@ def of_batches(stage: Stage) -> Iterator[Whole]:
                 yield other_inputs(f"{side} of the batch are {words}", apart, **{side: mixed})
         elif name:
 
-            def changed(ops: Ops, name: str = name, mixed=mixed) -> Ops:  # type: ignore[no-untyped-def]
+            def changed(ops: Ops, name: str = name, mixed: Callable[[Array], Array] = mixed) -> Ops:
                 function = getattr(ops, name).forward
 
                 def forward(x: Array, *rest: Any) -> Any:
@@ -176,7 +178,7 @@ def of_lengths(stage: Stage) -> Iterator[Whole]:
     )
     for words, form in forms:
 
-        def value(shown: Mapping[str, Array], probe: Probe, form=form) -> Array:  # type: ignore[no-untyped-def]
+        def value(shown: Mapping[str, Array], probe: Probe, form: Callable[[Array, Array], Array] = form) -> Array:
             return form(shown[own], shown[other])
 
         yield Whole(f"{own} is divided {words}", was, value=value)
