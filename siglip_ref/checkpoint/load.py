@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,9 @@ def _named(cfg: Config, sides: Sides) -> Config:
     """With the released model's name, and its true image size (384 px with patch 14 leave a rim), if it is one."""
     if sides != BOTH:
         return cfg
-    wanted = shapes(cfg)
+    wanted, sizes = shapes(cfg), attrgetter("image", "text", "naflex", "patch", "grid")
     for known in SIZES.values():
-        same_towers = (known.image, known.text, known.naflex, known.patch) == (
-            cfg.image,
-            cfg.text,
-            cfg.naflex,
-            cfg.patch,
-        )
-        if same_towers and known.grid == cfg.grid and shapes(known) == wanted:
+        if sizes(known) == sizes(cfg) and shapes(known) == wanted:
             rim = cfg.image_size == (cfg.grid[0] * cfg.patch, cfg.grid[1] * cfg.patch)
             size = known.image_size if rim and cfg.conventions.name == "big_vision" else cfg.image_size
             return replace(cfg, name=known.name, image_size=size)
@@ -147,10 +142,9 @@ def _mixed(store: Store, names: set[str]) -> list[str]:
 
 def _not_finite(params: Mapping[str, Tensor]) -> list[str]:
     """A note that counts tensors with NaN or infinities in them."""
-    found = {
-        "NaN": [name for name, array in params.items() if not is_finite(array) and np.isnan(array).any()],
-        "infinities": [name for name, array in params.items() if not is_finite(array) and np.isinf(array).any()],
-    }
+    odd = {name: array for name, array in params.items() if not is_finite(array)}
+    kinds = {"NaN": np.isnan, "infinities": np.isinf}
+    found = {what: [name for name, array in odd.items() if is_so(array).any()] for what, is_so in kinds.items()}
     return [
         f"{len(names)} tensor{'s' * (len(names) > 1)} hold{'s' * (len(names) == 1)} {what}: {few(names)}"
         for what, names in found.items()

@@ -13,20 +13,13 @@ import typer
 from typer.core import TyperGroup
 
 import siglip_ref
-from siglip_ref.cli import bench as bench_cli
-from siglip_ref.cli import check as check_cli
-from siglip_ref.cli import classify as classify_cli
-from siglip_ref.cli import coverage as coverage_cli
-from siglip_ref.cli import noise as noise_cli
-from siglip_ref.cli import probe as probe_cli
-from siglip_ref.cli import search as search_cli
-from siglip_ref.cli import zeroshot as zeroshot_cli
+from siglip_ref.cli import bench, check, classify, coverage, noise, probe, search, zeroshot
 from siglip_ref.cli.judged import progress
 from siglip_ref.errors import UsageError
 from siglip_ref.process.interrupt import guarded
 from siglip_ref.process.options import require_words
 from siglip_ref.training import command as training
-from siglip_ref.vectors import cli as vectors_cli
+from siglip_ref.vectors import cli as vectors
 
 # as --help lists the commands: what most people came for stands first; others follow
 ORDER = (
@@ -64,16 +57,8 @@ app = typer.Typer(
     help="The golden reference for SigLIP: is an implementation right, and are its gradients?",
     epilog="Exit codes: 0 passed, 1 not passed, 2 wrong use or unreadable input.",
 )
-check_cli.register(app)
-zeroshot_cli.register(app)
-search_cli.register(app)
-classify_cli.register(app)
-vectors_cli.register(app)
-noise_cli.register(app)
-coverage_cli.register(app)
-probe_cli.register(app)
-bench_cli.register(app)
-training.register(app)
+for room in (check, zeroshot, search, classify, vectors, noise, coverage, probe, bench, training):
+    room.register(app)
 
 
 def main() -> None:

@@ -20,15 +20,11 @@ from siglip_ref.checkpoint.formats.files import (
     widened,
 )
 from siglip_ref.checkpoint.tables.names import Tensor
+from siglip_ref.process.data import read_toml
 
 HEADER_CAP = 100 * 10**6  # the safetensors library's own
-# Kinds of whole bytes: the library's name, ours, bytes. Narrower ones hold several numbers a byte.
-KINDS = {
-    **{"F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)},
-    **{"I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "BOOL": ("bool", 1)},
-    **{"U64": ("uint64", 8), "U32": ("uint32", 4), "U16": ("uint16", 2), "U8": ("uint8", 1), "C64": ("complex64", 8)},
-    **{kind: (kind.lower(), 1) for kind in ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")},
-}
+# Kinds of whole bytes: the library's name, ours, bytes.
+KINDS: dict[str, tuple[str, int]] = read_toml(__file__, "kinds")["safetensors"]
 
 
 def open_safetensors(path: Path) -> Store:

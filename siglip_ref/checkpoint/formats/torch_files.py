@@ -21,22 +21,12 @@ from siglip_ref.checkpoint.formats.files import (
 )
 from siglip_ref.checkpoint.formats.torch_pickle import Call, Elsewhere, Name, NotTensors, read_pickle
 from siglip_ref.checkpoint.tables.names import Shape, Tensor
+from siglip_ref.process.data import read_toml
 
-# torch's names for kinds of numbers: those of its storages, and those of dtypes where a storage has none.
-STORAGES = {
-    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"},
-    **{"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"},
-    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8"},
-    **{"QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"},
-}
-# What a file may have in place of numbers in rows: why it cannot be read as they are.
-UNUSABLE = {
-    "_rebuild_sparse_tensor": "sparse: give .to_dense()",
-    "_rebuild_sparse_csr_tensor": "sparse: give .to_dense()",
-    "_rebuild_qtensor": "quantised: give .dequantize(), or better the weights from before",
-    "_rebuild_meta_tensor_no_storage": "on the meta device, which has shapes and no numbers",
-    "_rebuild_nested_tensor": "nested: rows of different lengths",
-}
+_KINDS = read_toml(__file__, "kinds")
+STORAGES: dict[str, str] = _KINDS["torch"]
+UNUSABLE: dict[str, str] = _KINDS["unusable"]
+ITEMSIZE: dict[str, int] = _KINDS["bytes"]
 MAGIC = 0x1950A86A20F9469CFC6C  # begins files from before torch 1.6
 NAMES = 200_000  # more tensors than this no model has
 
@@ -167,7 +157,7 @@ def _said(storage: Elsewhere) -> tuple[str, int]:
     if any(part is not None for part in view):
         raise ValueError("a view of another storage, as torch 0.3 saved them")
     kind = type_.name.removesuffix("Storage")
-    itemsize = 1 if kind in ("Untyped", "_Untyped") else _itemsize(STORAGES.get(kind, kind))
+    itemsize = 1 if kind in ("Untyped", "_Untyped") else ITEMSIZE.get(STORAGES.get(kind, kind), 1)
     if type(count) is not int or count < 0:
         raise ValueError("a storage of impossible length")
     return str(key), count * itemsize
@@ -227,7 +217,7 @@ def _rows(kind: str, storage: Any, offset: Any, shape: Any, strides: Any) -> Row
 
 def _why_not(found: Rows, places: dict[str, Place]) -> str:
     """Does a tensor lie within its storage, each number in a place of its own?"""
-    place, size, itemsize = places.get(found.storage), math.prod(found.shape), _itemsize(found.kind)
+    place, size, itemsize = places.get(found.storage), math.prod(found.shape), ITEMSIZE.get(found.kind, 1)
     if place is None:
         return f"its numbers ({found.storage[:100]!r}) are not in the file"
     last = found.offset + sum((n - 1) * stride for n, stride in zip(found.shape, found.strides, strict=True))
@@ -236,9 +226,3 @@ def _why_not(found: Rows, places: dict[str, Place]) -> str:
     if size * itemsize > place.size:
         return "it repeats its numbers (expand): give .contiguous() before saving"
     return ""
-
-
-def _itemsize(kind: str) -> int:
-    sizes = {"float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2, "float32": 4, "int32": 4, "uint32": 4, "qint32": 4}
-    wide = {"float64": 8, "int64": 8, "uint64": 8, "complex64": 8, "complex128": 16}
-    return (sizes | wide).get(kind, 1)

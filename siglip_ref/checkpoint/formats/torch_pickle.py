@@ -1,11 +1,14 @@
 """A pickle as torch.save writes it, read as a list of instructions of which none is ever carried out.
 
+`pickletools` of Python's own tells the instructions apart, and what each is given.
+
 Names of functions and classes stay names (`Name`), and calls stay notes of what would be called with what (`Call`):
 this module imports nothing that a file names. What it gives is cut from the file's own bytes, so it needs no more
 memory than a few times those.
 """
 
-import struct
+import io
+import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,43 +56,24 @@ class _Mark:
 
 def read_pickle(data: bytes, start: int = 0) -> Pickle:
     """One pickle; ValueError, or another error of broken input, if it cannot be read."""
-    machine = _Machine(data, start)
-    while True:
-        code = machine.take(1)[0]
-        if code == 0x2E:  # STOP
-            return Pickle(machine.stack.pop(), machine.at, machine.elsewhere)
-        if code not in INSTRUCTIONS:
-            raise ValueError(f"instruction {code:#x} of a pickle, which torch.save never writes")
-        INSTRUCTIONS[code](machine)
+    machine, file = _Machine(), io.BytesIO(data)
+    file.seek(start)
+    for code, given, _ in pickletools.genops(file):
+        if code.name == "STOP":
+            break
+        if code.name not in INSTRUCTIONS:
+            raise ValueError(f"instruction {ord(code.code):#x} of a pickle, which torch.save never writes")
+        INSTRUCTIONS[code.name](machine, given)
+    return Pickle(machine.stack.pop(), file.tell(), machine.elsewhere)
 
 
 class _Machine:
-    """The stack and the numbered notes of a pickle; every value comes from `data`."""
+    """The stack and the numbered notes of a pickle; every value comes from its bytes."""
 
-    def __init__(self, data: bytes, start: int) -> None:
-        self.data, self.at = data, start
+    def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.elsewhere: list[Elsewhere] = []
-
-    def take(self, size: int) -> bytes:
-        """The next bytes."""
-        part = self.data[self.at : self.at + size]
-        if size < 0 or len(part) < size:
-            raise ValueError("a pickle that ends early")
-        self.at += size
-        return part
-
-    def number(self, code: str) -> int:
-        """The next whole number, little-endian."""
-        return int(struct.unpack("<" + code, self.take(struct.calcsize(code)))[0])
-
-    def line(self) -> str:
-        """Up to the next end of line."""
-        end = self.data.index(b"\n", self.at)
-        text = self.data[self.at : end].decode()
-        self.at = end + 1
-        return text
 
     def since_mark(self) -> list[Any]:
         """What stands above the last mark; the mark goes too."""
@@ -118,7 +102,7 @@ def _put(machine: _Machine, number: int) -> None:
     machine.memo[number] = machine.stack[-1]
 
 
-def _call(machine: _Machine) -> None:
+def _call(machine: _Machine, _: Any) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
     if function == Name("collections", "OrderedDict"):
         machine.push(_pairs(arguments[0]) if arguments else {})
@@ -143,13 +127,13 @@ def _enter(place: Any, key: Any, value: Any) -> None:
         place[key] = value
 
 
-def _enter_all(machine: _Machine) -> None:
+def _enter_all(machine: _Machine, _: Any) -> None:
     above = machine.since_mark()
     for key, value in zip(above[::2], above[1::2], strict=True):
         _enter(machine.stack[-1], key, value)
 
 
-def _enter_one(machine: _Machine) -> None:
+def _enter_one(machine: _Machine, _: Any) -> None:
     value, key = machine.stack.pop(), machine.stack.pop()
     _enter(machine.stack[-1], key, value)
 
@@ -159,8 +143,8 @@ def _append(machine: _Machine, values: list[Any]) -> None:
         machine.stack[-1].extend(values)
 
 
-def _fold(count: int) -> Callable[[_Machine], None]:
-    def fold(machine: _Machine) -> None:
+def _fold(count: int) -> Callable[[_Machine, Any], None]:
+    def fold(machine: _Machine, _: Any) -> None:
         if len(machine.stack) < count:
             raise ValueError("a tuple in a pickle of things that are not there")
         values = machine.stack[len(machine.stack) - count :]
@@ -170,67 +154,45 @@ def _fold(count: int) -> Callable[[_Machine], None]:
     return fold
 
 
-def _name_on_stack(machine: _Machine) -> None:
+def _name_on_stack(machine: _Machine, _: Any) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     machine.name(str(module), str(name))
 
 
-def _refer(machine: _Machine) -> None:
+def _refer(machine: _Machine, _: Any) -> None:
     machine.elsewhere.append(Elsewhere(machine.stack.pop()))
     machine.push(machine.elsewhere[-1])
 
 
-def _text(machine: _Machine, size: int) -> None:
-    machine.push(machine.take(size).decode("utf-8", "surrogatepass"))
-
-
-INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
-    0x80: lambda m: m.take(1),  # the protocol
-    0x95: lambda m: m.take(8),  # a frame's length
-    ord("("): lambda m: m.push(_Mark()),
-    ord("0"): lambda m: m.stack.pop(),
-    ord("1"): lambda m: m.since_mark(),
-    ord("2"): lambda m: m.push(m.stack[-1]),
-    ord("N"): lambda m: m.push(None),
-    0x88: lambda m: m.push(True),
-    0x89: lambda m: m.push(False),
-    ord("J"): lambda m: m.push(m.number("i")),
-    ord("K"): lambda m: m.push(m.number("B")),
-    ord("M"): lambda m: m.push(m.number("H")),
-    0x8A: lambda m: m.push(int.from_bytes(m.take(m.number("B")), "little", signed=True)),
-    ord("G"): lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-    ord("T"): lambda m: m.push(m.take(m.number("I")).decode("latin-1")),
-    ord("U"): lambda m: m.push(m.take(m.number("B")).decode("latin-1")),
-    ord("B"): lambda m: m.push(m.take(m.number("I"))),
-    ord("C"): lambda m: m.push(m.take(m.number("B"))),
-    0x8E: lambda m: m.push(m.take(m.number("Q"))),
-    ord("X"): lambda m: _text(m, m.number("I")),
-    0x8C: lambda m: _text(m, m.number("B")),
-    0x8D: lambda m: _text(m, m.number("Q")),
-    ord("]"): lambda m: m.push([]),
-    ord("}"): lambda m: m.push({}),
-    ord(")"): lambda m: m.push(()),
-    0x8F: lambda m: m.push([]),  # a set
-    ord("a"): lambda m: _append(m, [m.stack.pop()]),
-    ord("e"): lambda m: _append(m, m.since_mark()),
-    0x90: lambda m: _append(m, m.since_mark()),
-    ord("l"): lambda m: m.push(m.since_mark()),
-    0x91: lambda m: m.push(m.since_mark()),  # a frozen set
-    ord("t"): lambda m: m.push(tuple(m.since_mark())),
-    0x85: _fold(1),
-    0x86: _fold(2),
-    0x87: _fold(3),
-    ord("s"): _enter_one,
-    ord("u"): _enter_all,
-    ord("c"): lambda m: m.name(m.line(), m.line()),
-    0x93: _name_on_stack,
-    ord("R"): _call,
-    0x81: _call,
-    ord("b"): lambda m: m.stack.pop(),  # the state of an object: nothing that a tensor needs
-    ord("q"): lambda m: _put(m, m.number("B")),
-    ord("r"): lambda m: _put(m, m.number("I")),
-    0x94: lambda m: _put(m, len(m.memo)),
-    ord("h"): lambda m: m.push(m.memo[m.number("B")]),
-    ord("j"): lambda m: m.push(m.memo[m.number("I")]),
-    ord("Q"): _refer,
+# what an instruction does, by its name: with the machine, and what it is given
+INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, given: None),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push),
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.push([])),
+    "MARK": lambda m, _: m.push(_Mark()),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    "POP_MARK": lambda m, _: m.since_mark(),
+    # BUILD: the state of an object, nothing that a tensor needs
+    **dict.fromkeys(("POP", "BUILD"), lambda m, _: m.stack.pop()),
+    "APPEND": lambda m, _: _append(m, [m.stack.pop()]),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: _append(m, m.since_mark())),
+    **dict.fromkeys(("LIST", "FROZENSET"), lambda m, _: m.push(m.since_mark())),
+    "TUPLE": lambda m, _: m.push(tuple(m.since_mark())),
+    **{f"TUPLE{count}": _fold(count) for count in (1, 2, 3)},
+    "SETITEM": _enter_one,
+    "SETITEMS": _enter_all,
+    "GLOBAL": lambda m, given: m.name(*given.split(" ", 1)),
+    "STACK_GLOBAL": _name_on_stack,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _call),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _put),
+    "MEMOIZE": lambda m, _: _put(m, len(m.memo)),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, given: m.push(m.memo[given])),
+    "BINPERSID": _refer,
 }

@@ -8,36 +8,16 @@ from typing import Any
 from siglip_ref.architecture.conventions import Conventions, preset
 from siglip_ref.architecture.sizes import Config, Tower
 from siglip_ref.checkpoint.tables.names import Table, entries, made, plausible
+from siglip_ref.checkpoint.tables.wrapped import about
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
 
-# Source: transformers 5.23, activations.py
-GELU: dict[str, GeluForm] = {
-    "gelu_pytorch_tanh": "tanh",
-    "gelu_new": "tanh",
-    "gelu_fast": "tanh",
-    "gelu_accurate": "tanh",
-    "gelu": "erf",
-    "gelu_python": "erf",
-    "quick_gelu": "quick",
-}
 TOWERS = {"image": "vision_model", "text": "text_model"}
-
-# What a config.json may leave out. Source: configuration_siglip.py and configuration_siglip2.py, transformers 5.23.
-_TOWER = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-}
+_ABOUT = about("huggingface")
+GELU: dict[str, GeluForm] = _ABOUT["gelu"]
+# What a config.json may leave out.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "vision_config": _TOWER
-    | {"image_size": 224, "patch_size": 16, "num_channels": 3, "vision_use_head": True, "num_patches": 256},
-    "text_config": _TOWER
-    | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": None}
-    | {"embedding_size": None},  # ELECTRA's word for what transformers' SigLIP does not have: a bottleneck
+    part: _ABOUT["tower"] | _ABOUT[part] for part in ("vision_config", "text_config")
 }
 
 
@@ -52,7 +32,7 @@ def read_config(settings: Mapping[str, Any]) -> Config:
     text = DEFAULTS["text_config"] | dict(settings.get("text_config") or {})
     naflex = settings.get("model_type") == "siglip2"
     channels, head = image["num_channels"], image["vision_use_head"]
-    projected = text["projection_size"] or text["hidden_size"]
+    projected = text.get("projection_size") or text["hidden_size"]
     if channels != 3 or not head or projected != image["hidden_size"]:
         raise UsageError(
             expected="a SigLIP configuration: 3 channels, attention pooling, texts projected to the images' width",
@@ -76,8 +56,8 @@ def text_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "text": _tower(settings),
         "vocabulary": settings["vocab_size"],
         "text_length": settings["max_position_embeddings"],
-        "embed": settings["projection_size"],
-        "bottleneck": settings["embedding_size"] or 0,
+        "embed": settings.get("projection_size"),
+        "bottleneck": settings.get("embedding_size") or 0,  # ELECTRA's word; transformers' SigLIP has none
     }
 
 

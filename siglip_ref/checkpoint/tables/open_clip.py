@@ -7,19 +7,13 @@ from typing import Any
 from siglip_ref.architecture.conventions import preset
 from siglip_ref.architecture.sizes import TOWERS, Config, Tower
 from siglip_ref.checkpoint.tables.names import Shape, Table, entries, made, plausible
+from siglip_ref.checkpoint.tables.wrapped import about
 from siglip_ref.errors import UsageError
 
 TRUNK = "visual.trunk"
 WIDEN = "text.token_projection.weight"  # ours: open_clip has no bottleneck
 # Released timm image towers that compute the exact GELU, whatever weights they are given; all others the tanh form.
-# Source: timm 1.0.31, vision_transformer.py.
-ERF = (
-    *(f"vit_base_patch16_siglip_{side}" for side in (224, 256, 384, 512)),
-    *(f"vit_large_patch16_siglip_{side}" for side in (256, 384)),
-    *(f"vit_so400m_patch14_siglip_{side}" for side in (224, 378, 384)),
-)
-
-
+ERF: list[str] = about("open_clip")["erf"]
 # Width: heads, of the released towers; any other width has heads of 64.
 HEADS = {tower.width: tower.heads for tower in TOWERS.values()}
 

@@ -5,11 +5,11 @@ remains without these words is compared with the tables of `huggingface`, `open_
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
+
+from siglip_ref.process.data import read_toml
 
 Format = Literal["huggingface", "open_clip", "big_vision"]
 Sides = tuple[str, ...]
@@ -23,7 +23,7 @@ BUFFERS = ("position_ids",)  # not parameters; early transformers versions store
 
 def about(format_: str) -> dict[str, Any]:
     """What FORMAT.toml says of names: how a tower's begin, marks by which they are known, and all of them."""
-    return tomllib.loads(Path(__file__).with_name(f"{format_}.toml").read_text(encoding="utf-8"))
+    return read_toml(__file__, format_)
 
 
 BEGIN: dict[Format, dict[str, str]] = {format_: about(format_)["begin"] for format_ in get_args(Format)}
