@@ -71,6 +71,10 @@ def ours(ops: Ops, case: str, *sizes: str) -> Run:
     state, rule, adamw = State(), AdamW(max_norm=1.0), ops.adamw_step
     if ops.compiled:
         from siglip_ref.fast.optim import adamw_in_place as adamw  # as Torch's, and JAX's with donated buffers
+        from siglip_ref.fast.optim import together
+        from siglip_ref.training.gradient import of_parameters
+
+        params, ops = together(params), of_parameters(ops)  # as `siglip-ref train` does
 
     def step() -> None:
         nonlocal params, state

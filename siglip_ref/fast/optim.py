@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numba import prange
 
+from siglip_ref.architecture.params import Params
 from siglip_ref.fast.linear import part
 from siglip_ref.fast.machine.compile import COUNT, SUMS, ZERO, inner, kernel
 from siglip_ref.fast.machine.fit import same_precision
@@ -110,6 +111,19 @@ def _all(old: Any, grads: Any, new: Any, c: Any, ends: Any, shrinks: Any, room: 
             _part(old, grads, new, c, ends, shrinks, room[thread], begin, end)
 
 
+def together(params: Params) -> Params:
+    """A copy of the parameters that belongs to `adamw_in_place`, as if a step had returned it.
+
+    Who holds only this copy before the first gradients come never holds the parameters twice beside gradients and
+    means. What the specification would step is returned as it is.
+    """
+    arrays = list(map(np.asarray, params.values()))
+    if not same_precision(*arrays):
+        return params
+    laid = layout({name: array.shape for name, array in zip(params, arrays, strict=True)})
+    return Packed(np.concatenate(arrays, axis=None), laid)
+
+
 def adamw_step(
     params: Mapping[str, Array], grads: Mapping[str, Array], state: State, rule: AdamW, schedule: Array = 1.0
 ) -> tuple[Any, State]:
@@ -124,8 +138,8 @@ def adamw_step(
 def adamw_in_place(
     params: Mapping[str, Array], grads: Mapping[str, Array], state: State, rule: AdamW, schedule: Array = 1.0
 ) -> tuple[Any, State]:
-    """A step like `adamw_step` that writes over parameters and means which an earlier step returned: it needs no
-    memory. Of a caller's own arrays it never writes over any.
+    """A step like `adamw_step` that writes over parameters and means which an earlier step returned, or `together`
+    laid together: it needs no memory. Of a caller's own arrays it never writes over any.
 
     Examples
     --------
@@ -154,7 +168,7 @@ def _stepped(
     laid, slots = packed.laid if packed else layout(dict(zip(names, shapes, strict=True))), state.slots
     kept = slots if isinstance(slots, Slots) and slots.laid == laid else None
     p = packed.whole if packed else np.concatenate(originals, axis=None)
-    m, v = (kept.first, kept.second) if kept else _laid(slots, params)
+    m, v = (kept.first, kept.second) if kept else (_laid(one, slots, laid, p) for one in _MEANS)
     old = p, m, v
     owned = (
         in_place or not packed,
@@ -186,10 +200,13 @@ def _stepped(
     return Packed(new_p, laid), State(steps, Slots(new_m, new_v, laid))
 
 
-def _laid(slots: Mapping[str, Array], params: Mapping[str, Array]) -> list[Array]:
-    """Both running means, each in one array."""
-    found = ([slots.get(f"{slot}/{name}", np.zeros_like(p)) for name, p in params.items()] for slot in _MEANS)
-    return [np.concatenate(one, axis=None) for one in found]
+def _laid(slot: str, slots: Mapping[str, Array], laid: Layout, like: Array) -> Array:
+    """A running mean in one array; absent ones are zero."""
+    whole = np.zeros_like(like)
+    for name, (begin, end, _) in laid.places.items():
+        if (one := slots.get(f"{slot}/{name}")) is not None:
+            whole[begin:end] = one.reshape(-1)
+    return whole
 
 
 class Slots(Mapping[str, Array]):

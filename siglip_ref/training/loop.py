@@ -179,18 +179,25 @@ def summed(run: Run, parallel: Parallel) -> tuple[float, Params]:
     """Loss and gradients of this step, and what else is told, the same on every rank."""
     task, batches = run.task, run.settings.accumulate
     parallel.at(run.step, "reading its batch")
-    loss, flat = 0.0, np.zeros(0)
-    given = {**run.params, **run.kept}
+    loss, given = 0.0, {**run.params, **run.kept}
     for part in range(batches):
         found, grads = task.gradient(given, run.step * batches + part)
         names = [name for name in task.learnt if name in grads] + [name for name in grads if name.startswith("told/")]
-        own = [_own(name, grads[name], task, parallel).reshape(-1) for name in names]
+        if part == 0:
+            shapes = [np.shape(grads[name]) for name in names]
+            ends = np.cumsum([0, *map(math.prod, shapes)])
+            kind = np.result_type(*(np.asarray(grads[name]).dtype for name in names))
+            whole = np.zeros(ends[-1] + parallel.size, kind)  # and what of each rank is finite
         loss += found / batches
-        flat = np.concatenate(own) if part == 0 else flat + np.concatenate(own)
-    finite = np.zeros(parallel.size, flat.dtype)
-    finite[parallel.rank] = np.isfinite(flat).all() and math.isfinite(loss)
+        for name, start, stop in zip(names, ends, ends[1:], strict=False):
+            mine = _own(name, grads.pop(name), task, parallel)  # which may go now: large models have one copy less
+            whole[start:stop] += mine.reshape(-1)
+    flat = whole[: ends[-1]]
+    if batches > 1:
+        flat /= batches
+    whole[flat.size + parallel.rank] = np.isfinite(flat).all() and math.isfinite(loss)
     parallel.at(run.step, "summing up the gradients")
-    total = parallel.sum(np.concatenate([flat / batches if batches > 1 else flat, finite]))
+    total = parallel.sum(whole)
     if not total[flat.size :].all():
         ranks = ", ".join(str(rank) for rank in np.flatnonzero(total[flat.size :] != 1))
         raise TrainingStopped(
@@ -198,12 +205,8 @@ def summed(run: Run, parallel: Parallel) -> tuple[float, Params]:
             f"the loss or a gradient of rank {ranks} is not a finite number (loss {loss:.6g})",
             "lower --lr, lengthen --warmup or clip harder; the checkpoints are from before",
         )
-    sums, start = {}, 0
-    for name in names:
-        shape = np.shape(grads[name])
-        stop = start + math.prod(shape)
-        sums[name], start = total[start:stop].reshape(shape), stop
-    return loss, sums
+    pieces = zip(names, shapes, ends, ends[1:], strict=False)
+    return loss, {name: total[start:stop].reshape(shape) for name, shape, start, stop in pieces}
 
 
 def _own(name: str, grad: Array, task: Task, parallel: Parallel) -> Array:

@@ -56,6 +56,18 @@ def test_in_place_the_same_bits(kind: type, large: int, monkeypatch: pytest.Monk
             assert np.shares_memory(over[0][name], last[name]) == (number > 0)
 
 
+def test_together_belongs_to_the_steps_from_the_first_on() -> None:
+    mine, rule, grads = draw(0, np.float32), AdamW(lr=0.1), draw(1, np.float32)
+    laid = fused.together(mine)
+    wanted = fast.adamw_step(mine, grads, State(), rule)[0]
+    moved = fused.adamw_in_place(laid, grads, State(), rule)[0]
+    for name in SHAPES:
+        np.testing.assert_array_equal(moved[name], wanted[name])
+        assert np.shares_memory(moved[name], laid[name]) and not np.shares_memory(laid[name], mine[name])
+    mixed = mine | {"a/bias": np.zeros(5)}
+    assert fused.together(mixed) is mixed
+
+
 def test_frozen_parameters_go_to_the_specification() -> None:
     rule = replace(AdamW(), frozen=lambda name: name == "a/bias")
     params = draw(0, np.float64)

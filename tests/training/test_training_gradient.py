@@ -1,16 +1,19 @@
 """The training's gradients are the model's: in one piece, in micro-batches, of a classifier."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from training_cases import MINI, alone, mini, worst
 
 import siglip_ref as sr
+from siglip_ref import fast
+from siglip_ref.architecture.sizes import Tower
 from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.training.classify import classifier_gradient, head, logits_of
-from siglip_ref.training.gradient import gradient, image_side
+from siglip_ref.training.gradient import gradient, image_side, of_parameters
 
 
 @pytest.fixture
@@ -51,6 +54,26 @@ def test_micro_batches_bound_the_memory_of_activations():
         peaks[micro] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[6] <= peaks[0] / 4, peaks
+
+
+def test_gradients_by_parameters_alone_hold_no_activations_that_nobody_asked_for():
+    wide = Tower(96, 6, 576, 6)
+    cfg = replace(MINI, image=wide, text=wide, image_size=(64, 64))
+    params, rng = sr.init(cfg, 1, np.float32), np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, *cfg.image_size, 3)).astype(np.float32)
+    tokens = rng.integers(0, cfg.vocabulary, (2, cfg.text_length))
+    peaks, found = {}, {}
+    for name, ops in {"compiled": fast.OPS, "all": fast.OPS, "alone": of_parameters(fast.OPS)}.items():
+        if found:  # the first compiles, which is not counted
+            tracemalloc.start()
+        found[name] = sr.loss_and_grads(params, images, tokens, cfg, ops=ops)[1]
+        peaks[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert found["all"].keys() == found["alone"].keys()
+    for name, grad in found["all"].items():
+        np.testing.assert_array_equal(found["alone"][name], grad)
+    of_blocks = 2 * wide.depth * 2 * cfg.patches * wide.width * 4  # of both halves of each, of images
+    assert peaks["alone"] <= peaks["all"] - of_blocks, (peaks, of_blocks)
 
 
 def test_a_locked_tower_learns_nothing(batch):

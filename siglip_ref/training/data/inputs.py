@@ -15,6 +15,7 @@ from siglip_ref.training.data.captioned import Captioned, Data
 from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.saved.store import digest
 from siglip_ref.training.settings import DEFAULTS, Settings
+from siglip_ref.use.inference import best_ops
 from siglip_ref.use.load import from_checkpoint
 from siglip_ref.use.preprocess import PREPROCESS, Preprocess
 from siglip_ref.use.tokenizer import Tokenizer, byte_tokenizer, cut_note
@@ -48,6 +49,10 @@ def read_inputs(settings: Settings, ranks: int) -> Inputs:
     batch = settings.batch or int(data.defaults["batch"])
     _require(settings, data, cfg, batch, ranks)
     weights = digest(0, params, "") if settings.init else ""
+    if best_ops().compiled:
+        from siglip_ref.fast.optim import together
+
+        params = together(params)  # which steps write over: these are never held twice
     notes = (*data.notes, *_note_on_batch(batch, data.train.count), *_notes_on_texts(data, tokenizer))
     return Inputs(data, cfg, params, tokenizer, how, kind, batch, weights, notes)
 
