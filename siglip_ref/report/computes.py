@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Formula,
         Kept,
         Logit,
+        Piece,
         Rows,
         Term,
     )
@@ -66,7 +67,8 @@ def _stopped(derived: "Derived") -> str:
 
 def formula_in_words(formula: "Formula") -> str:
     """One line, as one would write it."""
-    terms = list(formula.terms)
+    more = formula.added
+    terms = [term for term in formula.terms if term not in more]
     parts, notes = [], []
     if _alike(terms):
         first = min(terms, key=lambda term: term.weights[0][0].names != _DIAGONAL)
@@ -75,6 +77,7 @@ def formula_in_words(formula: "Formula") -> str:
         notes.append(f"z = {-first.sign} on the diagonal, {first.sign} elsewhere")
     else:
         parts += [_term(term, formula.linear, place) for term in terms for place in range(len(term.weights))]
+    parts += [_term(term, formula.linear, place) for term in more for place in range(len(term.weights))]
     parts += [_coupled(one) for one in formula.coupled]
     if formula.coupled:
         notes.append(f"logit_ij = {logit_in_words(formula.coupled[0].logit, formula.linear)}")
@@ -185,6 +188,13 @@ def number(value: float) -> str:
     return f"{value:.6g}" if f"{value:.6g}" != "1" else f"{value:.9g}"
 
 
+def _form(factor: float, power: float) -> str:
+    if not power:
+        return number(factor)
+    base = "B" if abs(power) == 1 else f"B^{abs(power):g}"
+    return f"{number(factor)}/{base}" if power < 0 else base if factor == 1 else f"{number(factor)} {base}"
+
+
 def form_in_words(form: "OfPairs") -> str:
     """1/B, 2(B - 1)/B^2, 1/(B (B - 1))."""
     above: list[str] = []
@@ -251,8 +261,10 @@ def backward_in_words(rule: "Backward") -> str:
         if [where.names for where, _ in rule.rules] == [_ALL]:
             return f"{name}: {factor} times the right one"
         return f"{name}: each pair's part times {factor}" if rule.rules else f"{name}: 0"
-    if rule.kind == "mixed":
-        return f"{name}: each pair's slope is {_sum_of(rule.parts)}"
+    if rule.kind == "of":
+        whole = "each pair's part is " if rule.tensor.endswith("embed") else ""
+        pieces = " + ".join(_piece(part, rule.tensor) for part in rule.parts)
+        return f"{name}: {whole}{pieces.replace('+ -', '- ')}"
     return {
         "none": f"{name}: no gradient arrives",
         "tangent": f"{name}: without its part along the row",
@@ -262,13 +274,23 @@ def backward_in_words(rule: "Backward") -> str:
         "reversed": f"{name}: rows in reverse order",
         "clipped": f"{name}: cut to the length {number(rule.number)}",
         "rows clipped": f"{name}: each row cut to the length {number(rule.number)}",
-        "of": f"{name}: "
-        + _sum_of([(f"the sum of {WORDS['slopes'].get(part, f'the {part}')}", f) for part, f in rule.parts]),
     }[rule.kind]
 
 
-def _sum_of(parts: "Sequence[tuple[str, float]]") -> str:
-    return " + ".join(f"{number(factor)} times {name}" for name, factor in parts).replace("+ -", "- ")
+def _piece(part: "Piece", tensor: str) -> str:
+    """1/B exp(log_scale) times its own, of the transposed pair."""
+    scale = "" if part.scale == "1" else f" {_names(part.scale, False)}"
+    form = (_form(part.factor, part.power) + scale).removeprefix("1 ")
+    what = WORDS["slopes"].get(part.slopes, part.slopes) + (f", {part.moved}" if part.moved else "")
+    if tensor.endswith("embed"):
+        if part.by == "the rows themselves":
+            return f"{form} times {part.by}"
+        besides = (WORDS["rows_by"].get(part.by, part.by), part.after and f"rows {part.after}")
+        return ", ".join([f"{form} times {what}", *(one for one in besides if one)])
+    by = f"slope x {part.by}" if part.by not in ("", "1") else "slopes by the logit" if part.by else "its parts"
+    of = "" if part.slopes == "its own" else f" of {what.removeprefix('that of ')}"
+    moved = f", {part.moved}" if part.moved and not of else ""
+    return f"{form} times the sum of {by}{of}{moved}"
 
 
 # --- differences
@@ -309,6 +331,9 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
         f"the sum over pairs is multiplied by {form_in_words(got)}, not {form_in_words(right)}"
     ),
     "weights": _rules,
+    "added": lambda got, right: (
+        " + ".join(_term(one, False, k) for one in got for k in range(len(one.weights))) + " is added to the loss"
+    ),
     "function": _shapes,
     "similarity": _shapes,
     "cap": _shapes,

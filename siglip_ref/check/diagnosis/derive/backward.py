@@ -1,22 +1,24 @@
 """What a loss's gradients are instead of the derivative of its value."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS
-from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, MIXED, Parts, evaluate, mixed_share, of_unit_rows
+from siglip_ref.check.diagnosis.derive.evaluate import EMBEDS, evaluate, of_unit_rows, pieces_at
 from siglip_ref.check.diagnosis.derive.fit import Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import ONE, Backward, Formula
 from siglip_ref.check.diagnosis.derive.instrument import Reading, Subject, drawn
 from siglip_ref.check.diagnosis.derive.sets import Where, describe, form_of, simple, telling_sizes, total
-from siglip_ref.check.diagnosis.derive.shapes import Number
+from siglip_ref.check.diagnosis.derive.shapes import Number, of_number
+from siglip_ref.check.diagnosis.pieces import Parts, fitted, pieces_of
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.pair_block import LossAndGrads
 
 SIZES = (1, 2, 3, 4, 6, 7, 11)
 _SCALES = ("exp(-s)", "exp(s)", "1/s", "s", "exp(s/2)")
+_BY = ("1", "exp(-s)", "exp(s)", "s", "1/s")  # functions of the scale, by which pieces of a gradient may go
 _ROUNDS = 3
 _POINTS = ((1.0, -1.0), (2.2, -2.0), (0.4, 0.6), (3.0, -4.0), (1.7, 1.0), (2.7, -0.3))
 
@@ -52,7 +54,14 @@ def _backward_at(subject: Subject, formula: Formula, sizes: Sequence[int]) -> Fo
         rules += of_scalar
     if any(rule.kind == "exchanged" for rule in rules):
         rules = [rule for rule in rules if rule.tensor not in EMBEDS] + [Backward("image_embed", "exchanged")]
-    return _radial(subject, replace(formula, backward=tuple(rules)), readings)
+    known = _radial(subject, replace(formula, backward=tuple(rules)), readings)
+    data = _called(subject, formula)
+    for place, name in enumerate(EMBEDS, 1):
+        if name not in subject.frozen and not _gives(known, place, data, 100 * _near(subject)):
+            made = _put_together(subject, formula, name, data)
+            rest = tuple(rule for rule in known.backward if rule.tensor != name)
+            known = replace(known, backward=(*rest, made)) if made else known
+    return known
 
 
 ScalarRow = tuple[int, float, float, float, float, Parts]  # B, scale, bias, what it is and what is right
@@ -94,9 +103,6 @@ def _of_embedding(subject: Subject, name: str, readings: Sequence[Read]) -> list
         np.abs(slopes - read[4].slopes).max() <= near * np.abs(read[4].slopes).max() for read, slopes in seen
     ):
         return []
-    mixed = _mixed(name, seen, near)
-    if mixed is not None:
-        return [mixed]
     scalar = _by_scale([(pairs, s, b, _middle(ratio)) for pairs, s, b, ratio in ratios], near)
     if scalar is None:
         return None
@@ -112,26 +118,6 @@ def _of_embedding(subject: Subject, name: str, readings: Sequence[Read]) -> list
         divided[pairs] = matrix
     rules = describe(divided, 1e3 * near)
     return None if rules is None else [Backward(name, "times", rules, scalar)]
-
-
-def _mixed(name: str, seen: Sequence[tuple[Read, Array | None]], near: float) -> Backward | None:
-    """The slopes with multiples of what other pairs have, two things at most."""
-    for count in (1, 2):
-        for chosen in (("its own", *more) for more in combinations([key for key in MIXED if key != "its own"], count)):
-            columns = [np.stack([MIXED[key](p.slopes).ravel() for key in chosen], -1) for (*_, p), _ in seen]
-            sizes = [max(float(np.abs(p.slopes).max()), 1e-300) for (*_, p), _ in seen]
-            matrix = np.concatenate([one / size for one, size in zip(columns, sizes, strict=True)])
-            got = np.concatenate(
-                [np.ravel(s) / size for (_, s), size in zip(seen, sizes, strict=True) if s is not None]
-            )
-            factors = np.linalg.lstsq(matrix, got, rcond=1e-11)[0]
-            if np.abs(matrix @ factors - got).max() <= near and np.abs(factors[1:]).min() > 1e3 * near:
-                return Backward(
-                    name,
-                    "mixed",
-                    parts=tuple((k, simple(float(f), 1e-6)) for k, f in zip(chosen, factors, strict=True)),
-                )
-    return None
 
 
 def _middle(ratio: Array) -> float:
@@ -159,39 +145,78 @@ def _by_scale(table: Sequence[tuple[int, float, float, float]], near: float) -> 
 # --- whole gradients
 
 
-def _of_rows(subject: Subject, formula: Formula, name: str) -> Backward | None:
-    """What one embedding's whole gradient is: another's, rows in other places, cut to a length."""
-    place = EMBEDS.index(name)
+Datum = tuple[Array, Array, float, float, LossAndGrads]
+
+
+def _called(subject: Subject, formula: Formula) -> list[Datum]:
+    """Calls at random rows, unit ones where the formula takes them as they are."""
+    sides = [1.0 * (rows.kind != "as given") for rows in (formula.image_rows, formula.text_rows)]
     data = []
-    for seed, pairs in enumerate((4, 5, 6)):
+    for seed, pairs in enumerate((4, 5, 6, 3, 4, 7)):
+        if pairs % subject.batch:
+            continue
         rng = np.random.Generator(np.random.PCG64([seed, 5]))
-        x, y = (rng.standard_normal((pairs, 16)) for _ in range(2))
-        x, y = (subject.rounded(z / np.sqrt((z * z).sum(-1, keepdims=True))) for z in (x, y))
-        s, b = subject.number(subject.given(1.5)), subject.number(-1.0 - seed)
-        data.append((x, y, s, b, subject.at(x, y, s, b)[1 + place]))
-    if any(got is None or np.shape(got) != x.shape for x, _, _, _, got in data):
+        x, y = (rng.standard_normal((pairs, -(-16 // subject.dim) * subject.dim)) for _ in range(2))
+        x, y = (
+            subject.rounded(z / np.sqrt((z * z).sum(-1, keepdims=True)) * 2.0 ** (raw * rng.uniform(-1, 1, (pairs, 1))))
+            for z, raw in zip((x, y), sides, strict=True)
+        )
+        s, b = subject.number(subject.given((1.5, 1.5, 1.5, 0.7, 2.2, 1.1)[seed])), subject.number(0.6 * seed - 1.4)
+        data.append((x, y, s, b, subject.at(x, y, s, b)))
+    return data
+
+
+def _of_rows(subject: Subject, formula: Formula, name: str) -> Backward | None:
+    """What one embedding's whole gradient is: another's, rows in other places, cut to a length, put together."""
+    place = EMBEDS.index(name)
+    data = _called(subject, formula)
+    if any(found[1 + place] is None or np.shape(found[1 + place]) != x.shape for x, *_, found in data):
         return None
     candidates = [Backward(name, kind) for kind in ("transposed", "exchanged", "tangent", "reversed")]
     candidates += [Backward(name, "rolled", number=float(step)) for step in (1, -1)]
     candidates += [_clipping(formula, name, kind, data) for kind in ("clipped", "rows clipped")]
     for rule in candidates:
-        changed = replace(formula, backward=(rule,))
-        if all(
-            np.abs(evaluate(changed, x, y, s, b)[1 + place] - got).max() <= 100 * _near(subject) * np.abs(got).max()
-            for x, y, s, b, got in data
-        ):
+        if _gives(replace(formula, backward=(rule,)), 1 + place, data, 100 * _near(subject)):
             return rule
-    return None
+    return _put_together(subject, formula, name, data)
 
 
-def _clipping(
-    formula: Formula, name: str, kind: str, data: Sequence[tuple[Array, Array, float, float, Array]]
-) -> Backward:
+def _gives(formula: Formula, place: int, data: Sequence[Datum], near: float) -> bool:
+    """Whether a formula gives one of the tensors."""
+    for *given, found in data:
+        made, got = evaluate(formula, *given)[place], found[place]
+        got = np.zeros_like(made) if got is None else np.asarray(got)
+        if np.shape(got) != np.shape(made) or not np.abs(made - got).max() <= near * np.abs(made).max():
+            return False
+    return True
+
+
+def _put_together(subject: Subject, formula: Formula, name: str, data: Sequence[Datum]) -> Backward | None:
+    """A gradient as a sum of pieces."""
+    pieces = pieces_of(name, formula)
+    place = ("image_embed", "text_embed", "log_scale", "bias").index(name)
+    columns, pairs, scales, seen = [], [], [], []
+    for x, y, s, b, found in data:
+        got = np.zeros(1) if found[1 + place] is None else np.ravel(found[1 + place])
+        made = pieces_at(formula, name, pieces, x, y, s, b)
+        size = max(float(np.abs(made[:, 0]).max()), 1e-300)
+        columns.append(made / size)
+        seen.append(got / size)
+        pairs.append(np.full(len(got), float(len(x))))
+        scales.append(np.array([[of_number(one, 0, s, b, len(x)) for one in _BY] for _ in got]))
+    by = dict(zip(_BY, np.concatenate(scales).T, strict=True))
+    near = 100 * _near(subject)
+    parts = fitted(pieces, np.concatenate(columns), np.concatenate(pairs), by, np.concatenate(seen), near)
+    return Backward(name, "of", parts=parts) if parts else None
+
+
+def _clipping(formula: Formula, name: str, kind: str, data: Sequence[Datum]) -> Backward:
     """Cut to a length: where lengths differ from the right ones, right / cut = (right + eps) / length, a line."""
     axis = -1 if kind == "rows clipped" else None
     rights, cuts = [], []
-    for x, y, s, b, got in data:
-        right = evaluate(replace(formula, backward=()), x, y, s, b)[1 + EMBEDS.index(name)]
+    for *given, found in data:
+        got = np.asarray(found[1 + EMBEDS.index(name)])
+        right = evaluate(replace(formula, backward=()), *given)[1 + EMBEDS.index(name)]
         rights += list(np.ravel(np.sqrt((right * right).sum(axis))))
         cuts += list(np.ravel(np.sqrt((got * got).sum(axis))))
     lengths, quotients = np.array(rights), np.array(rights) / np.maximum(np.array(cuts), 1e-300)
@@ -269,20 +294,16 @@ def _of_scalar(
         form = form_of(by_pairs, 1e3 * near) if steady else None
         if form is not None:
             return [Backward(name, "times", ((Where(), form),), scalar)]
-    return _as_embeddings(name, rows, near, known) or _made_of(name, rows, near) or _masked(subject, formula, name)
+    found = _as_embeddings(name, rows, near, known)
+    if found is None and (whole := _put_together(subject, formula, name, _called(subject, formula))):
+        return [whole]
+    return found or _masked(subject, formula, name)
 
 
 def _as_embeddings(
     name: str, rows: Sequence[ScalarRow], near: float, known: Sequence[Backward]
 ) -> list[Backward] | None:
     """Pairs weighed as in an embedding's gradient; perhaps times a function of the scale."""
-    for rule in (one for one in known if one.kind == "mixed"):
-        shares = [mixed_share(rule, parts, name) for *_, parts in rows]
-        if all(
-            abs(got - share) <= near * (np.abs(parts.slopes).sum() + abs(got))
-            for (_, _, _, got, _, parts), share in zip(rows, shares, strict=True)
-        ):
-            return [replace(rule, tensor=name)]
     for rule in (one for one in known if one.kind == "times"):
         shares = [
             float((total(rule.rules, n) * (parts.scale_pairs if name == "log_scale" else parts.bias_pairs)).sum())
@@ -320,23 +341,3 @@ def _masked(subject: Subject, formula: Formula, name: str) -> list[Backward] | N
         found[pairs] = ratio.reshape(pairs, pairs)
     rules = describe(found, 1e-5 if subject.noise < 1e-12 else 1e-2)
     return [Backward(name, "times", rules)] if rules else None
-
-
-def _made_of(name: str, rows: Sequence[ScalarRow], near: float) -> list[Backward] | None:
-    """A sum of one or two of the parts that a gradient by a scalar may have."""
-    got = np.array([row[3] for row in rows])
-    names = sorted({key for row in rows for key in row[5].parts})
-    columns: Mapping[str, Array] = {key: np.array([row[5].parts.get(key, 0.0) for row in rows]) for key in names}
-    size = np.array([np.abs(row[5].slopes).sum() + abs(row[3]) for row in rows])
-    for count in (1, 2, 3):
-        for chosen in combinations(names, count):
-            matrix = np.stack([columns[key] for key in chosen], -1) / size[:, None]
-            if not np.isfinite(matrix).all() or (np.abs(matrix).max(0) == 0).any():
-                continue
-            solution, _, rank, _ = np.linalg.lstsq(matrix, got / size, rcond=1e-10)
-            if count == 3 and (rank < 3 or any(abs(2 * f - round(2 * f)) > 1e-4 for f in solution)):
-                continue
-            if np.abs(matrix @ solution - got / size).max() <= 10 * near:
-                parts = tuple((key, simple(float(f), 1e-6)) for key, f in zip(chosen, solution, strict=True))
-                return [Backward(name, "of", parts=parts)]
-    return None

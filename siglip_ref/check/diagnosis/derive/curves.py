@@ -10,7 +10,7 @@ from siglip_ref.check.diagnosis.derive.fit import Fitted, Residual, best_of, sum
 from siglip_ref.check.diagnosis.derive.formula import IDENTITY, SOFTPLUS
 from siglip_ref.check.diagnosis.derive.instrument import Stretch, Subject
 from siglip_ref.check.diagnosis.derive.sets import simple
-from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, VALUES, Shape, rises
+from siglip_ref.check.diagnosis.derive.shapes import PAIR, SIMILARITY, STARTS, VALUES, Shape, of_number, rises
 from siglip_ref.ops.elementary import Array
 
 Pair = tuple[int, int]
@@ -66,6 +66,7 @@ class PairFunction:
         return self.function(u) - self.function(zero)
 
 
+_USUAL = ("exp(s)", "s", "exp(-s)", "exp(s/2)", "exp(2 s)", "1/s")
 HOMOGENEOUS = {"identity": 1, "hinge": 1, "absolute": 1, "square": 2, "hinge squared": 2}
 
 
@@ -128,8 +129,9 @@ def _has_a_level(curve: Curve) -> bool:
 
 
 def _sum(curve: Curve, first: Sequence[PairFunction]) -> PairFunction | None:
-    """A sum of two functions of a logit that is SigLIP's."""
-    for upward, scale in product((True, False), (np.exp(min(curve.s, 50)), curve.s)):
+    """A sum of two functions of a logit whose bias is SigLIP's, and its scale a usual one."""
+    scales = [of_number(name, 0, curve.s, curve.b, curve.pairs) for name in _USUAL]
+    for upward, scale in product((True, False), (one for one in scales if 0 < abs(one) < 1e6)):
         for sign in (1, -1):
             u = sign * (scale * curve.similarity + curve.b)
             near = np.full(len(u), max(curve.enough, 1e-300))

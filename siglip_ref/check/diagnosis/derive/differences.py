@@ -16,6 +16,12 @@ _GUARD = 1e-6  # beside a length
 
 def differences(formula: Formula, right: Formula) -> list[Changed]:
     """All of them; empty for the right one: SigLIP's own, or what was declared."""
+    more = formula.added
+    if more:
+        rest = [term for term in formula.terms if term not in more]
+        found = [(Difference("added", "both", (one,), ()), _without(formula, one)) for one in more]
+        others = differences(replace(formula, terms=tuple(rest)), right)
+        return found + [(one, replace(left, terms=(*left.terms, *more))) for one, left in others]
     found = list(_coupled(formula, right))
     if not formula.coupled and right.terms:
         found += [*_labels(formula, right)]
@@ -23,6 +29,10 @@ def differences(formula: Formula, right: Formula) -> list[Changed]:
             found += _of_terms(formula, right, place)
     found += [*_rows(formula, right), *_around(formula, right), *_backward(formula)]
     return found
+
+
+def _without(formula: Formula, term: Term) -> Formula:
+    return replace(formula, terms=tuple(one for one in formula.terms if one != term))
 
 
 def _coupled(formula: Formula, right: Formula) -> Iterator[Changed]:
@@ -258,7 +268,11 @@ def _backward_ids(rule: Backward, formula: Formula) -> tuple[str, ...]:
         return ("text-grad-not-transposed",)
     if rule.tensor == "log_scale" and rule.kind == "times" and rule.scalar.parts == (("exp(-s)", 1.0),):
         return ("dscale-wrt-t",) if rule.rules[0][1] == OfPairs() else ()
-    if rule.tensor == "log_scale" and rule.kind == "of" and [name for name, _ in rule.parts] == ["similarity"]:
+    if (
+        rule.tensor == "log_scale"
+        and rule.kind == "of"
+        and [(part.slopes, part.by) for part in rule.parts] == [("its own", "similarity")]
+    ):
         return ("dscale-wrt-t",)
     return ()
 

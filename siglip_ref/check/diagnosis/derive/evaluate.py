@@ -1,38 +1,22 @@
 """Loss and gradients of a formula, at any inputs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
-from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, Rows
+from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, Piece, Rows
 from siglip_ref.check.diagnosis.derive.rows import DIVISORS, ORDERS, in_format, kept_of, rows_of
 from siglip_ref.check.diagnosis.derive.sets import total
 from siglip_ref.check.diagnosis.derive.shapes import of_number
+from siglip_ref.check.diagnosis.pieces import HELD, LENGTHS, At, Parts
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 
 EMBEDS = ("image_embed", "text_embed")
-
-
-@dataclass
-class Parts:
-    """What a formula gives on the way. slopes: of the value by each pair's similarity; magnitude: the sum of what was
-    added up, and slope_magnitude that of a slope, for rounding; scale_pairs, bias_pairs: of the scalars' gradients each
-    pair's share; parts: what else those may be made of."""
-
-    value: float
-    slopes: Array
-    of_scale: float
-    of_bias: float
-    magnitude: float
-    slope_magnitude: Array
-    scale_pairs: Array
-    bias_pairs: Array
-    parts: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> LossAndGrads:
@@ -60,11 +44,13 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
         parts = replace(of_similarity(formula, u @ v.T, s, b, equal), value=parts.value)
     d_x, d_y = _embeddings(formula, parts.slopes, u, v, s, b)
     d_x, d_y = back_x(wide * d_x), back_y(d_y)
+    at = _at(formula, u, v, s, b, equal)
     # a cast rounds in both directions
-    d_s, d_b = in_format(
-        formula.scalars, *(_scalar(formula, name, parts, s, b, len(x)) for name in ("log_scale", "bias"))
-    )
+    d_s, d_b = in_format(formula.scalars, *(_scalar(formula, name, parts, at) for name in ("log_scale", "bias")))
     d_x, d_y = _changed(formula, d_x, d_y, x, y)
+    for rule in (one for one in formula.backward if one.kind == "of" and one.tensor in EMBEDS):
+        made = sum(made_of(rule.tensor, rule.parts, at, x, y, wide))
+        d_x, d_y = (made, d_y) if rule.tensor == "image_embed" else (d_x, made)
     room = parts.slope_magnitude
     top_u, top_v = (np.abs(rows).max(initial=0.0) for rows in (u, v))
     sides = (formula.image_rows, u, x), (formula.text_rows, v, y)
@@ -82,6 +68,34 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
         found = found._replace(d_log_scale=found.d_log_scale + more * parts.value)
         room = room._replace(d_log_scale=room.d_log_scale + abs(more) * parts.magnitude)
     return found, room
+
+
+def _at(formula: Formula, u: Array, v: Array, s: float, b: float, equal: Array | None = None) -> At:
+    """What gradients may be put together from, of the formula without its backward's mistakes."""
+    plain = replace(formula, backward=())
+    return At(plain, lambda other, similarity, s, b: of_similarity(other, similarity, s, b, equal), u, v, s, b)
+
+
+def made_of(tensor: str, parts: Sequence[Piece], at: At, x: Array, y: Array, wide: float = 1.0) -> list[Array]:
+    """What each piece gives of an embedding's gradient."""
+    side, given, other = (at.formula.image_rows, x, y) if tensor == "image_embed" else (at.formula.text_rows, y, x)
+    lengths = [np.sqrt((rows * rows).sum(-1, keepdims=True)) for rows in (given, other)]
+    back, held = (rows_of(replace(side, detached=one), given)[1] for one in (side.detached, True))
+    factor = wide if tensor == "image_embed" else 1.0
+    return [
+        (held if part.by in HELD else back)(factor * at.rows(tensor, part)) * LENGTHS[part.after](*lengths)
+        for part in parts
+    ]
+
+
+def pieces_at(formula: Formula, tensor: str, pieces: Sequence[Piece], x: Array, y: Array, s: float, b: float) -> Array:
+    """What each piece gives of a gradient, all numbers of it in a row."""
+    wide = float(x.shape[1]) ** formula.width
+    with np.errstate(all="ignore"):
+        at = _at(formula, rows_of(formula.image_rows, x)[0] * wide, rows_of(formula.text_rows, y)[0], s, b)
+        if tensor in EMBEDS:
+            return np.stack([one.ravel() for one in made_of(tensor, pieces, at, x, y, wide)], -1)
+        return np.array([[at.scalar(tensor, piece) for piece in pieces]])
 
 
 def _grown(rows: Array, given: Array, mapped: bool) -> Array:
@@ -122,7 +136,7 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
     """Value, slopes by similarities, and gradients of the scalars before a backward changes them."""
     pairs = len(similarity)
     none = np.zeros_like(similarity)
-    found = Parts(0.0, none, 0.0, 0.0, 0.0, none, none, none)
+    found = Parts(0.0, none, 0.0, 0.0, 0.0, none, none, none, none, none)
     diagonal = np.eye(pairs, dtype=bool)
     logits_in = FORMATS[formula.kept.form] if formula.kept and formula.kept.what == "logits" else None
     for term in formula.terms:
@@ -137,8 +151,6 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
         by_logit = term.slope(term.sign * inner) if term.slope else term.function.slope(read) * chain
         slopes = np.where(weights == 0, 0.0, weights * by_logit) * term.sign
         _add(found, term.logit, similarity, s, b, values, slopes, inner, np.abs(weights))
-        name = "positives" if term.sign < 0 else "negatives"
-        _part(found, name, term.logit, similarity, slopes, s, b, pairs)
     for one in formula.coupled:
         logits, inner, chain = _logits(one.logit, similarity, s, b, pairs)
         value, slopes = COUPLED[one.kind](logits, one.number)
@@ -185,6 +197,7 @@ def _add(
     found.value += float(values.sum())
     by_similarity = slopes * scale * logit.similarity.slope(similarity)
     found.slopes = found.slopes + np.where(slopes == 0, 0.0, by_similarity)
+    found.by_logit, found.logits = found.by_logit + slopes, found.logits + slopes * inner
     of_scale, of_bias = slopes * (by_s * h + o_s + m_s * np.eye(pairs)), slopes * (by_b * h + o_b)
     found.scale_pairs, found.bias_pairs = found.scale_pairs + of_scale, found.bias_pairs + of_bias
     found.of_scale += float(of_scale.sum())
@@ -197,33 +210,6 @@ def _add(
     found.slope_magnitude = found.slope_magnitude + moved * max(abs(scale), abs(by_s), 1.0)
 
 
-def _part(
-    found: Parts, name: str, logit: Logit, similarity: Array, slopes: Array, s: float, b: float, pairs: int
-) -> None:
-    """What gradients of the scalars may be made of."""
-    by_s, by_b = logit.scale.slopes(s, b, pairs)
-    o_s, o_b = logit.offset.slopes(s, b, pairs)
-    h = logit.similarity(similarity)
-    inner = logit.scale(s, b, pairs) * h + logit.offset(s, b, pairs)
-    diagonal = np.eye(pairs, dtype=bool)
-    of_scale = slopes * (by_s * h + o_s)
-    of = {
-        f"log_scale of {name}": of_scale.sum(),
-        f"bias of {name}": (slopes * (by_b * h + o_b)).sum(),
-        f"logit of {name}": (slopes * inner).sum(),
-        "bias": (slopes * logit.offset(s, b, pairs)).sum(),
-        "similarity": (slopes * h).sum(),
-        "logit": (slopes * inner).sum(),
-        "pairs' slopes": slopes.sum(),
-        "diagonal's slopes": slopes[diagonal].sum(),
-        "others' slopes": slopes[~diagonal].sum(),
-        "diagonal's scale": of_scale[diagonal].sum(),
-        "others' scale": of_scale[~diagonal].sum(),
-    }
-    for key, value in of.items():
-        found.parts[key] = found.parts.get(key, 0.0) + float(value)
-
-
 def _equal(equal: str, x: Array, y: Array) -> Array | None:
     if not equal:
         return None
@@ -234,29 +220,11 @@ def _equal(equal: str, x: Array, y: Array) -> Array | None:
 # --- a backward that is another
 
 
-# What other pairs' slopes may be mixed into a pair's own.
-MIXED: dict[str, Callable[[Array], Array]] = {
-    "its own": lambda g: g,
-    "that of the transposed pair": lambda g: g.T,
-    "the mean of its row": lambda g: np.broadcast_to(g.mean(1, keepdims=True), g.shape),
-    "the mean of its column": lambda g: np.broadcast_to(g.mean(0, keepdims=True), g.shape),
-    "the mean of all": lambda g: np.full_like(g, g.mean()),
-    "the sum of its row, where i = j": lambda g: np.diag(g.sum(1)),
-    "the sum of its column, where i = j": lambda g: np.diag(g.sum(0)),
-    "that of the image before": lambda g: np.roll(g, 1, 0),
-    "that of the image after": lambda g: np.roll(g, -1, 0),
-    "that of the text before": lambda g: np.roll(g, 1, 1),
-    "that of the text after": lambda g: np.roll(g, -1, 1),
-}
-
-
 def _embeddings(formula: Formula, slopes: Array, u: Array, v: Array, s: float, b: float) -> tuple[Array, Array]:
     seen = {name: slopes for name in EMBEDS}
     for rule in formula.backward:
         if rule.tensor in EMBEDS and rule.kind == "times":
             seen[rule.tensor] = seen[rule.tensor] * total(rule.rules, len(slopes)) * rule.scalar(s, b, len(slopes))
-        elif rule.tensor in EMBEDS and rule.kind == "mixed":
-            seen[rule.tensor] = sum((f * MIXED[key](slopes) for key, f in rule.parts), np.zeros_like(slopes))
         elif rule.tensor in EMBEDS and rule.kind == "transposed":
             seen[rule.tensor] = seen[rule.tensor].T
         elif rule.tensor in EMBEDS and rule.kind == "none":
@@ -293,24 +261,15 @@ _ROWS: dict[str, Callable[[Array, Array, Backward], Array]] = {
 }
 
 
-def mixed_share(rule: Backward, parts: Parts, name: str) -> float:
-    """A scalar's gradient, if pairs' slopes are mixed."""
-    mixed = sum((f * MIXED[key](parts.slopes) for key, f in rule.parts), np.zeros_like(parts.slopes))
-    pairs = parts.scale_pairs if name == "log_scale" else parts.bias_pairs
-    with np.errstate(all="ignore"):  # of a slope that is 0 nothing is known
-        return float((mixed * np.where(parts.slopes == 0, 0.0, pairs / parts.slopes)).sum())
-
-
-def _scalar(formula: Formula, name: str, parts: Parts, s: float, b: float, pairs: int) -> float:
+def _scalar(formula: Formula, name: str, parts: Parts, at: At) -> float:
     value = parts.of_scale if name == "log_scale" else parts.of_bias
     for rule in formula.backward:
         if rule.tensor == name and rule.kind == "none":
             value = 0.0
         elif rule.tensor == name and rule.kind == "times":
             matrix = parts.scale_pairs if name == "log_scale" else parts.bias_pairs
-            value = float((total(rule.rules, pairs) * matrix).sum()) * rule.scalar(s, b, pairs)
-        elif rule.tensor == name and rule.kind == "mixed":
-            value = mixed_share(rule, parts, name)
+            pairs = len(matrix)
+            value = float((total(rule.rules, pairs) * matrix).sum()) * rule.scalar(at.s, at.b, pairs)
         elif rule.tensor == name and rule.kind == "of":
-            value = sum(factor * parts.parts.get(part, 0.0) for part, factor in rule.parts)
+            value = sum(at.scalar(name, part) for part in rule.parts)
     return value

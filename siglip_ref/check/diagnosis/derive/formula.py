@@ -66,13 +66,27 @@ class Coupled:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Of a gradient: factor * B^power * scale's function, times slopes of `pieces.OTHERS`, moved to other pairs (of
+    `pieces.MOVED`), by rows (of `pieces.ROWS`), or numbers; after: by lengths (of `pieces.LENGTHS`)."""
+
+    slopes: str
+    moved: str = ""
+    by: str = ""
+    after: str = ""
+    power: float = 0.0
+    scale: str = "1"
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class Backward:
     """What one gradient is instead of the derivative of the value.
 
     kind : "times": each pair's slope times a weight (rules), and a number; "none": it does not arrive; "tangent":
         without its part along the row; "transposed"; "exchanged" with the other embedding's; "rolled" by `number`
         rows; "clipped" to the length `number` (a length has `eps` added), as a whole; "rows clipped", each; "of": made
-        of parts, each with a factor; "mixed": each pair's slope with others' (parts, of `evaluate.MIXED`)
+        of parts
     alike : other gradients of which the same holds
     """
 
@@ -82,7 +96,7 @@ class Backward:
     scalar: Number = ONE
     number: float = 0.0
     eps: float = 0.0
-    parts: tuple[tuple[str, float], ...] = ()
+    parts: tuple[Piece, ...] = ()
     alike: tuple[str, ...] = ()
 
 
@@ -119,6 +133,14 @@ class Formula:
     over: float = 0.0
     times: Number = ONE
 
+    @property
+    def added(self) -> tuple[Term, ...]:
+        """Terms of another function than that which both labels have."""
+        both = {one.function for one in self.terms if one.sign < 0} & {
+            one.function for one in self.terms if one.sign > 0
+        }
+        return tuple(one for one in self.terms if one.function not in both) if both else ()
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -126,7 +148,8 @@ class Difference:
 
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
-        "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers), "times" (Number);
+        "added" (terms), "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers), "times"
+        (Number);
         of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
     got, right : values of the formula

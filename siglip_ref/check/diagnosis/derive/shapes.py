@@ -153,6 +153,7 @@ SUMMANDS: dict[str, tuple[Of, Of]] = {
         lambda u: sigmoid(-u) * softplus(u),
         lambda u: sigmoid(u) * sigmoid(-u) * (1 - softplus(u)),
     ),
+    "entropy(sigmoid({u}))": (lambda u: softplus(u) - u * sigmoid(u), lambda u: -u * sigmoid(u) * sigmoid(-u)),
     "({u}) sigmoid({u})": (lambda u: u * sigmoid(u), lambda u: sigmoid(u) * (1 + u * sigmoid(-u))),
     "({u})^2": (lambda u: u * u, lambda u: 2 * u),
     "max(0, {u})": (lambda u: np.maximum(u, 0), lambda u: np.where(u > 0, 1.0, 0.0)),
@@ -315,7 +316,7 @@ NUMBERS: dict[str, tuple[_One, _One, _One]] = {
     "tanh(b)": (lambda s, b, n: np.tanh(b), _none, lambda s, b, n: 1 - np.tanh(b) ** 2),
     "sigmoid(s)": (lambda s, b, n: _sigmoid(s), lambda s, b, n: _sigmoid(s) * _sigmoid(-s), _none),
     "log(B)": (lambda s, b, n: np.log(n), _none, _none),
-    "log(B - 1)": (lambda s, b, n: np.log(max(n - 1, 1e-300)), _none, _none),
+    "log(B - 1)": (lambda s, b, n: np.log(max(n - 1, 1)), _none, _none),
     "1/B": (lambda s, b, n: 1 / n, _none, _none),
     "B": (lambda s, b, n: n, _none, _none),
 }

@@ -9,11 +9,11 @@ from siglip_ref.check.diagnosis.derive.coupled import coupled
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.evaluate import of_unit_rows
 from siglip_ref.check.diagnosis.derive.fit import EXTRAS, Entry, expression
-from siglip_ref.check.diagnosis.derive.formula import SOFTPLUS, Formula, Rows, Term, told_apart
+from siglip_ref.check.diagnosis.derive.formula import SOFTPLUS, Formula, Logit, Rows, Term, told_apart
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
 from siglip_ref.check.diagnosis.derive.rows import ORDERS
 from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, telling_sizes
-from siglip_ref.check.diagnosis.derive.shapes import of_number
+from siglip_ref.check.diagnosis.derive.shapes import Shape, is_even, of_number
 from siglip_ref.check.diagnosis.derive.weights import (
     BY_GRADIENT,
     BY_VALUE,
@@ -70,12 +70,14 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
             raise StopDerivingError("many kinds of pairs")
         place = np.argwhere(odd)[len(np.argwhere(odd)) // 2]
         pairs = [(int(place[0]), int(place[1]))]
-    counted = [
-        sum(one != 0 for one in weights_at(subject, kinds, n, s, b)[0])
-        for n in (MAIN, _OTHER)
-        if n % subject.batch == 0
-    ]
-    if len(counted) > 1 and np.max(counted[0]) < np.max(counted[1]):
+    counted, odd_there = [], False
+    for n in (n for n in (MAIN, _OTHER) if n % subject.batch == 0):
+        weights, unknown = weights_at(subject, kinds, n, s, b)
+        counted.append(sum(one != 0 for one in weights))
+        odd_there = bool(unknown.any())
+    if odd_there:
+        kinds = _summands(kinds)
+    elif len(counted) > 1 and np.max(counted[0]) < np.max(counted[1]):
         kinds = _apart(kinds)
     return _summed(subject, kinds, s, b, moved, more)
 
@@ -104,6 +106,23 @@ def _summed(subject: Subject, kinds: Sequence[Kind], s: float, b: float, moved: 
     whole = Formula((), image_rows=rows[0], text_rows=rows[1], linear=subject.linear, width=kinds[0].width)
     formula = replace(whole, terms=_ordered(told_apart(terms)))
     return replace(formula, extra=_extra(subject, formula))
+
+
+def _summands(kinds: list[Kind]) -> list[Kind]:
+    """Sums whose parts go with B in different ways, each part a kind of its own."""
+    found: dict[tuple[Shape, int, Logit], Kind] = {}
+    for kind in kinds:
+        shape = kind.function.function
+        named = {"softplus + multiple": "({u})", "softplus + sigmoid": "sigmoid({u})"}
+        names = [name for name, _ in shape.sum] or ["softplus({u})", *[named[shape.name]] * (shape.name in named)] * (
+            shape == SOFTPLUS or shape.name in named
+        )
+        for one in (Shape(name, (1.0,)) for name in names) if names else (shape,):
+            sign = 1 if is_even(one) else kind.function.sign
+            one = SOFTPLUS if one.name == "softplus({u})" else one
+            function = replace(kind.function, function=one, sign=sign, weight=1.0)
+            found.setdefault((one, sign, kind.logit), replace(kind, function=function))
+    return list(found.values())
 
 
 def _apart(kinds: list[Kind]) -> list[Kind]:
