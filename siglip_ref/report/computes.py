@@ -281,16 +281,17 @@ def _piece(part: "Piece", tensor: str) -> str:
     """1/B exp(log_scale) times its own, of the transposed pair."""
     scale = "" if part.scale == "1" else f" {_names(part.scale, False)}"
     form = (_form(part.factor, part.power) + scale).removeprefix("1 ")
-    what = WORDS["slopes"].get(part.slopes, part.slopes) + (f", {part.moved}" if part.moved else "")
+    own = part.slopes == "its own"
+    what = WORDS["slopes"].get(part.slopes, part.slopes) + (f": {part.moved}" if part.moved else "")
+    what = part.moved if own and part.moved else what
     if tensor.endswith("embed"):
         if part.by == "the rows themselves":
             return f"{form} times {part.by}"
         besides = (WORDS["rows_by"].get(part.by, part.by), part.after and f"rows {part.after}")
         return ", ".join([f"{form} times {what}", *(one for one in besides if one)])
     by = f"slope x {part.by}" if part.by not in ("", "1") else "slopes by the logit" if part.by else "its parts"
-    of = "" if part.slopes == "its own" else f" of {what.removeprefix('that of ')}"
-    moved = f", {part.moved}" if part.moved and not of else ""
-    return f"{form} times the sum of {by}{of}{moved}"
+    of = "" if own and not part.moved else f" of {what.removeprefix('that of ')}"
+    return f"{form} times the sum of {by}{of}"
 
 
 # --- differences

@@ -17,6 +17,25 @@ _MATCH = {
     "opposite": "pairs that belong together are taken for the others, and the others for them",
     "one after another": "text j belongs to image j mod B: the captions of an image stand one batch after the other",
 }
+_POSITIVE = {
+    "all": "of pairs that belong together each is a positive",
+    "own": "pairs that stand side by side are positives",
+    "rows": "what belongs together has the label 1 divided by how many texts belong to the image",
+    "columns": "what belongs together has the label 1 divided by how many images belong to the text",
+    "first": "the first text that belongs to an image is its positive",
+}
+_NEGATIVE = {
+    "rest": "the rest to 1 counts as a negative",
+    "others": "pairs that do not belong together are negatives",
+    "not own": "all pairs that do not stand side by side are negatives",
+    "all": "all pairs are negatives, too",
+}
+_TEXTS = {
+    "averaged": "the texts of an image are averaged before the product: each image meets B texts",
+    "averaged, unit": "the texts of an image are averaged and divided by their length: each image meets B texts",
+    "first": "of each image's texts the first alone is used: each image meets B texts",
+    "last": "of each image's texts the last alone is used: each image meets B texts",
+}
 _USED = {"none": "the weights are not used", "transposed": "the weights are transposed: row and column exchanged"}
 _DIVIDED = {
     "images": "divided by the number of images, not of all pairs",
@@ -26,11 +45,13 @@ _DIVIDED = {
 
 
 class Counted(NamedTuple):
-    """How pairs count otherwise than was declared: which belong together, what of the weights, divided by what."""
+    """How pairs count otherwise than was declared: which belong together (a word, or one for positives / one for
+    negatives), what of the weights, divided by what; what becomes of the texts of an image."""
 
     match: str = ""
     weights: str = ""
     divided: str = ""
+    texts: str = ""
 
 
 def declared_in_words(objective: "Objective") -> str:
@@ -54,5 +75,7 @@ def declared_in_words(objective: "Objective") -> str:
 
 def difference_of(way: Counted) -> str:
     """What is not as declared."""
-    parts = (_MATCH.get(way.match), _USED.get(way.weights), _DIVIDED.get(way.divided))
+    positive, _, negative = way.match.partition(" / ")
+    match = _MATCH.get(way.match) or (f"{_POSITIVE[positive]}; {_NEGATIVE[negative]}" if negative else "")
+    parts = (match, _TEXTS.get(way.texts), _USED.get(way.weights), _DIVIDED.get(way.divided))
     return "; ".join(part for part in parts if part)

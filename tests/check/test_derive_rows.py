@@ -5,6 +5,7 @@ from test_blocks import check, gathered
 
 import siglip_ref as sr
 from siglip_ref.check.diagnosis.derive.formula import Difference, Rows
+from siglip_ref.model.loss import weighted_loss
 from siglip_ref.ops import pair_block
 from siglip_ref.ops.elementary import sigmoid, softplus
 from siglip_ref.report.repairs import repair_of
@@ -58,3 +59,26 @@ def test_rows_that_should_be_unit_are_not_given_as_they_are():
     columns = Rows(mapped="divided by the length of each column")
     assert "divide each row by its own length" in repair_of(Difference("rows", "both", columns, Rows("unit")))
     assert "the rows themselves" in repair_of(Difference("rows", "both", columns, Rows()))
+
+
+def test_labels_shared_among_what_belongs_together_are_told():
+    def fn(image, text, log_scale, bias, ids):
+        match = 1.0 * (ids[:, None] == ids)
+        labels = match / match.sum(1, keepdims=True)
+        found = weighted_loss(image, text, log_scale, bias, positive=labels, negative=1 - labels)
+        return tuple(np.asarray(one) for one in found)
+
+    report = sr.check_loss(fn, "numpy", "float64", scale="log", embeddings="unit", positives="ids")
+    assert any("the label 1 divided by how many texts" in line for line in report.computes), report.computes
+
+
+def test_texts_of_an_image_that_are_averaged_are_told():
+    def fn(image, text, log_scale, bias):
+        mean = text.reshape(len(image), -1, text.shape[1]).mean(1)
+        own = np.eye(len(image))
+        found = weighted_loss(image, mean, log_scale, bias, positive=own, negative=1 - own)
+        d_text = np.repeat(found.d_text_embed, len(text) // len(image), 0) * len(image) / len(text)
+        return tuple(np.asarray(one) for one in found._replace(d_text_embed=d_text))
+
+    report = sr.check_loss(fn, "numpy", "float64", scale="log", embeddings="unit", captions_per_image=3)
+    assert any("averaged before the product" in line for line in report.computes), report.computes

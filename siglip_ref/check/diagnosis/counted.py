@@ -1,6 +1,6 @@
 """A loss with labels or weights, in which pairs count otherwise than was declared: each way is tried at every probe."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -23,10 +23,32 @@ def ways_of(objective: Objective) -> Iterator[Counted]:
     weights = ["", *["none", *["transposed"] * (not several)] * given]
     divided = ["", "images" if objective.reduction == "mean" else "pairs", *["texts"] * several]
     yield from (Counted(*way) for way in product(matches, weights, divided))
+    if objective.positives != "own" or several:
+        pairs = (f"{one} / {other}" for one, other in product(_POSITIVE, _NEGATIVE))
+        yield from (Counted(*way) for way in product([one for one in pairs if one not in _SAID], weights, divided))
+    texts = ("averaged", "averaged, unit", "first", "last") if several else ()
+    yield from (Counted("", weights[-1] and "none", end, one) for one, end in product(texts, ("", "images")))
+
+
+# Of which pairs belong together, and which stand side by side: how much of a positive each is, and of a negative.
+_POSITIVE: Mapping[str, Callable[[Array, Array], Array]] = {
+    "all": lambda match, own: match,
+    "own": lambda match, own: own,
+    "rows": lambda match, own: match / match.sum(1, keepdims=True),
+    "columns": lambda match, own: match / match.sum(0, keepdims=True),
+    "first": lambda match, own: match * (np.cumsum(match, 1) == 1),
+}
+_NEGATIVE: Mapping[str, Callable[[Array, Array, Array], Array]] = {
+    "rest": lambda match, own, positive: 1 - positive,
+    "others": lambda match, own, positive: 1 - match,
+    "not own": lambda match, own, positive: 1 - own,
+    "all": lambda match, own, positive: np.ones_like(match),
+}
+_SAID = ("all / rest", "all / others", "own / rest", "own / others", "own / not own")  # as declared, or have a word
 
 
 def counted_otherwise(seen: Sequence[Seen], probes: Mapping[str, Probe], convention: Convention) -> Counted | None:
-    """The way that gives every tensor that was seen; None: none does, or more than one."""
+    """The way that gives every tensor that was seen; None: none does, or several that are not the same."""
     labels = {one.probe for one in seen}
 
     def fits(way: Counted) -> bool:
@@ -41,8 +63,33 @@ def counted_otherwise(seen: Sequence[Seen], probes: Mapping[str, Probe], convent
                     return False
         return True
 
+    def same(way: Counted) -> bool:
+        """Whether it is the first by another name, as rows and columns are where who belongs together is mutual."""
+        made = ((_made(probes[label], convention, one) for one in (found[0], way)) for label in labels)
+        return all(np.allclose(one[name], other[name], 1e-9, 1e-300) for one, other in made for name in one)
+
     found = [way for way in ways_of(convention.objective) if fits(way)]
-    return found[0] if len(found) == 1 else None
+    return found[0] if found and all(map(same, found[1:])) else None
+
+
+def _merged(y: Array, how: str, per: int) -> tuple[Array, Callable[[Array], Array]]:
+    """One text for each image, and the way back of its gradient."""
+    if not how:
+        return y, lambda d: d
+    place = np.arange(per)
+    share = {"first": place == 0, "last": place == per - 1}.get(how, np.full(per, 1 / per)) * np.ones(per)
+    groups = np.asarray(y).reshape(-1, per, y.shape[-1])
+    rows = (share[:, None] * groups).sum(1)
+
+    def back(d: Array) -> Array:
+        found: Array = (share[:, None] * d[:, None]).reshape(y.shape)
+        return found
+
+    if "unit" not in how:
+        return rows, back
+    length = np.sqrt((rows * rows).sum(-1, keepdims=True))
+    unit = rows / length
+    return unit, lambda d: back((d - (d * unit).sum(-1, keepdims=True) * unit) / length)
 
 
 def _made(probe: Probe, convention: Convention, way: Counted) -> dict[str, Array]:
@@ -50,13 +97,18 @@ def _made(probe: Probe, convention: Convention, way: Counted) -> dict[str, Array
     images, texts = len(probe.image_embed), len(probe.text_embed)
     match = objective.match(images, probe.text_embed)
     own, image = np.arange(texts) // objective.per_image, np.arange(images)[:, None]
-    weights: Array = np.ones(1)
-    if way.match == "left out":
-        weights, match = np.where(match & (image != own), 0.0, 1.0), image == own
+    side, weights = image == own, np.ones(1)
+    first, _, second = way.match.partition(" / ")
+    if way.texts:
+        match, texts = np.eye(images, dtype=bool), images
+    elif way.match == "left out":
+        weights, match = np.where(match & ~side, 0.0, 1.0), side
     elif way.match == "opposite":
         match = ~match
-    elif way.match:
-        match = image == (own if way.match == "own" else np.arange(texts) % images)
+    elif way.match and not second:
+        match = side if way.match == "own" else image == np.arange(texts) % images
+    positives = _POSITIVE[first](1.0 * match, 1.0 * side) if second else 1.0 * match
+    negatives = _NEGATIVE[second or "rest"](1.0 * match, 1.0 * side, positives)
     if isinstance(objective.weights, str) and way.weights != "none":
         given_weights = objective.extra("weights", images)
         given_weights = given_weights[:, None] if objective.weights == "rows" else given_weights
@@ -64,14 +116,18 @@ def _made(probe: Probe, convention: Convention, way: Counted) -> dict[str, Array
         weights = weights * (given_weights.T if way.weights else given_weights)
     alone = objective.weights if isinstance(objective.weights, tuple) else None
     kinds_of = Objective(smoothing=objective.smoothing, weights=alone).counts(2, np.empty((2, 0)))
-    positive, negative = (weights * np.where(match, kind[0, 0], kind[0, 1]) for kind in kinds_of)
+    # a label p has p of what a match has, and the rest of what another has
+    positive = weights * (positives * kinds_of[0][0, 0] + (1 - positives) * kinds_of[0][0, 1])
+    negative = weights * ((1 - negatives) * kinds_of[1][0, 0] + negatives * kinds_of[1][0, 1])
     share = 1 / texts if objective.reduction == "mean" else 1.0
     share = {"": share, "images": 1.0, "pairs": 1 / texts, "texts": images / texts}[way.divided]
 
     def loss(x: Array, y: Array, log_scale: Array, bias: Array) -> LossAndGrads:
         bias = bias if objective.bias else 0 * bias
-        found = weighted_loss(x, y, log_scale, bias, positive=positive, negative=negative)
-        return LossAndGrads(*(share * value for value in found))
+        rows, back = _merged(y, way.texts, objective.per_image)
+        found = weighted_loss(x, rows, log_scale, bias, positive=positive, negative=negative)
+        found = LossAndGrads(*(share * value for value in found))
+        return found._replace(d_text_embed=back(found.d_text_embed))
 
     given = as_given(loss, convention.normalises, convention.linear)
     scale = probe.scale if convention.linear else probe.log_scale

@@ -80,17 +80,17 @@ _TIMES: Mapping[str, Callable[[Array], Array]] = {
 }
 MOVED: Mapping[str, Callable[[Array], Array]] = {
     "": lambda g: g,
-    "where i = j": lambda g: np.diag(np.diagonal(g)),
-    "of the transposed pair": lambda g: g.T,
-    "the mean over its row": lambda g: np.broadcast_to(g.mean(1, keepdims=True), g.shape),
-    "the mean over its column": lambda g: np.broadcast_to(g.mean(0, keepdims=True), g.shape),
-    "the mean over all": lambda g: np.full_like(g, g.mean()),
-    "the sum over its row, where i = j": lambda g: np.diag(g.sum(1)),
-    "the sum over its column, where i = j": lambda g: np.diag(g.sum(0)),
-    "of the image before": lambda g: np.roll(g, 1, 0),
-    "of the image after": lambda g: np.roll(g, -1, 0),
-    "of the text before": lambda g: np.roll(g, 1, 1),
-    "of the text after": lambda g: np.roll(g, -1, 1),
+    "its own where i = j": lambda g: np.diag(np.diagonal(g)),
+    "that of the transposed pair": lambda g: g.T,
+    "the mean of its row": lambda g: np.broadcast_to(g.mean(1, keepdims=True), g.shape),
+    "the mean of its column": lambda g: np.broadcast_to(g.mean(0, keepdims=True), g.shape),
+    "the mean of all": lambda g: np.full_like(g, g.mean()),
+    "the sum of its row, where i = j": lambda g: np.diag(g.sum(1)),
+    "the sum of its column, where i = j": lambda g: np.diag(g.sum(0)),
+    "that of the image before": lambda g: np.roll(g, 1, 0),
+    "that of the image after": lambda g: np.roll(g, -1, 0),
+    "that of the text before": lambda g: np.roll(g, 1, 1),
+    "that of the text after": lambda g: np.roll(g, -1, 1),
 }
 # What slopes of an embedding are multiplied with, given them, its own rows and the other side's, and the right slopes.
 Rows = Callable[[Array, Array, Array, Array], Array]
@@ -189,7 +189,7 @@ def pieces_of(tensor: str, formula: Formula) -> list[Piece]:
     if tensor in ("log_scale", "bias"):
         return found + [Piece(name, "", by) for by in NUMBERS[1:] for name in others]
     found += [Piece(name) for name in _TIMES]
-    found += [Piece(OWN, moved, by) for by in ROWS if by for moved in ("", "of the transposed pair")]
+    found += [Piece(OWN, moved, by) for by in ROWS if by for moved in ("", "that of the transposed pair")]
     raw = (formula.image_rows if tensor == "image_embed" else formula.text_rows).kind != "as given"
     return found + [Piece(OWN, "", by, after) for by in ("", *HELD) for after in LENGTHS if raw and after]
 

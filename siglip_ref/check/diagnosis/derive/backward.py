@@ -191,14 +191,17 @@ def _gives(formula: Formula, place: int, data: Sequence[Datum], near: float) -> 
     return True
 
 
-def _put_together(subject: Subject, formula: Formula, name: str, data: Sequence[Datum]) -> Backward | None:
-    """A gradient as a sum of pieces."""
+def _put_together(
+    subject: Subject, formula: Formula, name: str, data: Sequence[Datum], known: Sequence[Backward] = ()
+) -> Backward | None:
+    """A gradient as a sum of pieces, of those that another gradient has, or of one or two of all."""
     pieces = pieces_of(name, formula)
-    place = ("image_embed", "text_embed", "log_scale", "bias").index(name)
-    columns, pairs, scales, seen = [], [], [], []
+    place = 1 + ("image_embed", "text_embed", "log_scale", "bias").index(name)
+    columns, pairs, scales, seen, raw = [], [], [], [], []
     for x, y, s, b, found in data:
-        got = np.zeros(1) if found[1 + place] is None else np.ravel(found[1 + place])
         made = pieces_at(formula, name, pieces, x, y, s, b)
+        got = np.zeros(len(made)) if found[place] is None else np.ravel(found[place])
+        raw.append(got)
         size = max(float(np.abs(made[:, 0]).max()), 1e-300)
         columns.append(made / size)
         seen.append(got / size)
@@ -206,6 +209,11 @@ def _put_together(subject: Subject, formula: Formula, name: str, data: Sequence[
         scales.append(np.array([[of_number(one, 0, s, b, len(x)) for one in _BY] for _ in got]))
     by = dict(zip(_BY, np.concatenate(scales).T, strict=True))
     near = 100 * _near(subject)
+    for rule in (one for one in known if one.kind == "of" and not any(part.by or part.after for part in one.parts)):
+        made = np.concatenate([pieces_at(formula, name, rule.parts, *given).sum(1) for *given, _ in data])
+        sizes = np.concatenate([np.abs(pieces_at(formula, name, rule.parts, *given)).sum(1) for *given, _ in data])
+        if (np.abs(made - np.concatenate(raw)) <= near * sizes).all():
+            return replace(rule, tensor=name)
     parts = fitted(pieces, np.concatenate(columns), np.concatenate(pairs), by, np.concatenate(seen), near)
     return Backward(name, "of", parts=parts) if parts else None
 
@@ -295,7 +303,7 @@ def _of_scalar(
         if form is not None:
             return [Backward(name, "times", ((Where(), form),), scalar)]
     found = _as_embeddings(name, rows, near, known)
-    if found is None and (whole := _put_together(subject, formula, name, _called(subject, formula))):
+    if found is None and (whole := _put_together(subject, formula, name, _called(subject, formula), known)):
         return [whole]
     return found or _masked(subject, formula, name)
 
