@@ -12,14 +12,15 @@ from pathlib import Path
 from siglip_ref.cli.speed import CONTESTANTS, Result, bench, machine, read, table, write
 
 RESULTS = Path(__file__).parent / "results"
-# What holds each contestant to AVX2 on a processor with AVX-512: OpenBLAS, Numba, Torch with its two libraries, XLA.
+# What holds each contestant to AVX2 on a processor with AVX-512: OpenBLAS, Numba, Torch with its two libraries, XLA,
+# which leaves products to YNNPACK unless told not to, whose kernels are the processor's whatever XLA may use.
 AVX2 = {
     "OPENBLAS_CORETYPE": "Haswell",
     "NUMBA_CPU_NAME": "haswell",
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2 --xla_cpu_experimental_ynn_fusion_type=",
 }
 HELD = ("fast", "torch", "torch.compile", "jax.jit")
 

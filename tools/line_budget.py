@@ -28,7 +28,7 @@ BUDGETS = (
     ("check files", ("check/files",), 1_295),
     ("report, mistakes", ("report", "mistakes"), 2_264),
     ("vectors", ("vectors",), 1_390),
-    ("fast", ("fast",), 3_173),
+    ("fast", ("fast",), 3_188),
     ("checkpoint", ("checkpoint",), 2_001),
     ("use", ("use",), 2_434),
     ("training", ("training",), 2_128),

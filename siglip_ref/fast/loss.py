@@ -12,13 +12,15 @@ from siglip_ref.fast.kernels.pairs import LOST, sweep
 from siglip_ref.fast.machine.blas import gemm_address
 from siglip_ref.fast.machine.fit import rows_in_memory, same_precision
 from siglip_ref.fast.machine.pool import parts_for
+from siglip_ref.fast.machine.product import LEAST
+from siglip_ref.fast.machine.tile import STRIP, VECTOR
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.model.loss import sigmoid_loss as whole_loss
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.reproducible import blocks
 
-SIDE = 512  # of a tile: 1 MB in float32, which stays in a core's cache
+SIDE = 480  # of a tile: 0.9 MB in float32, which stays in a core's cache; whole strips of every vector's length
 _DETERMINISTIC = replace(SPECIFICATION, meet=binned.meet, total=binned.total)
 
 
@@ -47,7 +49,8 @@ def sigmoid_loss(
 ) -> LossAndGrads:
     """Twin of `siglip_ref.model.loss.sigmoid_loss`, which hands over to it.
 
-    Needs one tile per thread (1 MB in float32) beyond inputs and gradients, at any B. Sums are kept in float64.
+    Needs one tile per thread (1 MB in float32), and of wide embeddings some texts in order (3 MB at 768), beyond inputs
+    and gradients, at any B. Sums are kept in float64.
     """
     if deterministic:
         return blocks.sigmoid_loss(image_embed, text_embed, log_scale, bias, _DETERMINISTIC)
@@ -56,6 +59,13 @@ def sigmoid_loss(
         return whole_loss(image_embed, text_embed, log_scale, bias, tile=tile)
     pairs, own = len(image_embed), np.arange(len(image_embed) + 1)
     return _swept(image_embed, text_embed, log_scale, bias, own, own[:-1], pairs, tile or SIDE)
+
+
+def _strips(side: int, x: Array) -> tuple[int, int]:
+    """The shape of strips, see `product.pack`, that hold so many rows of x, or their transpose; empty for BLAS."""
+    width, lanes = x.shape[1], STRIP * VECTOR // x.itemsize
+    wide = width >= LEAST
+    return wide * max(-(-side // lanes) * width, -(-width // lanes) * side), lanes
 
 
 def _swept(
@@ -69,7 +79,8 @@ def _swept(
     with parts_for(len(x) * len(y) * x.shape[1]) as number:
         side = min(side, max(len(x), len(y)))
         tiles = np.empty((number, side, side), kind)
-        sums = sweep(gemm_address(x.dtype), x, y, offsets, own, scale, bias, d_x, d_y, tiles)
+        strips = np.zeros((number, 2, *_strips(side, x)), kind)
+        sums = sweep(gemm_address(x.dtype), x, y, offsets, own, scale, bias, d_x, d_y, tiles, strips)
     alpha = kind(scale / divisor)
     for d in (d_x, d_y):
         if math.isfinite(alpha) and abs(alpha) >= np.finfo(kind).tiny:

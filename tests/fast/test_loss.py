@@ -103,6 +103,15 @@ def test_any_number_of_threads(number: int) -> None:
         np.testing.assert_allclose(got, exact, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("sizes", [(700, 1100), (1100, 500), (481, 479)])
+def test_texts_in_order_serve_all_tiles_of_their_columns(sizes: tuple[int, int]) -> None:
+    x, y = (unit_rows(seed, rows, 70, np.float64) for seed, rows in enumerate(sizes))
+    match = np.random.default_rng(0).random(sizes) < 0.01
+    found, wanted = fast.pair_block(x, y, 2.0, -3.0, match), ops.pair_block(x, y, 2.0, -3.0, match)
+    for got, exact in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-12)
+
+
 def test_complex_steps_go_to_the_specification() -> None:
     x, y = unit_rows(1, 5, 3, np.float64).astype(complex), unit_rows(2, 5, 3, np.float64).astype(complex)
     x[2, 1] += 1e-30j
@@ -120,5 +129,5 @@ def test_nothing_of_the_size_of_all_pairs_is_stored() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    tiles = numba.get_num_threads() * SIDE * SIDE * 4
+    tiles = numba.get_num_threads() * SIDE * SIDE * 4  # and no strips, as these embeddings are narrow
     assert peak <= tiles + 2 * x.nbytes + 300_000

@@ -8,7 +8,7 @@ from numba import prange
 from siglip_ref.fast.machine.blas import NO, YES, gemm
 from siglip_ref.fast.machine.compile import SUMS, ZERO, inner, kernel
 from siglip_ref.fast.machine.elementary import number, softplus_and_sigmoid
-from siglip_ref.fast.machine.product import LEAST, add_product
+from siglip_ref.fast.machine.product import PACKED, add_product, pack
 
 LOSS, D_SCALE, D_BIAS, LOST = (
     0,
@@ -75,12 +75,15 @@ def _row(row: Any, first: int, own: Any, scale: Any, bias: Any, sums: Any) -> No
 
 @inner(apart=True)
 def _multiply(
-    routine: int, a_turned: int, b_turned: int, a: Any, b: Any, out: Any, rows: int, depth: int, columns: int,
-    one: Any, beta: Any,
+    routine: int, wide: bool, a_turned: int, b_turned: int, a: Any, b: Any, out: Any, rows: int, depth: int,
+    columns: int, one: Any, beta: Any,
 ) -> None:  # fmt: skip
-    """out = a @ b + beta out, either transposed on the way: by our own product for wide embeddings, else by BLAS."""
+    """out = a @ b + beta out, either transposed on the way: by our own product for wide embeddings, else by BLAS.
+
+    b_turned : PACKED, too, where `b` holds strips
+    """
     size = out.itemsize
-    if b.shape[1] < LEAST:  # the embeddings' width: b holds some of them
+    if not wide:
         gemm(routine, a_turned, b_turned, rows, columns, depth, one, a.ctypes.data, a.shape[1], b.ctypes.data,
              b.shape[1], beta, out.ctypes.data, out.shape[1])  # fmt: skip
     else:
@@ -94,28 +97,35 @@ def _multiply(
 @inner(apart=True)
 def _band(
     routine: int, x: Any, y: Any, first: int, offsets: Any, own: Any, scale: Any, bias: Any,
-    d_x: Any, d_y: Any, tile: Any, sums: Any,
+    d_x: Any, d_y: Any, tile: Any, strips: Any, sums: Any,
 ) -> None:  # fmt: skip
     """All tiles of some rows with some columns, which begin at `first`; d_x and d_y collect their gradients."""
     one, zero, side, width = number(1, scale), number(0, scale), tile.shape[0], x.shape[1]
-    for i in range(0, len(x), side):
-        rows = min(side, len(x) - i)
-        for j in range(0, len(y), side):
-            columns = min(side, len(y) - j)
+    wide = strips.size > 0
+    for j in range(0, len(y), side):
+        columns, some = min(side, len(y) - j), y[j:]
+        turned, straight, texts, again = YES, NO, some, some
+        if wide:  # both products with y read strips, which are put in order once for all rows
+            turned, straight, texts, again = PACKED, PACKED, strips[0], strips[1]
+            step = width * x.itemsize
+            pack(YES, some.ctypes.data, step, width, columns, texts, one)
+            pack(NO, some.ctypes.data, step, columns, width, again, one)
+        for i in range(0, len(x), side):
+            rows = min(side, len(x) - i)
             # similarity = x @ y.T
-            _multiply(routine, NO, YES, x[i:], y[j:], tile, rows, width, columns, one, zero)
+            _multiply(routine, wide, NO, turned, x[i:], texts, tile, rows, width, columns, one, zero)
             for r in range(rows):
                 mine = own[offsets[i + r] : offsets[i + r + 1]]
                 _row(tile[r, :columns], first + j, mine, scale, bias, sums)
             # d_x += d_logits @ y, and d_y += d_logits.T @ x: what stands before them is multiplied in the end
-            _multiply(routine, NO, NO, tile, y[j:], d_x[i:], rows, columns, width, one, one)
-            _multiply(routine, YES, NO, tile, x[i:], d_y[j:], columns, rows, width, one, one)
+            _multiply(routine, wide, NO, straight, tile, again, d_x[i:], rows, columns, width, one, one)
+            _multiply(routine, wide, YES, NO, tile, x[i:], d_y[j:], columns, rows, width, one, one)
 
 
 @kernel(parallel=True)
 def sweep(
     routine: int, x: Any, y: Any, offsets: Any, own: Any, scale: Any, bias: Any, d_x: Any, d_y: Any,
-    tiles: Any,
+    tiles: Any, strips: Any,
 ) -> Any:  # fmt: skip
     """Each thread's sums over its pairs (threads, 8), in float64; d_x and d_y collect what they are but for a factor.
 
@@ -128,12 +138,14 @@ def sweep(
     x, y : array, shape (Bi, D) and (Bt, D), rows one after another in memory
     offsets, own : columns that belong to row i are own[offsets[i] : offsets[i + 1]], rising
     scale, bias : logits = scale * similarity + bias
-    tiles : array, shape (threads, side, side): the only memory that is needed
+    tiles, strips : arrays, shape (threads, side, side) and (threads, 2, ...), the latter empty where BLAS multiplies:
+        the only memory that is needed
     """
     threads = len(tiles)
     sums = np.zeros((threads, 8))  # a cache line each
     if threads == 1:
-        _band(routine, x, y, ZERO, offsets, own, scale, bias, d_x, d_y, tiles[0], sums[0])
+        _band(routine, x, y, ZERO, offsets, own, scale, bias, d_x, d_y, tiles[0], strips[0],
+              sums[0])  # fmt: skip
         return sums
     for turn in range(threads):
         for thread in prange(threads):
@@ -142,6 +154,6 @@ def sweep(
             left, right = len(y) * chunk // threads, len(y) * (chunk + 1) // threads
             _band(
                 routine, x[top:bottom], y[left:right], left, offsets[top : bottom + 1], own, scale, bias,
-                d_x[top:bottom], d_y[left:right], tiles[thread], sums[thread],
+                d_x[top:bottom], d_y[left:right], tiles[thread], strips[thread], sums[thread],
             )  # fmt: skip
     return sums
