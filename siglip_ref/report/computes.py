@@ -67,6 +67,8 @@ def _stopped(derived: "Derived") -> str:
 
 def formula_in_words(formula: "Formula") -> str:
     """One line, as one would write it."""
+    if formula.several:
+        return f"{_several(formula.several)}; the loss: {formula_in_words(replace(formula, several=()))}"
     more = formula.added
     terms = [term for term in formula.terms if term not in more]
     parts, notes = [], []
@@ -105,6 +107,12 @@ def formula_in_words(formula: "Formula") -> str:
     notes += [_kept(formula.kept)] if formula.kept else []
     notes += [_SCALARS.format(formula.scalars)] if formula.scalars else []
     return "; ".join([" + ".join(parts).replace("+ -", "- ") or "0", *notes])
+
+
+def _several(losses: "Sequence[tuple[float, Formula]]") -> str:
+    """0.5 times the loss of rows as they are + 0.5 times that of rows cut to the first half of the width."""
+    parts = (f"{number(factor)} times the loss of rows {_rows(one.image_rows)}" for factor, one in losses)
+    return " + ".join(parts).replace("+ -", "- ")
 
 
 _SIDES = {-1: "positives, u = -logit", 1: "negatives, u = logit"}
@@ -225,6 +233,12 @@ def _coupled(one: "Coupled") -> str:
     return f"{_before(one.weight)}sum of {WORDS['coupled'].get(one.kind, one.kind).format(_share(one))}"
 
 
+def _one_added(one: "Term | Coupled") -> str:
+    if hasattr(one, "kind"):
+        return _coupled(one)  # type: ignore[arg-type]  # it has a kind
+    return " + ".join(_term(one, False, place) for place in range(len(one.weights)))
+
+
 def _share(one: "Coupled") -> str:
     return number(one.number) if one.number >= 1 or "triplet" in one.kind else f"{number(one.number)} B"
 
@@ -332,9 +346,8 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
         f"the sum over pairs is multiplied by {form_in_words(got)}, not {form_in_words(right)}"
     ),
     "weights": _rules,
-    "added": lambda got, right: (
-        " + ".join(_term(one, False, k) for one in got for k in range(len(one.weights))) + " is added to the loss"
-    ),
+    "added": lambda got, right: f"{' + '.join(map(_one_added, got)).replace('+ -', '- ')} is added to the loss",
+    "several": lambda got, right: f"it is a sum of {_several(got)}",
     "function": _shapes,
     "similarity": _shapes,
     "cap": _shapes,

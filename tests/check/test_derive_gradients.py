@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.derive import derive
 from siglip_ref.check.diagnosis.derive.formula import Rows, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
@@ -89,3 +90,53 @@ def test_a_logarithm_of_the_negatives_taken_off_each_logit_is_told():
         return LossAndGrads(value, t * g @ y, t * g.T @ x, (g * sim).sum() * t, g.sum())
 
     assert "bias - log(B - 1), not bias" in told(fn)
+
+
+def right(x, y, s, b):
+    own, t, sim = np.eye(len(x)), np.exp(s), x @ y.T
+    g = (sigmoid(t * sim + b) - own) / len(x)
+    value = softplus((1 - 2 * own) * (t * sim + b)).sum() / len(x)
+    return LossAndGrads(value, t * g @ y, t * g.T @ x, (g * sim).sum() * t, g.sum())
+
+
+def test_a_mean_of_losses_of_prefixes_is_told():
+    def fn(x, y, s, b):
+        kept = np.arange(x.shape[1]) < x.shape[1] // 2
+        whole, half = right(x, y, s, b), right(x * kept, y * kept, s, b)
+        half = half._replace(d_image_embed=half.d_image_embed * kept, d_text_embed=half.d_text_embed * kept)
+        return LossAndGrads(*(0.5 * (one + other) for one, other in zip(whole, half, strict=True)))
+
+    assert "0.5 times the loss of rows cut to the first half of the width" in told(fn)
+
+
+def test_a_sigmoid_of_the_logits_before_the_loss_is_told():
+    def fn(x, y, s, b):
+        own, t, sim = np.eye(len(x)), np.exp(s), x @ y.T
+        p = sigmoid(t * sim + b)
+        g = (2 * own - 1) * -sigmoid((1 - 2 * own) * p) * p * (1 - p) / len(x)
+        value = softplus((1 - 2 * own) * p).sum() / len(x)
+        return LossAndGrads(value, t * g @ y, t * g.T @ x, (g * sim).sum() * t, g.sum())
+
+    assert "sigmoid(u) in place of (u)" in told(fn)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COUPLED if "held" not in kind and "times" not in kind])
+def test_slopes_of_what_rows_share_are_derivatives(kind):
+    rng = np.random.default_rng(3)
+    z, step = 0.7 * rng.standard_normal((5, 5)), rng.standard_normal((5, 5))
+    h = 1e-6
+    numeric = (COUPLED[kind](z + h * step, 0.5)[0] - COUPLED[kind](z - h * step, 0.5)[0]) / (2 * h)
+    assert numeric == pytest.approx((COUPLED[kind](z, 0.5)[1] * step).sum(), rel=1e-6, abs=1e-8)
+
+
+def test_a_part_of_a_softmax_that_is_added_is_told():
+    def fn(x, y, s, b):
+        found, z = right(x, y, s, b), np.exp(s) * x @ y.T + b
+        top = z.max(1, keepdims=True)
+        each = np.exp(z - top)
+        g = 2e-2 / len(z) * (np.log(each.sum(1, keepdims=True)) + top) * each / each.sum(1, keepdims=True)
+        value = 1e-2 * np.mean((np.log(each.sum(1)) + top[:, 0]) ** 2)
+        more = value, np.exp(s) * g @ y, np.exp(s) * g.T @ x, (g * (z - b)).sum(), g.sum()
+        return LossAndGrads(*(one + other for one, other in zip(found, more, strict=True)))
+
+    assert "0.01/B sum of the square of log sum exp of each row is added to the loss" in told(fn)

@@ -48,6 +48,11 @@ def _first(x: Array, share: int) -> tuple[Array, Back]:
     return np.where(kept, x, 0.0), lambda d: np.where(kept, d, 0.0)
 
 
+def _last(x: Array, share: int) -> tuple[Array, Back]:
+    kept = np.arange(x.shape[-1]) >= x.shape[-1] // share
+    return np.where(kept, x, 0.0), lambda d: np.where(kept, d, 0.0)
+
+
 def _rounded(to: Callable[[Array], Array]) -> Callable[[Array], tuple[Array, Back]]:
     return lambda x: (to(x), lambda d: d)
 
@@ -74,6 +79,8 @@ MAPS: Mapping[str, Callable[[Array], tuple[Array, Back]]] = {
     "divided by the sum of their sizes": _size,
     "cut to the first half of the width": lambda x: _first(x, 2),
     "cut to the first quarter of the width": lambda x: _first(x, 4),
+    "cut to the first eighth of the width": lambda x: _first(x, 8),
+    "cut to the last half of the width": lambda x: _last(x, 2),
     "cut at 0 from below": lambda x: (np.maximum(x, 0), lambda d: np.where(x > 0, d, 0.0)),
     "through tanh": lambda x: (np.tanh(x), lambda d: d * (1 - np.tanh(x) ** 2)),
     "made positive": lambda x: (np.abs(x), lambda d: d * np.sign(x)),

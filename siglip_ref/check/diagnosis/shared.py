@@ -159,6 +159,82 @@ _MATCHES: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
+def _of_softmax(of: Callable[[Array], tuple[float, Array]]) -> Function:
+    """A function of each row's softmax, with its slope by that."""
+
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        p = _soft(logits)[1]
+        value, by = of(p)
+        return float(value), p * (by - (p * by).sum(1, keepdims=True))
+
+    return function
+
+
+def _focal(p: Array) -> tuple[float, Array]:
+    own = np.maximum(np.diagonal(p), 1e-300)
+    return -((1 - own) ** 2 * np.log(own)).sum(), np.diag(2 * (1 - own) * np.log(own) - (1 - own) ** 2 / own)
+
+
+def _both(logits: Array, number: float) -> tuple[float, Array]:
+    """-log of the mean of what an own pair has in its row's softmax and in its column's."""
+    p, q = _soft(logits)[1], _soft(logits.T)[1].T
+    mean = np.maximum(np.diagonal(p + q) / 2, 1e-300)
+    by = np.diag(-0.5 / mean)
+    rows, columns = p * (by - (p * by).sum(1, keepdims=True)), q * (by - (q * by).sum(0, keepdims=True))
+    return float(-np.log(mean).sum()), rows + columns
+
+
+_SOFTMAX: Mapping[str, Function] = {
+    "1 less the own pair's part in each row's softmax": _of_softmax(lambda p: (len(p) - np.trace(p), -np.eye(len(p)))),
+    "(1 - p)^2 (-log p), p the own pair's part in each row's softmax": _of_softmax(_focal),
+    "p log p over each row's softmax": _of_softmax(
+        lambda p: ((p * np.log(np.maximum(p, 1e-300))).sum(), np.log(np.maximum(p, 1e-300)) + 1)
+    ),
+    "the square of log sum exp of each row": lambda z, number: (
+        float((_soft(z)[0] ** 2).sum()), 2 * _soft(z)[0] * _soft(z)[1],
+    ),
+    "the square of each row's mean": lambda z, number: (
+        float((z.mean(1) ** 2).sum()), np.broadcast_to(2 * z.mean(1, keepdims=True) / len(z), z.shape),
+    ),
+    "log sum exp of each row": lambda z, number: (float(_soft(z)[0].sum()), _soft(z)[1]),
+}  # fmt: skip
+
+
+def _unit_rows(z: Array) -> tuple[Array, Callable[[Array], Array]]:
+    length = np.maximum(np.sqrt((z * z).sum(1, keepdims=True)), 1e-300)
+    unit = z / length
+    return unit, lambda d: (d - (d * unit).sum(1, keepdims=True) * unit) / length
+
+
+def _standard(z: Array) -> tuple[Array, Callable[[Array], Array]]:
+    unit, back = _unit_rows(z - z.mean(1, keepdims=True))
+
+    def whole(d: Array) -> Array:
+        inner = back(d * np.sqrt(len(z)))
+        return inner - inner.mean(1, keepdims=True)
+
+    return unit * np.sqrt(len(z)), whole
+
+
+_CHANGED: Mapping[str, Callable[[Array], tuple[Array, Callable[[Array], Array]]]] = {
+    "(logit + that of the transposed pair)/2": lambda z: ((z + z.T) / 2, lambda d: (d + d.T) / 2),
+    "(logit + that of the transposed pair)": lambda z: (z + z.T, lambda d: d + d.T),
+    "(logit / length of its row's logits)": _unit_rows,
+    "(logit - mean of its row) / deviation of its row": _standard,
+}
+
+
+def _changed(of: Callable[[Array], tuple[Array, Callable[[Array], Array]]]) -> Function:
+    """SigLIP's sum of logits that are changed first."""
+
+    def function(logits: Array, number: float) -> tuple[float, Array]:
+        inner, back = of(logits)
+        losses, slopes = _losses(inner)
+        return float(losses.sum()), back(slopes)
+
+    return function
+
+
 def turned(function: Function) -> Function:
     """Of columns."""
 
@@ -197,6 +273,13 @@ def _all() -> dict[str, Function]:
             found[f"softplus of negatives, each times {_row(words)}"] = turned(_weighed(weights))
     for words, chosen in _MATCHES.items():
         found[f"softplus(-z logit), positives are {words}"] = _matched(chosen)
+    for words, function in _SOFTMAX.items():
+        found |= {words: function, _row(words): turned(function)}
+    found["-log((p + q)/2), p and q the own pair's part in its row's softmax and in its column's"] = _both
+    for words, change in _CHANGED.items():
+        found[f"softplus(-z {words})"] = _changed(change)
+        if "row" in words:
+            found[f"softplus(-z {_row(words)})"] = turned(_changed(change))
     return found
 
 

@@ -1,13 +1,20 @@
-"""What a whole loss is multiplied by, besides its weights: a power of the rows' width, a function of the scale."""
+"""What a whole loss is multiplied by, besides its weights: a power of the rows' width, a function of the scale; and
+sums of whole losses."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, combinations
 
 import numpy as np
 
+from siglip_ref.check.diagnosis.derive.evaluate import evaluate
 from siglip_ref.check.diagnosis.derive.fit import Entry, expression
-from siglip_ref.check.diagnosis.derive.formula import ONE
+from siglip_ref.check.diagnosis.derive.formula import ONE, Formula
 from siglip_ref.check.diagnosis.derive.instrument import Subject
+from siglip_ref.check.diagnosis.derive.proof import Held
+from siglip_ref.check.diagnosis.derive.sets import simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
+from siglip_ref.check.diagnosis.mapped import MAPS
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 
@@ -83,3 +90,24 @@ def taken_off(subject: Subject, factor: Factor) -> tuple[Subject, Factor]:
         return LossAndGrads(*inner)
 
     return replace(subject, call=call), factor
+
+
+def several(right: Formula, held: Sequence[Held]) -> Iterator[Formula]:
+    """Sums of two losses of rows that are mapped or as they are, or of three that are cut, which give the values."""
+    sides = ("image_rows", "text_rows")
+    rows = [replace(right.image_rows, kind=kind, mapped=name) for name in MAPS for kind in ("as given", "unit")]
+    ways = [right, *(replace(right, **dict.fromkeys(sides, one)) for one in rows)]  # type: ignore[arg-type]  # rows, by their names
+    values = np.array(
+        [[float(evaluate(way, one.image_embed, one.text_embed, one.s, one.b).loss) for way in ways] for one in held]
+    )
+    got = np.array([float(one.found.loss) for one in held])
+    finite: list[int] = []
+    for k in np.flatnonzero(np.isfinite(values).all(0)).tolist():
+        finite += [k] * all(np.abs(values[:, k] / values[:, one] - 1).max() > 1e-9 for one in finite)
+    cut = [k for k in finite if k == 0 or "cut to" in rows[k - 1].mapped]
+    for chosen in chain(combinations(finite, 2), combinations(cut, 3)):
+        some = values[:, list(chosen)]
+        factors = np.linalg.lstsq(some / got[:, None], np.ones(len(got)), rcond=1e-9)[0]
+        if np.abs(some @ factors / got - 1).max() <= 1e-5:
+            parts = ((simple(float(f), 1e-5), ways[k]) for f, k in zip(factors, chosen, strict=True))
+            yield replace(right, several=tuple(parts))

@@ -134,6 +134,11 @@ _TOGETHER = tuple(
 
 
 _OF_SHARED = tuple((name, 0.0) for name in SHARED if HELD not in name)
+_BOTH = tuple(
+    [(name, 0.0), (other, 0.0)]
+    for name in SHARED
+    if HELD not in name and (other := name.replace("row", "column")) in SHARED and other != name
+)
 _PLAIN = 4  # logits of the usual scales, of which all of them are tried
 _RANDOM = 36  # sets of similarities, scales and biases; more than there are functions
 _SUMS = ("positives", "negatives", "all logits", "diagonal logits", "softmax, rows", "softmax, columns",
@@ -157,7 +162,8 @@ def coupled(subject: Subject, pairs: int) -> tuple[Coupled, ...] | None:
     for place, logit in enumerate(_logits(subject, pairs)):
         sums = [_columns_of(one, logit, [(name, 0.0) for name in _SUMS]) for one in data]
         singles = () if logit.own.parts else _SINGLE if place > _PLAIN else (*_SINGLE, *_OF_SHARED)
-        for more in ([], *([one] for one in singles), *_TOGETHER):
+        both = _BOTH if place <= _PLAIN and not logit.own.parts else ()
+        for more in ([], *([one] for one in singles), *_TOGETHER, *both):
             names = [(name, 0.0) for name in _SUMS] + more
             columns = [[*known, *_columns_of(one, logit, more)] for known, one in zip(sums, data, strict=True)]
             factors = _factors(subject, data, logit, names, columns)

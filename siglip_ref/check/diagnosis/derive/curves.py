@@ -168,6 +168,8 @@ def _candidates() -> Iterator[PairFunction]:
         if name == "softplus":
             for similarity in SIMILARITY[1:]:
                 yield from _signs(PairFunction(Shape(name), 1, similarity=Shape(similarity)))
+            for cap in ("sigmoid", "tanh"):
+                yield from _signs(PairFunction(Shape(name), 1, cap=Shape(cap)))
         if name == "log of sigmoid, at least":  # which is a clamp from one side
             for cap in ("clamp", "soft cap"):
                 yield from _signs(PairFunction(Shape("softplus"), 1, cap=Shape(cap)))
@@ -271,6 +273,7 @@ def scale_and_offset(curve: Curve, one: PairFunction) -> Fitted | None:
 
     size = np.exp(np.clip(curve.s, -30, 30))
     scales = {size, curve.s, 1 / size, 1.0, one.scale, 0.5 * size, 2 * size, 1 / curve.s if curve.s else 1.0}
+    scales |= {min(size**2, 1e6), np.sqrt(size)}
     scales |= {float(np.exp(curve.b)), float(np.log(abs(curve.s) + 1e-9))}
     further = curve.b + one.offset - BASE_BIAS
     offsets = {curve.b, 0.0, -curve.b, one.offset, curve.s, further}

@@ -25,7 +25,7 @@ from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MA
 from siglip_ref.check.diagnosis.mapped import mapped
 from siglip_ref.check.diagnosis.shared import HELD
 from siglip_ref.check.diagnosis.slopes import with_slopes
-from siglip_ref.check.diagnosis.whole import Factor, factor_of, taken_off
+from siglip_ref.check.diagnosis.whole import Factor, factor_of, several, taken_off
 
 _LARGEST = 200  # pairs of a batch in which weights are read
 
@@ -59,7 +59,8 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
         formula = replace(value_of(inner), scalars=subject.scalars)
     except StopDerivingError as stop:
         fresh = [*held_back(subject, right.image_rows.kind != "as given")] if stop.args[0] != "random" else []
-        known = next((way for way in mapped(right) if fresh and not failures(way, fresh, first=True)), None)
+        ways = chain(mapped(right), several(right, fresh)) if fresh else ()
+        known = next((way for way in ways if not failures(way, fresh, first=True)), None)
         if known is not None:
             return _proven(subject, known, right, [*fresh, *held])
         stopped = (Measured(stop.args[0], words=stop.args[1:]),)

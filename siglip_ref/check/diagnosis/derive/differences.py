@@ -46,6 +46,11 @@ def _coupled(formula: Formula, right: Formula) -> Iterator[Changed]:
     clip = kinds == {("softmax, rows", half), ("softmax, columns", half)}
     ids = ("softmax-loss",) if clip else ()
     without = replace(formula, terms=right.terms, coupled=())
+    own = {("positives", right.terms[0].weights[0][1]), ("negatives", right.terms[1].weights[0][1])}
+    if own < kinds and formula.coupled[0].logit == right.terms[0].logit:
+        more = tuple(one for one in formula.coupled if (one.kind, one.weight) not in own)
+        yield Difference("added", "both", more, ()), without
+        return
     yield Difference("coupled", "both", formula.coupled, right.terms, ids), without
 
 
@@ -203,7 +208,7 @@ def _rows(formula: Formula, right: Formula) -> Iterator[Changed]:
     for group in [odd] if same else [[side] for side in odd]:
         got, wanted = getattr(formula, group[0]), getattr(right, group[0])
         plain = replace(formula, **{side: wanted for side in group})
-        ids = _rows_ids(got, wanted, len(group))
+        ids = _rows_ids(got, wanted, group)
         yield Difference("rows", "both" if same else sides[group[0]], got, wanted, ids), plain
 
 
@@ -214,13 +219,16 @@ def _alike(got: Rows, wanted: Rows) -> bool:
     return got == wanted or (small and unit and replace(got, kind="", eps=0) == replace(wanted, kind="", eps=0))
 
 
-def _rows_ids(got: Rows, wanted: Rows, sides: int) -> tuple[str, ...]:
+def _rows_ids(got: Rows, wanted: Rows, sides: Sequence[str]) -> tuple[str, ...]:
     if got.mapped:
         return ()
     if got.kind == "whole matrix":
         return ("normalised-by-whole-matrix",)
     if got.kind == "as given":
-        return ("features-not-normalised",) if sides == 2 else ("one-side-not-normalised",)
+        # the entry's words are of the images
+        return (
+            ("features-not-normalised",) if len(sides) == 2 else ("one-side-not-normalised",) * ("image_rows" in sides)
+        )
     if got.kind == "unit" and wanted.kind == "as given":
         return () if got.detached else ("normalised-again",)
     return ("normalise-backward-missing",) if got.detached and got.kind == "unit" else ()
@@ -234,7 +242,7 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
         of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
         plain = replace(formula, unstable="")
         yield Difference("unstable", "both", formula.unstable, "", of_exp), plain
-    for place in ("width", "over", "times"):
+    for place in ("width", "over", "times", "several"):
         if getattr(formula, place) != getattr(right, place):
             plain = replace(formula, **{place: getattr(right, place)})
             yield Difference(place, "both", getattr(formula, place), getattr(right, place)), plain

@@ -32,6 +32,11 @@ def with_magnitudes(formula: Formula, x: Array, y: Array, s: float, b: float) ->
 
 
 def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple[LossAndGrads, LossAndGrads]:
+    if formula.several:
+        each = [(factor, *_evaluate(one, x, y, s, b)) for factor, one in formula.several]
+        values = zip(*([f * np.asarray(one) for one in found] for f, found, _ in each), strict=True)
+        rooms = zip(*([abs(f) * np.asarray(one) for one in room] for f, _, room in each), strict=True)
+        return LossAndGrads(*map(sum, values)), LossAndGrads(*map(sum, rooms))
     s, b = in_format(formula.scalars, s, b)
     (u, back_x), (v, back_y) = rows_of(formula.image_rows, x), rows_of(formula.text_rows, y)
     equal = _equal(formula.equal, x, y)

@@ -115,7 +115,7 @@ class Formula:
     at all (left_out); unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond
     a range; scalars: the format to which scale and bias are rounded, as they come in; width, over: powers of the
     embeddings' width, by which similarities and the whole loss are multiplied; times: what else that is multiplied by,
-    a function of the scale."""
+    a function of the scale; several: whole losses, each times a number, whose sum it is instead."""
 
     terms: tuple[Term, ...]
     coupled: tuple[Coupled, ...] = ()
@@ -132,6 +132,7 @@ class Formula:
     width: float = 0.0
     over: float = 0.0
     times: Number = ONE
+    several: tuple[tuple[float, "Formula"], ...] = ()
 
     @property
     def added(self) -> tuple[Term, ...]:
@@ -149,7 +150,7 @@ class Difference:
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
         "added" (terms), "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers), "times"
-        (Number);
+        (Number), "several" (losses);
         of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
     got, right : values of the formula

@@ -34,6 +34,7 @@ _MOVES = (0.5, -0.5, 0.2, -0.2)
 _NARROW = GRID * 0.45  # so that rows of twice the length are no nearer than unit ones can be
 _WIDTHS = (0.0, -0.5, 1.0, -1.0, 0.5)
 _OTHER = (3, 4)  # numbers of pairs, where it is seen whether a logit depends on B
+_GENTLE = 1.0  # the logarithm of a scale at which functions differ whatever becomes of it
 _FEWEST = 8  # of those settings, at which a curve must tell scale and offset
 # Scales (their logarithms) and biases at which scale and offset of a logit are measured.
 SETTINGS = (
@@ -115,6 +116,15 @@ def kind_of(subject: Subject, pair: Pair, pairs: int = MAIN, known: Sequence[Kin
     log_scale = bent(subject, pair, pairs)
     if log_scale is None:
         raise StopDerivingError("pair function")
+    try:
+        return _kind_at(subject, pair, pairs, known, log_scale)
+    except StopDerivingError:  # far from 0 many functions are the same
+        if log_scale <= _GENTLE:
+            raise
+        return _kind_at(subject, pair, pairs, known, _GENTLE)
+
+
+def _kind_at(subject: Subject, pair: Pair, pairs: int, known: Sequence[Kind], log_scale: float) -> Kind:
     base = collect(subject, pair, pairs, subject.given(log_scale), BASE_BIAS, WIDE_GRID)
     function = function_of(base, [kind.function for kind in known])
     if function is None:
