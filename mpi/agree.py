@@ -11,30 +11,11 @@ import numpy as np
 from mpi.comm import Array, Communicator
 from siglip_ref import __version__
 from siglip_ref.errors import UsageError
+from siglip_ref.process.data import read_toml
 
-# column of the table: what to do when the ranks differ there ("" if they may)
-FIELDS = {
-    "siglip-ref version": "install the same siglip-ref on every machine",
-    "numpy version": "install the same numpy on every machine",
-    "scheme": "give every rank the same scheme=",
-    "granule": "give every rank the same deterministic=",
-    "dtype": "convert the embeddings to one dtype on every rank",
-    "embedding width": "the towers differ: start every rank from the same configuration",
-    "log_scale": "the parameters drifted apart: broadcast them, and average their gradients over all ranks",
-    "bias": "the parameters drifted apart: broadcast them, and average their gradients over all ranks",
-    "images": "",
-    "texts": "",
-    "fault": "",
-}
-FAULTS = (
-    "none",
-    "image_embed and text_embed are not two arrays of shape (b, D)",
-    "image_embed and text_embed are not float32 or float64, both the same",
-    "image_embed holds NaN or infinity",
-    "text_embed holds NaN or infinity",
-    "log_scale or bias is not one finite number",
-    "the scheme is not known, or has no deterministic form",
-)
+_ABOUT = read_toml(__file__, "agree")
+FIELDS: dict[str, str] = _ABOUT["fields"]  # column of the table: what to do when the ranks differ there
+FAULTS: list[str] = _ABOUT["faults"]
 
 
 class Disagreement(UsageError):  # noqa: N818

@@ -130,7 +130,7 @@ def trace(
     _run(work, threads, stall_limit, False, lambda outcome: write(out, job, outcome))
 
 
-@app.command()
+@app.command("train")
 @with_options
 def train(
     chosen: dict[str, Any],

@@ -193,9 +193,5 @@ SCHEMES: dict[str, Scheme] = {
     "allgather": allgather,
     "masked-allreduce": masked_allreduce,
 }
-REPRODUCIBLE = [
-    "blocking",
-    "overlapped",
-    "bidirectional",
-    "allgather",
-]  # can carry tallies: they combine, and only combine
+# can carry tallies: they combine, and only combine
+REPRODUCIBLE = ["blocking", "overlapped", "bidirectional", "allgather"]

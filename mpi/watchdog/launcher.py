@@ -19,19 +19,8 @@ ALONE = "SIGLIP_RING_ALONE"
 STARTED = os.getpid()  # the process that the launcher started: the rank is its fork, and has loaded this before
 # programs that only start the next one: with these between, it is still the launcher that started us
 STARTERS = {
-    "sh",
-    "bash",
-    "dash",
-    "zsh",
-    "ksh",
-    "fish",
-    "env",
-    "nice",
-    "taskset",
-    "numactl",
-    "timeout",
-    "time",
-    "stdbuf",
+    *("sh", "bash", "dash", "zsh", "ksh", "fish"),
+    *("env", "nice", "taskset", "numactl", "timeout", "time", "stdbuf"),
 }
 
 

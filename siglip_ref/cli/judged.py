@@ -12,7 +12,7 @@ import typer
 
 import siglip_ref
 from siglip_ref.errors import UsageError
-from siglip_ref.process.options import no_overwriting
+from siglip_ref.process.options import as_command, no_overwriting
 
 if TYPE_CHECKING:
     from siglip_ref.report.data import Report
@@ -48,12 +48,8 @@ def door(
         more = {"json": Json} | ({"save_case": SaveCase} if case else {})
         kind = inspect.Parameter.KEYWORD_ONLY
         added = [inspect.Parameter(name, kind, default=None, annotation=hint) for name, hint in more.items()]
-        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), *added], return_annotation=None
-        )
-        run.__annotations__ = options.__annotations__ | more | {"return": None}
-        run.__name__, run.__doc__ = options.__name__, options.__doc__
-        check.command(name)(no_overwriting("json", "save_case" * case, inputs=target)(run))
+        command = as_command(run, [*signature.parameters.values(), *added], options)
+        check.command(name)(no_overwriting("json", "save_case" * case, inputs=target)(command))
         return options
 
     return decorate

@@ -19,33 +19,12 @@ from typing import Any
 
 from siglip_ref.cli.speed_saved import sized
 from siglip_ref.errors import UsageError
+from siglip_ref.process.data import read_toml
 from siglip_ref.process.machine import processor, version
 
-# name of a case: what the worker is told. loss: pairs, width; the others: model, batch
-CASES = {
-    "loss-4096": ("loss", "4096", "768"),
-    "loss-16384": ("loss", "16384", "768"),
-    "image-1": ("image", "B/16-256", "1"),
-    "image-8": ("image", "B/16-256", "8"),
-    "image-32": ("image", "B/16-256", "32"),
-    "text-1": ("text", "B/16-256", "1"),
-    "text-8": ("text", "B/16-256", "8"),
-    "gradients-8": ("gradients", "B/16-256", "8"),
-    "step-tiny": ("step", "tiny", "8"),
-    "step-mu": ("step", "mu/16", "8"),
-    "step-mu-256": ("step", "mu/16", "256"),
-    "step-s": ("step", "S/16-256", "16"),
-    "step-b": ("step", "B/16-256", "8"),
-}
-# and what each needs
-CONTESTANTS = {
-    "fast": "numba",
-    "torch": "torch",
-    "torch.compile": "torch",
-    "jax.jit": "jax",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-}
+_ABOUT = read_toml(__file__, "speed")
+CASES: dict[str, list[str]] = _ABOUT["cases"]  # what the worker is told
+CONTESTANTS: dict[str, str] = _ABOUT["contestants"]  # and what each needs
 ENGINES = ("onnxruntime", "openvino")  # of these, what only infers
 YARDSTICKS = {"numpy": "numpy", "torch": "torch", "jax.jit": "jax"}  # whose matrix product is measured, too
 PRODUCT_FLOPS = 2 * 3072**3

@@ -4,34 +4,14 @@ One catalogue, four uses: the power table of the golden vectors, diagnosis, `sig
 "break it" switch of the teaching page. To add one, add an entry to the TOML file it belongs to; tests do the rest.
 """
 
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from siglip_ref.errors import UsageError, near
-from siglip_ref.mistakes.change import Edit, Reference, reference
-from siglip_ref.mistakes.messages import WORDS
-
-__all__ = [
-    "CATALOGUE",
-    "FILES",
-    "ONE_SIDE",
-    "WORDS",
-    "Edit",
-    "Home",
-    "Kind",
-    "Mistake",
-    "Reference",
-    "census",
-    "entries",
-    "executable",
-    "find",
-    "in_the_loss",
-    "recognised",
-    "reference",
-    "suspects",
-]
+from siglip_ref.mistakes.change import Edit as Edit
+from siglip_ref.mistakes.change import Reference as Reference
+from siglip_ref.mistakes.change import reference as reference
+from siglip_ref.process.data import read_toml
 
 # one vector: its numbers alone show it; several steps: only optimiser steps do; across ranks: needs two or more ranks;
 # recipe: the vectors of SigLIP 2's recipe show it; not numeric: no number of the reference changes; equivalent: changes
@@ -79,8 +59,8 @@ class Mistake:
 
 def entries(name: str) -> list[Mistake]:
     """All of one file, in its order."""
-    content = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
-    return [_entry(value, **fields) for fields in content["mistake"] for value in fields.pop("values", [""])]
+    content = read_toml(__file__, name)["mistake"]
+    return [_entry(value, **fields) for fields in content for value in fields.pop("values", [""])]
 
 
 def _entry(
@@ -102,6 +82,7 @@ def _home(kind: Kind, edits: tuple[Edit, ...]) -> Home:
     return "loss" if files <= _LOSS else "model"
 
 
+WORDS: dict[str, str] = read_toml(__file__, "messages")  # of ids that reports print and that are no mistakes
 CATALOGUE: dict[str, Mistake] = {mistake.id: mistake for name in FILES for mistake in entries(name)}
 
 

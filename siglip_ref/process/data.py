@@ -8,7 +8,7 @@ from typing import Any
 def read_toml(beside: str, name: str) -> dict[str, Any]:
     """The content of NAME.toml. beside : `__file__` of a module in its folder
 
-    >>> sorted(read_toml(__file__, "../report/words"))[:2]
-    ['besides', 'coupled']
+    >>> read_toml(__file__, "../report/words")["sets"]["diagonal"]
+    'i = j'
     """
     return tomllib.loads((Path(beside).parent / f"{name}.toml").read_text(encoding="utf-8"))

@@ -33,6 +33,16 @@ def require_words(argv: Sequence[str]) -> None:
             )
 
 
+def as_command(
+    run: Callable[..., None], parameters: Sequence[inspect.Parameter], like: Callable[..., object]
+) -> Callable[..., None]:
+    """What takes its options by name, as a command with these parameters, called and described as another."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = like.__name__, like.__doc__
+    return run
+
+
 def no_overwriting(
     files: str = "", folders: str = "", inputs: str = ""
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -55,11 +65,6 @@ def no_overwriting(
             require_free(named(files), named(folders), force, map(Path, filter(None, read)))
             command(**given)
 
-        guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), parameter]
-        )
-        guarded.__annotations__ = command.__annotations__ | {"force": Force}
-        guarded.__name__, guarded.__doc__ = command.__name__, command.__doc__
-        return guarded
+        return as_command(guarded, [*signature.parameters.values(), parameter], command)
 
     return decorate

@@ -11,14 +11,6 @@ if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met
     from siglip_ref.check.diagnosis.blocks.faults import Fault
 
-_LOST = (
-    "every block gives a gradient to its images and to its texts: no detach, no gather without gradient (its backward "
-    "is a sum over ranks, a reduce-scatter), and what other ranks computed for these rows is added up at their owner"
-)
-_LEFT = (
-    "every block gives a gradient to both, the own one too: nothing detached or overwritten, all added up at its owner"
-)
-_SHARES = "the gradients of scale and bias are sums over all blocks: add up what every block gives, the remote ones too"
 _LISTED = 3
 
 
@@ -26,9 +18,9 @@ def repair_of(fault: "Fault", reduce: str) -> str:
     """One line, in terms of the user's code."""
     names = set(fault.tensors)
     if fault.kind == "missing" and names <= {"image_embed", "text_embed"}:
-        return _LOST if fault.remote else _LEFT
+        return WORDS["blocks"]["lost" if fault.remote else "left"]
     if fault.kind == "missing" and names <= {"log_scale", "scale", "bias"}:
-        return _SHARES
+        return WORDS["blocks"]["shares"]
     if fault.kind != "factor" or fault.factor is None:
         return WORDS["repair_ranks"][fault.kind]
     times = fault.factor

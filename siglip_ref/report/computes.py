@@ -244,14 +244,7 @@ def _share(one: "Coupled") -> str:
 
 
 def _rows(rows: "Rows") -> str:
-    words = {
-        "as given": "as they are given",
-        "unit": "divided by their length",
-        "unit + eps": f"divided by their length + {number(rows.eps)}",
-        "unit, root": f"divided by sqrt(length^2 + {number(rows.eps)})",
-        "power": f"divided by their length to the power {number(rows.eps)}",
-        "whole matrix": "divided by the length of the whole matrix",
-    }[rows.kind]
+    words = WORDS["rows"][rows.kind].format(number(rows.eps))
     words += f", {rows.order}" if rows.order else ""
     if rows.mapped:
         gone = "which lets no gradient through" if "rounded" in rows.mapped else "of which gradients know nothing"
@@ -279,16 +272,7 @@ def backward_in_words(rule: "Backward") -> str:
         whole = "each pair's part is " if rule.tensor.endswith("embed") else ""
         pieces = " + ".join(_piece(part, rule.tensor) for part in rule.parts)
         return f"{name}: {whole}{pieces.replace('+ -', '- ')}"
-    return {
-        "none": f"{name}: no gradient arrives",
-        "tangent": f"{name}: without its part along the row",
-        "transposed": f"{name}: of the transposed matrix of slopes",
-        "exchanged": "d image_embed and d text_embed are exchanged",
-        "rolled": f"{name}: rows moved by {rule.number:g}",
-        "reversed": f"{name}: rows in reverse order",
-        "clipped": f"{name}: cut to the length {number(rule.number)}",
-        "rows clipped": f"{name}: each row cut to the length {number(rule.number)}",
-    }[rule.kind]
+    return WORDS["backward"][rule.kind].format(name=name, number=number(rule.number))
 
 
 def _piece(part: "Piece", tensor: str) -> str:

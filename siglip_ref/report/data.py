@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,10 +160,10 @@ class Report:
     notes: list[str] = field(default_factory=list)
     details: list[Row] = field(default_factory=list)
     case: Case | None = None
-    hops: list[Hop] = field(default_factory=list)
+    unjudged: Unjudged | None = None
     sight: Sight | None = None
     edits: Edits | None = None
-    unjudged: Unjudged | None = None
+    hops: list[Hop] = field(default_factory=list)
     computes: list[str] = field(default_factory=list)
     blocks: list[Meeting] = field(default_factory=list)
 
@@ -225,7 +225,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data; numbers that are not finite become strings, as JSON has none."""
-        content = {key: value for key, value in _plain(self).items() if key != "case"}
+        content: dict[str, Any] = _plain(replace(self, case=None))
+        del content["case"]
         first = self.first_divergent
         head = {"format": FORMAT, "passed": self.passed, "first_divergent": first.name if first else None}
         return head | {"smallest_tolerance": _plain(self.smallest_tolerance)} | content
@@ -286,13 +287,7 @@ def _severity(row: Row) -> tuple[int, float]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Report):
-        names = ("title", "verdict", "rows", "findings", "conventions", "not_checked", "blind", "notes", "details")
-        return {
-            name: _plain(getattr(value, name))
-            for name in (*names, "unjudged", "sight", "edits", "hops", "computes", "blocks")
-        }
-    if isinstance(value, Row | Finding | Sight | Edits | Hop | Meeting | Unjudged):
+    if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

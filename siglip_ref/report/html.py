@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,14 +106,17 @@ def _table(report: "Report") -> str:
 
 def _matrix(cells: list[list[str]]) -> str:
     """A line a rank, a column a rank."""
-    head = "".join(f"<th>{rank}</th>" for rank in range(len(cells)))
     lines = []
     for rank, row in enumerate(cells):
         drawn = "".join(f'<td class="{"good" if cell == "1" else "bad"}">{escape(cell)}</td>' for cell in row)
         lines.append(f'<tr><td class="name">rank {rank}</td>{drawn}</tr>')
-    return (
-        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    return _of_ranks(map(str, range(len(cells))), lines)
+
+
+def _of_ranks(heads: Iterable[str], lines: Sequence[str]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join(lines)
+    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _hops(report: "Report") -> str:
@@ -123,7 +126,6 @@ def _hops(report: "Report") -> str:
     ranks = sorted({hop.rank for hop in report.hops})
     places = [*sorted({hop.hop for hop in report.hops if hop.hop >= 0}), -1]
     places = [place for place in places if any(hop.hop == place for hop in report.hops)]
-    head = "".join(f"<th>{f'hop {place}' if place >= 0 else 'never'}</th>" for place in places)
     lines = []
     for rank in ranks:
         cells = []
@@ -136,8 +138,7 @@ def _hops(report: "Report") -> str:
             )
             cells.append(f"<td>{said}</td>")
         lines.append(f'<tr><td class="name">rank {rank}</td>{"".join(cells)}</tr>')
-    body = "".join(lines)
-    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return _of_ranks((f"hop {place}" if place >= 0 else "never" for place in places), lines)
 
 
 def _row(row: Row) -> str:

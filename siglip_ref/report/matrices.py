@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from siglip_ref.report.words import WORDS
+
 if TYPE_CHECKING:
     from siglip_ref.report.data import Meeting
 
@@ -36,16 +38,10 @@ def _cell(weights: dict[str, float], own: bool) -> str:
     )
 
 
-_TITLES = {
-    "loss": "who met whom, {} ranks: a row is the images of a rank, a column the texts of one",
-    "image_embed": "d image_embed, {} ranks: a row is the rank that holds it, a column the texts that it comes of",
-    "text_embed": "d text_embed, {} ranks: a row is the rank that holds it, a column the images that it comes of",
-}
-
-
 def tables(meetings: "Sequence[Meeting]") -> list[tuple[str, list[list[str]]]]:
     """The matrices of the largest number of ranks that are known and not 1 everywhere, each with its title."""
     world = max((one.world for one in meetings), default=0)
     known = {one.tensor for one in meetings if one.world == world}
-    found = [(_TITLES[tensor].format(world), matrix(meetings, tensor, world)) for tensor in _TITLES if tensor in known]
+    titles = {tensor: title.format(world) for tensor, title in WORDS["matrices"].items() if tensor in known}
+    found = [(title, matrix(meetings, tensor, world)) for tensor, title in titles.items()]
     return [(title, cells) for title, cells in found if any(cell != "1" for row in cells for cell in row)]

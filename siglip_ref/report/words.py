@@ -1,6 +1,5 @@
 """What reports say, by the kind of what was found: words.toml."""
 
-import tomllib
-from pathlib import Path
+from siglip_ref.process.data import read_toml
 
-WORDS: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+WORDS: dict[str, dict[str, str]] = read_toml(__file__, "words")

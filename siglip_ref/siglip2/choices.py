@@ -1,13 +1,12 @@
 """What the authors of SigLIP 2 did not publish: fields without a default, and what other code chose, by its name."""
 
-import tomllib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from siglip_ref.architecture.sizes import Tower
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.gelu import GeluForm
+from siglip_ref.process.data import read_toml
 from siglip_ref.siglip2.average import Mean
 
 
@@ -120,5 +119,5 @@ def _known(code: str, name: str) -> None:
         raise UsageError(name, repr(code), "", f'"{name}" with fields changed by name')
 
 
-_SOURCES = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))["sources"]
+_SOURCES = read_toml(__file__, "sources")["sources"]
 TABLE = tuple(Source(*row) for row in _SOURCES)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from siglip_ref.process.options import Force
+from siglip_ref.process.options import Force, as_command
 from siglip_ref.training.settings import Settings, TrainingStopped
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ def with_options(runner: Callable[..., None]) -> Callable[..., None]:
     def command(**given: Any) -> None:
         runner(chosen={p.name: given.pop(p.name) for p in shared}, **given)
 
-    command.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*shared, *own)}
-    command.__name__, command.__doc__ = "train", options.__doc__
-    return command
+    return as_command(command, [*shared, *own], options)
 
 
 def run(chosen: dict[str, Any], parallel: "Parallel") -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +46,7 @@ def locked(
         "data": data,
         "pictures": [part.names(number) for number in range(part.count)],
     }
-    saved, _ = newest(folder)
-    table = saved.tensors["embeddings"] if saved and saved.about == about else None
-    if table is None:
-        table = parallel.sum(_own_rows(part, see, params, cfg, ops, parallel, say))
-        if parallel.rank == 0:
-            save(folder, 0, {"embeddings": table}, about)
+    table = _kept(folder, about, "embeddings", parallel, lambda: _own_rows(part, see, params, cfg, ops, parallel, say))
 
     def embedding(number: int, noise: Array) -> Array:
         if not table[number, -1]:
@@ -81,9 +77,8 @@ def locked_texts(
     places = {text: number for number, text in enumerate(texts)}
     weights = {name: value for name, value in params.items() if name.startswith("text/")}
     about = {"weights": digest(0, weights, ""), "texts": list(places)}
-    saved, _ = newest(folder)
-    table = saved.tensors["features"] if saved and saved.about == about else None
-    if table is None:
+
+    def own_rows() -> Array:
         own, kept = share(len(places), parallel.rank, parallel.size), list(places)
         table = np.zeros((len(kept), cfg.text.width), params["bias"].dtype)
         pace = Pace("texts of the locked tower", own.stop - own.start, say)
@@ -92,10 +87,9 @@ def locked_texts(
             table[rows] = text_features(params, tokenizer(kept[rows]), cfg, ops)
             parallel.at(0, "computing what the text head is given")
             pace(rows.stop - own.start)
-        table = parallel.sum(table)
-        if parallel.rank == 0:
-            save(folder, 0, {"features": table}, about)
-    features = table
+        return table
+
+    features = _kept(folder, about, "features", parallel, own_rows)
 
     def given_to_the_head(asked: Sequence[str]) -> Array:
         if all(text in places for text in asked):
@@ -103,6 +97,17 @@ def locked_texts(
         return text_features(params, tokenizer(asked), cfg, ops)  # of data that does not list its captions
 
     return given_to_the_head
+
+
+def _kept(folder: Path, about: dict[str, Any], name: str, parallel: Parallel, own: Callable[[], Array]) -> Array:
+    """The table in the folder, if it is of this; else what all ranks compute of it together, which is kept there."""
+    saved, _ = newest(folder)
+    if saved and saved.about == about:
+        return saved.tensors[name]
+    table = parallel.sum(own())
+    if parallel.rank == 0:
+        save(folder, 0, {name: table}, about)
+    return table
 
 
 class Pace:

@@ -20,23 +20,18 @@ class Parallel(Protocol):
 
     def sum(self, array: Array) -> Array:
         """The sum over all ranks, the same bits on each."""
-        ...
 
     def sigmoid(self, x: Array, y: Array, log_scale: Array, bias: Array, ops: Ops) -> LossAndGrads:
         """The loss of all ranks' pairs, its derivatives by the own ones."""
-        ...
 
     def softmax(self, x: Array, y: Array, log_scale: Array, sizes: list[int], ops: Ops) -> LossAndGrads:
         """CLIP's loss of all ranks' pairs."""
-        ...
 
     def at(self, step: int, phase: str) -> None:
         """What happens now; for messages, should this rank fail."""
-        ...
 
     def keeps_in(self, out: Path) -> None:
         """Where the checkpoints are; for the sentence, should the training be interrupted."""
-        ...
 
 
 class Alone:

@@ -30,10 +30,7 @@ def look_alike(labels: Sequence[str]) -> list[str]:
     for label in dict.fromkeys(labels):
         alike.setdefault(unicodedata.normalize("NFC", label), []).append(label)
     groups = [" = ".join(map(ascii, group)) for group in alike.values() if len(group) > 1]
-    if not groups:
-        return []
-    more = f"; and {len(groups) - 3} more such groups" * (len(groups) > 3)
-    return ["these look the same, and are scored each by its own code points: " + "; ".join(groups[:3]) + more]
+    return _note("these look the same, and are scored each by its own code points", groups)
 
 
 def require_words(labels: Sequence[str], tokenizer: Tokenizer) -> Sequence[str]:
@@ -59,5 +56,9 @@ def same_to_the_model(texts: Sequence[str], labels: Sequence[str], tokenizer: To
     for row, label in zip(tokenizer(texts), labels, strict=True):
         alike.setdefault(row.tobytes(), []).append(label)
     groups = [" = ".join(f"'{visible(label)}'" for label in group[:5]) for group in alike.values() if len(group) > 1]
+    return _note("the same to this model, and so with the same score", groups)
+
+
+def _note(what: str, groups: Sequence[str]) -> list[str]:
     more = f"; and {len(groups) - 3} more such groups" * (len(groups) > 3)
-    return ["the same to this model, and so with the same score: " + "; ".join(groups[:3]) + more] if groups else []
+    return [f"{what}: {'; '.join(groups[:3])}{more}"] if groups else []

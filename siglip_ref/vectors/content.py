@@ -5,10 +5,8 @@ Loss vectors stand at probe points, not only at the initialisation: there the ne
 """
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from siglip_ref.architecture.conventions import PRESETS
 from siglip_ref.architecture.sizes import Config, Tower, config
 from siglip_ref.ops.elementary import Array, prefixed, subtree
+from siglip_ref.process.data import read_toml
 from siglip_ref.vectors import content_siglip2
 from siglip_ref.vectors.draw import integers, numbers, parameters, partners, unit_rows
 
@@ -28,7 +27,7 @@ LOG_TEN = 147 / 64  # log 10 is 2.3026, and 147 / 64 = 2.2969 is exact in bfloat
 PAD = 1
 
 # flag: what it is for
-FLAGS = tomllib.loads(Path(__file__).with_name("flags.toml").read_text(encoding="utf-8"))
+FLAGS = read_toml(__file__, "flags")
 
 
 @dataclass(frozen=True)

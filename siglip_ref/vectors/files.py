@@ -172,6 +172,4 @@ def _npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array
     header = npz.read_header(archive, member)
     if header.kind.kind not in "fiub" or header.kind.itemsize > 8:
         raise VectorError(path, f"{member.filename[:100]} claims {header.kind} {header.shape}"[:200])
-    out = np.empty(math.prod(header.shape), header.kind)
-    npz.unpack(archive, member, header.start, out)
-    return out.reshape(header.shape, order="F" if header.turned else "C")
+    return npz.unpacked(archive, member, header)

@@ -1,17 +1,15 @@
 """The pages of the documentation that are made from measurements."""
 
-import tomllib
-from pathlib import Path
-
 import numpy as np
 
 from siglip_ref.check.model.noise_law import fitted
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.noise.measure import FLOAT64, TIMES
+from siglip_ref.process.data import read_toml
 from siglip_ref.vectors.power import FORMATS, INFINITE, SEEN, measured
 from siglip_ref.vectors.store import packaged
 
-_TEXTS: dict[str, str] = tomllib.loads(Path(__file__).with_name("pages.toml").read_text(encoding="utf-8"))
+_TEXTS: dict[str, str] = read_toml(__file__, "pages")
 HEADS = {name: text.format(seen=SEEN, times=TIMES, scaled=np.log2(FLOAT64)) for name, text in _TEXTS.items()}
 
 

@@ -1,11 +1,10 @@
 """The contract of a differentiable loss: what hand-written backwards break while a plain backward is right."""
 
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from siglip_ref.check.call.frameworks import ALONE, Way
+from siglip_ref.process.data import read_toml
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Clause:
 _ONLY = "where only some inputs require a gradient, backward returns gradients in a wrong place, or leaves one out"
 _ONLY_REPAIR = "return one gradient per input of forward, in their order, whatever ctx.needs_input_grad says"
 
-_WAYS: Any = tomllib.loads(Path(__file__).with_name("clauses.toml").read_text(encoding="utf-8"))
+_WAYS: Any = read_toml(__file__, "clauses")
 CLAUSES: dict[Way, Clause] = {
     **{way: Clause(way, **about) for way, about in _WAYS.items()},
     **{way: Clause(way, f"gradient of {way}", "partial-gradients", _ONLY, _ONLY_REPAIR) for way in ALONE},

@@ -10,24 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
-from siglip_ref.mistakes import CATALOGUE, Home, Mistake
+from siglip_ref.mistakes import CATALOGUE, Mistake
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Sight
+from siglip_ref.report.words import WORDS
 
 Effect = Callable[[Mistake, str], Iterable[tuple[Array, Array, Array]]]
-REASONS: dict[Home, str] = {
-    "loss": "in the loss (check_loss)",
-    "model": "in towers (check_model)",
-    "pixels": "in the gradient of the pixels (check_dump)",
-    "ranks": "between ranks (check_ranks)",
-    "step": "in training steps (check_step)",
-    "preprocess": "in preprocessing (check_preprocess)",
-    "tokenize": "in tokenising (check_tokenize)",
-    "softmax": 'in the softmax loss (check_loss(fn, loss="softmax"))',
-    "recipe": "in SigLIP 2's recipe (check_dump)",
-    "equivalent": "that change nothing in exact arithmetic",
-    "": "that change no number of a loss or a model",
-}
+REASONS = WORDS["reasons"]  # by the home of a mistake
 
 
 def sight(

@@ -13,6 +13,7 @@ from siglip_ref.check.model.probe import probe_tokens
 from siglip_ref.checkpoint.tables.names import of_sides
 from siglip_ref.errors import UsageError
 from siglip_ref.model.naflex import Patches
+from siglip_ref.process.data import read_toml
 from siglip_ref.report.compare import Row, compare, not_checked, out_of_range
 from siglip_ref.report.data import Report
 from siglip_ref.report.verdict import did_not_finish, judgement
@@ -23,20 +24,7 @@ from siglip_ref.use.zeroshot import Model
 
 PHOTOS = ("apple-ipod.jpg", "apple-blank.jpg")
 TEXTS = ("an apple", "a picture of an apple")
-# Logits of these photographs (rows) with these texts, as big_vision's own weights and preprocessing gave them.
-# Source: transformers, convert_siglip_to_hf.py (expected_slice), at 283d692a.
-RECORDED = {
-    "B/16-224": ((-2.9621, -2.1672), (-0.2713, 0.2910)),
-    "B/16-256": ((-3.1146, -1.9894), (-0.7312, 0.6387)),
-    "B/16-384": ((-2.8098, -2.1891), (-0.4242, 0.4102)),
-    "B/16-512": ((-2.7899, -2.2668), (-0.4295, -0.0735)),
-    "L/16-256": ((-1.5827, -0.5801), (-0.9153, 0.1363)),
-    "L/16-384": ((-2.1523, -0.2899), (-0.2959, 0.7884)),
-    "So400m/14-224": ((-1.0865, 1.1704), (-0.7178, 1.4355)),
-    "So400m/14-384": ((-1.2441, -0.6649), (-0.7060, 0.7374)),
-    "B/16-i18n-256": ((-0.9064, 0.1073), (-0.0299, 0.5304)),
-    "So400m/16-i18n-256": ((-1.9433, -0.0543), (0.6222, 2.2883)),
-}
+RECORDED = read_toml(__file__, "recorded")  # logits of these photographs with these texts, by size
 # The record was made from the same pixels, to 1e-3; another JPEG decoder moves single pixels by a level or two.
 TOLERANCE = 0.02
 

@@ -43,11 +43,8 @@ def open_npz(path: Path) -> Store:
         raise unreadable(path, f"at most {files.CAP:,} bytes", f"{claimed:,}", "not a SigLIP model", "check the path")
 
     def read(name: str) -> Tensor:
-        header = headers[name]
-        out = np.empty(math.prod(header.shape), header.kind)
-        unpack(archive, members[name], header.start, out)
-        native = out if out.dtype.kind == "V" else out.astype(out.dtype.newbyteorder("="), copy=False)
-        return widened(native).reshape(header.shape, order="F" if header.turned else "C")
+        out = unpacked(archive, members[name], headers[name])
+        return widened(out if out.dtype.kind == "V" else out.astype(out.dtype.newbyteorder("="), copy=False))
 
     return Store({name: Stored(header.shape, _name(header.kind)) for name, header in headers.items()}, read)
 
@@ -90,11 +87,12 @@ def read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
     return Header(shape, kind, turned, start)
 
 
-def unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int, out: Tensor) -> None:
-    """Fill an array with a member's numbers, a piece at a time; the archive's own checksum is compared at the end."""
+def unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: Header) -> Tensor:
+    """A member's array, filled a piece at a time; the archive's own checksum is compared at the end."""
+    out = np.empty(math.prod(header.shape), header.kind)
     place = out.view(np.uint8)
     with archive.open(member) as file:
-        file.read(start)
+        file.read(header.start)
         for begin in range(0, len(place), PIECE):
             piece = file.read(min(PIECE, len(place) - begin))
             place[begin : begin + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -102,6 +100,7 @@ def unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int, out: T
                 raise EOFError(f"{member.filename[:200]} ends early")
         if file.read(1):
             raise ValueError(f"{member.filename[:200]!r} is longer than it says")
+    return out.reshape(header.shape, order="F" if header.turned else "C")
 
 
 def _numbers(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:

@@ -11,13 +11,6 @@ from siglip_ref.mistakes.resample import cubic, resample_weights, tent
 ORDERS = tuple(" ".join(order) for order in permutations(("qkv", "head", "size")) if order != ("qkv", "head", "size"))
 _KERNELS = {"bilinear": tent, "bicubic": cubic(-0.75)}
 KINDS = tuple(_KERNELS)
-NORMS = ("standardised(X)", "standardised(X, 1e-05)", "by_rms(X)", "by_rms(X, 1e-05)", "by_length(X)")
-TURNS = ("rotated_halves(X)", "rotated_pairs(X)")
-SHARED = ("first_head", "mean_head", "paired_heads")
-ACTIVATIONS = ("relu", "squared_relu", "silu", "leaky_relu", "elu", "softplus", "mish", "hard_swish")
-WEIGHTS = ("by_sigmoid", "by_sigmoid_alone", "by_relu")
-HIDDEN = ("later keys", "earlier keys", "itself", "the first key", "the last key", "other keys",
-          *(f"keys more than {far} away" for far in (1, 2, 3, 4)))  # fmt: skip
 _EPS = 1e-6
 
 

@@ -8,33 +8,13 @@ from itertools import combinations
 from typing import Any, get_args
 
 from siglip_ref.mistakes.grammar.forms import alone, instead
-from siglip_ref.mistakes.grammar.helpers import ACTIVATIONS, HIDDEN, KINDS, NORMS, ORDERS, SHARED, TURNS, WEIGHTS
+from siglip_ref.mistakes.grammar.helpers import KINDS, ORDERS
+from siglip_ref.process.data import read_toml
 
 FREE = "_free_"  # a factor that is not known
 ROWS = "_rows_"  # rows of a table that are not known
 SILENT = ("number", "_wide", "_narrow", "subtree")  # calls that say nothing of a formula
-_WRAPPED = (  # what may happen to any tensor
-    "X[..., ::-1]", "X[:, ::-1]", "X.swapaxes(-1, -2)", "np.roll(X, 1, -2)",
-    "np.roll(X, -1, -2)", "np.roll(X, 1, -1)", "np.roll(X, -1, -1)", "X / np.sqrt(X.shape[-1])",
-    "X * np.sqrt(X.shape[-1])", "X / X.shape[-1]", "X * X", "np.sqrt(X)", "np.abs(X)", "np.maximum(X, 0)",
-    "np.sign(X)", "np.tanh(X)", "X + 1", f"X * {FREE}",
-)  # fmt: skip
-_OF_TOKENS = (  # other rows of a table that is looked up
-    "np.roll(X, 1, -1)", "np.roll(X, -1, -1)", "X[:, ::-1]", "np.maximum(X - 1, 0)", "np.maximum(X, 1)",
-    "np.minimum(X + 1, len(table) - 1)",
-    *(f"np.pad(X[:, {cut}], ((0, 0), {beside}){more})" for cut, beside in ((":-1", "(1, 0)"), ("1:", "(0, 1)"))
-      for more in ("", ", constant_values=1", ", 'edge'")),
-)  # fmt: skip
-_MEANS = {  # of images, as other models are given them: mean and deviation of a channel
-    "ImageNet": ("[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]"),
-    "CLIP": ("[0.48145466, 0.4578275, 0.40821073]", "[0.26862954, 0.26130258, 0.27577711]"),
-}
-_OF_IMAGES = ("(X + 1) / 2", "2 * X - 1", "(X + 1) * 127.5", "X / 255", "X[:, ::-1]", "X[:, :, ::-1]",
-              *(f"((X + 1) / 2 - np.array({mean})) / np.array({std})" for mean, std in _MEANS.values()))  # fmt: skip
-_CAPS = (20, 30, 50, 100)
-_EPS = ("1e-05", "1e-06", "1e-08", "1e-12", "0.001", "0.0")
-_SETTINGS = ("ops", "cfg", "conventions", "heads", "tower", "rule", "state", "weights", "params", "grads", "layout",
-             "keep", "name", "slots", "moved", "patch")  # fmt: skip
+_OFFERS = read_toml(__file__, "scope")  # forms, names and numbers
 
 
 class Scope:
@@ -48,7 +28,7 @@ class Scope:
             if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
                 names.setdefault(one.id, one.lineno)
         self.backward = tree.name.endswith("_backward")
-        self.since = {n: line for n, line in names.items() if n not in _SETTINGS and "cache" not in n}
+        self.since = {n: line for n, line in names.items() if n not in _OFFERS["settings"] and "cache" not in n}
         kinds = {a.arg: getattr(import_module(module), ast.unparse(a.annotation), None) for a in given if a.annotation}
         self.forms = {name: get_args(kind) for name, kind in kinds.items() if get_args(kind)}
         self.optional = {a.arg for a in given if a.annotation and "None" in ast.unparse(a.annotation)}
@@ -83,8 +63,7 @@ class Scope:
         elif isinstance(node, ast.Name):
             yield from self._of_name(node, statement)
             if text in ("x", "x_key", "images"):  # tokens of a sequence that are left out; another range of colours
-                left_out = ("X[:, 1:]", "X[:, :-1]", "0 * X + X[:, :1]", "np.concatenate([X, 0 * X[:, :1]], 1)")
-                yield from (form.replace("X", text) for form in (_OF_IMAGES if text == "images" else left_out))
+                yield from (form.replace("X", text) for form in _OFFERS["images" if text == "images" else "left_out"])
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in self.keys:
             yield from self._of_weight(node)
         if isinstance(node, ast.Subscript) and isinstance(statement, ast.Assign):  # another term, of what stands beside
@@ -92,19 +71,19 @@ class Scope:
             others = [ast.unparse(other) for other in beside if isinstance(other, ast.Subscript) and other is not node]
             yield from (f"{text} + ({term}) * {other}" for term in self.terms for other in others)
         if tensor and isinstance(statement, ast.Assign) and node is statement.value and not self.backward:
-            yield from (f"{cap} * np.tanh(({text}) / {cap})" for cap in _CAPS)
-            yield from (f"np.clip({text}, -{cap}, {cap})" for cap in _CAPS)
+            yield from (f"{cap} * np.tanh(({text}) / {cap})" for cap in _OFFERS["caps"])
+            yield from (f"np.clip({text}, -{cap}, {cap})" for cap in _OFFERS["caps"])
         if (
             isinstance(statement, ast.Assign)
             and node is statement.value
             and ast.unparse(statement.targets[0]) == "scores"
         ):
-            yield from (f"without_keys({text}, {which!r})" for which in HIDDEN)
+            yield from (f"without_keys({text}, {which!r})" for which in _OFFERS["hidden"])
             yield from (f"{text} - {FREE} * distances({text})", f"{text} - slopes({text}) * distances({text})")
         if tensor and self.backward and isinstance(node, ast.Name | ast.Call):
             yield f"without({text}, {ROWS})"
         if tensor:
-            yield from (form.replace("X", f"({text})") for form in _WRAPPED)
+            yield from (form.replace("X", f"({text})") for form in _OFFERS["wrapped"])
             if isinstance(node, ast.Name | ast.BinOp):  # a function of this one, once more
                 yield from (f"{call.replace('(X', f'({text}')})[0]" for call in self.again)
 
@@ -112,7 +91,7 @@ class Scope:
         if self.forms.get(node.id):
             yield from map(repr, self.forms[node.id])
         elif node.id == "eps":
-            yield from (*_EPS, f"eps * {FREE}")
+            yield from (*_OFFERS["eps"], f"eps * {FREE}")
         elif node.id.isupper():  # a number of the formula
             yield f"{node.id} * {FREE}"
         elif node.id in self.since:
@@ -153,7 +132,7 @@ def _of_kind(node: ast.expr, text: str) -> Iterator[str]:
         yield f"not ({text})"
     elif isinstance(node, ast.Subscript) and ast.unparse(node.slice) == "tokens":
         base = ast.unparse(node.value)
-        yield from (f"{base}[{form.replace('X', 'tokens')}]" for form in _OF_TOKENS)
+        yield from (f"{base}[{form.replace('X', 'tokens')}]" for form in _OFFERS["tokens"])
         yield from (f"{text} * (tokens != {pad})[..., None]" for pad in (0, 1))
         yield f"{text} / np.maximum(1, np.sqrt(({text} ** 2).sum(-1, keepdims=True)))"
     elif isinstance(node, ast.Subscript) and text.startswith("table[:"):  # positions
@@ -169,12 +148,12 @@ def _of_kind(node: ast.expr, text: str) -> Iterator[str]:
             query, key, value = parts
             inner = [ast.unparse(one.args[0]) for one in calls]
             split = [text.replace(f"({one}, ", "(X, ", 1) for text, one in zip(parts, inner, strict=True)]
-            for norm in (*NORMS, *TURNS):
+            for norm in (*_OFFERS["norms"], *_OFFERS["turns"]):
                 yield f"({norm.replace('X', query)}, {norm.replace('X', key)}, {value})"
-            for norm in NORMS:
+            for norm in _OFFERS["norms"]:
                 both = [form.replace("X", norm.replace("X", x)) for form, x in zip(split[:2], inner[:2], strict=True)]
                 yield f"({', '.join(both)}, {value})"
-            yield from (f"({query}, {one}({key}), {one}({value}))" for one in SHARED)
+            yield from (f"({query}, {one}({key}), {one}({value}))" for one in _OFFERS["shared"])
         for i, j in combinations(range(len(parts)), 2):
             order = [*parts]
             order[i], order[j] = parts[j], parts[i]
@@ -246,7 +225,9 @@ def _of_call(node: ast.Call) -> Iterator[str]:
         yield f"{ast.unparse(node)} + {FREE} * np.exp(-x.max(-1, keepdims=True))"
     rest = ", ".join([*given, *(f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords)])
     if name in ("ops.gelu.forward", "ops.softmax.forward"):
-        yield from (f"({other}({given[0]}), None)" for other in (WEIGHTS if "softmax" in name else ACTIVATIONS))
+        yield from (
+            f"({other}({given[0]}), None)" for other in _OFFERS["weights" if "softmax" in name else "activations"]
+        )
     if name.endswith(".forward") and given:
         yield f"({given[0]}, None)"
         turned = ", ".join([f"({given[0]}).swapaxes(-1, -2)", *given[1:]])  # along the other axis

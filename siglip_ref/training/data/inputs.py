@@ -1,8 +1,6 @@
 """What a training starts from, read and found to fit together before anything is written."""
 
-import tomllib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from siglip_ref.architecture.params import Params, init
 from siglip_ref.architecture.sizes import TOWERS, Config, config
 from siglip_ref.checkpoint.load import Format, load_checkpoint, require_whole
 from siglip_ref.errors import UsageError
+from siglip_ref.process.data import read_toml
 from siglip_ref.training.data.captioned import Captioned, Data
 from siglip_ref.training.data.sources import open_data
 from siglip_ref.training.saved.store import digest
@@ -113,7 +112,7 @@ def _require(settings: Settings, data: Data, cfg: Config, batch: int, ranks: int
     }
     wrong = next((name for name, said in got.items() if said), None)
     if wrong:
-        words = tomllib.loads(Path(__file__).with_name("misfits.toml").read_text(encoding="utf-8"))[wrong]
+        words = read_toml(__file__, "misfits")[wrong]
         expected, repair = (text.format(ranks=ranks, learn=settings.learn, patch=cfg.patch) for text in words)
         raise UsageError(expected, got[wrong], "these settings do not fit together", repair)
 

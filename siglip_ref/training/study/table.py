@@ -1,14 +1,13 @@
 """Six of the paper's studies: what is varied; studies.toml has the paper's own numbers, and what a toy cannot show."""
 
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from siglip_ref.process.data import read_toml
 from siglip_ref.training.loop import Run
 
 SEEN = 32_000  # pictures that every training sees, whatever its batch
@@ -91,7 +90,7 @@ _ALSO: dict[str, tuple[str, Callable[[Run], float]]] = {
     "beta2": ("highest rise of the loss over the ten steps before, %", highest_rise),
     "negatives": ("bias at the end", lambda run: float(run.params["bias"])),
 }
-_WORDS = tomllib.loads(Path(__file__).with_name("studies.toml").read_text(encoding="utf-8"))
+_WORDS = read_toml(__file__, "studies")
 STUDIES = {
     name: Study(name=name, variants=tuple(_VARIANTS[name]), also=_ALSO.get(name), **words)
     for name, words in _WORDS.items()

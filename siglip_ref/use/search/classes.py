@@ -13,6 +13,7 @@ from siglip_ref.checkpoint.find_files import resolve
 from siglip_ref.errors import UsageError
 from siglip_ref.ops.elementary import Array, sigmoid
 from siglip_ref.ops.softmax import softmax_forward
+from siglip_ref.process.data import read_toml
 from siglip_ref.process.tables import as_csv
 from siglip_ref.process.typed import read_lines, require_some, visible
 from siglip_ref.use.labels import fill, require_words
@@ -20,12 +21,7 @@ from siglip_ref.use.search.calibrate import Calibration
 from siglip_ref.use.search.classifier import Classifier, read_classifier
 from siglip_ref.use.zeroshot import Model, Progress
 
-LEARNT = (
-    "Each number is a probability among the classes that were learnt, and they sum to 1: a photo of none of them gets "
-    "one, too."
-)
-IN_WORDS = "Each number is a sigmoid and stands for itself: they need not sum to 1, and may all be small."
-FITTED = "Each number is calibrated on your examples and stands for itself: of those near 0.8, four in five are right."
+_MEANING: dict[str, str] = read_toml(__file__, "words")["meaning"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def by_learnt(
         )
     found = model.embed_images(images, progress=progress, **how)
     chances, _ = softmax_forward(learnt.scale * learnt.logits(found.embeddings))
-    return Sorted(learnt.classes, chances, found.names, found.skipped, found.notes, LEARNT)
+    return Sorted(learnt.classes, chances, found.names, found.skipped, found.notes, _MEANING["learnt"])
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
@@ -118,11 +114,10 @@ def by_words(
     found = model.embed_images(images, progress=progress, **how)
     similarities = found.embeddings @ texts.T
     if calibration:
-        chances, meaning = calibration.scores(similarities), FITTED
+        chances, meaning = calibration.scores(similarities), "fitted"
     else:
-        chances = sigmoid(model.logits(similarities))
-        meaning = IN_WORDS
-    return Sorted(tuple(labels), chances, found.names, found.skipped, found.notes, meaning, similarities)
+        chances, meaning = sigmoid(model.logits(similarities)), "in words"
+    return Sorted(tuple(labels), chances, found.names, found.skipped, found.notes, _MEANING[meaning], similarities)
 
 
 def holds_for(identity: str, prompts: Sequence[str]) -> str:

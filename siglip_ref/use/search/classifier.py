@@ -12,17 +12,11 @@ from safetensors.numpy import save_file
 
 from siglip_ref.checkpoint.formats.files import unreadable
 from siglip_ref.ops.elementary import Array
+from siglip_ref.process.data import read_toml
 
 FILE, ABOUT = "classifier.safetensors", "classifier.json"
 Texts = Literal["fits", "untrained", "left behind", "not known"]
-NOTES: dict[str, str] = {
-    "untrained": "the text tower of this model is untrained: scores of texts mean nothing; siglip-ref classify uses "
-    "the classes that it learnt",
-    "left behind": "the image tower of this model learnt classes and has moved away from its text tower: scores of "
-    "texts have lost their meaning; siglip-ref classify uses the classes",
-    "not known": "this model was trained as a classifier: scores of texts may mean nothing; siglip-ref classify uses "
-    "the classes",
-}
+NOTES: dict[str, str] = read_toml(__file__, "words")["texts"]
 
 
 @dataclass(frozen=True)

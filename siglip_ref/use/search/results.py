@@ -7,20 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from siglip_ref.process.data import read_toml
 from siglip_ref.process.tables import as_csv
 from siglip_ref.process.typed import visible
 from siglip_ref.use.search.folder import Index
 from siglip_ref.use.search.query import Hits, Query
 from siglip_ref.use.search.sheet import Card, Section
 
-SCORE = (
-    "score: how likely this model takes the text to belong to the photo, a sigmoid of the similarity. Each stands "
-    "for itself:\nthey need not sum to 1, and may all be small; their order is what counts."
-)
-SIMILARITY = (
-    "similarity: the cosine between the vectors of photo and query, 1 for the same. Of a sum of queries, or of photos, "
-    "there is\nno score: the model's scale and bias were learnt for one text and one photo."
-)
+_MEANING = read_toml(__file__, "words")["meaning"]
 COLUMNS = ("path", "similarity", "score")
 
 
@@ -82,9 +76,9 @@ def hits_as_sheet(index: Index, hits: Hits) -> tuple[list[str], list[Section]]:
         share = (similarity if score is None else score) / best
         cards.append(Card(index.file(row), index.photos[row].path, lines, share))
     about = f"{len(cards)} of {len(index.photos):,} photos in {index.root}; {index.model['size']}"
-    what, meaning = ("similarity", SIMILARITY) if hits.scores is None else ("score", SCORE)
+    what = "similarity" if hits.scores is None else "score"
     bar = f"A bar is the {what} as a share of the best one's."
-    return [about, meaning.replace("\n", " "), bar], [Section("", cards)]
+    return [about, _MEANING[what].replace("\n", " "), bar], [Section("", cards)]
 
 
 def hits_as_text(index: Index, hits: Hits, query: Query) -> str:
@@ -97,4 +91,4 @@ def hits_as_text(index: Index, hits: Hits, query: Query) -> str:
     if not len(hits.rows):
         lines = ["nothing reaches the threshold"]
     about = f"{query.in_words()}: {len(hits.rows)} of {len(index.photos):,} photos; {index.model['size']}"
-    return "\n".join([*lines, "", about, SCORE if scored else SIMILARITY])
+    return "\n".join([*lines, "", about, _MEANING["score" if scored else "similarity"]])
