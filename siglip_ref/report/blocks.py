@@ -87,7 +87,7 @@ def met_in_words(met: "Met", world: int) -> str:
     """Who met whom: by hops where all ranks do the same, else rank by rank."""
     kinds = ("positives", "negatives", "diagonal", "zeros")
     ranks = range(world)
-    rows = [[[met.get((r, (r + h) % world, k), 0.0) for k in kinds] for h in ranks] for r in ranks]  # type: ignore[call-overload]  # a part is a tuple
+    rows = [[[met.get((r, (r + h) % world, k, -1), 0.0) for k in kinds] for h in ranks] for r in ranks]  # type: ignore[call-overload]  # a part is a tuple
     remote = {_meets(kinds, False) for row in rows for kinds in row[1:]}
     if all(row == rows[0] for row in rows) and len(remote) == 1 and world > 2:
         own, others = _meets(rows[0][0], True), remote.pop()

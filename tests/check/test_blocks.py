@@ -8,6 +8,7 @@ import pytest
 import siglip_ref as sr
 from mpi.comm import ThreadComm
 from mpi.loss import ring_sigmoid_loss
+from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.ops import pair_block
 from siglip_ref.report.html import to_html
 from siglip_ref.report.matrices import matrix, tables
@@ -115,7 +116,7 @@ WRONG = {
         loss_of(lies=lambda i, j, w: i),
         ["derived"],
         "every block's gradient stays on the rank that computed it",
-        "bring every gradient to the rank that owns its texts",
+        "bring every gradient to the rank that owns the rows",
     ),
     "matches at the hop after the first": (
         loss_of(met=lambda i, j, w: [(j, (j - i) % w < 2)]),
@@ -300,3 +301,119 @@ def test_matches_in_another_order_than_the_texts_are_told():
 
     lines = check(fn).computes
     assert lines[0].startswith("your loss over ranks") and "where p = r b + b - 1 - i" in lines[1], lines
+
+
+def by_hand(rows=None, slopes=None, counts=None, scalars=None, pairs=None):
+    """A loss over ranks by hand. rows : whose texts the slopes of rank i's block j are multiplied by; slopes : how
+    remote ones come to the texts' gradient; counts : what multiplies a block; scalars : the blocks that the two
+    numbers' gradients count; pairs : of a remote block those that count."""
+
+    def fn(image, text, log_scale, bias, comm):
+        images, texts, scale = gathered(image, comm), gathered(text, comm), np.exp(log_scale)
+        world, each = len(images), len(image)
+        total, d_image, d_text = np.zeros(3), np.zeros_like(image), np.zeros_like(text)
+        for i in range(world):
+            for j in range(world):
+                own = np.eye(each, dtype=bool) & (i == j)
+                logits = scale * images[i] @ texts[j].T + bias
+                inside = np.ones((each, each), bool) if pairs is None or i == j else pairs(each)
+                times = inside * (counts(i, j, world, each, scale) if counts else 1.0)
+                value = times * np.logaddexp(0, np.where(own, -1, 1) * logits)
+                slope = times * np.where(own, -1, 1) / (1 + np.exp(-np.where(own, -1, 1) * logits))
+                held = scalars is None or scalars(i, j, world)
+                total += value.sum(), held * (slope * (logits - bias)).sum(), held * slope.sum()
+                d_image += (i == comm.rank) * scale * slope @ texts[rows(i, j, world) if rows else j]
+                part = scale * (slope if slopes == "as they are" and i != j else slope.T) @ images[i]
+                d_text += (j == comm.rank) * (round_to(part, FORMATS["bfloat16"]) if slopes == "rounded" else part)
+        return tuple(np.asarray(value / world / each) for value in (total[0], d_image, d_text, *total[1:]))
+
+    return fn
+
+
+BY_HAND = {
+    "texts of the last hop in the buffer": (
+        {"rows": lambda i, j, w: j if i == j else (i + 1) % w},
+        "multiplied are the slopes of the blocks with the texts of rank r + 2, r - 1 by the texts of rank r + 1",
+    ),
+    "slopes not transposed": (
+        {"slopes": "as they are"},
+        "text_embed: in remote blocks the slopes come to it transposed",
+    ),
+    "texts' gradients in bfloat16": ({"slopes": "rounded"}, "text_embed: its parts are rounded to bfloat16"),
+    "mean over each remote block": (
+        {"counts": lambda i, j, w, b, t: 1 if i == j else 1 / b},
+        "bias: all remote blocks: 1/b times",
+    ),
+    "scaled again at each hop": (
+        {"counts": lambda i, j, w, b, t: t ** ((j - i) % w)},
+        "the texts of rank r + 2: t^2 times",
+    ),
+    "a balanced loss": (
+        {"counts": lambda i, j, w, b, t: np.where(np.eye(b, dtype=bool) & (i == j), w * b - 1.0, 1.0)},
+        "positives of all blocks: (B - 1) times",
+    ),
+    "scalars of rank 0 alone": (
+        {"scalars": lambda i, j, w: i == 0},
+        "log_scale, bias: the images of rank 1, the images of rank 2, the images of rank 3 missing",
+    ),
+    "scalars of the first and the last hop": (
+        {"scalars": lambda i, j, w: (j - i) % w in (0, w - 1)},
+        "log_scale, bias: the texts of rank r + 1, the texts of rank r + 2 missing",
+    ),
+    "half of the others' texts": (
+        {"pairs": lambda b: np.arange(b) < np.full((b, 1), b // 2)},
+        "in remote blocks, what counts is: pairs first half of the texts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_block_by_block_mistake_is_told_in_a_form(name):
+    how, words = BY_HAND[name]
+    lines = check(by_hand(**how)).computes
+    assert lines[0].startswith("your loss over ranks") and any(words in line for line in lines[1:]), lines
+
+
+def test_by_hand_is_right():
+    assert check(by_hand()).verdict == "PASS"
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_what_uneven_shards_leave_out_and_divide_by_is_told_together(labels):
+    """Texts of others cut to the shortest shard, or labels at the rank times its own pairs, and each rank's mean: right
+    where all shards are as long."""
+
+    def fn(image, text, log_scale, bias, comm):
+        sizes = np.zeros(comm.size)
+        mine = np.zeros(comm.size)
+        mine[comm.rank] = len(image)
+        comm.Allreduce(mine, sizes)
+        size, start = sizes.astype(int), np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+        whole = [np.zeros((start[-1], image.shape[1])) for _ in range(2)]
+        for rows, every in zip((image, text), whole, strict=True):
+            padded = np.zeros_like(every)
+            padded[start[comm.rank] : start[comm.rank + 1]] = rows
+            comm.Allreduce(padded, every)
+        total, d_image, d_text = np.zeros(3), np.zeros_like(image), np.zeros_like(text)
+        for i in range(comm.size):
+            for j in range(comm.size):
+                end = start[j + 1] if i == j or labels else start[j] + size.min()
+                x, y = whole[0][start[i] : start[i + 1]], whole[1][start[j] : end]
+                own = np.eye(len(x), len(y), dtype=bool) & (i == j)
+                if labels:
+                    own = np.eye(len(x), len(y), i * size[i] - start[j], dtype=bool)
+                part = pair_block(x, y, log_scale, bias, own)
+                total += np.array([part.loss, part.d_log_scale, part.d_bias]) / size[i]
+                if i == comm.rank:
+                    d_image += part.d_image_embed / size[i]
+                if j == comm.rank:
+                    d_text[: end - start[j]] += part.d_text_embed / size[i]
+        return tuple(np.asarray(found / comm.size) for found in (total[0], d_image, d_text, *total[1:]))
+
+    words = (
+        "image i of rank r matches global text r b + i, b: the own rank's pairs"
+        if labels
+        else "texts of other ranks beyond the shortest shard's are left out"
+    )
+    line = check(fn, unequal=True).computes[1]
+    assert f"where shards are unequal, {words} and every block is divided by W times" in line, line

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.blocks.parts import Kind, Part, amounts
+from siglip_ref.check.diagnosis.blocks.parts import Amounts, Kind, Part
 from siglip_ref.check.engine.expected.expected import Convention
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.ranks.observed import Observed
@@ -83,12 +83,10 @@ def _meanings(
 ) -> Iterator[tuple[str, Owners, float]]:
     """In words, whose texts are met that way (none, where it is wrong), and the sum over the pairs of the block."""
     ranks = range(len(sizes))
-    parts = {
-        part: sum(sizes) * amount.scalars["loss"] for part, amount in amounts(probe, convention, tuple(sizes)).items()
-    }
+    parts = Amounts(probe, convention, tuple(sizes))
 
     def block(owner: int, *kinds: Kind) -> float:
-        return sum(parts[Part(rank, owner, kind)] for kind in kinds)
+        return sum(sizes) * sum(parts[Part(rank, owner, kind)].scalars["loss"] for kind in kinds)
 
     blocks = {owner: block(owner, "negatives", "positives" if owner == rank else "diagonal") for owner in ranks}
     for owner in ranks:

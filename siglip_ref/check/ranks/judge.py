@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting, describe
-from siglip_ref.check.diagnosis.blocks.derive import Blocks, worked_out
+from siglip_ref.check.diagnosis.blocks.derive import Blocks, derive, worked_out
 from siglip_ref.check.diagnosis.blocks.faults import Fault, faults_of
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.patterns import patterns
@@ -131,7 +131,8 @@ class RanksSubject(Subject[ComparedRanks]):
         if not any(way.kind == "logit" for way, _ in likely.blocks.varied):
             return likely
         # Logits that are another convention's are no mistake if under that convention the rest is told.
-        return min([likely, *tried], key=lambda one: (not one.blocks.certain, len(one.faults)))
+        told = [one for one in tried if derive(calls_of(one.seen, one.contexts)).certain]
+        return min([likely, *told], key=lambda one: (not one.blocks.certain, len(one.faults)))
 
     def _under(self, convention: Convention, way: Way) -> ComparedRanks:
         calls, truths = self.observed[convention.scale], self.truths[convention]

@@ -9,8 +9,8 @@ from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Group, Odd, Weights, describe, listed, odd_groups
 
 Kind = Literal[
-    "rounded", "earlier", "undivided", "matching", "logit", "unequal", "instead", "factor", "missing", "repeated",
-    "weighed",
+    "rounded", "rounded back", "earlier", "undivided", "matching", "labels", "pairs", "transposed", "logit", "unequal",
+    "instead", "factor", "missing", "repeated", "weighed", "crossed", "scaled",
     "matches", "unmatched", "own again", "left out", "zeros", "due", "stays", "shifted", "elsewhere",
 ]  # fmt: skip
 DUE = "; its gradient went to the rank whose rows were due"
@@ -45,6 +45,31 @@ def carried(lies: Lies, name: str, world: int) -> Told:
         return Told(describe(met, world), DUE, ("due",), odd)
     by_hop = _by_hop(whole, side, world)
     return Told(_one_by_one(away, side), "", ("elsewhere",)) if by_hop is None else _by_place(by_hop, name, world)
+
+
+def crossed(lies: Lies, name: str, world: int) -> str:
+    """Of slopes that are multiplied by other rows than their block's: by which."""
+    side = EMBEDS.index(name)
+    rows, found = ("texts", "images")[side], dict[tuple[int, float, int], set[int]]()
+    for (holder, part), weight in lies.items():
+        if part.rows >= 0:
+            of = (part.owner(1 - side) - holder) % world
+            found.setdefault(((part.rows - holder) % world, weight, of), set()).add(holder)
+    together: dict[str, list[str]] = {}
+    for (taken, weight, of), ranks in found.items():
+        who = "r" if len(ranks) == world else f"{min(ranks)}"
+        times = "" if weight == 1 else f"{weight:g} times "
+        together.setdefault(f"{times}the {rows} of rank {_sum(who, taken, world)}", []).append(_sum(who, of, world))
+    said = [f"the slopes of the blocks with the {rows} of rank {', '.join(of)} by {by}" for by, of in together.items()]
+    more = len(said) - 2 * _LISTED
+    return "multiplied are " * bool(said) + "; ".join(said[: 2 * _LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _sum(rank: str, step: int, world: int) -> str:
+    """r, r + 1, r - 1; of one rank its number."""
+    if rank != "r":
+        return f"{(int(rank) + step) % world} on rank {rank}"
+    return f"r {_beside(step, world)}" if step else "r"
 
 
 Block = tuple[int, int]

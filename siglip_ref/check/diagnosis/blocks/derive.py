@@ -4,36 +4,45 @@ Images stay at home in most rings, so their gradient says who met whom, as what,
 where the share of every block ended. The three scalars are sums of what was met, times a number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations, product
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.blocks.parts import Call, Part
-from siglip_ref.check.diagnosis.blocks.ways import Way, ways
+from siglip_ref.check.diagnosis.blocks.parts import Call, Part, parts_of
+from siglip_ref.check.diagnosis.blocks.ways import EXACT, Way, ways
 from siglip_ref.check.diagnosis.blocks.weigh import Lies, common, weigh
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import simple
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.ops.elementary import Array
 
-EXPERIMENT = "balanced"  # the point at which every part weighs
+EXPERIMENT, SCALED = "balanced", "small scale"  # the point at which every part weighs; one of another scale
 Met = Mapping[Part, float]
+Forms = Mapping[int, Mapping[Part, "Times"]]  # by number of ranks
 
 _NEAR = 1e-3  # of a factor; it was found by least squares
+_NOTHING = 1e-3  # a weight of what does not lie there, beside large ones
 _MANY = 1e3  # times that a part lies somewhere: it is none of the parts
+_BITS = {"float16": 10, "bfloat16": 7}  # a part's rounding is less than 2 to minus so much
+_MANY_ROUNDINGS, _MANY_NUMBERS, _OF_PARTS = 32, 20, 0.15
+_TINY = 1e-300
 _NICE = (1.0, 2.0, 0.5, np.log(2), 1 / np.log(2))
 
 
 @dataclass(frozen=True)
 class Times:
-    """A factor: a number times powers of W, of b (pairs a rank), of t (the scale)."""
+    """A factor: a number times powers of W, of b (pairs a rank), of t (the scale), and of B - 1."""
 
     number: float = 1.0
     ranks: int = 0
     pairs: int = 0
     scale: int = 0
+    negatives: int = 0
 
     def __str__(self) -> str:
         """1/W, 2B, 0.37.
@@ -41,9 +50,9 @@ class Times:
         >>> str(Times(1.0, -1)), str(Times(2.0, 1, 1)), str(Times(-1.0, 0, 0, 1))
         ('1/W', '2B', '-t')
         """
-        powers = {"W": self.ranks, "b": self.pairs, "t": self.scale}
+        powers = {"W": self.ranks, "b": self.pairs, "t": self.scale, "(B - 1)": self.negatives}
         if self.ranks == self.pairs != 0:
-            powers = {"B": self.ranks, "t": self.scale}
+            powers = {"B": self.ranks, "t": self.scale, "(B - 1)": self.negatives}
         above, below = (
             "".join(name if abs(p) == 1 else f"{name}^{abs(p)}" for name, p in powers.items() if p * sign > 0)
             for sign in (1, -1)
@@ -55,36 +64,41 @@ class Times:
 
     def over(self, other: "Times") -> "Times":
         """What is left of it, divided by another."""
-        powers = self.ranks - other.ranks, self.pairs - other.pairs, self.scale - other.scale
-        return Times(self.number / other.number, *powers)
+        mine, theirs = ((one.ranks, one.pairs, one.scale, one.negatives) for one in (self, other))
+        return Times(self.number / other.number, *(p - q for p, q in zip(mine, theirs, strict=True)))
 
     def at(self, call: Call) -> float:
         """What it comes to."""
         each = sum(call.sizes) / call.world
         powers = float(call.world) ** self.ranks * each**self.pairs
-        return self.number * powers * call.scale**self.scale
+        return self.number * powers * call.scale**self.scale * float(sum(call.sizes) - 1) ** self.negatives
 
 
 @dataclass(frozen=True)
 class Tensor:
     """One of the five. lies: of an embedding's gradient, by number of ranks, whose part lies where; basis: of a scalar,
-    by number of ranks, the parts of which it is the sum; of: what is summed of them, where it is not what is due."""
+    by number of ranks, the parts of which it is the sum; of: what is summed of them, where it is not what is due;
+    forms: by number of ranks, what parts are multiplied by that is no number."""
 
     times: Times
     lies: Mapping[int, Lies] | None = None
     basis: Mapping[int, Met] | None = None
     of: str = ""
+    forms: Forms = field(default_factory=dict)
 
 
-# Of which blocks a scalar's gradient may be the sum, by hop and number of ranks: one that is kept from block to block.
-HOPS: Mapping[str, Callable[[int, int], bool]] = {
-    "": lambda hop, world: True,
-    "own": lambda hop, world: hop == 0,
-    "remote": lambda hop, world: hop > 0,
-    "last": lambda hop, world: hop == world - 1,
-    "first remote": lambda hop, world: hop == 1,
-    "all but the last": lambda hop, world: hop < world - 1,
-}
+def _some() -> list[Callable[[Part, int], bool]]:
+    """Of which blocks a scalar's gradient may be the sum: all; those of some hops (own, first, last, others), as one
+    that is kept from block to block; those of some ranks' images (of rank 0, the last, others)."""
+    hops = [set(hops) for size in (4, 3, 2, 1) for hops in combinations(range(4), size)]
+    ranks = [set(ranks) for size in (3, 2, 1) for ranks in combinations(range(3), size)]
+    return [partial(_among, of_hops, of_ranks) for of_ranks, of_hops in product(ranks, hops)]
+
+
+def _among(hops: set[int], ranks: set[int], part: Part, world: int) -> bool:
+    hop = (part.texts - part.images) % world
+    of_hop = 0 if hop == 0 else 2 if hop == world - 1 else 1 if hop == 1 else 3
+    return of_hop in hops and (0 if part.images == 0 else 1 if part.images == world - 1 else 2) in ranks
 
 
 @dataclass(frozen=True)
@@ -114,14 +128,17 @@ def worked_out(calls: Sequence[Call]) -> Blocks:
     """What comes of these calls, as far as it can be told; where parts made as usual do not give a tensor, in another
     way if that does: one way for all such tensors, or two."""
     found = derive(calls)
+    if set(EMBEDS) & found.wrong or (set(EMBEDS) - set(found.tensors)):
+        formed = derive(calls, formed=True)
+        found = formed if formed.certain or len(formed.wrong) < len(found.wrong) else found
     for _ in range(2):
         ends = {label for _, label in found.failed}
-        unequal = all(not call.even for call in calls if call.label in ends)
+        unequal = bool(ends) and all(not call.even for call in calls if call.label in ends)
         given = {name: one for name, one in found.tensors.items() if name not in found.wrong}
-        best: Blocks | None = None
-        for way in ways(unequal) if found.failed else ():
+        best = _uneven(calls, found) if unequal else None
+        for way in () if unequal else ways(unequal) if found.failed else ():
             made = [replace(call, way=way) for call in calls]
-            if (best is None or best.failed) and (unequal or _promising(made, found)):
+            if (best is None or best.failed) and _promising(made, found):
                 one = derive(made, given)
                 if one.wrong < found.wrong and (best is None or len(one.wrong) < len(best.wrong)):
                     won = tuple(name for name in one.tensors if name in found.wrong - one.wrong)
@@ -129,7 +146,59 @@ def worked_out(calls: Sequence[Call]) -> Blocks:
         if best is None:
             break
         found = best
+    return _rounded(calls, found) if found.failed else found
+
+
+def _rounded(calls: Sequence[Call], found: Blocks) -> Blocks:
+    """With embeddings' gradients that are as they should be but for roundings of their parts, with which no part goes:
+    how far they lie off says to what they are rounded."""
+    for side, name in enumerate(EMBEDS):
+        met = {w: {(p.owner(side), p): weight for p, weight in of.items() if weight} for w, of in found.met.items()}
+        tensor = found.tensors.get(name) if name in found.wrong else None
+        if name not in found.wrong or not met or (tensor and not tensor.times.number):
+            continue
+        tensor = tensor or Tensor(Times(), met)
+        for way in (EXACT, *(way for way, _ in found.varied)):
+            made = [replace(call, way=way) for call in calls if name in call.seen]
+            off = [one for call in made for one in _off(call, side, tensor)]
+            form = next(
+                (form for form, bits in _BITS.items() if off and max(off) < 2.0**-bits < _MANY_ROUNDINGS * max(off)), ""
+            )
+            if form:
+                failed = tuple(one for one in found.failed if one[0] != name)
+                varied = (*found.varied, (Way("rounded back", "", form), (name,)))
+                found = replace(found, tensors={**found.tensors, name: tensor}, failed=failed, varied=varied)
+                break
     return found
+
+
+def _off(call: Call, side: int, tensor: Tensor) -> Iterator[float]:
+    """By rank, how far its rows are off, in units of all that was added up; infinite, if that is so much of some part:
+    roundings are no such sum."""
+    times, forms = tensor.times.at(call), tensor.forms.get(call.world, {})
+    for holder, got in enumerate(call.rows_of(side)[0]):
+        lies = [(p, w) for (rank, p), w in (tensor.lies or {})[call.world].items() if rank == holder]
+        weights = [times * w * forms.get(part, Times()).at(call) for part, w in lies]
+        parts = [w * call.share(side, holder, part) for w, (part, _) in zip(weights, lies, strict=True)]
+        off, size = got - sum(parts), sum(map(np.abs, parts)) + _TINY
+        columns = np.stack([part.ravel() for part in parts], -1)
+        told = columns @ np.linalg.lstsq(columns, off.ravel())[0]
+        many = len(off.ravel()) > _MANY_NUMBERS * columns.shape[1]
+        yield np.inf if many and told @ told > _OF_PARTS * (off * off).sum() else float(np.abs(off / size.max()).max())
+
+
+def _uneven(calls: Sequence[Call], found: Blocks) -> Blocks | None:
+    """What is right where shards are equal, with another way where they are not."""
+    lost = {label for _, label in found.failed}
+    for way in ways(unequal=True):
+        made = [replace(call, way=way) for call in calls if call.label in lost]
+        pairs = [(name, call) for call in made for name in call.seen if (name, call.label) in found.failed]
+        if all(name in found.tensors and _gives(found.tensors[name], call, name) for name, call in pairs):
+            failed = tuple((name, call.label) for call in made for name in call.lost)
+            return replace(
+                found, failed=failed, varied=(*found.varied, (way, tuple(dict.fromkeys(n for n, _ in pairs))))
+            )
+    return None
 
 
 def _promising(calls: Sequence[Call], before: Blocks) -> bool:
@@ -138,12 +207,12 @@ def _promising(calls: Sequence[Call], before: Blocks) -> bool:
     small = [_experiments(calls, world)[-1] for world in worlds if _experiments(calls, world)]
     sides = [side for side, name in enumerate(EMBEDS) if name in before.wrong]
     if sides and small:
-        found = [weigh(call, side) for side in sides for call in [c for c in small if EMBEDS[side] in c.seen][:1]]
+        found = [weigh(call, side, 1) for side in sides for call in [c for c in small if EMBEDS[side] in c.seen][:1]]
         return any(one is not None and max(map(abs, one.values()), default=0.0) < _MANY for one in found)
-    if not small or small[0].way.kind == "matching":
+    if not small or small[0].way.kind in ("matching", "labels", "pairs", "transposed"):
         return False
-    bases = [before.met, {world: right_of(world) for world in worlds}]
-    return any(_sum_of(small, name, name, basis) for name in before.wrong - set(EMBEDS) for basis in bases if basis)
+    bases = [Basis(before.met), Basis({world: right_of(world) for world in worlds})]
+    return any(_sum_of(small, name, name, basis) for name in before.wrong - set(EMBEDS) for basis in bases if basis.met)
 
 
 def _experiments(calls: Sequence[Call], world: int) -> list[Call]:
@@ -152,28 +221,32 @@ def _experiments(calls: Sequence[Call], world: int) -> list[Call]:
     return sorted(used, key=lambda call: -sum(call.sizes))
 
 
-def derive(calls: Sequence[Call], given: Mapping[str, Tensor] | None = None) -> Blocks:
-    """What comes of these calls if their parts are made as they say. given : what is known of some tensors already."""
+def derive(calls: Sequence[Call], given: Mapping[str, Tensor] | None = None, formed: bool = False) -> Blocks:
+    """What comes of these calls if their parts are made as they say. given : what is known of some tensors already;
+    formed : each part may be multiplied by a form of its own, which takes a call at another scale, too."""
     given = given or {}
     worlds = sorted({call.world for call in calls}, reverse=True)
-    used = [call for call in calls if call.even and call.probe.name == EXPERIMENT]
+    used = [call for call in calls if call.even and call.probe.name in (EXPERIMENT, SCALED if formed else EXPERIMENT)]
     known = dict(given)
     for side, name in enumerate(EMBEDS):
-        if name not in known and (of_side := _side(used, side, worlds)) is not None:
+        if name not in known and (of_side := (_formed if formed else _side)(used, side, worlds)):
             known[name] = of_side
     image, text = (known.get(name) for name in EMBEDS)
     source = image if image and image.times.number else text
-    met = {world: _met(world, source, text) for world in worlds} if source else {}
-    every = {world: right_of(world) for world in worlds}
-    other = {world: _met(world, text, text) for world in worlds} if text and text.times.number else every
+    met = Basis(
+        {world: _met(world, source, text) for world in worlds} if source else {}, source.forms if source else {}
+    )
+    every = Basis({world: right_of(world) for world in worlds})
+    others = Basis({world: _met(world, text, text) for world in worlds}, text.forms) if text else every
+    other = others if text and text.times.number else every
     names = list(dict.fromkeys(name for call in used for name in call.seen))
-    for name in (name for name in names if name not in EMBEDS and name not in known and met):
+    for name in (name for name in names if name not in EMBEDS and name not in known and met.met):
         found = _scalar(used, name, (met, every, other))
         if found:
             known[name] = found
     loss = known.get("loss")
     if loss and loss.basis and not loss.of:  # the value may meet pairs from which no gradient comes
-        met = next((basis for basis in (met, every, other) if loss.basis == basis), met)
+        met = next((basis for basis in (met, every, other) if loss.basis == basis.met), met)
     known = {name: known[name] for name in names if name in known}
     failed = [
         (name, call.label)
@@ -183,7 +256,7 @@ def derive(calls: Sequence[Call], given: Mapping[str, Tensor] | None = None) -> 
     ]
     failed += [(name, call.label) for call in calls for name in call.lost]
     compared = sum(len(call.seen) for call in calls if not any(call is one for one in used))
-    return Blocks(met, known, tuple(failed), compared)
+    return Blocks(met.met, known, tuple(failed), compared)
 
 
 def _side(used: Sequence[Call], side: int, worlds: Sequence[int]) -> Tensor | None:
@@ -199,60 +272,97 @@ def _side(used: Sequence[Call], side: int, worlds: Sequence[int]) -> Tensor | No
                 break
         else:
             return None
+    return _times(used, side, Tensor(Times(), lies))
+
+
+def _times(used: Sequence[Call], side: int, tensor: Tensor) -> Tensor | None:
+    """With the factor that all of it has."""
     found = []
     for call in used:
-        right = _rows(call, side, lies[call.world])
+        right = _rows(call, side, tensor)
         got = np.concatenate(call.rows_of(side)[0])
         size = float((right * right).sum()) if right is not None else 0.0
         found.append((call, float((right * got).sum()) / size if right is not None and size else 0.0))
     times = factor(found)
-    return None if times is None else Tensor(times, lies)
+    return None if times is None else replace(tensor, times=times)
 
 
-def _rows(call: Call, side: int, lies: Lies) -> Array | None:
+def _formed(used: Sequence[Call], side: int, worlds: Sequence[int]) -> Tensor | None:
+    """The same, of several calls of each number of ranks, with what multiplies a part as a form: t, 1/b, B - 1."""
+    lies: dict[int, Lies] = {}
+    forms: dict[int, dict[Part, Times]] = {}
+    used = [call for call in used if EMBEDS[side] in call.seen]
+    for world in worlds:
+        weighed = [(call, w) for call in used if call.world == world and (w := weigh(call, side))]
+        lies[world], forms[world] = {}, {}
+        for key in dict.fromkeys(key for _, weights in weighed for key in weights):
+            each = [(call, weights.get(key, 0.0)) for call, weights in weighed]
+            if all(abs(weight) < _NOTHING for _, weight in each):
+                continue
+            times = factor(each, within=True)
+            form = times and replace(times, number=1.0)
+            if times is None or form is None or forms[world].setdefault(key[1], form) != form:
+                return None
+            lies[world][key] = times.number
+        if len(weighed) < 2:
+            return None
+    shared = [form for of_world in forms.values() for form in of_world.values()]
+    most = Times() if Times() in shared else max(shared, key=shared.count, default=Times())
+    apart = {w: {part: form.over(most) for part, form in of.items() if form != most} for w, of in forms.items()}
+    return _times(used, side, Tensor(Times(), lies, forms=apart))
+
+
+def _rows(call: Call, side: int, tensor: Tensor) -> Array | None:
     """All that lies there; None where it is of another shape."""
     held = [np.zeros((size, call.probe.shape[1])) for size in call.sizes]
-    for (holder, part), weight in lies.items():
+    forms = tensor.forms.get(call.world, {})
+    for (holder, part), weight in (tensor.lies or {})[call.world].items():
         if call.sizes[part.owner(side)] != call.sizes[holder]:
             return None
-        held[holder] += weight * call.share(side, holder, part)
+        times = forms[part].at(call) if part in forms else 1.0
+        held[holder] += times * weight * call.share(side, holder, part)
     return np.concatenate(held)
 
 
 def _met(world: int, source: Tensor, texts: Tensor | None) -> dict[Part, float]:
     """What was met: every part, wherever it lies; blocks against zeros are seen in the texts' gradient alone."""
-    found = {part: 0.0 for part in _parts(world)}
+    found = {part: 0.0 for part in parts_of(world)}
     for (_, part), weight in (source.lies or {}).get(world, {}).items():
-        found[part] += weight
+        found[part._replace(rows=-1)] += weight
     for (_, part), weight in ((texts.lies if texts else None) or {}).get(world, {}).items():
         if part.kind == "zeros":
             found[part] = weight
     return found
 
 
-def _parts(world: int) -> list[Part]:
-    kinds = ("positives", "negatives", "diagonal", "zeros")
-    return [Part(i, j, kind) for i, j, kind in product(range(world), range(world), kinds)]  # type: ignore[arg-type]  # of a tuple of kinds
-
-
 def right_of(world: int) -> dict[Part, float]:
     """What SigLIP's loss meets."""
-    return {part: float(part.usual) for part in _parts(world)}
+    return {part: float(part.usual) for part in parts_of(world)}
 
 
-def _scalar(used: Sequence[Call], name: str, bases: Sequence[Mapping[int, Met]]) -> Tensor | None:
+class Basis(NamedTuple):
+    """What a scalar may be the sum of, by number of ranks: how often each part, and times what."""
+
+    met: Mapping[int, Met]
+    forms: Forms = MappingProxyType({})
+
+
+def _scalar(used: Sequence[Call], name: str, bases: Sequence[Basis]) -> Tensor | None:
     """What is due summed over what was met, against zeros too, or over every pair; or something else, or over less."""
     used = [call for call in used if name in call.seen]
     worlds = sorted({call.world for call in used}, reverse=True)
-    tried: list[tuple[str, Mapping[int, Met]]] = []
+    every, *less = _some()
     others = (*(other for other in _numbers(used) if other != name), "logit", "similarity")
-    for of, hops in (*product((name,), HOPS), *product(others, ("",))):
-        for basis, zeros in product(bases, (False, True)):
-            summed = {world: _basis(basis[world], world, hops, zeros) for world in worlds}
-            if (of, summed) not in tried:
-                tried.append((of, summed))
-                if found := _sum_of(used, name, of, summed):
-                    return found
+    for of, some in (*product((name, *others), (every,)), *product((name,), less)):
+        fits: list[Tensor] = []
+        for basis, zeros in product(bases, (False, True) if some is every else (False,)):
+            summed = {world: _basis(basis.met[world], world, some, zeros) for world in worlds}
+            if all(summed != one.basis for one in fits) and (
+                one := _sum_of(used, name, of, Basis(summed, basis.forms))
+            ):
+                fits.append(one)
+        if fits:
+            return min(fits, key=lambda one: _length(one.times))
     return None
 
 
@@ -260,58 +370,66 @@ def _numbers(used: Sequence[Call]) -> list[str]:
     return [name for name in dict.fromkeys(name for call in used for name in call.seen) if name not in EMBEDS]
 
 
-def _sum_of(used: Sequence[Call], name: str, of: str, basis: Mapping[int, Met]) -> Tensor | None:
+def _sum_of(used: Sequence[Call], name: str, of: str, basis: Basis) -> Tensor | None:
     """A number times a sum, if that is what came."""
     used = [call for call in used if name in call.seen]
     found = []
     for call in used:
-        total = _sum(call, of, basis[call.world])
+        total = _sum(call, of, basis)
         found.append((call, float(np.asarray(call.seen[name].got)) / total if total else 0.0))
-    silent = all(not _sum(call, of, basis[call.world]) and not np.any(call.seen[name].got) for call in used)
+    silent = all(not _sum(call, of, basis) and not np.any(call.seen[name].got) for call in used)
     if (times := Times() if silent and found else factor(found)) is None:
         return None
-    one = Tensor(times, basis=basis, of="" if of == name else of)
+    one = Tensor(times, basis=basis.met, of="" if of == name else of, forms=basis.forms)
     return one if all(_gives(one, call, name) for call in used) else None
 
 
-def _basis(met: Met, world: int, hops: str, zeros: bool) -> Met:
+def _basis(met: Met, world: int, some: Callable[[Part, int], bool], zeros: bool) -> Met:
     """Of what a scalar is the sum. zeros : with blocks that nobody met as against zeros, of which texts learn
     nothing."""
-    counts = HOPS[hops]
-    if hops:
-        met = {p: w * counts((p.texts - p.images) % world, world) for p, w in met.items()}
+    met = {part: weight * some(part, world) for part, weight in met.items()}
     if not zeros:
         return met
     seen = {part.block for part, weight in met.items() if weight}
     return {p: 1.0 if p.kind == "zeros" and p.block not in seen else weight for p, weight in met.items()}
 
 
-def _sum(call: Call, of: str, met: Met) -> float:
-    return sum(weight * call.parts[part].scalars[of] for part, weight in met.items() if weight)
+def _sum(call: Call, of: str, basis: Basis) -> float:
+    forms = basis.forms.get(call.world, {})
+    return sum(
+        weight * call.parts[part].scalars[of] * (forms[part].at(call) if part in forms else 1.0)
+        for part, weight in basis.met[call.world].items()
+        if weight
+    )
 
 
 def _gives(tensor: Tensor, call: Call, name: str) -> bool:
-    factor = tensor.times.at(call)
+    factor, forms = tensor.times.at(call), tensor.forms.get(call.world, {})
     if tensor.lies is None:
-        met = (tensor.basis or {})[call.world]
-        value: Array | None = np.array(_sum(call, tensor.of or name, met) if factor else 0.0)
-        top = 1.0
+        weights = dict((tensor.basis or {})[call.world])
+        basis = Basis(tensor.basis or {}, tensor.forms)
+        value: Array | None = np.array(_sum(call, tensor.of or name, basis) if factor else 0.0)
     else:
-        lies = tensor.lies[call.world]
-        value, top = _rows(call, EMBEDS.index(name), lies), max(map(abs, lies.values()), default=1.0)
+        weights = {part: weight for (_, part), weight in tensor.lies[call.world].items()}
+        value = _rows(call, EMBEDS.index(name), tensor)
+    top = max((abs(w) * (forms[part].at(call) if part in forms else 1.0) for part, w in weights.items()), default=1.0)
     seen = call.seen[name]
     if tensor.of in call.seen:  # rounds as that does
         seen = replace(seen, allowed=np.maximum(seen.allowed, call.seen[tensor.of].allowed))
     return value is not None and distance(seen, factor * value) <= 2 * max(1.0, abs(factor), abs(factor) * top)
 
 
-def factor(found: Sequence[tuple[Call, float]]) -> Times | None:
-    """The simplest form that gives these numbers, one of each call; None where there is none."""
+def factor(found: Sequence[tuple[Call, float]], within: bool = False) -> Times | None:
+    """The simplest form that gives these numbers, one of each call; None where there is none. within : of one number of
+    ranks, of which no power is looked for."""
     if not found or not np.isfinite([number for _, number in found]).all():
         return None
     if all(abs(number) < _NEAR**3 for _, number in found):
         return Times(0.0)
-    forms = [Times(1.0, *powers) for powers in product(range(-2, 3), range(-2, 3), (0, -1, 1))]
+    most = max(call.world for call, _ in found)
+    forms = [Times(1.0, *powers) for powers in product(range(-2, 3), range(-2, 3), (0, -1, 1), (0,))]
+    if within:
+        forms = [Times(1.0, 0, *powers) for powers in product((0, -1, 1), range(1 - most, most + 1), (0, 1, -1))]
     forms.sort(key=_length)
     for only_nice in (True, False):
         for form in forms:
@@ -320,11 +438,11 @@ def factor(found: Sequence[tuple[Call, float]]) -> Times | None:
             near = next((s * n for n in _NICE for s in (1, -1) if abs(middle / (s * n) - 1) < _NEAR), None)
             if all(abs(n - middle) <= _NEAR * abs(middle) for n in numbers) and (near is not None or not only_nice):
                 number = near if near is not None else simple(middle)
-                return Times(number, form.ranks, form.pairs, form.scale)
+                return replace(form, number=number)
     return None
 
 
 def _length(form: Times) -> tuple[int, int]:
     """Symbols that it takes to write: W b is B."""
     together = min(abs(form.ranks), abs(form.pairs)) if form.ranks * form.pairs > 0 else 0
-    return abs(form.ranks) + abs(form.pairs) - together + abs(form.scale), -together
+    return abs(form.ranks) + abs(form.pairs) - together + abs(form.scale) + abs(form.negatives), -together

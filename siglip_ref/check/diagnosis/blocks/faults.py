@@ -11,10 +11,11 @@ from siglip_ref.check.diagnosis.blocks.told import (
     patterns_of,
     tellings,
 )
-from siglip_ref.check.diagnosis.blocks.ways import EXACT, UNEQUAL, Way
+from siglip_ref.check.diagnosis.blocks.ways import EXACT, NOT, Way, sets
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Counted, Group, Odd
 from siglip_ref.check.engine.findings import DETACHED
+from siglip_ref.errors import few
 
 _ALL = 5  # the loss and its gradients
 
@@ -66,6 +67,9 @@ def way_in_words(way: Way) -> str:
     """What is so in the tensors that it concerns."""
     if way.kind == "rounded":
         return f"{way.of} are rounded to {way.form} on their way to the product"
+    if way.kind == "rounded back":
+        how = "on their way back or as they are computed (reproduced up to such roundings)"
+        return f"its parts are rounded to {way.form} {how}"
     if way.kind == "earlier":
         return f"{way.of} are those of the call before, of the same shape"
     if way.kind == "undivided":
@@ -74,23 +78,24 @@ def way_in_words(way: Way) -> str:
         return f"in {way.of} a logit is {way.form}"
     if way.kind == "matching":
         return f"image i of rank r matches {way.of}, where p = {way.form}"
-    return _UNEQUAL[way.form]
+    if way.kind == "transposed":
+        return f"in {way.of} the slopes come to it transposed"
+    if way.kind in ("pairs", "labels"):
+        pairs, *same = (_pairs(form) for form in (way.form, *sets()[way.form]))
+        alike = f", which of 5 and of 32 pairs is the same as {few(same, 2)}" if same else ""
+        counts = "what counts" if way.kind == "pairs" else "what counts as matches"
+        return f"in {way.of}, {counts} is: {pairs}{alike} (i, j, B: within the block)"
+    divided = f"every block is divided by W times {way.form}, not by B" if way.form else ""
+    return f"where shards are unequal, {' and '.join(filter(None, (way.of, divided)))}"
 
 
-_DIVIDED = "where shards are unequal every block is divided by W times the pairs of {}, not by B"
-_UNEQUAL = {
-    "padded texts": "where shards are unequal, texts of zeros up to the longest shard count as negatives",
-    "padded images": "where shards are unequal, images of zeros up to the longest shard count as negatives",
-    "padded": "where shards are unequal, images and texts of zeros up to the longest shard count as negatives",
-    "cut": "where shards are unequal, rows beyond the shortest shard's are left out",
-    "cut texts": "where shards are unequal, texts beyond the shortest shard's are left out",
-    **{rank: _DIVIDED.format(rank) for rank in UNEQUAL if rank.split()[0] in ("the", "rank")},
-}
+def _pairs(form: str) -> str:
+    return f"all pairs but those {form.removeprefix(NOT)}" if form.startswith(NOT) else f"pairs {form}"
 
 
 _FIRST: tuple[Kind, ...] = (
-    "instead", "zeros", "matches", "unmatched", "own again", "left out", "stays", "shifted", "elsewhere", "weighed",
-    "repeated", "missing", "due",
+    "instead", "crossed", "scaled", "zeros", "matches", "unmatched", "own again", "left out", "stays", "shifted",
+    "elsewhere", "weighed", "repeated", "missing", "due",
 )  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """In what each tensor of a loss over ranks is not SigLIP's: a factor, what was met, what lies elsewhere."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 
-from siglip_ref.check.diagnosis.blocks.carried import Kind, Told, carried
+from siglip_ref.check.diagnosis.blocks.carried import Kind, Told, carried, crossed
 from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met, Tensor, Times
-from siglip_ref.check.diagnosis.blocks.parts import Part
+from siglip_ref.check.diagnosis.blocks.parts import Part, parts_of
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import (
     Group,
+    Key,
     Weights,
     at_each_number_of_ranks,
     counted,
@@ -30,12 +32,33 @@ def tellings(blocks: Blocks) -> dict[str, dict[int, Told]]:
     for name, tensor in blocks.tensors.items():
         if name in EMBEDS:
             found[name] = {world: _of_rows(lies, name, world) for world, lies in (tensor.lies or {}).items()}
+            for world, lies in (tensor.lies or {}).items():
+                found[name][world] = _and(found[name][world], "crossed", crossed(lies, name, world))
         else:
             zeros = name in ("loss", "bias")
             found[name] = {world: _of_met(basis, world, zeros) for world, basis in (tensor.basis or {}).items()}
             if tensor.of:
                 found[name] = {world: _instead(tensor, told) for world, told in found[name].items()}
+        for world, forms in tensor.forms.items():
+            there = forms if tensor.basis is None else {p: f for p, f in forms.items() if tensor.basis[world].get(p)}
+            found[name][world] = _and(found[name][world], "scaled", _times_each(there, world))
     return found
+
+
+def _and(told: Told, kind: Kind, text: str) -> Told:
+    """What is seen besides."""
+    both = "; ".join(filter(None, (told.text, text)))
+    return replace(told, text=both, kinds=(*told.kinds, kind), odd=None) if text else told
+
+
+def _times_each(forms: Mapping[Part, Times], world: int) -> str:
+    """By what some parts are multiplied, those of one form together."""
+    groups: dict[str, set[Key]] = {}
+    for part, form in forms.items():
+        groups.setdefault(str(form), set()).add((*part.block, part.kind == "positives"))
+    keys = [(p.images, p.texts, p.kind == "positives") for p in parts_of(world) if p.usual]
+    every = {form: odd_groups({key: _ODD if key in of else 1.0 for key in keys}, world) for form, of in groups.items()}
+    return "; ".join(f"{listed(odd[0][1])}: {form} times" for form, odd in every.items() if odd)
 
 
 def _instead(tensor: Tensor, told: Told) -> Told:
@@ -157,6 +180,10 @@ def _often(weight: float) -> str:
 
 
 def _of_rows(lies: Lies, name: str, world: int) -> Told:
-    if all(holder == part.owner(EMBEDS.index(name)) for holder, part in lies):
-        return _of_met({part: weight for (_, part), weight in lies.items()}, world)
-    return carried(lies, name, world)
+    total: dict[tuple[int, Part], float] = {}
+    for (holder, part), weight in lies.items():  # whatever rows its slopes are multiplied by
+        key = holder, part._replace(rows=-1)
+        total[key] = total.get(key, 0.0) + weight
+    if all(holder == part.owner(EMBEDS.index(name)) for holder, part in total):
+        return _of_met({part: weight for (_, part), weight in total.items()}, world)
+    return carried(total, name, world)

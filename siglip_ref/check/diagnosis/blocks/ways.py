@@ -1,6 +1,7 @@
 """Other ways to make the parts of a loss over ranks, generated: what is rounded before the product, which pairs match,
 what a logit is, what becomes of shards of unequal sizes. One is kept where it gives what nothing else does."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
+from siglip_ref.check.diagnosis.derive.sets import MEMBERS
 from siglip_ref.ops.elementary import Array
 
 _STEP = 1e-30  # into the imaginary: a derivative without a difference
@@ -17,7 +19,19 @@ _STEP = 1e-30  # into the imaginary: a derivative without a difference
 class Way(NamedTuple):
     """kind: of what; of: of which rows, blocks or order; form: a format, or a key of the tables below."""
 
-    kind: Literal["", "rounded", "earlier", "undivided", "matching", "logit", "unequal"] = ""
+    kind: Literal[
+        "",
+        "rounded",
+        "rounded back",
+        "earlier",
+        "undivided",
+        "matching",
+        "labels",
+        "pairs",
+        "transposed",
+        "logit",
+        "unequal",
+    ] = ""
     of: str = ""
     form: str = ""
 
@@ -53,31 +67,42 @@ class Line(NamedTuple):
     by_bias: tuple[float, float]
 
 
-# Of the scale e, its logarithm t and the bias b: what a similarity is multiplied by, and what is added.
-LOGITS: Mapping[str, Callable[[Any, Any, Any], tuple[Any, Any]]] = {
-    "": lambda e, t, b: (e, b),
-    "exp(log_scale) sim": lambda e, t, b: (e, 0 * b),
-    "exp(log_scale) sim - bias": lambda e, t, b: (e, -b),
-    "exp(log_scale) (sim + bias)": lambda e, t, b: (e, e * b),
-    "exp(log_scale) sim + 2 bias": lambda e, t, b: (e, 2 * b),
-    "sim + bias": lambda e, t, b: (1 + 0 * e, b),
-    "log_scale sim + bias": lambda e, t, b: (t, b),
-    "exp(2 log_scale) sim + bias": lambda e, t, b: (e * e, b),
-    "exp(-log_scale) sim + bias": lambda e, t, b: (1 / e, b),
-    "-exp(log_scale) sim + bias": lambda e, t, b: (-e, b),
-    "-(exp(log_scale) sim + bias)": lambda e, t, b: (-e, -b),
-    "sim": lambda e, t, b: (1 + 0 * e, 0 * b),
+# Of the scale e, its logarithm t, the bias b and W: what a similarity is multiplied by, and what is added.
+LOGITS: Mapping[str, Callable[[Any, Any, Any, int], tuple[Any, Any]]] = {
+    "": lambda e, t, b, w: (e, b),
+    "exp(log_scale) sim": lambda e, t, b, w: (e, 0 * b),
+    "exp(log_scale) sim - bias": lambda e, t, b, w: (e, -b),
+    "exp(log_scale) (sim + bias)": lambda e, t, b, w: (e, e * b),
+    "exp(log_scale) sim + 2 bias": lambda e, t, b, w: (e, 2 * b),
+    "sim + bias": lambda e, t, b, w: (1 + 0 * e, b),
+    "log_scale sim + bias": lambda e, t, b, w: (t, b),
+    "exp(2 log_scale) sim + bias": lambda e, t, b, w: (e * e, b),
+    "exp(-log_scale) sim + bias": lambda e, t, b, w: (1 / e, b),
+    "-exp(log_scale) sim + bias": lambda e, t, b, w: (-e, b),
+    "-(exp(log_scale) sim + bias)": lambda e, t, b, w: (-e, -b),
+    "sim": lambda e, t, b, w: (1 + 0 * e, 0 * b),
+    "exp(log_scale) sim + bias / W": lambda e, t, b, w: (e, b / w),
+    "exp(log_scale) sim / W + bias": lambda e, t, b, w: (e / w, b),
+    "(exp(log_scale) sim + bias) / W": lambda e, t, b, w: (e / w, b / w),
+    "exp(log_scale) sim + W bias": lambda e, t, b, w: (e, w * b),
+    "min(exp(log_scale), 100) sim + bias": lambda e, t, b, w: (e if np.real(e) < 100 else 100 + 0 * e.real, b),
 }
 WHERE = ("all blocks", "remote blocks", "the own block")
+NOT = "not in: "
+_ODD = r"begin|last of|moved|earlier|next|before|second one|neighbouring|mod \d|one more|or all|\b[356]\b|\d\d|8 parts"
 
 
-def line_of(way: Way, scale: float, bias: float, linear: bool, remote: bool) -> Line:
+def concerns(way: Way, remote: bool) -> bool:
+    """Whether what it says of blocks is said of a remote one, or of the own one."""
+    return way.of != WHERE[2 if remote else 1]
+
+
+def line_of(way: Way, scale: float, bias: float, linear: bool, world: int, remote: bool) -> Line:
     """scale : the scale itself if linear, else its logarithm."""
-    here = way.kind == "logit" and way.of != WHERE[2 if remote else 1]
-    of = LOGITS[way.form if here else ""]
+    of = LOGITS[way.form if way.kind == "logit" and concerns(way, remote) else ""]
 
     def at(s: complex, b: complex) -> tuple[complex, complex]:
-        return of(s, np.log(s), b) if linear else of(np.exp(s), s, b)
+        return of(s, np.log(s), b, world) if linear else of(np.exp(s), s, b, world)
 
     def change(s: complex, b: complex) -> tuple[float, float]:
         up, right = at(s, b)
@@ -143,8 +168,28 @@ def _matches(way: Way, sizes: tuple[int, ...]) -> Array:
     return found
 
 
+def pairs_of(way: Way, shape: tuple[int, ...], remote: bool) -> Array:
+    """Of one block those that count; all, without another way, and with unequal shards."""
+    if way.kind != "pairs" or not concerns(way, remote) or shape[0] != shape[1]:
+        return np.ones(shape, bool)
+    return _set(way.form, shape[0])
+
+
+@lru_cache(maxsize=4096)
+def _set(form: str, each: int) -> Array:
+    """Images by texts of a block that are in a set of pairs, or not in it."""
+    i, j = np.ogrid[:each, :each]
+    inside = np.broadcast_to(MEMBERS[form.removeprefix(NOT)](i, j, each), (each, each))
+    return ~inside if form.startswith(NOT) else inside
+
+
 def matches_of(way: Way, sizes: tuple[int, ...], images: int, texts: int) -> Array:
     """Of one block; without another way, and with unequal shards, its diagonal."""
+    if way.of in OFFSETS:
+        start = sum(sizes[:texts]) - images * OFFSETS[way.of](sizes, images)
+        return np.eye(sizes[images], sizes[texts], -start, dtype=bool)
+    if way.kind == "labels" and images == texts:
+        return _set(way.form, sizes[images])
     if way.kind != "matching" or len(set(sizes)) != 1:
         return np.eye(sizes[images], sizes[texts], dtype=bool)
     each = sizes[0]
@@ -156,25 +201,52 @@ def matches_of(way: Way, sizes: tuple[int, ...], images: int, texts: int) -> Arr
 
 
 class Counts(NamedTuple):
-    """Of one block: what it is multiplied by, the rows of images and texts that count, and pairs of padding more."""
+    """Of one block: the rows of images and texts that count, pairs of padding more, and what all is multiplied by."""
 
-    times: float = 1.0
     rows: tuple[int | None, int | None] = (None, None)
     padding: int = 0
+    times: float = 1.0
 
 
-# Of the sizes of all ranks, and those of the block's images and texts.
-UNEQUAL: Mapping[str, Callable[[Sequence[int], int, int], Counts]] = {
-    "padded texts": lambda all, i, j: Counts(padding=i * (max(all) - j)),
-    "padded images": lambda all, i, j: Counts(padding=(max(all) - i) * j),
-    "padded": lambda all, i, j: Counts(padding=max(all) ** 2 - i * j),
-    "the images' rank": lambda all, i, j: Counts(sum(all) / len(all) / i),
-    "the texts' rank": lambda all, i, j: Counts(sum(all) / len(all) / j),
-    "the longest shard": lambda all, i, j: Counts(sum(all) / len(all) / max(all)),
-    "the shortest shard": lambda all, i, j: Counts(sum(all) / len(all) / min(all)),
-    "rank 0": lambda all, i, j: Counts(sum(all) / len(all) / all[0]),
-    "cut": lambda all, i, j: Counts(rows=(min(all), min(all))),
-    "cut texts": lambda all, i, j: Counts(rows=(None, min(all))),
+# Of the sizes of all ranks, and those of the block's images and texts: which rows count, ...
+ROWS: Mapping[str, Callable[[Sequence[int], int, int, bool], Counts]] = {
+    "": lambda all, i, j, remote: Counts(),
+    "texts of zeros up to the longest shard count as negatives": lambda all, i, j, remote: Counts(
+        padding=i * (max(all) - j)
+    ),
+    "images of zeros up to the longest shard count as negatives": lambda all, i, j, remote: Counts(
+        padding=(max(all) - i) * j
+    ),
+    "images and texts of zeros up to the longest shard count as negatives": lambda all, i, j, remote: Counts(
+        padding=max(all) ** 2 - i * j
+    ),
+    "rows beyond the shortest shard's are left out": lambda all, i, j, remote: Counts((min(all), min(all))),
+    "texts beyond the shortest shard's are left out": lambda all, i, j, remote: Counts((None, min(all))),
+    "texts of other ranks beyond the shortest shard's are left out": lambda all, i, j, remote: Counts(
+        (None, min(all) if remote else None)
+    ),
+    "texts of other ranks beyond the own rank's number are left out": lambda all, i, j, remote: Counts((None, i)),
+}
+# ... where the texts of a rank begin, where labels of its images stand, in units of its number ...
+OFFSETS: Mapping[str, Callable[[Sequence[int], int], int]] = {
+    f"image i of rank r matches global text r b + i, b: {words}": of
+    for words, of in {
+        "the own rank's pairs": lambda all, r: all[r],
+        "the longest shard's": lambda all, r: max(all),
+        "the shortest shard's": lambda all, r: min(all),
+        "rank 0's": lambda all, r: all[0],
+        "B // W": lambda all, r: sum(all) // len(all),
+    }.items()
+}
+# ... and by what times W a block is divided, in place of B.
+DIVISORS: Mapping[str, Callable[[Sequence[int], int, int], float]] = {
+    "": lambda all, i, j: sum(all) / len(all),
+    "the pairs of the images' rank": lambda all, i, j: i,
+    "the pairs of the texts' rank": lambda all, i, j: j,
+    "the longest shard": lambda all, i, j: max(all),
+    "the shortest shard": lambda all, i, j: min(all),
+    "the pairs of rank 0": lambda all, i, j: all[0],
+    "the pairs of the last rank": lambda all, i, j: all[-1],
 }
 
 
@@ -182,14 +254,18 @@ def counts_of(way: Way, sizes: tuple[int, ...], images: int, texts: int) -> Coun
     """Of the block of two ranks."""
     if way.kind != "unequal":
         return Counts()
-    return UNEQUAL[way.form](sizes, sizes[images], sizes[texts])
+    of = sizes, sizes[images], sizes[texts]
+    return ROWS.get(way.of, ROWS[""])(*of, images != texts)._replace(
+        times=sum(sizes) / len(sizes) / DIVISORS[way.form](*of)
+    )
 
 
 def ways(unequal: bool) -> Iterator[Way]:
     """All of them; those of unequal shards, or all others."""
     if unequal:
-        yield from (Way("unequal", "", form) for form in UNEQUAL)
+        yield from (Way("unequal", rows, by) for by, rows in product(DIVISORS, (*ROWS, *OFFSETS)) if by or rows)
         return
+    yield from (Way("transposed", of) for of in WHERE)
     yield from (Way("rounded", of, form) for of, form in product(SENT, ("bfloat16", "float16")))
     yield from (Way(kind, of) for kind, of in product(_OF_ROWS, SENT))
     yield from (Way("logit", of, form) for form, of in product(LOGITS, WHERE) if form)
@@ -200,3 +276,21 @@ def ways(unequal: bool) -> Iterator[Way]:
         if table not in known:
             known.add(table)
             yield way
+    yield from (Way("pairs", of, name) for of, name in product(WHERE, sets()))
+    yield from (Way("labels", WHERE[2], name) for name in sets() if not name.startswith(NOT))
+
+
+@lru_cache(maxsize=1)
+def sets() -> dict[str, list[str]]:
+    """Sets of pairs that are others in blocks of 5 and of 32 pairs, the simplest of those that are the same there, and
+    the rest of these."""
+    found: dict[bytes, list[str]] = {}
+    for name in sorted((*MEMBERS, *(f"{NOT}{name}" for name in MEMBERS)), key=lambda name: name.startswith(NOT)):
+        masks = [_set(name, each) for each in (5, 32)]
+        if all(mask.any() for mask in masks) and not all(mask.all() for mask in masks):
+            found.setdefault(b"".join(mask.tobytes() for mask in masks), []).append(name)
+    return {name: [n for n in same if n != name] for same in found.values() for name in _simplest(same)}
+
+
+def _simplest(names: Sequence[str]) -> list[str]:
+    return [name for name in names if not re.search(_ODD, name)][:1]

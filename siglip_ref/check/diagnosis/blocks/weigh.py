@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.blocks.parts import Call, Part
+from siglip_ref.check.diagnosis.blocks.parts import Call, Part, parts_of
 from siglip_ref.check.diagnosis.terms import simple
 from siglip_ref.ops.elementary import Array
 
@@ -17,23 +17,31 @@ _DIGITS = 1e-9
 _LARGE = 1e5  # a weight; columns of next to nothing, times enough, are anything
 
 
-def weigh(call: Call, side: int) -> Lies | None:
-    """Of parts of the rank's own rows, if they give everything that came; else of all ranks' parts. None where neither
-    does, or where parts are too much alike."""
+def weigh(call: Call, side: int, of: int | None = None) -> Lies | None:
+    """Of parts of the rank's own rows, if they give everything that came; else of all ranks' parts, or of the slopes of
+    one's own blocks times any rank's rows. None where none does, or where parts are too much alike. of : of this rank
+    alone, the first of these."""
     got, allowed = call.rows_of(side)
     found: Lies = {}
     silent = set[tuple[int, Part]]()  # parts of no pair: as often as the others
-    for holder in range(call.world):
+    for holder in range(call.world) if of is None else (of,):
         # where other pairs match, a block may have one, which is the same rows as a match or not
         only = call.way.kind == "matching"
-        full = [part for part in call.parts if part.kind != "zeros" and (part.usual or not only)]
+        every = parts_of(call.world)
+        full = [part for part in every if part.kind != "zeros" and (part.usual or not only)]
         mine = [part for part in full if part.owner(side) == holder]
-        zeros = [part for part in call.parts if part.kind == "zeros" and part.owner(side) == holder and side == 1]
+        zeros = [part for part in every if part.kind == "zeros" and part.owner(side) == holder and side == 1]
         # of other ranks' rows only what is as it should be: a diagonal's two kinds differ by the same rows everywhere
         others = [
             p for p in full if p.owner(side) != holder and p.usual and call.sizes[p.owner(side)] == call.sizes[holder]
         ]
-        for parts in (mine, mine + zeros, mine + others):
+        crossed = [
+            part if rows == part.owner(1 - side) else part._replace(rows=rows)
+            for part in mine
+            for rows in range(call.world)
+            if part.usual and call.even
+        ]
+        for parts in (mine, mine + zeros, mine + others, crossed)[: None if of is None else 1]:
             weights = _solved([call.share(side, holder, part) for part in parts], got[holder], allowed[holder])
             if weights is not None:
                 found |= {(holder, p): w for p, w in zip(parts, weights, strict=True) if w is not None and w}
