@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import siglip_ref
-from siglip_ref.errors import UsageError
 from siglip_ref.process.options import as_command, no_overwriting
+from siglip_ref.process.outputs import refusals
 
 if TYPE_CHECKING:
     from siglip_ref.report.data import Report
@@ -65,18 +65,12 @@ def finish(report: "Report", json: str | None, save_case: Path | None) -> None:
         Console().print(report)
     else:
         typer.echo(str(report))
-    try:
+    cause = "no such folder, or no right to write there"
+    with refusals("a place that can be written to", cause, "make the folder, or choose another"):
         if json and json != "-":
             Path(json).write_text(report.to_json(), encoding="utf-8")
         if save_case:
             report.save_case(save_case)
-    except OSError as cause:
-        raise UsageError(
-            expected="a place that can be written to",
-            got=str(cause),
-            cause="no such folder, or no right to write there",
-            repair="make the folder, or choose another",
-        ) from cause
     raise typer.Exit(0 if report.passed else 1)
 
 

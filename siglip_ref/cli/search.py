@@ -11,6 +11,7 @@ import typer
 from siglip_ref.cli.zeroshot import Batch, How, ModelPath, Prefix, Threads, Tokens, notes, progress
 from siglip_ref.errors import UsageError
 from siglip_ref.process.options import Force, no_overwriting
+from siglip_ref.process.outputs import refusals
 from siglip_ref.process.typed import visible
 
 if TYPE_CHECKING:
@@ -119,12 +120,10 @@ def write_sheet(html: Path, title: str, lines: "Sequence[str]", sections: "Seque
     from siglip_ref.process.atomic import written_whole
     from siglip_ref.use.search.sheet import sheet
 
-    try:
-        with written_whole(html) as file:
-            for part in sheet(title, lines, sections):
-                file.write(part.encode("utf-8"))
-    except OSError as error:
-        raise UsageError("a disk with room for the sheet", str(error), "it is full, or broken", "make room") from error
+    full = refusals("a disk with room for the sheet", "it is full, or broken", "make room")
+    with full, written_whole(html) as file:
+        for part in sheet(title, lines, sections):
+            file.write(part.encode("utf-8"))
 
 
 def require_one(forms: dict[str, bool]) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,12 @@ def torch_run(compiled: bool, case: str, *sizes: str) -> Run:
         return lambda: torch.autograd.grad(loss(x, y, log_scale, bias), (x, y, log_scale, bias))
     from transformers import SiglipConfig, SiglipModel
 
+    from siglip_ref.checkpoint.tables.huggingface import write_config
+
     cfg = sized(sizes[0])
     if case == "step":
-        text = {"vocab_size": cfg.vocabulary, "max_position_embeddings": cfg.text_length, "projection_size": cfg.embed}
-        image = {"image_size": max(cfg.image_size), "patch_size": cfg.patch}
-        model = SiglipModel(SiglipConfig(text_config=_tower(cfg.text) | text, vision_config=_tower(cfg.image) | image))
+        square = replace(cfg, image_size=(max(cfg.image_size), max(cfg.image_size)))
+        model = SiglipModel(SiglipConfig(**write_config(square)))
         stem = model.vision_model.embeddings  # knows only square images; with a table of the right length it takes all
         stem.position_embedding = torch.nn.Embedding(cfg.patches, cfg.image.width)
         stem.position_ids = torch.arange(cfg.patches)[None]
@@ -137,16 +139,6 @@ def torch_run(compiled: bool, case: str, *sizes: str) -> Run:
             optimizer.step()
 
     return step
-
-
-def _tower(tower: Any) -> dict[str, int]:
-    names = {
-        "hidden_size": "width",
-        "num_hidden_layers": "depth",
-        "intermediate_size": "mlp",
-        "num_attention_heads": "heads",
-    }
-    return {name: getattr(tower, field) for name, field in names.items()}
 
 
 def jax_run(case: str, *sizes: str) -> Run:

@@ -11,7 +11,7 @@ import typer
 from siglip_ref.cli.judged import moving_bar
 from siglip_ref.errors import UsageError
 from siglip_ref.process.options import Force
-from siglip_ref.process.outputs import require_free
+from siglip_ref.process.outputs import refusals, require_free
 from siglip_ref.process.typed import read_lines, read_rows, require_some, tidy, visible
 
 if TYPE_CHECKING:
@@ -185,13 +185,10 @@ def _write(out: Path, vectors: "Array", names_file: Path, names: list[str]) -> N
 
     array = io.BytesIO()
     np.save(array, vectors)
-    try:
+    cause, repair = "the disk is full, or broken", "make room, then start again"
+    with refusals("a disk with room for the vectors", cause, repair):
         write_atomically(names_file, as_csv(("row", "name"), enumerate(names)))
         write_atomically(out, array.getvalue())
-    except OSError as error:
-        raise UsageError(
-            "a disk with room for the vectors", str(error), "the disk is full, or broken", "make room, then start again"
-        ) from error
 
 
 def files_of(places: list[Path]) -> list[Path]:

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from siglip_ref.errors import UsageError, few
@@ -36,6 +37,15 @@ def require_free(
     for problem, cause in (*map(_no_room_for_file, files), *map(_no_room_for_folder, folders)):
         if problem:
             raise UsageError("a place that can be written to", problem, cause, "make the folder, or choose another")
+
+
+@contextmanager
+def refusals(expected: str, cause: str, repair: str) -> Iterator[None]:
+    """What the system refuses meanwhile ends in an error that says so, in the system's words."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(expected, str(error), cause, repair) from error
 
 
 def require_name(path: Path) -> None:

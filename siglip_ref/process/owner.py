@@ -9,6 +9,7 @@ from pathlib import Path
 
 from siglip_ref.errors import UsageError
 from siglip_ref.process.atomic import lock
+from siglip_ref.process.outputs import refusals
 
 PATIENCE = 5.0  # seconds in which a process that was just killed may end, and give the folder back
 _held: set[Path] = set()  # folders that this process has locked: its own calls may nest
@@ -30,16 +31,10 @@ def one_owner(folder: Path, name: str, what: str, harm: str, say: Callable[[str]
     if place in _held:
         yield
         return
-    try:
+    cause = "no right to write there, or a file of this name"
+    with refusals("--out FOLDER that can be written to", cause, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UsageError(
-            expected="--out FOLDER that can be written to",
-            got=str(error),
-            cause="no right to write there, or a file of this name",
-            repair="choose another folder",
-        ) from error
     try:
         deadline = time.monotonic() + PATIENCE
         while (got := lock(descriptor)) is False:

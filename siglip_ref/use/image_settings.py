@@ -28,12 +28,7 @@ def image_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     flags = {key: settings[key] for key in FLAGS if settings.get(key) is not None}
     for key, value in flags.items():
         if type(value) is not bool:
-            raise UsageError(
-                expected=f"{key}: true or false",
-                got=_short(value),
-                cause="a broken file, or one edited by hand",
-                repair="write true or false, without quotation marks",
-            )
+            raise _broken(f"{key}: true or false", value, "write true or false, without quotation marks")
     if flags.get("do_normalize") is False:
         found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     scale, odd = settings.get("rescale_factor"), []
@@ -92,12 +87,8 @@ def _filter(value: Any, key: str) -> Filter:
 
 def _patches(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MOST_PATCHES:
-        raise UsageError(
-            expected=f"max_num_patches: a whole number from 1 to {MOST_PATCHES:,}",
-            got=_short(value),
-            cause="a broken file, or one edited by hand",
-            repair="NaFlex models were trained with 256",
-        )
+        most = f"max_num_patches: a whole number from 1 to {MOST_PATCHES:,}"
+        raise _broken(most, value, "NaFlex models were trained with 256")
     return value
 
 
@@ -113,6 +104,10 @@ def _short(value: Any) -> str:
         return repr(value)[:100]
     except ValueError:  # a whole number of thousands of digits
         return "a number of thousands of digits"
+
+
+def _broken(expected: str, value: Any, repair: str) -> UsageError:
+    return UsageError(expected, _short(value), "a broken file, or one edited by hand", repair)
 
 
 def _foreign(expected: str, got: str) -> UsageError:

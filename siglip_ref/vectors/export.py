@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from siglip_ref.errors import UsageError
+from siglip_ref.process.outputs import refusals
 from siglip_ref.vectors.files import write_safetensors
 from siglip_ref.vectors.store import Vector, packaged
 
@@ -40,14 +40,12 @@ def export(folder: str | Path, beginning: str = "") -> list[str]:
         }
         packed = io.BytesIO()
         np.savez(packed, **{name.replace("/", "."): value for name, value in inputs.items()})
-        try:
+        cause = "no right to write there, or a file in the way"
+        with refusals("a folder that can be written to", cause, "choose another"):
             place.mkdir(parents=True, exist_ok=True)
             (place / "inputs.safetensors").write_bytes(write_safetensors(inputs, {"vector": vector.id}))
             (place / "inputs.npz").write_bytes(packed.getvalue())
             (place / "vector.json").write_text(json.dumps(question, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            cause = "no right to write there, or a file in the way"
-            raise UsageError("a folder that can be written to", str(error), cause, "choose another") from error
     return [vector.id for vector in vectors]
 
 
