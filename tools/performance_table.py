@@ -76,12 +76,12 @@ def row(result: Result, rivals: Sequence[str]) -> str:
     return f"| {WORDS[result.case]} | {ours.median * 1e3:,.1f} ms | {' | '.join(ratios)} | {share} | {memory} |"
 
 
-def table(chosen: Collection[str] = tuple(WORDS)) -> str:
-    """The cases that were measured, of these."""
-    places = [RESULTS / f"{name}.json" for name in ("loss_speed", "model_speed")]
+def table(chosen: Collection[str] = tuple(WORDS), held: str = "") -> str:
+    """The cases that were measured, of these; held: to which kernels, as the files' names end."""
+    places = [RESULTS / f"{name}{held}.json" for name in ("loss_speed", "model_speed")]
     found = {result.case: result for place in places for result in read(place)}
     rivals = [name for name in RIVALS if any(name in found[case].entries for case in chosen if case in found)]
-    machine = json.loads((RESULTS / "model_speed.json").read_text())["machine"]
+    machine = json.loads(places[-1].read_text())["machine"]
     versions = ", ".join(f"{name} {machine[name]}" for name in VERSIONS if name in machine)
     rates = list(found.values())[-1].products
     product = ", ".join(f"{2 * 3072**3 / entry.median / 1e9:,.0f} GFLOP/s in {name}" for name, entry in rates.items())
@@ -145,6 +145,7 @@ def first_check() -> str:
 
 TABLES = {
     "performance": table,
+    "performance avx2": lambda: table(held="_avx2"),
     "performance in short": lambda: table(SHORT),
     "growth": growth,
     "first check": first_check,
