@@ -20,7 +20,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_058),
     ("engine", ("check/engine",), 1_713),
     ("call", ("check/call",), 977),
-    ("diagnosis", ("check/diagnosis",), 5_613),
+    ("diagnosis", ("check/diagnosis",), 5_629),
     ("check loss", ("check/loss",), 1_639),
     ("check ranks", ("check/ranks",), 1_235),
     ("check model", ("check/model",), 4_769),

@@ -323,8 +323,9 @@ def by_hand(rows=None, slopes=None, counts=None, scalars=None, pairs=None):
                 held = scalars is None or scalars(i, j, world)
                 total += value.sum(), held * (slope * (logits - bias)).sum(), held * slope.sum()
                 d_image += (i == comm.rank) * scale * slope @ texts[rows(i, j, world) if rows else j]
-                part = scale * (slope if slopes == "as they are" and i != j else slope.T) @ images[i]
-                d_text += (j == comm.rank) * (round_to(part, FORMATS["bfloat16"]) if slopes == "rounded" else part)
+                halved = 0.5 if "halved" in str(slopes) and i != j else 1.0
+                part = halved * scale * (slope if slopes == "as they are" and i != j else slope.T) @ images[i]
+                d_text += (j == comm.rank) * (round_to(part, FORMATS["bfloat16"]) if "rounded" in str(slopes) else part)
         return tuple(np.asarray(value / world / each) for value in (total[0], d_image, d_text, *total[1:]))
 
     return fn
@@ -340,6 +341,7 @@ BY_HAND = {
         "text_embed: in remote blocks the slopes come to it transposed",
     ),
     "texts' gradients in bfloat16": ({"slopes": "rounded"}, "text_embed: its parts are rounded to bfloat16"),
+    "and halved": ({"slopes": "rounded, halved"}, "text_embed: all remote blocks counted 0.5 (1/2) times"),
     "mean over each remote block": (
         {"counts": lambda i, j, w, b, t: 1 if i == j else 1 / b},
         "bias: all remote blocks: 1/b times",
