@@ -84,6 +84,7 @@ def formula_in_words(formula: "Formula") -> str:
     if formula.coupled:
         notes.append(f"logit_ij = {logit_in_words(formula.coupled[0].logit, formula.linear)}")
     parts += [f"{_before(form)}{_names(name, formula.linear)}" for name, form in formula.extra]
+    parts += [_penalty(*one) for one in formula.penalties]
     for side, rows in (("image", formula.image_rows), ("text", formula.text_rows)):
         if rows.kind != "as given" or rows.order or rows.mapped:
             notes.append(f"{side} rows {_rows(rows)}")
@@ -107,6 +108,10 @@ def formula_in_words(formula: "Formula") -> str:
     notes += [_kept(formula.kept)] if formula.kept else []
     notes += [_SCALARS.format(formula.scalars)] if formula.scalars else []
     return "; ".join([" + ".join(parts).replace("+ -", "- ") or "0", *notes])
+
+
+def _penalty(name: str, form: "OfPairs") -> str:
+    return f"{_before(form)}sum of {name}"
 
 
 def _several(losses: "Sequence[tuple[float, Formula]]") -> str:
@@ -331,6 +336,7 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
     ),
     "weights": _rules,
     "added": lambda got, right: f"{' + '.join(map(_one_added, got)).replace('+ -', '- ')} is added to the loss",
+    "penalty": lambda got, right: f"{_penalty(*got)} is added to the loss",
     "several": lambda got, right: f"it is a sum of {_several(got)}",
     "function": _shapes,
     "similarity": _shapes,

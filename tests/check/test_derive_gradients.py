@@ -7,6 +7,7 @@ from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.derive import derive
 from siglip_ref.check.diagnosis.derive.formula import Rows, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
+from siglip_ref.check.diagnosis.penalties import PENALTIES
 from siglip_ref.ops.elementary import sigmoid, softplus
 from siglip_ref.ops.pair_block import LossAndGrads
 from siglip_ref.report.computes import in_words
@@ -140,3 +141,36 @@ def test_a_part_of_a_softmax_that_is_added_is_told():
         return LossAndGrads(*(one + other for one, other in zip(found, more, strict=True)))
 
     assert "0.01/B sum of the square of log sum exp of each row is added to the loss" in told(fn)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_gradients_of_what_is_added_are_derivatives(name):
+    rng = np.random.default_rng(4)
+    x, y, d, e = rng.standard_normal((4, 5, 3))
+    h = 1e-6
+    numeric = (PENALTIES[name](x + h * d, y + h * e)[0] - PENALTIES[name](x - h * d, y - h * e)[0]) / (2 * h)
+    _, d_x, d_y = PENALTIES[name](x, y)
+    assert numeric == pytest.approx((d_x * d).sum() + (d_y * e).sum(), rel=1e-6)
+
+
+def test_a_distance_that_is_added_is_told_beside_another_divisor():
+    def fn(x, y, s, b):
+        found, far = right(x, y, s, b), 0.2 / len(x) * (x - y)
+        d_x, d_y = found.d_image_embed / len(x) + far, found.d_text_embed / len(x) - far
+        value = found.loss / len(x) + 0.1 * np.mean(((x - y) ** 2).sum(-1))
+        return LossAndGrads(value, d_x, d_y, found.d_log_scale / len(x), found.d_bias / len(x))
+
+    said = told(fn)
+    assert "0.1/B sum of |x - y|^2 over own pairs is added to the loss" in said
+    assert "multiplied by 1/B^2, not 1/B" in said
+
+
+def test_rows_that_are_centred_are_told_beside_another_divisor():
+    def fn(x, y, s, b):
+        found = right(x, y - y.mean(0), s, b)._replace()
+        d_y = found.d_text_embed - found.d_text_embed.mean(0)
+        found = found._replace(d_text_embed=d_y)
+        return LossAndGrads(*(one / len(x) for one in found))
+
+    said = told(fn)
+    assert "less the mean of all rows" in said and "multiplied by 1/B^2, not 1/B" in said

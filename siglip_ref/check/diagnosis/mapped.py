@@ -8,6 +8,8 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.formula import Formula
+from siglip_ref.check.diagnosis.derive.sets import OfPairs
+from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.ops.elementary import Array
 
 Back = Callable[[Array], Array]
@@ -89,8 +91,24 @@ MAPS: Mapping[str, Callable[[Array], tuple[Array, Back]]] = {
 
 def mapped(right: Formula) -> Iterator[Formula]:
     """The right formula with rows that are mapped before it, on both sides or one; again divided by their length or
-    not; with gradients of the map, or none that goes through it."""
+    not; with gradients of the map, or none that goes through it; then with one other thing, too."""
     sides = (("image_rows", "text_rows"), ("image_rows",), ("text_rows",))
-    for name, kind, chosen, held in product(MAPS, ("as given", "unit"), sides, (False, True)):
-        rows = replace(right.image_rows, kind=kind, mapped=name, cut=held)
-        yield replace(right, **dict.fromkeys(chosen, rows))  # type: ignore[arg-type]  # rows, by their names
+    for formula in (right, *_otherwise(right)):
+        for name, kind, chosen in product(MAPS, ("as given", "unit"), sides):
+            for held in (False, True) if formula is right else (False,):
+                rows = replace(right.image_rows, kind=kind, mapped=name, cut=held)
+                yield replace(formula, **dict.fromkeys(chosen, rows))  # type: ignore[arg-type]  # rows, by their names
+
+
+def _otherwise(right: Formula) -> Iterator[Formula]:
+    """The right formula with one other thing: how the sum is divided, the scale, the bias."""
+    for factor, power in ((1.0, -2.0), (1.0, 0.0), (2.0, -1.0), (0.5, -1.0)):
+        terms = ((one, one.weights[0][0]) for one in right.terms)
+        yield replace(right, terms=tuple(replace(t, weights=((where, OfPairs(factor, power)),)) for t, where in terms))
+    for place, names in (("scale", ("s", "exp(-s)", "1/s", "exp(2 s)", "1")), ("offset", ("", "exp(s) b"))):
+        for name in names:
+            number = Number(((name, 1.0),) if name else ())
+            logits = (replace(one.logit, **{place: number}) for one in right.terms)  # type: ignore[arg-type]  # by its name
+            yield replace(
+                right, terms=tuple(replace(t, logit=logit) for t, logit in zip(right.terms, logits, strict=True))
+            )

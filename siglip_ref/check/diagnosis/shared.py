@@ -38,7 +38,11 @@ _OF_ROW: Mapping[str, Callable[[Array], tuple[Array, Array]]] = {
     "its row's mean": lambda z: (z.mean(1, keepdims=True), np.full_like(z, 1 / len(z))),
     "its row's largest": lambda z: (z.max(1, keepdims=True), _one_hot(z)),
     "log sum exp of its row": _soft,
-    "the mean of all": lambda z: (np.full((len(z), 1), z.mean()), np.full_like(z, 1 / len(z) ** 2)),
+    "the mean of all": lambda z: (np.full((1, 1), z.mean()), np.full_like(z, 1 / len(z) ** 2)),
+    "the largest of all": lambda z: (
+        np.full((1, 1), z.max()),
+        (np.arange(z.size) == z.argmax()).reshape(z.shape) * 1.0,
+    ),
 }
 
 
@@ -52,7 +56,7 @@ def _less(stat: Callable[[Array], tuple[Array, Array]], of: str, held: bool) -> 
         mask = own if of == "positives" else ~own if of == "negatives" else own | True
         u = signs * (logits - shared + number)
         g = np.where(mask, signs * sigmoid(u), 0.0)
-        whole = g.sum() if np.ptp(shared) == 0 and by.flat[0] == 1 / len(logits) ** 2 else g.sum(1, keepdims=True)
+        whole = g.sum() if shared.size == 1 else g.sum(1, keepdims=True)
         return float(np.where(mask, softplus(u), 0).sum()), g - (0 if held else whole * by)
 
     return function

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, product
 
 import numpy as np
@@ -23,6 +24,7 @@ from siglip_ref.check.diagnosis.derive.shapes import Number, is_even
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
 from siglip_ref.check.diagnosis.mapped import mapped
+from siglip_ref.check.diagnosis.penalties import Named, less_penalties, penalties_of
 from siglip_ref.check.diagnosis.shared import HELD
 from siglip_ref.check.diagnosis.slopes import with_slopes
 from siglip_ref.check.diagnosis.whole import Factor, factor_of, several, taken_off
@@ -55,8 +57,11 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     try:
         measure_noise(subject, MAIN, subject.number(subject.given(LOG_SCALE)), BASE_BIAS)
         subject.scalars = rounding_of_scalars(subject)
-        inner, factor = taken_off(subject, factor_of(subject, BASE_BIAS))
+        penalties = penalties_of(subject)
+        less = less_penalties(subject, penalties)
+        inner, factor = taken_off(less, factor_of(less, BASE_BIAS))
         formula = replace(value_of(inner), scalars=subject.scalars)
+        added = partial(_times, factor=factor, penalties=penalties)
     except StopDerivingError as stop:
         fresh = [*held_back(subject, right.image_rows.kind != "as given")] if stop.args[0] != "random" else []
         ways = chain(mapped(right), several(right, fresh)) if fresh else ()
@@ -69,17 +74,17 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     try:
         fresh = [*held_back(subject, raw)]
         whole = backward_of(inner, formula)
-        plain = factor == Factor()
+        plain = factor == Factor() and not penalties
         late = {int(label.split()[3]) for _, label in failures(whole, fresh)} if whole and plain else {0}
         if late and min(late) > max(SIZES):
             whole = backward_of(inner, formula, sorted(late)) or whole
-        if whole is None or failures(_times(whole, factor), fresh, first=True):
+        if whole is None or failures(added(whole), fresh, first=True):
             through = (backward_of(inner, one) for one in _through(formula))
             others = chain(through, _with_slopes(inner, formula), _held(formula), _kept(formula, plain))
-            fit = (one for one in others if one and not failures(_times(one, factor), fresh, first=True))
+            fit = (one for one in others if one and not failures(added(one), fresh, first=True))
             whole = next(fit, whole)
         subject.calls += inner.calls if inner is not subject else 0
-        formula, whole = _times(formula, factor), whole and _times(whole, factor)
+        formula, whole = added(formula), whole and added(whole)
     except StopDerivingError as stop:
         return Derived(formula, False, measured=(Measured(str(stop)),), calls=subject.calls, dtype=subject.form)
     if whole is None:
@@ -94,14 +99,14 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
             again = backward_of(inner, replace(value_of(inner, more), scalars=subject.scalars), more)
         except StopDerivingError:
             return derived
-        again = again and _times(again, factor)
+        again = again and added(again)
         found = _proven(subject, again, right, [*fresh, *held]) if again is not None else derived
         return found if found.certain else derived
     return derived
 
 
-def _times(formula: Formula, factor: Factor) -> Formula:
-    return replace(formula, over=factor.power, times=factor.times)
+def _times(formula: Formula, factor: Factor, penalties: tuple[Named, ...]) -> Formula:
+    return replace(formula, over=factor.power, times=factor.times, penalties=penalties)
 
 
 def _through(formula: Formula) -> Iterator[Formula]:

@@ -49,8 +49,9 @@ def _coupled(formula: Formula, right: Formula) -> Iterator[Changed]:
     own = {("positives", right.terms[0].weights[0][1]), ("negatives", right.terms[1].weights[0][1])}
     if own < kinds and formula.coupled[0].logit == right.terms[0].logit:
         more = tuple(one for one in formula.coupled if (one.kind, one.weight) not in own)
-        yield Difference("added", "both", more, ()), without
-        return
+        if all(one.weight.factor > 0 for one in more):
+            yield Difference("added", "both", more, ()), without
+            return
     yield Difference("coupled", "both", formula.coupled, right.terms, ids), without
 
 
@@ -238,6 +239,9 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
     for one in formula.extra:
         rest = tuple(other for other in formula.extra if other != one)
         yield Difference("extra", "both", one, (), ()), replace(formula, extra=rest)
+    for one in formula.penalties:
+        rest = tuple(other for other in formula.penalties if other != one)
+        yield Difference("penalty", "both", one, (), ()), replace(formula, penalties=rest)
     if formula.unstable:
         of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
         plain = replace(formula, unstable="")

@@ -12,6 +12,7 @@ from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, 
 from siglip_ref.check.diagnosis.derive.rows import DIVISORS, ORDERS, in_format, kept_of, rows_of
 from siglip_ref.check.diagnosis.derive.sets import total
 from siglip_ref.check.diagnosis.derive.shapes import of_number
+from siglip_ref.check.diagnosis.penalties import added
 from siglip_ref.check.diagnosis.pieces import HELD, LENGTHS, At, Parts
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
@@ -69,6 +70,12 @@ def _evaluate(formula: Formula, x: Array, y: Array, s: float, b: float) -> tuple
         LossAndGrads(*(factor * np.asarray(one) for one in all))
         for factor, all in ((over, (parts.value, d_x, d_y, d_s, d_b)), (abs(over), sizes))
     )
+    if formula.penalties:
+        value, p_x, p_y = added(formula.penalties, x, y)
+        found, room = (
+            one._replace(loss=one.loss + v, d_image_embed=one.d_image_embed + d, d_text_embed=one.d_text_embed + e)
+            for one, v, d, e in ((found, value, p_x, p_y), (room, abs(value), np.abs(p_x), np.abs(p_y)))
+        )
     if more:
         found = found._replace(d_log_scale=found.d_log_scale + more * parts.value)
         room = room._replace(d_log_scale=room.d_log_scale + abs(more) * parts.magnitude)

@@ -115,7 +115,8 @@ class Formula:
     at all (left_out); unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond
     a range; scalars: the format to which scale and bias are rounded, as they come in; width, over: powers of the
     embeddings' width, by which similarities and the whole loss are multiplied; times: what else that is multiplied by,
-    a function of the scale; several: whole losses, each times a number, whose sum it is instead."""
+    a function of the scale; several: whole losses, each times a number, whose sum it is instead;
+    penalties: of `penalties.PENALTIES`, added to all."""
 
     terms: tuple[Term, ...]
     coupled: tuple[Coupled, ...] = ()
@@ -133,6 +134,7 @@ class Formula:
     over: float = 0.0
     times: Number = ONE
     several: tuple[tuple[float, "Formula"], ...] = ()
+    penalties: tuple[tuple[str, OfPairs], ...] = ()
 
     @property
     def added(self) -> tuple[Term, ...]:
@@ -150,7 +152,7 @@ class Difference:
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
         "added" (terms), "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers), "times"
-        (Number), "several" (losses);
+        (Number), "several" (losses), "penalty";
         of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
     got, right : values of the formula
