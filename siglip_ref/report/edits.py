@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from siglip_ref.mistakes.grammar.words import defined
 from siglip_ref.report.data import Finding
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def line_of(fitted: "Fitted", whose: str, sure: bool = True) -> str:
         others = "; ".join(_now(edits) for edits in fitted.rivals[:_LISTED])
         more = f" and {len(fitted.rivals) - _LISTED} more" if len(fitted.rivals) > _LISTED else ""
         return f"measured: {whose} fits {_now(fitted.edits)}, and as well {others}{more}"
-    line = f"{whose}: {_now(fitted.edits)}, where the specification has {_was(fitted.edits)}"
+    now = _now(fitted.edits)
+    line = f"{whose}: {now}, where the specification has {_was(fitted.edits)}{defined(now)}"
     return line if sure else f"measured: {line}"
 
 
@@ -44,7 +46,7 @@ def same_here(fitted: "Fitted") -> str:
 def finding_of(found: Sequence["Fitted"], tensor: str) -> Finding:
     """The same as a finding, of one stage or of several."""
     both = [f"{_now(fitted.edits)}, where the specification has {_was(fitted.edits)}" for fitted in found]
-    repair = " and ".join(dict.fromkeys(f"compute {_was(fitted.edits)}" for fitted in found))
+    repair = " and ".join(dict.fromkeys(f"there should be {_was(fitted.edits)}" for fitted in found))
     return Finding(DERIVED, tensor, "", f"worked out: {'; and '.join(dict.fromkeys(both))}", repair)
 
 

@@ -1,18 +1,15 @@
 """A half of a block with what belongs to another block is told: weights, keys and values."""
 
-from collections import defaultdict
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from siglip_ref.architecture.sizes import config
-from siglip_ref.check.model.diagnosis.other_blocks import of_other_blocks
+from siglip_ref.check.model.diagnosis.stages.offers import wholes_of
+from siglip_ref.check.model.diagnosis.stages.stage_search import Ground, Stage
 from siglip_ref.check.model.probe import model_probe
 from siglip_ref.check.model.reference import reference
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import subtree
-from siglip_ref.report.data import Finding
 
 CFG = config("tiny")
 PROBE = model_probe(CFG, 2, "float64")
@@ -33,25 +30,23 @@ def attention(keys, taken=()):
 
 
 def told(name, value):
-    run = SimpleNamespace(activations=RIGHT.activations | {name: value})
-    judge = SimpleNamespace(exact=RIGHT, of_value=defaultdict(lambda: 1e-9))
-    [found] = of_other_blocks([Finding("unknown", name, "", "", "")], run, judge, PROBE, CFG, CFG.conventions)
-    return found
+    stage = Stage(name, Ground(PROBE, RIGHT.activations | {name: value}), CFG, CFG.conventions)
+    found = stage.search(1e-9, wholes_of(stage), pairs=False)
+    return found and found.edits[0].now
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (lambda: attention(normed("block00"), ("k/", "v/")),
-         "in place of its own, by the weights attn/k, attn/v of text/block00"),
-        (lambda: attention(normed("block00")), "that come into text/block00, normed there, in place of its own"),
-        (lambda: attention(normed("block01"), ("q/",)), "computed with the weights attn/q of text/block00"),
+        (lambda: attention(normed("block00"), ("k/", "v/")), "normed there, by the weights of k and v there"),
+        (lambda: attention(normed("block00")), "of the tokens that come into text/block00, normed there"),
+        (lambda: attention(normed("block01"), ("q/",)), "attn/q of this half of the block are those of text/"),
     ],
 )  # fmt: skip
 def test_another_blocks_part_is_told(value, said):
-    found = told("text/block01/+attn", value())
-    assert found.id == "derived" and said in found.evidence
+    assert said in told("text/block01/+attn", value())
 
 
 def test_what_is_of_no_block_is_not_told():
-    assert told("text/block01/+attn", attention(2 * normed("block01"))).id == "unknown"
+    rng = np.random.default_rng(0)
+    assert told("text/block01/+attn", attention(normed("block01") + rng.standard_normal(X["block01"].shape))) is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from siglip_ref.check.model.diagnosis.gradients import _relation, places
+from siglip_ref.check.model.diagnosis.last_stage import _formula
 from siglip_ref.check.model.diagnosis.stems import _read
 
 GRID = (4, 6)
@@ -78,3 +79,17 @@ def test_gradients_beside_the_right_ones(name, change, said):
 def test_all_blocks_are_one_name():
     names = ["text/block00/norm1/beta", "text/block01/norm1/beta", "text/token"]
     assert places(names, dict.fromkeys([*names, "image/block00/norm1/beta"])) == "text/block*/norm1/beta, text/token"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (lambda t, b: (t, t * b), "the logits are exp(log_scale) * similarity + exp(log_scale) * bias, where"),
+        (lambda t, b: (1 / t, -b), "the logits are exp(-log_scale) * similarity + -bias, where"),
+        (lambda t, b: (t + 0.1, b), ""),
+    ],
+)
+def test_logits_are_one_formula_at_every_scale(line, said):
+    scales = [SimpleNamespace(scale=t, bias=b) for t, b in ((4.0, -2.0), (100.0, -16.0), (0.5, 11.0))]
+    told = _formula([(one, np.array(line(one.scale, one.bias))) for one in scales])
+    assert said in told and bool(said) == bool(told)

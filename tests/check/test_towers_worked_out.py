@@ -110,3 +110,123 @@ def test_two_mistakes_are_told_in_full_and_not_in_part():
     assert [told in line for line in report.computes] == [True] * (len(report.computes) - 1) + [False], report
     assert len(report.computes) == 5, report
     assert not any("of all that deviates is explained" in one.evidence for one in report.findings), report
+
+
+class Attending(hf.SiglipAttention):
+    """Attention by hand: what becomes of queries, keys and values, and of the scores."""
+
+    turned, hidden = staticmethod(lambda q, k, v: (q, k, v)), staticmethod(lambda scores: scores)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = self.turned(*(p(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in parts))
+        mixed = self.hidden(q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+        if mixed.shape[2] != hidden_states.shape[1]:  # batch and places exchanged
+            mixed = mixed.transpose(0, 2)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+def in_windows(scores):
+    places = torch.arange(scores.shape[-1])
+    return scores.masked_fill(places[:, None] // 2 != places // 2, -math.inf)
+
+
+def mean_of_two(q, k, v):
+    return q, *(x.mean(1, keepdim=True).expand_as(x) for x in (k, v))
+
+
+@pytest.mark.parametrize(
+    ("kind", "under", "said"),
+    [
+        ({"hidden": staticmethod(in_windows)}, "text", "token i sees key j only where i // 2 == j // 2"),
+        ({"turned": staticmethod(lambda q, k, v: (q, k.flip(1), v.flip(1)))}, "vision",
+         "of 2 heads, head i reads the keys and values of the last head but i"),
+        ({"turned": staticmethod(lambda *qkv: [x.transpose(0, 2) for x in qkv])}, "text",
+         "attention runs over the rows of the batch, place by place"),
+        ({"turned": staticmethod(mean_of_two)}, "vision", "mean_head(x) is the mean over heads"),
+    ],
+)  # fmt: skip
+def test_other_attentions(kind, under, said):
+    report = worked_out(model_with(hf.SiglipAttention, type("Other", (Attending,), kind), under))
+    assert said in report.computes[0], report
+
+
+def test_a_pool_of_other_heads_beside_another_mistake():
+    model = model_with(hf.SiglipMLP, OtherRoot, "text_model")
+    pool = model.vision_model.head.attention
+    pool.num_heads, pool.head_dim = 4, 2
+    report = worked_out(model)
+    assert "image/pool: attention has 4 heads of 2 features, scores divided by sqrt(2)" in report.computes[0], report
+    assert report.computes[1].startswith("text/block00/+mlp"), report
+
+
+class Selu(hf.SiglipMLP):
+    """Another activation, of a factor and a parameter."""
+
+    def forward(self, hidden_states):
+        return self.fc2(torch.nn.functional.selu(self.fc1(hidden_states)))
+
+
+class Clamped(hf.SiglipMLP):
+    """An activation whose limit no hidden unit of the first run reaches."""
+
+    def forward(self, hidden_states):
+        return self.fc2(torch.nn.functional.relu6(self.fc1(hidden_states)))
+
+
+class Quick(torch.autograd.Function):
+    """GELU with the slope of another form."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.nn.functional.gelu(x, approximate="tanh")
+
+    @staticmethod
+    def backward(ctx, d_out):
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(1.702 * x)
+        return d_out * (gate + 1.702 * x * gate * (1 - gate))
+
+
+class OtherSlope(hf.SiglipMLP):
+    """Every value is right."""
+
+    def forward(self, hidden_states):
+        return self.fc2(Quick.apply(self.fc1(hidden_states)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Selu, "is 1.0507 * where(x > 0, x, 1.67326 * (exp(x) - 1))"),
+        (Clamped, "is minimum(maximum(x, 0), 6)"),
+        (OtherSlope, "has the slope of x * sigmoid(1.702 * x) in the place of its own"),
+    ],
+)
+def test_curves_of_activations_are_read_off(kind, said):
+    report = worked_out(model_with(hf.SiglipMLP, kind, "text_model"))
+    assert (
+        f"text/block00/+mlp, text/block01/+mlp: {'backwards, ' * (kind is OtherSlope)}the activation"
+        in report.computes[0]
+    )
+    assert said in report.computes[0], report
+
+
+def test_two_mistakes_of_one_half_where_another_stage_shows_one():
+    model = model_with(hf.SiglipMLP, Selu, "text_model")
+    for norm in (one for one in model.text_model.modules() if isinstance(one, torch.nn.LayerNorm)):
+        norm.eps = 1e-3
+    report = worked_out(model)
+    assert any("variance + 0.001" in line and "1.67326" in line for line in report.computes), report
+
+
+def test_a_pool_that_keeps_its_probe():
+    class Kept(hf.SiglipMultiheadAttentionPoolingHead):
+        def forward(self, hidden_state):
+            probe = self.probe.repeat(len(hidden_state), 1, 1)
+            read = probe + self.attention(probe, hidden_state, hidden_state)[0]
+            return (read + self.mlp(self.layernorm(read)))[:, 0]
+
+    report = worked_out(model_with(hf.SiglipMultiheadAttentionPoolingHead, Kept, "vision_model"))
+    assert report.computes[0].startswith("image/pool: read = probe + attn(probe, x), where"), report

@@ -45,7 +45,7 @@ _STEPS, _BESIDE = 8, 1e-5  # towards a factor that is not known, and from where 
 _FALLS = 0.8  # of the squares that are left, after the first step towards a factor: else it is not this one
 FITS = 1.0  # of what is allowed
 NEAR = 4.0  # times what the best leaves: what leaves more is another program
-_ALIKE = 1e-9  # relative: predictions so near are one
+_ALIKE = 1e-9  # of float64
 _MOST = 0.4  # of the way, on the logarithm's scale: what the larger of two mistakes explains
 _PARTIAL = 12  # of pairs: one of the two is among the best so many
 
@@ -73,6 +73,7 @@ def search(
     rest: Numbers[S],
     pairs: bool = True,
     others: Sequence[Any] = (),
+    alike: float = _ALIKE,
 ) -> Fitted | None:
     """The edits of the grammar that explain everything.
 
@@ -82,6 +83,7 @@ def search(
     numbers : what is predicted, as one array: two edits with the same numbers are the same here
     rest : what the quick look leaves, as one array, for a factor that is not known
     others : changes that are no edit of one formula, tried where no single one fits, and never in pairs
+    alike : relative; predictions so near are one
     """
 
     def more() -> list[Edits]:
@@ -93,7 +95,7 @@ def search(
     for edits in fitting(known, program, screen, whole, more, pairs):
         with program(edits) as spec:
             found = numbers(spec)
-        its = next((group for known, group in groups if same(known, found)), None)
+        its = next((group for known, group in groups if same(known, found, alike)), None)
         if its is None:
             groups.append((found, [edits]))
         else:
@@ -199,11 +201,11 @@ def _gain(before: Sequence[float], after: Sequence[float]) -> float:
     return float(np.sum(gains)) if np.isfinite(gains).all() else 0.0
 
 
-def same(one: Array, other: Array) -> bool:
-    """Whether two predictions are one, to rounding in float64."""
+def same(one: Array, other: Array, alike: float = _ALIKE) -> bool:
+    """Whether two predictions are one, to rounding."""
     if one.shape != other.shape:
         return False
-    return bool(np.max(np.abs(one - other), initial=0.0) <= _ALIKE * np.max(np.abs(one), initial=0.0))
+    return bool(np.max(np.abs(one - other), initial=0.0) <= alike * np.max(np.abs(one), initial=0.0))
 
 
 def _length(edits: Edits) -> tuple[int, int, int]:

@@ -134,7 +134,7 @@ def forward_with(
 def _spec(made: Sequence[Placed | Edited], *stages: str) -> Reference:
     here = [p for p in made if p.stages.intersection(stages)]
     edited = [p.spec for p in here if isinstance(p, Edited)]
-    edited.sort(key=lambda spec: not _other(spec, "encoder"))  # of a whole tower
+    edited.sort(key=lambda spec: not (_other(spec, "encoder") or _other(spec, "text_tower")))  # of a whole tower
     made_of = tuple(edit for p in here if isinstance(p, Placed) for edit in p.mistake.edits)
     return edited[0] if edited else reference(made_of)
 

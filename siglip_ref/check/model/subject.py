@@ -31,7 +31,6 @@ from siglip_ref.check.model.diagnosis.diagnosis import (
 from siglip_ref.check.model.diagnosis.findings import ROUNDED, and_more
 from siglip_ref.check.model.diagnosis.gradients import of_gradients
 from siglip_ref.check.model.diagnosis.naflex import of_naflex
-from siglip_ref.check.model.diagnosis.other_blocks import of_other_blocks
 from siglip_ref.check.model.diagnosis.stages.proof import UNTRIED
 from siglip_ref.check.model.diagnosis.stages.rows import of_rows
 from siglip_ref.check.model.diagnosis.stems import of_stems
@@ -142,7 +141,6 @@ class ModelSubject(Subject[ComparedModel]):
             judge = compared.found_at.judge
             found = of_naflex(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             found = of_stems(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
-            found = of_other_blocks(found, compared.run, judge, compared.probe, self.cfg, self.conventions)
             found = of_gradients(found, compared.run, judge, compared.probe)
             if unread:
                 found, unread = explain_unread(found, compared.run, judge, compared.probe, self.cfg, self.conventions)

@@ -15,13 +15,13 @@ _EPS = 1e-6
 
 
 def without(x: Any, rows: Sequence[int]) -> Any:
-    """A table with zeros in these rows."""
+    """a table with zeros in these rows."""
     kept = np.isin(np.arange(len(x)), rows, invert=True)
     return x * kept.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def regrouped(parts: Sequence[Any], heads: int, order: str) -> list[Any]:
-    """Queries, keys and values, each (B, N, C), of a fused projection whose numbers are read in another order; each
+    """queries, keys and values, each (B, N, C), of a fused projection whose numbers are read in another order; each
     (B, H, N, h)."""
     fused = np.concatenate(parts, -1)
     sizes = {"qkv": 3, "head": heads, "size": fused.shape[-1] // (3 * heads)}
@@ -32,23 +32,23 @@ def regrouped(parts: Sequence[Any], heads: int, order: str) -> list[Any]:
 
 
 def standardised(x: Any, eps: float = _EPS) -> Any:
-    """Less its mean, over its deviation, along the last axis: a layer norm without weights."""
+    """less its mean, over its deviation, along the last axis: a layer norm without weights."""
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
 
 
 def by_rms(x: Any, eps: float = _EPS) -> Any:
-    """Over its root mean square, along the last axis."""
+    """over its root mean square, along the last axis."""
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
 
 
 def by_length(x: Any) -> Any:
-    """Over its length, along the last axis."""
+    """over its length, along the last axis."""
     return x / np.sqrt((x * x).sum(-1, keepdims=True))
 
 
 def without_keys(scores: Any, which: str) -> Any:
-    """Scores (B, H, N, M) of keys that a query does not see."""
+    """Scores (B, H, N, M), -inf where a query does not see a key."""
     i, j = np.arange(scores.shape[-2])[:, None], np.arange(scores.shape[-1])
     hidden = {
         "later keys": j > i, "earlier keys": j < i, "itself": j == i, "other keys": j != i,
@@ -71,14 +71,14 @@ def slopes(scores: Any) -> Any:
 
 
 def rotated_halves(x: Any) -> Any:
-    """Rotary positions on (B, H, N, h), feature k with feature k + h/2; base 10000."""
+    """x (B, H, N, h) with rotary positions: at token n, features k and k + h/2 turned by n 10000^(-2k/h)."""
     cos, sin = _turns(x)
     one, two = np.split(x, 2, -1)
     return np.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
 
 
 def rotated_pairs(x: Any) -> Any:
-    """Rotary positions on (B, H, N, h), features 2 k and 2 k + 1 together; base 10000."""
+    """x (B, H, N, h) with rotary positions: at token n, features 2k and 2k + 1 turned by n 10000^(-2k/h)."""
     cos, sin = _turns(x)
     one, two = x[..., ::2], x[..., 1::2]
     return np.stack([one * cos - two * sin, two * cos + one * sin], -1).reshape(x.shape)
@@ -91,17 +91,17 @@ def _turns(x: Any) -> tuple[Any, Any]:
 
 
 def first_head(x: Any) -> Any:
-    """The first head's, in the place of all."""
+    """the first head's, in the place of all."""
     return x[:, :1] + 0 * x
 
 
 def mean_head(x: Any) -> Any:
-    """The mean over heads, in the place of all."""
+    """the mean over heads, in the place of all."""
     return x.mean(1, keepdims=True) + 0 * x
 
 
 def paired_heads(x: Any) -> Any:
-    """Of every two heads the first."""
+    """of every two heads the first."""
     return x[:, np.arange(x.shape[1]) // 2 * 2]
 
 
@@ -161,13 +161,13 @@ def hard_swish(x: Any) -> Any:
 
 
 def turned(table: Any) -> Any:
-    """A square grid of positions, rows and columns exchanged."""
+    """a square grid of positions, rows and columns exchanged."""
     side = _side(table)
     return table.reshape(side, side, -1).swapaxes(0, 1).reshape(table.shape)
 
 
 def resampled(table: Any, more: float, kind: str) -> Any:
-    """A square grid drawn to its own size at (i + 1/2) side / (side + more) - 1/2, as Torch does."""
+    """a square grid drawn to its own size at (i + 1/2) side / (side + more) - 1/2, as Torch does."""
     side = _side(table)
     weights = resample_weights(side, side + more, 1.0, 2.0, _KERNELS[kind])
     grid = np.einsum("ir,jc,rcd->ijd", weights, weights, table.reshape(side, side, -1))

@@ -1,9 +1,33 @@
 """A statement of the specification as a formula: as one would write it on paper."""
 
 import ast
+import re
 from typing import Any
 
+from siglip_ref.mistakes.grammar import helpers
 from siglip_ref.mistakes.grammar.scope import SILENT
+
+_KNOWN = {  # of the specification's own functions
+    "_split": "x (B, N, C) as (B, heads, N, h)",
+    "_join": "x (B, heads, N, h) as (B, N, C)",
+    "_tanh_argument": "sqrt(2/pi) (x + 0.044715 x^3)",
+    "_root_two_over_pi": "sqrt(2/pi)",
+    "zero_rows": "a table with zeros in these rows",
+}
+
+
+def defined(text: str) -> str:
+    """What the functions of a formula are that are no common ones, to be told behind it.
+
+    >>> defined("active = relu(hidden)")
+    ' (relu(x) is max(x, 0))'
+    """
+    known = _KNOWN | {
+        name: f.__doc__ for name, f in vars(helpers).items() if getattr(f, "__module__", "") == helpers.__name__
+    }
+    called = [name for name in dict.fromkeys(re.findall(r"(\w+)\(", text)) if name in known]
+    lines = [f"{name}(x) is {' '.join(known[name].split()).rstrip('.')}" for name in called]
+    return f" ({'; '.join(lines)})" if lines else ""
 
 
 def formula(text: str) -> str:

@@ -20,6 +20,8 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.engine.edits import Edits, Fitted
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.model.adapters import Run
+from siglip_ref.check.model.diagnosis.stages.curves import Curve, of_curve, read_curves
+from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole
 from siglip_ref.check.model.diagnosis.stages.offers import wholes_of
 from siglip_ref.check.model.diagnosis.stages.proof import SURE, UNTRIED, another, unproven
 from siglip_ref.check.model.diagnosis.stages.stage_search import Ground, Stage, off
@@ -30,12 +32,14 @@ from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import doubled, readable, stage_of, stage_values
 from siglip_ref.mistakes import reference
 from siglip_ref.mistakes.grammar.scope import FREE
-from siglip_ref.mistakes.grammar.switched import Single, singles
+from siglip_ref.mistakes.grammar.switched import Single, named, singles
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import finding_of
 
 _SIZE = 2e7  # multiplications of a forward pass, from which on nothing is derived
 _TRIED = 12  # changes that are alike at the stage: whether they are so in a further run, and in a whole model
+_SHARED = 2  # changes of other stages that are tried beside another one
 _SEARCHES = 4  # stages of which every edit is tried
 
 
@@ -81,13 +85,14 @@ class Derived:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of it. run : again on other numbers"""
+    """What is known of it. again : a run on other numbers; curves : of its activations, in further runs"""
 
     judge: Judge
     ground: Ground
     cfg: Config
     conventions: Conventions
     again: Callable[[], tuple[Probe, Run]]
+    curves: Callable[[], dict[str, Curve]]
 
     def held(self, without: frozenset[str]) -> tuple[Ground, Run]:
         """A further run; some of what it shows is not looked at."""
@@ -95,6 +100,11 @@ class _Model:
         shown = readable(run.activations, self.judge.exact.activations, np.float64)
         left = {name: value for name, value in run.activations.items() if name not in without}
         return Ground(probe, shown).without(without), replace(run, activations=left)
+
+    def activations(self, stage: str) -> list[Whole]:
+        """What the curve of a stage's MLP, read off, may be."""
+        curves = self.curves() if stage.endswith(("/+mlp", "image/pool")) and not self.cfg.naflex else {}
+        return [*of_curve(curves[stage])] if stage in curves else []
 
     def stage(self, name: str, whole: bool) -> Stage:
         return Stage(name, self.ground, self.cfg, self.conventions, whole)
@@ -126,10 +136,11 @@ def derive(
         return "size"
     ground, held = doubled(probe), cache(lambda: (other := another(doubled(probe)), again(other)))
     shown = readable(run.activations, judge.exact.activations, np.float64)
-    model = _Model(judge, Ground(ground, shown), cfg, conventions, held)
+    model = _Model(judge, Ground(ground, shown), cfg, conventions, held, cache(lambda: read_curves(ground, again)))
     if not _wrong(model):
-        found = of_gradients(run, judge, ground, cfg, conventions, held)
-        return "stage" if found is None else Derived((Part(*found[:2]),), found[2])
+        slopes = cache(lambda: read_curves(ground, again, slopes=True))
+        found = of_gradients(run, judge, ground, cfg, conventions, held, slopes)
+        return "stage" if found is None else Derived(tuple(Part(*one) for one in found[0]), found[1])
     of_stages = _of_values(model, frozenset())
     halves = frozenset(name for name in shown if name.endswith("/+attn"))
     if halves and not (of_stages and (of_stages.certain or of_stages.values)):  # blocks, each as one stage
@@ -159,11 +170,16 @@ def _of_values(model: _Model, halves: frozenset[str]) -> Derived | None:
         fitted = stage.search(allowed, (), known, pairs=False) if (known := _alike(parts, stage)) else None
         if fitted is None and searches < _SEARCHES:
             searches += 1
-            fitted = stage.search(allowed, wholes_of(stage), pairs=searches == 1)
+            wholes = [*wholes_of(stage), *model.activations(wrong[0])]
+            fitted = stage.search(allowed, wholes, pairs=searches == 1)
+            for base in _found_before(parts, stage) if fitted is None else ():
+                fitted = fitted or stage.search(allowed, wholes, pairs=False, base=base)
         if fitted is None:
             rest.append(wrong.pop(0))
             continue
         part = _in_a_further_run(fitted, model, _explained(fitted, stage, every, model), halves)
+        if not part.shown and (other := stage.search(allowed, model.activations(wrong[0]), (), pairs=False)):
+            part = _in_a_further_run(other, model, _explained(other, stage, every, model), halves)
         # what explains a stage by the chance of its sizes gives way to what explains it and others
         kept = [one for one in parts if not {*one.stages} <= {*part.stages}]
         others = {name for one in kept for name in one.stages}
@@ -182,6 +198,13 @@ def _alike(parts: Sequence[Part], stage: Stage) -> list[Single]:
         if isinstance(one, Single) and FREE in one.new
     }
     return [one for one in singles(stage.functions) if (one.function, one.text, one.old, one.new) in places]
+
+
+def _found_before(parts: Sequence[Part], stage: Stage) -> list[Edits]:
+    """What other stages have, and may be in this one, too, beside something else: an edit of a function of both."""
+    options = dict.fromkeys(one for part in parts for one in (part.fitted.edits, *part.fitted.alike))
+    shared = {*stage.functions} - {named(SPECIFICATION.block.forward)}
+    return [one for one in options if all(isinstance(e, Single) and e.function in shared for e in one)][:_SHARED]
 
 
 def _explained(fitted: Fitted, stage: Stage, wrong: Sequence[str], model: _Model) -> tuple[str, ...]:

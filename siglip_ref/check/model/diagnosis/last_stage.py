@@ -3,7 +3,7 @@
 The reference's last stage starts from what the model itself had pooled, so a mistake in a tower does not count here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -163,7 +163,9 @@ def _seen(run: Run, scale: Scale, right: Mapping[str, Array], judge: Judge) -> I
 
 
 def _of_logits(judged: Judged) -> Iterator[str]:
-    """Where the logits are another scale and bias than the parameters say."""
+    """Where the logits are another scale and bias than the parameters say: by one formula, or at each scale."""
+    lines = list[tuple[Scale, Array]]()
+    told = list[str]()
     for run, scale, judge in zip(judged.runs, judged.scales, judged.judges, strict=True):
         shown = readable(run.activations, judged.judge.exact.activations, np.float64)
         if not {"logits", "image/embed", "text/embed"} <= shown.keys():
@@ -175,12 +177,43 @@ def _of_logits(judged: Judged) -> Iterator[str]:
         fitted = np.polyfit(similarity.ravel(), logits.ravel(), 1)
         rest = np.polyval(fitted, similarity) - logits
         if np.max(np.abs(rest)) > max(_STRAIGHT, limit) * _top(logits):
-            yield f"at {scale.label} the logits are no straight line of the similarity"
+            told.append(f"at {scale.label} the logits are no straight line of the similarity")
         else:
+            lines.append((scale, fitted))
             fitted[np.abs(fitted) < _STRAIGHT * _top(logits)] = 0.0
             found, meant = (f"{a:.4g} x similarity {b:+.4g}" for a, b in (fitted, (factor, scale.bias)))
-            yield f"at {scale.label} the logits are {found}, not {meant}"
+            told.append(f"at {scale.label} the logits are {found}, not {meant}")
+    formula = _formula(lines) if len(lines) == len(told) > 1 else ""
+    yield from [formula] if formula else told
 
+
+def _formula(lines: Sequence[tuple[Scale, Array]]) -> str:
+    """One formula for the slopes and intercepts at all of these scales, or ""."""
+    forms = [list[str](), list[str]()]
+    for place, known in enumerate((_SLOPES, _INTERCEPTS)):
+        for text, form in known.items():
+            due = [form(scale.scale, scale.bias) for scale, _ in lines]
+            sizes = [max(abs(fitted[place]), 0.01 * abs(fitted[0])) for _, fitted in lines]
+            if all(
+                abs(fitted[place] - x) <= _STRAIGHT * size
+                for (_, fitted), x, size in zip(lines, due, sizes, strict=True)
+            ):
+                forms[place].append(text)
+    if not all(forms):
+        return ""
+    now = f"{forms[0][0]} * similarity + {forms[1][0]}"
+    return f"at every scale the logits are {now}, where exp(log_scale) * similarity + bias is due"
+
+
+_SLOPES: dict[str, Callable[[float, float], float]] = {
+    "exp(log_scale)": lambda t, b: t, "exp(-log_scale)": lambda t, b: 1 / t, "log_scale": lambda t, b: np.log(t),
+    "1": lambda t, b: 1.0, "exp(2 log_scale)": lambda t, b: t * t, "exp(log_scale / 2)": lambda t, b: np.sqrt(t),
+    "exp(exp(log_scale))": lambda t, b: np.exp(t), "minimum(exp(log_scale), 100)": lambda t, b: min(t, 100.0),
+}  # fmt: skip
+_INTERCEPTS: dict[str, Callable[[float, float], float]] = {
+    "bias": lambda t, b: b, "exp(log_scale) * bias": lambda t, b: t * b, "0": lambda t, b: 0.0,
+    "-bias": lambda t, b: -b, "bias / exp(log_scale)": lambda t, b: b / t, "2 * bias": lambda t, b: 2 * b,
+}  # fmt: skip
 
 _REPAIR = "look at what happens to scale, bias and logits before the loss: a clamp, a limit, a second exp"
 

@@ -3,20 +3,25 @@ inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import combinations, permutations, product
+from itertools import combinations, pairwise, permutations, product
 from typing import Any
 
 import numpy as np
 
 from siglip_ref.architecture.one_tower import sides_of
+from siglip_ref.check.model.diagnosis.stages.attentions import of_attention
 from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole, changed_weights, other_weights
 from siglip_ref.check.model.diagnosis.stages.inputs import of_images, of_kernels, of_texts
 from siglip_ref.check.model.diagnosis.stages.mixed import of_batches, of_lengths, of_norms, of_pools
-from siglip_ref.check.model.diagnosis.stages.rewired import rewirings
+from siglip_ref.check.model.diagnosis.stages.rewired import pool_rewirings, rewirings
 from siglip_ref.check.model.diagnosis.stages.stage_search import Stage
+from siglip_ref.check.model.placed import stages_of
+from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import stage_of
 from siglip_ref.mistakes.change import shortened
-from siglip_ref.ops.elementary import Array
+from siglip_ref.model.specification import SPECIFICATION
+from siglip_ref.model.text import seen_tokens
+from siglip_ref.ops.elementary import Array, subtree
 
 _ATTENTION = ("attn/q", "attn/k", "attn/v", "attn/out")
 
@@ -33,6 +38,12 @@ def wholes_of(stage: Stage) -> list[Whole]:
     if half in _PARTS and not stage.cfg.naflex:
         found += rewirings("" if stage.whole else half)
         found += _weights(stage, half)
+    if stage.name == "image/pool":
+        found += pool_rewirings()
+    if half == "+attn" or stage.name == "image/pool":
+        found += of_attention(stage)
+    if half == "+attn" and not stage.cfg.naflex:
+        found += _other_keys(stage)
     found += _few_bits(stage)
     found += of_norms(stage)
     found += of_batches(stage)
@@ -100,6 +111,35 @@ def _weights(stage: Stage, half: str) -> Iterator[Whole]:
             }
             which = "all weights" if count == len(parts) else f"the weights {', '.join(chosen)}"
             yield from _if_it_fits(f"{which} of this half of the block are those of {other}", names, params)
+
+
+def _other_keys(stage: Stage) -> Iterator[Whole]:
+    """Keys and values of what comes into another block."""
+    tower, block, _ = stage.name.split("/")
+    stages = stages_of(stage.cfg, tower)
+    before = {one.split("/")[1]: last for last, one in pairwise(stages) if one.endswith("/+attn")}
+    c, of_image = stage.conventions, tower == "image"
+    eps, heads = (c.image_norm_eps if of_image else c.text_norm_eps), getattr(stage.cfg, tower).heads
+    for other, theirs, weights in product(before, (True, False), ("", "k/", "v/", "k/ v/")):
+
+        def value(shown: Mapping[str, Array], probe: Probe, other: str = other, theirs: bool = theirs,
+                  weights: str = weights) -> Array:  # fmt: skip
+            own, of_other = (subtree(probe.params, f"{tower}/{one}") for one in (block, other))
+            taken = {n: w for n, w in of_other.items() if n.startswith(tuple(f"attn/{one}" for one in weights.split()))}
+
+            def normed(x: Array, of: Mapping[str, Array]) -> Array:
+                return SPECIFICATION.layer_norm.forward(x, of["norm1/gamma"], of["norm1/beta"], eps)[0]
+
+            query, key = normed(shown[before[block]], own), normed(shown[before[other]], of_other if theirs else own)
+            seen = None if of_image else seen_tokens(probe.tokens, None, c)
+            attended = SPECIFICATION.attention.forward(query, key, subtree({**own, **taken}, "attn"), heads, seen)[0]
+            return np.asarray(shown[before[block]] + attended)
+
+        if other != block and {before[block], before[other]} <= stage.ground.shown.keys():
+            norm = "normed there" if theirs else "normed by its own norm"
+            whose = f", by the weights of {' and '.join(weights.replace('/', '').split())} there" if weights else ""
+            yield Whole(f"keys and values are of the tokens that come into {tower}/{other}, {norm}{whose}",
+                        "keys and values of its own tokens, by its own weights", value=value)  # fmt: skip
 
 
 def _if_it_fits(told: str, names: Mapping[str, str], params: Mapping[str, Array]) -> Iterator[Whole]:

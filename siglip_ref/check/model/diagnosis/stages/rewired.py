@@ -8,6 +8,8 @@ from itertools import product
 from types import CodeType
 from typing import Any
 
+import numpy as np
+
 from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole
 from siglip_ref.ops.elementary import subtree
 from siglip_ref.ops.record import Ops, Pair
@@ -54,6 +56,39 @@ def _whole(after: str, out: str) -> Whole:
 
 def _said(text: str) -> str:
     return text.replace("y", "after_attention")
+
+
+@cache
+def pool_rewirings() -> tuple[Whole, ...]:
+    """The pooling head's parts put together in every other way."""
+    right, found = ("attn(probe, x)", "read + mlp(norm(read))"), list[Whole]()
+    for of_probe, of_x, base, behind in product(("", "norm"), ("", "norm"), ("", "probe", "x.mean(1)"), ("", "norm")):
+        read = f"attn({_normed(of_probe, 'probe')}, {_normed(of_x, 'x')})"
+        read = _normed(behind, f"{base} + {read}" if base else read)
+        for first, inner, last in product(("read", "probe", ""), ("norm", ""), ("", "norm")):
+            for branch in (f"mlp({_normed(inner, 'read')})", f"norm(mlp({_normed(inner, 'read')}))", ""):
+                out = _normed(last, " + ".join(one for one in (first, branch) if one))
+                if (first or branch) and (read, out) != right:
+                    found.append(_pool(read, out, right))
+    return tuple(found)
+
+
+def _pool(read: str, out: str, right: tuple[str, str]) -> Whole:
+    def forward(x: Any, weights: Any, heads: int, gelu: Any, eps: float, mask: Any = None, *, ops: Ops) -> Any:
+        norm, mlp = (weights["norm/gamma"], weights["norm/beta"], eps), subtree(weights, "mlp")
+        names = {
+            "x": x,
+            "probe": np.broadcast_to(weights["probe"], (x.shape[0], 1, x.shape[-1])),
+            "norm": lambda z: ops.layer_norm.forward(z, *norm)[0],
+            "attn": lambda q, k: ops.attention.forward(q, k, subtree(weights, "attn"), heads, mask)[0],
+            "mlp": lambda z: ops.mlp.forward(z, mlp, gelu)[0],
+        }
+        names["read"] = eval(_code(read.replace("x.mean(1)", "x.mean(1, keepdims=True)")), names)
+        return eval(_code(out), names)[:, 0], None
+
+    pairs = [pair for pair in zip(("read", "pooled"), (read, out), right, strict=True) if pair[1] != pair[2]]
+    now, was = (" and ".join(f"{pair[0]} = {pair[k]}" for pair in pairs) for k in (1, 2))
+    return Whole(now, was, ops=lambda ops: replace(ops, map_head=Pair(forward, ops.map_head.backward)))
 
 
 @cache

@@ -99,16 +99,19 @@ class Stage:
 
     def value(self, changes: Sequence[Any], ground: Ground) -> Array:
         """What it is with changes, from what a program shows before it."""
-        with _program(changes, self.functions) as (spec, change):
-            if change.value is not None:
-                return change.value(ground.shown, ground.probe)
-            probe = ground.probe if change.probe is None else change.probe(ground.probe)
+        with _program(changes, self.functions) as spec:
+            probe = ground.probe
+            for change in changes:
+                if isinstance(change, Whole) and change.value is not None:
+                    return change.value(ground.shown, ground.probe)
+                probe = change.probe(probe) if isinstance(change, Whole) and change.probe else probe
             given = spec, self.tower, ground.shown, probe, self.cfg, self.conventions, {self.name}
             return stage_values(*given, through=True)[self.name]
 
     def search(
-        self, allowed: float, wholes: Sequence[Whole], offers: Sequence[Single] | None = None, pairs: bool = True
-    ) -> Fitted | None:
+        self, allowed: float, wholes: Sequence[Whole], offers: Sequence[Single] | None = None, pairs: bool = True,
+        base: Edits = (),
+    ) -> Fitted | None:  # fmt: skip
         """The changes that give what the program shows.
 
         Parameters
@@ -116,6 +119,7 @@ class Stage:
         allowed : the relative error of a right program
         wholes : changes of a whole stage, tried where no single edit fits
         offers : edits that are tried; None: all of its functions
+        base : changes that are made beside each
         """
         ground, few, name = self.ground, self.ground.few, self.name
         known, known_few = ground.shown[name], few.shown[name]
@@ -127,16 +131,15 @@ class Stage:
 
         @contextmanager
         def program(changes: Edits) -> Iterator[Callable[[bool], Array]]:
+            changes = (*base, *changes)
             if any(isinstance(one, Whole) for one in changes):
-                if len(changes) > 1:
-                    raise ValueError("of a whole stage there is one")
                 value = self.value(changes, ground)
                 yield lambda all_rows: value if all_rows else value[_chosen(value)]
                 return
             with made(changes):
                 yield lambda all_rows: of_all()[name] if all_rows else of_few()
 
-        return search(
+        fitted = search(
             singles(self.functions) if offers is None else offers,
             program,
             lambda value: [off(known_few, value(False), allowed)],
@@ -145,7 +148,12 @@ class Stage:
             lambda value: np.asarray(known_few - value(False)),
             pairs=pairs,
             others=wholes,
+            alike=max(1e-9, allowed / 20),
         )
+        if fitted is None or not base:
+            return fitted
+        alike, rivals = (tuple((*base, *edits) for edits in some) for some in (fitted.alike, fitted.rivals))
+        return Fitted((*base, *fitted.edits), alike, rivals)
 
     def _half(self, spec: Reference, ground: Ground) -> Callable[[], Array] | None:
         """Half a block alone, from what is shown before it: thousands of edits are tried on it."""
@@ -167,25 +175,26 @@ class Stage:
     def edited(self, changes: Sequence[Any], stages: Sequence[str]) -> tuple[Edited, Whole]:
         """The changes as they are made in a whole model, in the stages of these names and what leads to them unseen."""
         places = [name for one in stages for name in replace(self, name=one).covered]
-        if isinstance(changes[0], Whole):
-            one = changes[0]
-            spec = reference()
-            spec = replace(spec, ops=one.ops(spec.ops)) if one.ops else spec
-            return Edited(spec, frozenset(places) if one.ops else frozenset()), one
-        return Edited(holding(edited(self.functions), changes), frozenset(places)), _NOTHING
+        edits = [one for one in changes if not isinstance(one, Whole)]
+        spec, whole = (holding(edited(self.functions), edits) if edits else reference()), _NOTHING
+        for one in changes:
+            if isinstance(one, Whole):
+                spec, whole = (replace(spec, ops=one.ops(spec.ops)) if one.ops else spec), one
+        made_here = bool(edits) or any(one.ops for one in changes if isinstance(one, Whole))
+        return Edited(spec, frozenset(places) if made_here else frozenset()), whole
 
 
 _NOTHING = Whole("", "")
 
 
 @contextmanager
-def _program(changes: Sequence[Any], functions: tuple[str, ...]) -> Iterator[tuple[Reference, Whole]]:
-    if changes and isinstance(changes[0], Whole):
-        spec = reference()
-        yield (replace(spec, ops=changes[0].ops(spec.ops)) if changes[0].ops else spec), changes[0]
-        return
-    with made(changes), np.errstate(all="ignore"):
-        yield edited(functions), _NOTHING
+def _program(changes: Sequence[Any], functions: tuple[str, ...]) -> Iterator[Reference]:
+    edits = [one for one in changes if not isinstance(one, Whole)]
+    with made(edits), np.errstate(all="ignore"):
+        spec = edited(functions) if edits or not changes else reference()
+        for one in changes:
+            spec = replace(spec, ops=one.ops(spec.ops)) if isinstance(one, Whole) and one.ops else spec
+        yield spec
 
 
 def functions_of(stage: str) -> tuple[Callable[..., object], ...]:
