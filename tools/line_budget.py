@@ -26,7 +26,7 @@ BUDGETS = (
     ("check model", ("check/model",), 5_194),
     ("check step", ("check/step",), 2_309),
     ("check files", ("check/files",), 1_285),
-    ("report, mistakes", ("report", "mistakes"), 2_158),
+    ("report, mistakes", ("report", "mistakes"), 2_165),
     ("vectors", ("vectors",), 1_384),
     ("fast", ("fast",), 3_188),
     ("checkpoint", ("checkpoint",), 2_000),

@@ -11,12 +11,21 @@ if TYPE_CHECKING:
     from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met
     from siglip_ref.check.diagnosis.blocks.faults import Fault
 
+_VALUE = "the value is the sum over all blocks of all ranks, each once: a rank returns what its own blocks give, or all"
+_AFTER = ", if that is still so when the rest is mended"
 _LISTED = 3
 
 
-def repair_of(fault: "Fault", reduce: str) -> str:
-    """One line, in terms of the user's code."""
+def repair_of(fault: "Fault", faults: "Sequence[Fault]", reduce: str) -> str:
+    """One line, in terms of the user's code. A factor may come of what else is wrong, and go with it."""
     names = set(fault.tensors)
+    beside = any(names & set(other.tensors) for other in faults if other is not fault and not other.way.kind)
+    return _repair_of(fault, names, reduce) + _AFTER * (fault.kind == "factor" and beside)
+
+
+def _repair_of(fault: "Fault", names: set[str], reduce: str) -> str:
+    if fault.kind in ("missing", "weighed", "repeated") and names == {"loss"}:
+        return _VALUE
     if fault.kind == "missing" and names <= {"image_embed", "text_embed"}:
         return WORDS["blocks"]["lost" if fault.remote else "left"]
     if fault.kind == "missing" and names <= {"log_scale", "scale", "bias"}:
@@ -57,7 +66,7 @@ def findings_of(faults: "Sequence[Fault]", reduce: str) -> list[Finding]:
         evidence = f"{told(fault)}; {beside}explains 100% of the deviation"
         evidence = f"{mistake.text}; {evidence}" if mistake else evidence
         names = ", ".join(fault.tensors)
-        repair = mistake.repair if mistake else repair_of(fault, reduce)
+        repair = mistake.repair if mistake and fault.kind != "shifted" else repair_of(fault, faults, reduce)
         found.append(
             Finding(fault.id or "derived", names, "", evidence, repair, tensors=fault.tensors, numbers={"share": 1.0})
         )
@@ -77,7 +86,7 @@ def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[s
         return [f"measured: {words}", f"not certain: this is read off the gradients at two calls{lost}"]
     of = [f"; {told(fault)}" for fault in faults if fault.way.kind]
     lines = ["".join((f"your loss over ranks: {words}", *of))]
-    lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, reduce)})" for fault in faults]
+    lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, faults, reduce)})" for fault in faults]
     if not faults:
         lines.append("that is SigLIP's own: every gradient lies with its owner, once")
     return [*lines, f"this reproduces your loss at held-out inputs ({blocks.compared} tensors)"]

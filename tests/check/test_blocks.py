@@ -419,3 +419,21 @@ def test_what_uneven_shards_leave_out_and_divide_by_is_told_together(labels):
     )
     line = check(fn, unequal=True).computes[1]
     assert f"where shards are unequal, {words} and every block is divided by W times" in line, line
+
+
+def test_a_repair_of_a_factor_holds_where_the_rest_is_mended_and_one_of_the_value_speaks_of_it():
+    """A gradient that every rank has the mean of needs no factor once it is its owner's alone."""
+
+    def averaged(*arguments):
+        loss, image, text, scale, bias = loss_of()(*arguments)
+        return loss, image, sum(gathered(text, arguments[-1])) / arguments[-1].size, scale, bias
+
+    def of_one_block(*arguments):
+        return (loss_of(met=lambda i, j, w: [(j, True)] * (i == j))(*arguments)[0], *loss_of()(*arguments)[1:])
+
+    repairs = [finding.repair for finding in check(averaged).findings]
+    assert repairs[0] == "multiply the gradients of text_embed by W, if that is still so when the rest is mended", (
+        repairs
+    )
+    repair = check(of_one_block).findings[0].repair
+    assert repair.startswith("the value is the sum over all blocks of all ranks"), repair
