@@ -44,8 +44,8 @@ def test_the_right_one_passes():
     ("update", "said"),
     [
         (stepping(at=lambda k: k + 1), "the schedule counts from 1"),  # has an entry of the catalogue
-        (stepping(at=lambda k: 4 * k + 3), "with schedule(4 k + 3) in place of schedule(k)"),
-        (stepping(at=lambda k: max(0, k - 1)), "with schedule(k - 1) in place of schedule(k)"),
+        (stepping(at=lambda k: 4 * k + 3), ": schedule(4 k + 3)"),
+        (stepping(at=lambda k: max(0, k - 1)), "schedule(k - 1)"),
         (stepping(late=True), "with the gradients of the step before"),
         (stepping(late=True, idle=True), "with the gradients of the step before"),
     ],
@@ -59,11 +59,11 @@ def test_another_time_is_told(update, said):
 @pytest.mark.parametrize(
     ("decays", "said"),
     [
-        (lambda name: kernels(name) or name in ("log_scale", "bias"), "log_scale, bias decay, too"),
-        (lambda name: kernels(name) and not name.startswith("text/"), "do not decay"),
+        (lambda name: kernels(name) or name in ("log_scale", "bias"), "what should not decay in log_scale and bias"),
+        (lambda name: kernels(name) and not name.startswith("text/"), "no decay of what should in the text tower"),
     ],
 )
 def test_what_decays_is_told(decays, said):
     report = check(stepping(replace(RULE, decays=decays)))
     assert report.verdict == "FAIL" and len(report.findings) == 1
-    assert said in report.findings[0].evidence and "is right where" in report.findings[0].evidence
+    assert said in report.findings[0].evidence and "is right with" in report.findings[0].evidence

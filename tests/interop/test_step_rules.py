@@ -102,13 +102,13 @@ def test_the_hand_made_step_is_right(schedule):
         (hand_made(second=bfloat16), "the second moment kept in bfloat16, which the step itself uses"),
         (hand_made(first=bfloat16), "the first moment kept in bfloat16, which the step itself uses"),
         (hand_made(first=bfloat16, second=bfloat16), "both moments kept in bfloat16, which the step itself uses"),
-        (hand_made(stored=bfloat16), "both moments kept in bfloat16, rounded behind the step"),
-        (hand_made(first=float16), "the first moment kept in float16, which the step itself uses"),
+        (hand_made(stored=bfloat16), "both moments rounded to bfloat16 between steps"),
+        (hand_made(first=float16), "first moments rounded to float16 between steps"),
         (hand_made(clip=lambda grads: {n: bfloat16(g) for n, g in by_length(grads).items()}), "gradients rounded to"),
         (hand_made(clip=by_tower), "each tower clipped by its own length"),
         (hand_made(clip=by_value(0.05)), "each number of the gradients cut to -0.05 .. 0.05"),
-        (hand_made(after=cut(40.0, "far/kernel")), "far/kernel cut to at least -40 and at most 40 after each step"),
-        (hand_made(after=unit_rows), "text/token brought to length 1 of each row after each step"),
+        (hand_made(after=cut(40.0, "far/kernel")), "far/kernel at least -40 and at most 40"),
+        (hand_made(after=unit_rows), "text/token (axis -1)"),
     ],
 )
 @pytest.mark.sampled(2)
@@ -121,7 +121,7 @@ def test_the_rule_is_told(update, said):
 @pytest.mark.parametrize(
     ("update", "said"),
     [
-        (hand_made(at=warm), "a decay by lr without the schedule"),
+        (hand_made(at=warm), "a decay without the schedule"),
         (hand_made(of_decay=warm), "the schedule in the decay alone, and not in the step"),
         (hand_made(at=warm, of_decay=lambda k: warm(k) ** 2), "a decay by lr and twice the schedule"),
     ],
@@ -170,10 +170,14 @@ def accumulated(arrives, divisor):
 @pytest.mark.parametrize(
     ("arrives", "divisor", "said"),
     [
-        (lambda i: i == 0, 4, "gradients of the first of 4 micro-batches alone, divided by 4"),
-        (lambda i: i == 2, 1, "gradients of number 3 of 4 micro-batches alone, divided by 1"),
-        (lambda i: i < 3, 4, "gradients of 4 micro-batches without the last, divided by 4"),
-        (lambda i: True, 5, "gradients of all 4 micro-batches, which do not see each other's negatives, divided by 5"),
+        (lambda i: i == 0, 4, "gradients of the first of 4 micro-batches alone"),
+        (
+            lambda i: i == 2,
+            1,
+            "gradients of number 3 of 4 micro-batches alone (a sum over pairs, divided by 8), times 4",
+        ),
+        (lambda i: i < 3, 4, "gradients of 4 micro-batches without the last"),
+        (lambda i: True, 5, "gradients times 0.8 before the clip"),
         (lambda i: True, 4, ""),
     ],
 )
@@ -181,3 +185,42 @@ def test_which_micro_batches_arrive_is_told(arrives, divisor, said):
     report = accumulated(arrives, divisor)
     assert (report.verdict == "PASS") == (not said)
     assert [said in finding.evidence for finding in report.findings] == [True] * bool(said), report
+
+
+def paired(loss):
+    """A step of a model whose loss is given the batch."""
+    model = hugging_face(TINY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def step(images, tokens):
+        optimizer.zero_grad()
+        loss(model, images, tokens).backward()
+        optimizer.step()
+
+    return sr.check_step(step, sr.AdamW(lr=LR, beta2=0.95, decay=0.0), model)
+
+
+def of_pairs(model, images, tokens):
+    return model(pixel_values=images, input_ids=tokens, return_loss=True).loss
+
+
+def softmax(model, images, tokens):
+    logits = model(pixel_values=images, input_ids=tokens).logits_per_text
+    own = torch.arange(len(logits))
+    return (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)) / 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda m, images, tokens: of_pairs(m, images, tokens.roll(1, 0)), "whose texts are moved by 7"),
+        (lambda m, images, tokens: sum(of_pairs(m, images[k::2], tokens[k::2]) for k in (0, 1)), "cut strided"),
+        (lambda m, images, tokens: of_pairs(m, images[:6], tokens[:6]), "of the first 6 pairs alone"),
+        (softmax, "of a softmax loss, both ways"),
+    ],
+)
+def test_which_gradients_arrived_is_told(loss, said):
+    report = paired(loss)
+    [finding] = report.findings
+    assert report.verdict == "FAIL" and "every step is right with gradients of" in finding.evidence
+    assert said in finding.evidence

@@ -15,7 +15,7 @@ from siglip_ref.check.model.adapters.find import adapter_for
 from siglip_ref.check.model.probe import SHORT, odd_integers, probe_params
 from siglip_ref.check.step.arguments import arguments_named, require_arguments, require_rates
 from siglip_ref.check.step.arrived import showing
-from siglip_ref.check.step.gradients import PAIRS, OfModel, drawn
+from siglip_ref.check.step.gradients import PAIRS, OfModel, Slopes, drawn
 from siglip_ref.check.step.judge import Plan, Rule, Schedule, reach
 from siglip_ref.check.step.run import Model, Update, borrowed, take_steps
 from siglip_ref.check.step.subject import Done, StepSubject
@@ -167,4 +167,9 @@ def _of_model(
         cut = zip(*(np.split(part, parts) for part in batch), strict=True)
         return [source.gradients(taken[k].before, one, 1)[0] for one in cut]
 
-    return Done(adapter.dtype, taken, trainer.formats(), reloaded, micro)
+    def slopes(k: int, params: Params, of: Slopes) -> Params:
+        batch = taken[k].batch
+        assert batch is not None  # as above
+        return source.of_slopes(params, batch, of)
+
+    return Done(adapter.dtype, taken, trainer.formats(), reloaded, micro, slopes)

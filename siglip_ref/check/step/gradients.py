@@ -1,7 +1,7 @@
 """The gradients of a step: of the reference at a model's own weights, or drawn; of lengths at which clipping shows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,14 @@ from siglip_ref.architecture.params import Params, shapes
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.probe import SHORT, Probe, odd_integers, probe_images, probe_params, probe_tokens
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF, reference
+from siglip_ref.check.model.tower import values_and_grads
 from siglip_ref.model.optim import Chosen, norm
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array
+from siglip_ref.ops.pair_block import LossAndGrads
 
 Batch = tuple[Array, Array]  # images (B, height, width, 3), tokens (B, N)
+Slopes = Callable[[Array], Array]  # of a loss by its logits (images, texts), given these
 
 PAIRS = 8  # of a batch
 # Lengths of the three gradients in units of max_norm: far above it; above it, but not if squares are averaged or halved
@@ -70,6 +74,20 @@ class OfModel:
             found.append(reference(Probe(params, images, tokens), self.cfg, self.conventions, precision))
         grads = {name: sum(one.grads[name] for one in found) / parts for name in params}
         return grads, {name: sum(one.key_terms[name] for one in found) / parts for name in found[0].key_terms}
+
+    def of_slopes(self, params: Params, batch: Batch, slopes: Slopes) -> Params:
+        """The gradients of any loss of the logits, all pairs of the batch together, in float64."""
+
+        def loss(image: Array, text: Array, log_scale: Array, bias: Array, tile: int | None = None) -> LossAndGrads:
+            scale, similarity = np.exp(log_scale), image @ text.T
+            d = slopes(scale * similarity + bias)
+            d_log_scale = (d * similarity).sum() * scale
+            return LossAndGrads(0 * bias, scale * (d @ text), scale * (d.T @ image), d_log_scale, d.sum())
+
+        wide: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+        given = Probe(wide, np.asarray(batch[0], np.float64), batch[1]).given
+        ops = replace(SPECIFICATION, sigmoid_loss=loss)
+        return values_and_grads(wide, given, batch[1], self.cfg, self.conventions, ops)[2]
 
     def _length(self, params: Params, batch: Batch) -> float:
         grads, _ = self.gradients(params, batch, self.parts)

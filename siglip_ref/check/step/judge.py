@@ -10,6 +10,7 @@ import numpy as np
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.model.reference import KEY_BIAS
+from siglip_ref.check.step.gradients import Slopes
 from siglip_ref.check.step.run import STEPS, Taken
 from siglip_ref.mistakes import Mistake, Reference, reference
 from siglip_ref.model.optim import AdamW, BigVision, alike, nothing
@@ -33,8 +34,8 @@ ACCUMULATION = ("accum-loss-not-divided", "accum-cached-not-divided", "accum-cha
 
 @dataclass(frozen=True)
 class Plan:
-    """What the steps were to be. micro(k, parts): the gradients of each of step k's micro-batches; None where
-    gradients were given.
+    """What the steps were to be. micro(k, parts): the gradients of each of step k's micro-batches; slopes(k, params,
+    of): of step k's batch, at any weights, of any loss of the logits; None where gradients were given.
 
     unit : the roundoff of the parameters; restarted : the state was saved and loaded before the last step
     """
@@ -45,6 +46,7 @@ class Plan:
     unit: float
     micro: Callable[[int, int], list[Params]] | None
     restarted: bool = False
+    slopes: Callable[[int, Params, Slopes], Params] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.reference import UNIT_ROUNDOFF
 from siglip_ref.check.step.arrived import LOST, Lost, finding_of, lost, rows_of
 from siglip_ref.check.step.diagnosis.diagnosis import diagnose, step_sight
+from siglip_ref.check.step.gradients import Slopes
 from siglip_ref.check.step.judge import Judged, Plan, judge
 from siglip_ref.check.step.run import Taken
 from siglip_ref.report.compare import Row, compare
@@ -23,13 +24,14 @@ from siglip_ref.report.verdict import Judgement, Verdict, judgement
 @dataclass(frozen=True)
 class Done:
     """The steps as they were taken. dtype : of the parameters, formats : of each of them as it is stored; reloaded :
-    what save and load changed; micro : see `Plan`."""
+    what save and load changed; micro, slopes : see `Plan`."""
 
     dtype: str
     taken: list[Taken]
     formats: dict[str, str]
     reloaded: Params
     micro: Callable[[int, int], list[Params]] | None
+    slopes: Callable[[int, Params, Slopes], Params] | None = None
 
 
 @dataclass
@@ -63,7 +65,7 @@ class StepSubject(Subject[ComparedStep]):
     def compare(self) -> ComparedStep:
         """All steps beside the reference's, at the parameters that each of them had before."""
         done = self.take()
-        plan = replace(self.plan, unit=UNIT_ROUNDOFF[done.dtype], micro=done.micro)
+        plan = replace(self.plan, unit=UNIT_ROUNDOFF[done.dtype], micro=done.micro, slopes=done.slopes)
         self.say("the reference")
         judged, unarrived = judge(done.taken, plan), lost(done.taken, plan, done.formats)
         moves = done.reloaded.items()

@@ -15,13 +15,14 @@ from itertools import combinations
 
 import numpy as np
 
+from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.edits import same
 from siglip_ref.check.engine.seen import distance, is_wrong
 from siglip_ref.check.step.diagnosis.forms import Form, program
 from siglip_ref.check.step.diagnosis.order import said_of
 from siglip_ref.check.step.diagnosis.packed import NEAR, Packed
 from siglip_ref.check.step.diagnosis.sources import Names, Source, Steps, sources
-from siglip_ref.check.step.diagnosis.where import at_steps, groups, whose
+from siglip_ref.check.step.diagnosis.where import at_steps, groups, limits, limits_of, numbers_of, stuck, units, whose
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.errors import few
@@ -30,9 +31,13 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import DERIVED
 
-_NEAREST = 64  # of which two are tried together
-_SCHEDULED = 100  # with which a schedule is looked for
+_NEAREST = 24  # of which two are tried together
+_BEAM, _FITTED = 8, 2  # of which each is tried with all others; of these with numbers of theirs, fitted anew
+_SCHEDULED = 60  # with which a schedule is looked for
+_OCTAVES = range(-18, 19, 2)  # a number that is not known is looked for among these powers of two, then between
+_GOLDEN, _CUTS = 0.618, 34
 _JUDGED = 6  # different programs at most, of those that fit
+_ROUNDED = 1e-4  # nearer to the declared schedule a factor is rounding
 _STEPS = 3  # towards a schedule's factors
 _LISTED = 3
 _APART = 0.05  # of what is allowed: two programs that are nearer to each other are one here
@@ -48,6 +53,8 @@ class Choice:
     names: Names = None
     steps: Steps = None
     group: str = ""
+    value: float = 1.0  # of a form that has a number
+    more: str = ""  # of such a number, whether others do as well
 
     @property
     def local(self) -> bool:
@@ -86,14 +93,18 @@ class Search:
             self._groups[whose(wrong, self._trained, plan)] = wrong
         still = frozenset(self._still)
         of = [*self._groups.values(), still]
-        self._packed = Packed(taken, plan, judged, lambda name: tuple(name in its for its in of))
+        self._stuck, self._limits, self._units = stuck(taken, judged), limits(taken, wrong), units(taken, wrong)
+        self._packed = Packed(taken, plan, judged, lambda name: tuple(name in its for its in of), self._units)
         first = min(LABELS.index(one.probe) for one in judged.seen if is_wrong(one))
         later = frozenset(range(first, len(taken)))
         self._times: list[Steps] = [None, *([later] * (first > 0))]
-        self._times += [frozenset([first])] * (frozenset([first]) not in self._times and len(taken) > 1)
+        idle = frozenset(k for k, one in enumerate(taken) if not any(np.any(move) for move in one.moved.values()))
+        for steps in (frozenset([first]), idle):
+            self._times += [steps] * (steps not in self._times and 0 < len(steps) < len(taken))
         self._base = self._flat(())
         assert self._base is not None
         self._right_now = self._packed.fits(self._packed.off(self._base))
+        self._none = np.zeros(len(self._right_now), bool)
 
     @cached_property
     def alone(self) -> Finding | None:
@@ -104,7 +115,36 @@ class Search:
     def two(self) -> Finding | None:
         """With two choices."""
         pairs = combinations(self._all[:_NEAREST], 2)
-        return self._told([made for one, other in pairs if (made := self._both(one, other))])
+        near = [made for one, other in pairs if (made := self._both(one, other))]
+        some = (found for one in self._all[:_BEAM] if (found := list(self._beside(one))))
+        return self._told([self._simply(made) for made in near or next(some, [])[:_JUDGED]])
+
+    def _simply(self, made: Made) -> Made:
+        """Each in all tensors, or in a group that trainers treat apart, where that does as well."""
+        for i, one in enumerate(made):
+            if one.names is None or one.group:
+                continue
+            known = sorted((its for its in self._groups.values() if one.names < its), key=len)
+            for names in (None, *known):
+                simple = (*made[:i], replace(one, names=names), *made[i + 1 :])
+                flat = self._flat(simple)
+                if flat is not None and self._packed.fits(self._off(flat, simple)).all():
+                    made = simple
+                    break
+        return made
+
+    def _beside(self, one: Tried) -> Iterator[Made]:
+        """This with each other that is so at all steps, or at its own."""
+        refit = one in self._all[:_FITTED]
+        for other in self._all[_NEAREST if one in self._all[:_NEAREST] else 0 :]:
+            at_its_steps = other.choice.steps in (None, one.choice.steps)
+            if at_its_steps and (made := self._both(one, other)):
+                yield made
+        for form in self._forms if refit else ():
+            if form.free and not (one.choice.spots & form.spots):
+                fitted = Tried(self._fitted(Choice(form), (one.choice,)), self._none, 0.0)
+                if made := self._both(one, fitted):
+                    yield made
 
     @cached_property
     def _all(self) -> list[Tried]:
@@ -123,17 +163,63 @@ class Search:
         for source in sources(self._taken, self._plan):
             for steps in self._times:
                 yield Choice(source, None, steps)
-                if source.part:
+                if source.part and steps is None:
                     yield from (Choice(source, its, steps, words) for words, its in self._groups.items())
 
     def _tried(self, choice: Choice) -> Tried | None:
         """None where it changes nothing."""
+        if isinstance(choice.of, Form) and choice.of.free:
+            choice = self._fitted(choice, ())
         flat = self._flat((choice,))
         if flat is None or self._base is None or np.allclose(flat, self._base, rtol=1e-12, atol=0, equal_nan=True):
             return None
-        off = self._packed.off(flat)
-        left = float(np.sum(np.log(np.clip(self._packed.worst(off), 1e-2, 1e300))))
-        return Tried(choice, self._packed.fits(off, loosely=True), left)
+        off = self._off(flat, (choice,))
+        return Tried(choice, self._packed.fits(off, loosely=True), self._packed.left(off))
+
+    def _off(self, flat: Array, made: Made) -> Array:
+        """As `Packed.off`; of a tensor whose gradient is nothing but rounding here, nothing."""
+        off, grads = self._packed.off(flat), self._grads(made)
+        for name in self._packed.names if grads is not None else ():
+            assert grads is not None
+            large = [np.max(np.abs(g[name]), initial=0.0) for g in grads]
+            if all(0 < x <= one.noise.get(name, 0.0) for x, one in zip(large, self._taken, strict=True)):
+                off[:, self._packed.part(name)] = 0.0
+        return off
+
+    def _fitted(self, choice: Choice, beside: Made) -> Choice:
+        """With the number that leaves least: of two digits, where that does as well."""
+
+        def left(exponent: float) -> float:
+            flat = self._flat((*beside, replace(choice, value=2.0**exponent)))
+            return np.inf if flat is None else self._packed.left(self._off(flat, beside))
+
+        scores = {k: left(k) for k in _OCTAVES}
+        middle = min(scores, key=lambda k: scores[k])
+        if scores[middle] >= scores[0] and middle != 0:
+            return choice
+        low, high = middle - 2.0, middle + 2.0
+        one, other = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        of_one, of_other = left(one), left(other)
+        for _ in range(_CUTS):
+            if of_one <= of_other:
+                high, other, of_other = other, one, of_one
+                one = high - _GOLDEN * (high - low)
+                of_one = left(one)
+            else:
+                low, one, of_one = one, other, of_other
+                other = low + _GOLDEN * (high - low)
+                of_other = left(other)
+        best = min(of_one, of_other, scores[middle])
+        value = 2.0 ** (middle if best == scores[middle] else one if of_one <= of_other else other)
+        for plain in (2.0 ** round(np.log2(value)), float(f"{value:.1g}"), float(f"{value:.2g}")):
+            if abs(plain / value - 1) < 0.02 and left(np.log2(plain)) <= best + 1e-2 * len(self._packed.names):
+                value = plain
+                break
+        at = self._flat((*beside, replace(choice, value=value)))
+        beyond = [self._flat((*beside, replace(choice, value=value * factor))) for factor in (2.0, 0.5)]
+        same = [at is not None and flat is not None and self._same(at, flat) for flat in beyond]
+        more = " or more" if same[0] and not same[1] else " or less" if same[1] and not same[0] else ""
+        return replace(choice, value=value, more=more)
 
     def _alone(self, one: Tried) -> Made:
         """In all tensors, or in those that are wrong without it."""
@@ -157,7 +243,7 @@ class Search:
         a, b = one.choice, other.choice
         if a.spots & b.spots or (flat := self._flat((a, b))) is None:
             return ()
-        both = self._packed.fits(self._packed.off(flat), loosely=True)
+        both = self._packed.fits(self._off(flat, (a, b)), loosely=True)
         nothing = np.zeros_like(both)
         none = self._right_now if a.local and b.local else nothing
         first = one.fits & ~none if b.local else nothing
@@ -248,6 +334,9 @@ class Search:
         asked.since = min((min(one.steps) for one in made if one.steps), default=0)
         asked.still.update(packed.packs_of(frozenset(self._still)) if in_packs else self._still)
         asked.schedule = self._plan.schedule
+        asked.numbers = {one.of.number: one.value for one in made if isinstance(one.of, Form)}
+        asked.units = self._units
+        asked.stuck, asked.limits = self._packed_notes if in_packs else (self._stuck, self._limits)
         usual = asked.mean, asked.total
         if in_packs:
             asked.mean, asked.total = packed.mean, packed.total
@@ -257,6 +346,12 @@ class Search:
             asked.on.clear()
             asked.still.clear()
             asked.mean, asked.total = usual
+
+    @cached_property
+    def _packed_notes(self) -> tuple[Params, dict[str, tuple[Array, Array]]]:
+        """What never moves, and the limits, of packs."""
+        low, high = (self._packed.pack({n: its[i] for n, its in self._limits.items()}) for i in (0, 1))
+        return self._packed.pack(self._stuck), {n: (low[n], high[n]) for n in low}
 
     def _proven(self, made: Made, plan: Plan | None = None) -> Moves | None:
         """What it gives, where every tensor is right with it at every step."""
@@ -309,6 +404,11 @@ class Search:
         if one.names is not None and not (isinstance(one.of, Form) and one.of.groups):
             of_tensors = f" in {one.group or whose(one.names, self._trained, self._plan)}"
         said = one.of.what.replace("{still}", few(self._still, _LISTED)).replace("{group}", one.group)
+        number = f"{one.value:.4g}{one.more}"
+        said = said.replace("NUMBER", number).replace("{stuck}", numbers_of(self._stuck))
+        said = said.replace("{limits}", few(limits_of(self._limits, one.names), _LISTED))
+        units = [f"{name} ({'as a whole' if axis is None else f'axis {axis}'})" for name, axis in self._units.items()]
+        said = said.replace("{units}", few(units, _LISTED))
         return said + of_tensors + at_steps(one.steps, len(self._taken), self._plan.restarted)
 
     def _of_a_schedule(self) -> Finding | None:
@@ -316,7 +416,9 @@ class Search:
         always = [(one.choice,) for one in self._all if one.choice.steps is None and "rate" not in one.choice.spots]
         for made in ((), *always[:_SCHEDULED]):
             factors, worst = self._factors(made)
-            if worst <= NEAR and self._proven(made, _scheduled(self._plan, factors)) is not None:
+            usual = [float(self._plan.schedule(k)) for k in range(len(factors))]
+            other = not np.allclose(factors, usual, rtol=_ROUNDED, atol=_ROUNDED)
+            if other and worst <= NEAR and self._proven(made, _scheduled(self._plan, factors)) is not None:
                 said = said_of(factors, self._plan.schedule)
                 beside = f" and with {self._words(made)}" if made else ""
                 read = "count optimiser steps from 0, and read the declared schedule at each"

@@ -11,15 +11,15 @@ from siglip_ref.check.engine.coverage import sorted_out
 from siglip_ref.check.engine.edits import Fitted
 from siglip_ref.check.engine.explain import explain, share_explained
 from siglip_ref.check.engine.findings import FINDING
-from siglip_ref.check.engine.seen import distance
+from siglip_ref.check.engine.seen import distance, is_wrong
 from siglip_ref.check.step.arrived import LOST
 from siglip_ref.check.step.diagnosis.combined import Search
 from siglip_ref.check.step.diagnosis.derive import derive
 from siglip_ref.check.step.diagnosis.factors import factors, findings, is_whole
 from siglip_ref.check.step.diagnosis.numbers import read_off
-from siglip_ref.check.step.diagnosis.order import SPLITS, at_another_time, in_the_decay
-from siglip_ref.check.step.diagnosis.variations import NO_CLIP, by_another_rule, mean
-from siglip_ref.check.step.judge import ACCUMULATION, Judged, Moves, Plan, Rule, judge, predict
+from siglip_ref.check.step.diagnosis.order import SPLITS
+from siglip_ref.check.step.diagnosis.sources import mean
+from siglip_ref.check.step.judge import ACCUMULATION, LABELS, Judged, Moves, Plan, Rule, judge, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.mistakes import CATALOGUE, Mistake, executable
 from siglip_ref.model.optim import AdamW, alike, kernels, matrices
@@ -27,6 +27,8 @@ from siglip_ref.report.data import Finding, Sight
 from siglip_ref.report.edits import finding_of
 from siglip_ref.report.verdict import Verdict
 
+NO_CLIP = "clip-missing"
+_NEAR = 50  # of what is allowed: another setting may round more than the declared one
 USUAL = ("max_norm", "lr", "decay")  # settings that are changed most
 
 
@@ -34,13 +36,25 @@ def diagnose(taken: Sequence[Taken], plan: Plan, judged: Judged) -> tuple[Verdic
     """As `_diagnosed`; where something stays unknown, numbers are read off, and forms are tried together."""
     search = Search(taken, plan, judged)
     verdict, found, fitted = _diagnosed(taken, plan, judged, search)
-    if verdict == "FAIL" and any(one.id == "unknown" for one in found):
+    if verdict == "FAIL" and any(one.kind in ("unknown", "suspicion") for one in found):
         alone = search.alone
         other = alone if alone and alone.id != "unknown" else None
         other = other or read_off(taken, plan, judged, 1) or search.two() or read_off(taken, plan, judged, 2) or alone
         if other:
             return verdict, [replace(other, tensor=other.tensor or judged.first_wrong)], None
+        found = [replace(one, evidence=one.evidence + _direction(taken, judged)) for one in found]
     return verdict, found, fitted
+
+
+def _direction(taken: Sequence[Taken], judged: Judged) -> str:
+    """Where a step is wrong for the first time: whether what is wrong there moves against its gradient."""
+    first = next(one.probe for one in judged.seen if is_wrong(one))
+    grads = taken[LABELS.index(first)].grads
+    wrong = [one for one in judged.seen if one.probe == first and is_wrong(one)]
+    against = np.concatenate([np.ravel(one.got * grads[one.name])[np.ravel(grads[one.name] != 0)] for one in wrong])
+    share, others = float(np.mean(against < 0)) if against.size else 0.0, len(grads) - len(wrong)
+    said = f"; measured: at {first} {len(wrong)} tensors are wrong and {others} right; of the wrong ones' numbers "
+    return f"{said}{share:.0%} move against the gradient that they should have"
 
 
 def _diagnosed(
@@ -59,11 +73,7 @@ def _diagnosed(
         evidence = f"{declared}: every step is right then"
         finding = Finding("convention", "", "", evidence, f"if that is meant, declare {declared}")
         return "OTHER CONVENTION", [finding], None
-    other = None if listed else at_another_time(taken, plan)
-    if not other and (not listed or len(whole) > 1 or whole == [NO_CLIP]):
-        other = by_another_rule(taken, plan, judged)
-    if not (other or listed):
-        other = in_the_decay(taken, plan, judged)
+    other = search.alone if len(whole) > 1 or whole == [NO_CLIP] else None
     measured = {} if listed else factors(judged.seen)
     grouped = is_whole(measured, judged.seen)
     if not (other or listed or grouped):
@@ -73,8 +83,6 @@ def _diagnosed(
     if other:
         return "FAIL", [replace(other, tensor=other.tensor or judged.first_wrong)], None
     if derived is not None and any(_is_odd(one.factor) for one in derived.edits):
-        if not listed:
-            return "FAIL", [_of_an_odd_factor(derived)], None
         derived = None
     certain = derived is not None and derived.certain
     if not listed:
@@ -113,17 +121,6 @@ def _is_odd(factor: float) -> bool:
     return abs(float(f"{factor:.3g}") - factor) > 1e-6 * abs(factor)
 
 
-def _of_an_odd_factor(derived: Fitted) -> Finding:
-    """A clip at some odd length has the wrong norm; an odd factor elsewhere is measured, and no more."""
-    one = derived.edits[0]
-    evidence = f"these steps are as with {one.now}, where the specification has {one.was}"
-    places = {edits[0].function.split(":")[-1] for edits in (derived.edits, *derived.alike)}
-    if places & {"norm", "clip"} or "clip(" in one.now:
-        mistake = CATALOGUE["grad-clip-local-norm"]
-        return Finding(mistake.id, "", "", f"{mistake.text}, or another part: {evidence}", mistake.repair)
-    return Finding("unknown", "", "", evidence, f"look for a factor of {one.factor:.6g} there")
-
-
 def alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
     """Settings other than the declared ones that somebody may well have: as one would declare them."""
     rule = plan.rule
@@ -158,7 +155,7 @@ def candidates(plan: Plan) -> list[Mistake]:
 def _is_right(taken: Sequence[Taken], plan: Plan, judged: Judged) -> bool:
     """Whether every step is right under another plan; what is far off needs no measured noise to be refused."""
     moves = predict(taken, plan, [one.grads for one in taken])
-    near = all(distance(one, moves[one.probe, one.name]) <= 2 for one in judged.seen)
+    near = all(distance(one, moves[one.probe, one.name]) <= _NEAR for one in judged.seen)
     return near and judge(taken, plan).right
 
 

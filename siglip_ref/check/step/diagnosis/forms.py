@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from inspect import getsource
 from pathlib import Path
@@ -17,6 +17,7 @@ from siglip_ref.model import optim
 from siglip_ref.ops.elementary import Array
 
 _FILE = "model/optim.py"
+_CALLS = "/calls"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Form:
         return frozenset(spot for spot, _ in self.texts)
 
     @property
+    def free(self) -> bool:
+        """Whether a number in it is not known."""
+        return any("_number(" in text for _, text in self.texts)
+
+    @property
     def others(self) -> bool:
         """Whether it takes what belongs to another tensor."""
         return any("_other(" in text or "_whose(" in text for _, text in self.texts)
@@ -47,7 +53,9 @@ Where = tuple[frozenset[str] | None, frozenset[int] | None]  # tensors and steps
 @dataclass
 class Asked:
     """What the program's text asks. on : which forms are taken, where; step : that is taken now; since : the first step
-    at which a form is; mean, total : of each tensor, where several stand in one array."""
+    at which a form is; mean, total : of each tensor, where several stand in one array; numbers : of forms that
+    have one; stuck, limits : of each tensor, which of its numbers never move, and what they may be at least and
+    at most; units : along which axis a tensor always has length 1."""
 
     on: dict[int, Where] = field(default_factory=dict)
     still: set[str] = field(default_factory=set)
@@ -59,6 +67,10 @@ class Asked:
     since: int = 0
     raw: Params = field(default_factory=dict)
     twice: bool = False
+    numbers: dict[int, float] = field(default_factory=dict)
+    stuck: Mapping[str, Array] = field(default_factory=dict)
+    limits: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    units: Mapping[str, int | None] = field(default_factory=dict)
 
     def ask(self, number: int, name: str | None = None) -> bool:
         """Whether a form is taken, at this step, in this tensor."""
@@ -70,12 +82,20 @@ class Asked:
         names, _ = self.on[number]
         return names is not None and name in names
 
-    def given(self, grads: Params, steps: int) -> Params:
+    def given(self, grads: Params, state: optim.State) -> Params:
         """Notes which step begins, and its gradients."""
         self.raw = dict(grads)
         if not self.twice:
-            self.step = steps - 1
+            self.step = int(state.slots.get(_CALLS, 0))
         return self.raw
+
+    def counting(self, state: optim.State) -> dict[str, Any]:
+        """The slots, and how many steps were asked for."""
+        return dict(state.slots) | {_CALLS: self.step + 1}
+
+    def idle(self, state: optim.State) -> optim.State:
+        """As it was, after a step that is not made."""
+        return optim.State(state.steps, self.counting(state))
 
     def again(self, step: Callable[..., Any], params: Params, state: Any, rule: Any, schedule: Array) -> Any:
         """One step more with the same gradients."""
@@ -90,7 +110,12 @@ class Asked:
     def names(self) -> dict[str, Any]:
         """As they stand in the text."""
         return {
-            "_on": self.on, "_ask": self.ask, "_named": self.named, "_given": self.given, "_twice": self.again,
+            "_on": self.on, "_counting": self.counting, "_idle": self.idle,
+            "_number": lambda i: self.numbers.get(i, 1.0),
+            "_stuck": lambda name, p, now: np.where(self.stuck.get(name, 0.0), p, now),
+            "_limited": lambda name, now: np.clip(now, *self.limits.get(name, (-np.inf, np.inf))),
+            "_unit": lambda name, x: x / np.sqrt((x * x).sum(self.units.get(name), keepdims=True)),
+            "_behind": _behind, "_ask": self.ask, "_named": self.named, "_given": self.given, "_twice": self.again,
             "_still": self.still, "_half": lambda x: np.asarray(x).astype(np.float16).astype(np.float64),
             "_mean": lambda name, x: self.mean(name, x), "_total": lambda name, x: self.total(name, x),
             "_schedule": lambda k: self.schedule(max(k, 0)), "_since": lambda steps: max(steps - self.since, 1),
@@ -98,6 +123,13 @@ class Asked:
             "_whose": lambda name: self.other.get(name, name),
             "_kept": _kept, "_chained": _chained, "_rounded": _rounded, "_raw": _Raw(self),
         }  # fmt: skip
+
+
+def _behind(moved: Params, updates: Params, params: Params, rule: Any, schedule: float) -> Params:
+    """Updates clipped by their length: of all that is added (schedule 0), or before lr and the schedule."""
+    length = optim.norm(updates) / (rule.lr * schedule or 1.0) + rule.clip_eps
+    less = 1 - rule.max_norm / np.maximum(length, rule.max_norm) if rule.max_norm is not None else 0.0
+    return {name: value + less * updates.get(name, 0.0) for name, value in moved.items()}
 
 
 class _Raw:
@@ -134,7 +166,7 @@ def program(rule: str) -> tuple[Reference, tuple[Form, ...], Asked]:
     both = (data["every"], data[rule])
     spots = {name: (context, old) for part in both for name, context, old in part["spot"]}
     forms = [form for part in both for about in part["form"] for form in _forms(**about)]
-    forms = [Form(f.what, f.repair, f.texts, i, f.whole, f.groups) for i, f in enumerate(forms)]
+    forms = [replace(f, number=i, texts=_numbered(f, i)) for i, f in enumerate(forms)]
     edits = [Edit(_FILE, old, new) for part in both for old, new in part["base"]]
     plain = getsource(optim)
     for edit in edits:
@@ -157,6 +189,10 @@ def program(rule: str) -> tuple[Reference, tuple[Form, ...], Asked]:
     made, asked = reference(edits), Asked()
     made.optim.adamw_step.__globals__.update(asked.names())
     return made, tuple(forms), asked
+
+
+def _numbered(form: Form, i: int) -> tuple[tuple[str, str], ...]:
+    return tuple((spot, text.replace("NUMBER", f"_number({i})")) for spot, text in form.texts)
 
 
 def _forms(

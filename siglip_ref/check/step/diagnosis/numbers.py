@@ -36,6 +36,7 @@ _ITERATIONS, _BESIDE = 10, 1e-4
 _ENOUGH = 3  # numbers of a tensor for each unknown of its own
 _ALIKE = 2e-3  # relative: numbers so near are one
 _LISTED = 4
+_SOME, _VARIED = 3, 1.5  # tensors at least, and how far apart they are, that show a law
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,9 @@ class _Search:
         """What each tensor's own numbers follow, if they follow one thing that a tensor has."""
         for words, of in _LAWS:
             ratios = []
+            sizes = [float(of(self._taken[0], name)) for name in values]
+            if len(sizes) < _SOME or max(sizes) < _VARIED * min(sizes):  # any number would follow it
+                continue
             for name, row in values.items():
                 with np.errstate(all="ignore"):
                     has = np.array([of(one, name) for one in self._taken], np.float64)

@@ -4,7 +4,7 @@ them is a few dozen operations, and which tensors it fits is read off afterwards
 Large models are thinned out: of each tensor a few numbers stand for it, and one more that has the length of all others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -25,9 +25,12 @@ Key = Callable[[str], object]
 
 
 class Packed:
-    """What was seen, in packs. key : tensors of which it differs are not packed together."""
+    """What was seen, in packs. key : tensors of which it differs are not packed together; alone : tensors that are
+    packed with no other."""
 
-    def __init__(self, taken: Sequence[Taken], plan: Plan, judged: Judged, key: Key) -> None:
+    def __init__(
+        self, taken: Sequence[Taken], plan: Plan, judged: Judged, key: Key, alone: Collection[str] = ()
+    ) -> None:
         self._raw = taken
         rule, first = plan.rule, taken[0].before
         thinned = sum(map(np.size, first.values())) > _MANY
@@ -38,7 +41,8 @@ class Packed:
             factored = isinstance(rule, BigVision) and len(axes) > 1 and axes[-2] >= rule.smallest
             many = thinned and np.size(value) > _SOME and not factored
             self._picks[name] = np.linspace(0, np.size(value) - 1, _SOME).astype(int) if many else None
-            own = (name,) if factored or "/" not in name else (name.split("/")[0], name.split("/")[-1], np.ndim(value))
+            apart = factored or name in alone or "/" not in name
+            own = (name,) if apart else (name.split("/")[0], name.split("/")[-1], np.ndim(value))
             settings = rule.rates(name), rule.decays(name), rule.frozen(name)
             alike.setdefault((own, settings, key(name)), []).append(name)
         self.packs = {
@@ -135,6 +139,13 @@ class Packed:
     def worst(self, off: Array) -> Array:
         """Of each tensor the largest, over all steps."""
         return np.maximum.reduceat(off.max(0), self.ends - self._sizes)
+
+    def left(self, off: Array) -> float:
+        """How far off all tensors are at all steps, together: the worst number of each, and all of it."""
+        begins = self.ends - self._sizes
+        total = np.add.reduceat(np.minimum(off, 1e100) ** 2, begins, axis=1) / self._sizes
+        of = np.maximum.reduceat(off, begins, axis=1), np.sqrt(total)
+        return float(sum(np.sum(np.log(np.clip(x, 1e-2, 1e300))) for x in of))
 
     def fits(self, off: Array, loosely: bool = False) -> Array:
         """Which tensors are right; loosely : but for a few numbers."""
