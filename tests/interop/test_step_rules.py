@@ -103,7 +103,7 @@ def test_the_hand_made_step_is_right(schedule):
         (hand_made(first=bfloat16), "the first moment kept in bfloat16, which the step itself uses"),
         (hand_made(first=bfloat16, second=bfloat16), "both moments kept in bfloat16, which the step itself uses"),
         (hand_made(stored=bfloat16), "both moments rounded to bfloat16 between steps"),
-        (hand_made(first=float16), "first moments rounded to float16 between steps"),
+        (hand_made(first=float16), "the first moment kept in float16, which the step itself uses"),
         (hand_made(clip=lambda grads: {n: bfloat16(g) for n, g in by_length(grads).items()}), "gradients rounded to"),
         (hand_made(clip=by_tower), "each tower clipped by its own length"),
         (hand_made(clip=by_value(0.05)), "each number of the gradients cut to -0.05 .. 0.05"),
