@@ -98,8 +98,8 @@ class Search:
         first = min(LABELS.index(one.probe) for one in judged.seen if is_wrong(one))
         later = frozenset(range(first, len(taken)))
         self._times: list[Steps] = [None, *([later] * (first > 0))]
-        idle = frozenset(k for k, one in enumerate(taken) if not any(np.any(move) for move in one.moved.values()))
-        for steps in (frozenset([first]), idle):
+        self._idle = frozenset(k for k, one in enumerate(taken) if not any(np.any(move) for move in one.moved.values()))
+        for steps in (frozenset([first]), self._idle):
             self._times += [steps] * (steps not in self._times and 0 < len(steps) < len(taken))
         self._base = self._flat(())
         assert self._base is not None
@@ -137,7 +137,7 @@ class Search:
         """This with each other that is so at all steps, or at its own."""
         refit = one in self._all[:_FITTED]
         for other in self._all[_NEAREST if one in self._all[:_NEAREST] else 0 :]:
-            at_its_steps = other.choice.steps in (None, one.choice.steps)
+            at_its_steps = other.choice.steps in (None, one.choice.steps, self._idle)
             if at_its_steps and (made := self._both(one, other)):
                 yield made
         for form in self._forms if refit else ():
