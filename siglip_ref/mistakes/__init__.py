@@ -38,7 +38,7 @@ FILES = ("loss", "contract", "ranks", "towers", "backward", "training", "equival
 class Mistake:
     """One entry. id: never changes; text: what is wrong; shows: how its numbers deviate, or why they do not; repair:
     what to do; seen: in which repository and issue; edits: the mistake, made in the reference; home: the check that is
-    there to see it."""
+    there to see it; declare: the end of repair, what a check of a loss is to be told if it is meant."""
 
     id: str
     kind: Kind
@@ -48,6 +48,7 @@ class Mistake:
     seen: str
     edits: tuple[Edit, ...] = ()
     home: Home = ""
+    declare: str = ""
 
     drops, rank = False, (0, 0)  # as of an edit of the grammar: neither is known of an entry
 
@@ -55,6 +56,11 @@ class Mistake:
     def place(self) -> str:
         """Forms of one entry do not go together."""
         return self.id
+
+    @property
+    def change(self) -> str:
+        """The repair where no loss is checked that could be declared otherwise."""
+        return self.repair.removesuffix(self.declare)
 
 
 def entries(name: str) -> list[Mistake]:
@@ -64,12 +70,14 @@ def entries(name: str) -> list[Mistake]:
 
 
 def _entry(
-    value: str, text: str, edits: tuple[dict[str, str], ...] = (), home: Home | None = None, **fields: Any
-) -> Mistake:
+    value: str, text: str, repair: str, edits: tuple[dict[str, str], ...] = (), home: Home | None = None,
+    declare: str = "", **fields: Any,
+) -> Mistake:  # fmt: skip
     """value: what an entry of several forms says where it says VALUE."""
     made = tuple(Edit(edit["file"], edit["old"], edit["new"].replace("VALUE", value)) for edit in edits)
     home = _home(fields["kind"], made) if home is None else home
-    return Mistake(**fields, text=text.replace("VALUE", value), edits=made, home=home)
+    return Mistake(**fields, text=text.replace("VALUE", value), repair=repair + declare, edits=made, home=home,
+                   declare=declare)  # fmt: skip
 
 
 def _home(kind: Kind, edits: tuple[Edit, ...]) -> Home:

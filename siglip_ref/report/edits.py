@@ -1,5 +1,6 @@
 """A program that is an edit of the specification's formulas, in words: what it computes, and what it should."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from siglip_ref.check.engine.edits import Edits, Fitted
 
 DERIVED = "derived"
+_NO_CHANGE = re.compile(r"swapaxes\((-?\d+), \1\)")  # an axis with itself: a longer way to leave a step out
 _LISTED = 2
 
 
@@ -39,7 +41,8 @@ def line_of(fitted: "Fitted", whose: str, sure: bool = True) -> str:
 
 def same_here(fitted: "Fitted") -> str:
     """Other edits that are this one, to be told behind a proof."""
-    alike = [one for one in dict.fromkeys(map(_now, fitted.alike)) if one != _now(fitted.edits)]
+    known = (one for one in dict.fromkeys(map(_now, fitted.alike)) if one != _now(fitted.edits))
+    alike = [one for one in known if not _NO_CHANGE.search(one)]
     return f"; the same here: {'; '.join(alike[:_LISTED])}" if alike else ""
 
 

@@ -156,6 +156,8 @@ def test_another_convention_is_named_with_its_argument(changes):
     for field, value in changes.items():
         if field != "embed_norm_eps":
             assert f"{field}={value!r}" in report.findings[-1].repair
+            due = report.findings[-1].repair.partition("; if it is not, the model is to compute ")[2]
+            assert f"{field}={getattr(sr.preset('big_vision'), field)!r}" in due
     assert sr.check_model(adapter, "float64", conventions=other).passed
 
 

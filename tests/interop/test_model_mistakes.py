@@ -165,7 +165,9 @@ UNKNOWN = {
 def test_positions_in_another_order_are_told():
     (finding,) = report_of(positions_from_the_end).findings
     assert (finding.id, finding.tensor) == ("derived", "text/stem")
-    assert finding.evidence.endswith("every value is right where position is read in another order: reversed")
+    assert finding.evidence.endswith(
+        "every value of text/stem is right where position is read in another order: reversed"
+    )
 
 
 @pytest.mark.parametrize("make", UNKNOWN, ids=lambda make: make.__name__)

@@ -11,6 +11,7 @@ from torch import nn
 
 import siglip_ref as sr
 from siglip_ref.check.model.adapters.big_vision import BigVision
+from siglip_ref.check.model.probe import model_probe
 
 
 def refusal(model):
@@ -183,3 +184,16 @@ def test_a_tower_that_is_detached_is_right_in_every_value():
     after(model.text_model.head, lambda x: x.detach())
     [finding] = sr.check_model(model).findings
     assert "every value is right" in finding.evidence
+
+
+def test_further_runs_of_a_jax_model_are_not_traced_anew():
+    module, traced = example("check_jax_model", depth=1), []
+    model = BigVision(lambda *given: traced.append(1) or module.loss_fn(*given), module.init())
+    probe = model_probe(model.config, 2, "float32")
+    given = probe.params, probe.images, probe.tokens, "float32"
+    model.runs([given[0]], *given[1:])
+    first = len(traced)
+    assert model.again(*given).loss == model.again(*given).loss
+    assert len(traced) == first
+    model.run(*given)  # what draws random numbers while it is traced must show
+    assert len(traced) > first

@@ -13,6 +13,7 @@ from siglip_ref.architecture.one_tower import OneTower
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.answers import answered
 from siglip_ref.check.engine.coverage import in_the_catalogue
+from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.engine.single_edits.shipped import PAIRS, key_of_model, shipped
 from siglip_ref.check.engine.subject import Answer, Compared, Subject, Worst
 from siglip_ref.check.model.adapters import Adapter, Dtype, Run
@@ -103,8 +104,11 @@ class ModelSubject(Subject[ComparedModel]):
         return ComparedModel(found_at.details, found_at, probe, others, broken, unread)
 
     def _runs(self, probe: Probe, scales: Sequence[Scale]) -> list[Run]:
-        expected = f"a model that runs forward and backward in {self.dtype}"
-        return answered(expected, lambda: run_at(self.adapter, probe, scales, self.dtype))
+        return answered(self._expected, lambda: run_at(self.adapter, probe, scales, self.dtype))
+
+    @property
+    def _expected(self) -> str:
+        return f"a model that runs forward and backward in {self.dtype}"
 
     def judge(self, compared: ComparedModel) -> Judgement:
         """With its own weights a model is judged at its own scale; on probe weights any probe will do."""
@@ -158,7 +162,13 @@ class ModelSubject(Subject[ComparedModel]):
 
     def _again(self, compared: ComparedModel) -> Callable[[Probe], Run]:
         """The model on another probe, at its own scale."""
-        return lambda probe: self._runs(_in_dtype(probe, compared.probe), compared.found_at.scales[:1])[0]
+        again = getattr(self.adapter, "again", self.adapter.run)  # two runs on the same inputs were the same
+
+        def run(probe: Probe) -> Run:
+            same = _in_dtype(probe, compared.probe)
+            return answered(self._expected, lambda: again(same.params, same.given, same.tokens, self.dtype))
+
+        return run
 
     def title(self, compared: ComparedModel) -> str:
         """Names the model, its numbers and weights."""
@@ -195,7 +205,9 @@ class ModelSubject(Subject[ComparedModel]):
         """Conventions, what the model's settings give away, what could not be read or seen, and at which scales."""
         unseen = report.sight.blind if report.sight else ()
         report.findings = hints(self.adapter) + report.findings
-        report.computes = _computes(compared.derived)
+        whole = bool(report.findings) and all(one.numbers.get("share", 0.0) >= FINDING for one in report.findings)
+        certain = not isinstance(compared.derived, Derived) or compared.derived.certain or compared.derived.values
+        report.computes = _computes(compared.derived) if certain or not whole else []  # mistakes of known names are all
         if isinstance(compared.derived, Derived) and compared.derived.certain:
             found = [repaired(one, compared.derived) for one in report.findings]
             report.findings = [one for k, one in enumerate(found) if one not in found[:k]]

@@ -44,6 +44,7 @@ class BigVision:
         self._leaves = {_path(path): leaf for path, leaf in leaves}
         found = {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}
         self.name, self._loss_fn = name, loss_fn
+        self._kept: Callable[..., Any] | None = None
         if image_size is None:
             _require_square(plain(found))
         self.config = read_config(plain(found), image_size, conventions)
@@ -62,8 +63,12 @@ class BigVision:
 
     def runs(self, points: Sequence[Mapping[str, Tensor]], images: Tensor, tokens: Tensor, dtype: Dtype) -> list[Run]:
         """The same at several weights, compiled once."""
-        compiled = self.compiled()
+        self._kept = compiled = self.compiled()
         return [self._run(compiled, params, images, tokens, dtype) for params in points]
+
+    def again(self, params: Mapping[str, Tensor], images: Tensor, tokens: Tensor, dtype: Dtype) -> Run:
+        """A further run of a program that was seen to draw no random numbers: as it was traced last."""
+        return self._run(self._kept or self.compiled(), params, images, tokens, dtype)
 
     def _run(
         self, compiled: Callable[..., Any], params: Mapping[str, Tensor], images: Tensor, tokens: Tensor, dtype: Dtype

@@ -138,12 +138,12 @@ def explain(
     again = judged_at(judged.runs, judged.scales, judge_of_other, cfg, other)
     under_other = verdict_of(again.details)
     if under_other == "PASS":
-        return "OTHER CONVENTION", [declare(other, changes, "every value and every gradient is right then")]
+        return "OTHER CONVENTION", [declare(other, changes, "every value and every gradient is right then", chosen)]
     found = find_mistakes(run, judge, probe, cfg, chosen)
     if found.whole or under_other == "NOT JUDGED":
         return "FAIL", _mistakes(judged, probe, cfg, chosen, found)
     evidence = "its activations are right then, but not all gradients"
-    return "FAIL", [declare(other, changes, evidence), *_mistakes(again, probe, cfg, other)]
+    return "FAIL", [declare(other, changes, evidence, chosen), *_mistakes(again, probe, cfg, other)]
 
 
 def _mistakes(
@@ -208,14 +208,28 @@ def not_finite(params: Mapping[str, Array], run: Run) -> list[Finding]:
     return [Finding("unknown", bad[0], "", evidence, "look at where these weights come from: training, or conversion")]
 
 
-def declare(conventions: Conventions, changes: Mapping[str, object], evidence: str) -> Finding:
+def declare(
+    conventions: Conventions, changes: Mapping[str, object], evidence: str, instead: Conventions | None = None
+) -> Finding:
+    """What to add if the other convention is meant, and what to change if it is not.
+
+    Parameters
+    ----------
+    instead : what was declared; None: what the preset of this name has
+    """
     stated = ", ".join(f"{field}={value!r}" for field, value in changes.items())
     argument = f'conventions=sr.preset("{conventions.name}", {_differences(conventions)})'
-    return Finding("convention", "", "", f"{stated}: {evidence}", f"if that is meant, add {argument}")
+    due = ", ".join(f"{field}={getattr(instead or _usual(conventions), field)!r}" for field in changes)
+    repair = f"if that is meant, add {argument}; if it is not, the model is to compute {due}"
+    return Finding("convention", "", "", f"{stated}: {evidence}", repair)
+
+
+def _usual(conventions: Conventions) -> Conventions:
+    return PRESETS.get(conventions.name, PRESETS["big_vision"])
 
 
 def _differences(conventions: Conventions) -> str:
-    usual = PRESETS.get(conventions.name, PRESETS["big_vision"])
+    usual = _usual(conventions)
     changed = [f.name for f in fields(conventions) if getattr(conventions, f.name) != getattr(usual, f.name)]
     return ", ".join(f"{name}={getattr(conventions, name)!r}" for name in changed)
 

@@ -32,7 +32,8 @@ def findings_of(found: Found, rows: list[Row], run: Run) -> list[Finding]:
     together = "it" if len(mistakes) == 1 else f"all {len(mistakes)} of them"
     explained = f"with {together} made in the reference, {_compared(rows)} is the model's"
     if not found.whole:
-        explained = f"{found.share:.0%} of all that deviates is explained: repair it, and check again"
+        much = f"{found.share:.0%}" if found.share >= _SAID else "not all"
+        explained = f"{much} of all that deviates is explained: repair it, and check again"
     findings: list[Finding] = []
     for id, mistake in mistakes.items():
         parts = [f"{mistake.text}; made {_place(stages[id], run)}", *([] if findings else [begins.evidence]), explained]
@@ -41,7 +42,7 @@ def findings_of(found: Found, rows: list[Row], run: Run) -> list[Finding]:
         own = next((row for row in rows if row.verdict == "FAIL" and row.name in spoils), None)
         tensor, wrong = (own.name, own.rows) if own else (begins.tensor, begins.rows)
         share = {"share": found.share}
-        findings.append(Finding(id, tensor, wrong, "; ".join(parts), mistake.repair, numbers=share))
+        findings.append(Finding(id, tensor, wrong, "; ".join(parts), mistake.change, numbers=share))
     if found.unexplained:
         more = (
             f"{', '.join(found.unexplained[:4])}{and_more(len(found.unexplained) - 4)}: wrong even on the model's own"
@@ -77,6 +78,7 @@ def of_roundings(found: Sequence[Sequence[Rounding]], run: Run, rows: Sequence[R
     return findings
 
 
+_SAID = 0.05  # a smaller share is none: what explains a stage may leave all that follows from it wrong
 ROUNDED = "product-low-precision"
 _IN_FULL = "compute this product in the model's own precision: look for a cast, autocast, allow_tf32 or a precision="
 

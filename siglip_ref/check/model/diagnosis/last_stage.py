@@ -25,6 +25,7 @@ from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, softplus
 from siglip_ref.report.compare import compare
 from siglip_ref.report.data import Finding
+from siglip_ref.report.edits import DERIVED
 
 # an overflow is part of how a mistake looks, so it is made in an arithmetic of the same range
 _RANGE: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32, "float16": np.float16}
@@ -53,7 +54,7 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
         here = _seen(run, scale, last_stage(given[scale.label], cfg, conventions), judge)
         seen += [one for one in here if one.name not in of_towers]
     wrong = [one for one in seen if is_wrong(one)]
-    facts = list(_of_logits(judged))
+    facts, whole = _of_logits(judged)
     if not facts and (not wrong or _begins_before(judged, conventions, cfg)):
         return []
     kind = _RANGE[dtype]
@@ -74,10 +75,18 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
     # of a single mistake that explains a good part only, the logits themselves say more
     alone = [share_explained(seen, predict([one])) for one in suspects(ranks=False) if one.id in named]
     if named and not (facts and len(named) == len(found) == 1 and max(alone) < FINDING):
-        return [replace(one, evidence=f"{one.evidence}; {where}") for one in found]
+        return [
+            replace(
+                one,
+                evidence=f"{one.evidence}; {where}",
+                repair=CATALOGUE[one.id].change if one.id in named else one.repair,
+            )
+            for one in found
+        ]
     if facts:
         evidence = "; ".join([_inputs(judged), *facts, _given_logits(judged, wrong), where])
-        return [Finding("unknown", "logits", "", evidence, _REPAIR)]
+        id, repair = (DERIVED, "logits = exp(log_scale) * similarity + bias") if whole else ("unknown", _REPAIR)
+        return [Finding(id, "logits", "", evidence, repair)]
     if dtype == "float64" and all(_error(one) < _HARDLY for one in wrong):
         evidence = f"off by less than 1e-8, as torch's softplus is, a straight line beyond its threshold of 20; {where}"
         return [
@@ -162,8 +171,9 @@ def _seen(run: Run, scale: Scale, right: Mapping[str, Array], judge: Judge) -> I
             yield Seen(scale.label, plain, np.reshape(got, np.shape(expected)), expected, level * _top(expected))
 
 
-def _of_logits(judged: Judged) -> Iterator[str]:
-    """Where the logits are another scale and bias than the parameters say: by one formula, or at each scale."""
+def _of_logits(judged: Judged) -> tuple[list[str], bool]:
+    """Where the logits are another scale and bias than the parameters say: by one formula, or at each scale; and
+    whether it is one."""
     lines = list[tuple[Scale, Array]]()
     told = list[str]()
     for run, scale, judge in zip(judged.runs, judged.scales, judged.judges, strict=True):
@@ -184,7 +194,7 @@ def _of_logits(judged: Judged) -> Iterator[str]:
             found, meant = (f"{a:.4g} x similarity {b:+.4g}" for a, b in (fitted, (factor, scale.bias)))
             told.append(f"at {scale.label} the logits are {found}, not {meant}")
     formula = _formula(lines) if len(lines) == len(told) > 1 else ""
-    yield from [formula] if formula else told
+    return [formula] if formula else told, bool(formula)
 
 
 def _formula(lines: Sequence[tuple[Scale, Array]]) -> str:

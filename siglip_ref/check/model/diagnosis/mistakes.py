@@ -46,7 +46,7 @@ def find_mistakes(run: Run, judge: Judge, probe: Probe, cfg: Config, conventions
             alike, rest = _of_loss(search) if part == LOSS else _of_tower(search, part, rounded)
             unexplained += rest
             # mistakes that agree in every value are told apart by their gradients
-            sets = [(*made, *others) for made in sets for others in alike][: affordable(search, _TRAIN)]
+            sets = [_each_once((*made, *others)) for made in sets for others in alike][: affordable(search, _TRAIN)]
         ranked = sorted(((_share(search, made), made) for made in sets), key=lambda entry: -entry[0])
         share, made = ranked[0]
         finite = all(np.isfinite(grad).all() for grad in run.grads.values())
@@ -100,6 +100,15 @@ def _of_tower(
         ]
         open_ = [name for name in open_ if name not in explained[best[0]]]
     return made, [name for name in wrong if name in unexplained or name in open_]
+
+
+def _each_once(made: Sequence[Placed]) -> tuple[Placed, ...]:
+    """A mistake found at several stages, alone or beside another one, is one that is made in all of them."""
+    by_id = dict[str, Placed]()
+    for one in made:
+        known = by_id.get(one.mistake.id, one)
+        by_id[one.mistake.id] = replace(one, stages=known.stages | one.stages, spoils=known.spoils | one.spoils)
+    return tuple(by_id.values())
 
 
 def _written(made: Sequence[Mistake]) -> AbstractContextManager[Reference]:

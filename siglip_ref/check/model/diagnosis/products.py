@@ -29,7 +29,7 @@ def _dense(name: str, file: str, result: str, cache: str, x: str, part: str) -> 
     return _linear(name, file, result, cache, x, f'weights["{part}/kernel"]', f'weights["{part}/bias"]')
 
 
-SOFTMAX = "softmax"
+SOFTMAX, KERNEL = "softmax", "kernel"
 _ATTENTION, _MLP = "ops/attention.py", "ops/mlp.py"
 ATTENTION = (
     _dense("q", _ATTENTION, "query", "query_cache", "x_query", "q"),
@@ -46,6 +46,7 @@ ATTENTION = (
     Product(SOFTMAX, _ATTENTION, "probability, _ = ops.softmax.forward(scores)", "scores", "", "probability"),
     Product("mix", _ATTENTION, "mixed = probability @ value  # (B, H, N, h)", "probability", "value", "mixed"),
     _dense("out", _ATTENTION, "out", "out_cache", "_join(mixed)", "out"),
+    Product(KERNEL, _ATTENTION, "", "", "", ""),  # from queries, keys and values to the mix, as one
 )
 MLP = (
     _dense("mlp/in", _MLP, "hidden", "in_cache", "x", "in"),
@@ -68,6 +69,10 @@ def edits_of(product: Product, side: str, form: str) -> Iterator[tuple[Edit, ...
     def short(x: str) -> str:
         return f'shortened({x}, "{form}")'
 
+    if product.name == KERNEL:
+        if side == "inputs and output":
+            yield from _kernels(short)
+        return
     first, second, text = product.first, product.second, product.text
     if product.name == SOFTMAX:  # no product; as a whole in a format, steps of it are rounded or fused
         if side == "output":
@@ -106,6 +111,24 @@ def edits_of(product: Product, side: str, form: str) -> Iterator[tuple[Edit, ...
             "first factor": (f"{short('query')} @ {second} / root",),
         }.get(side, ())
         yield from (edit(f"scores = {formula}") for formula in late)
+
+
+def _kernels(short: Callable[[str], str]) -> Iterator[tuple[Edit, ...]]:
+    """Attention computed as one in few bits: what goes in, what comes out, and the weights in between as programs do.
+    The query is cast before it is divided or after; weights are rounded at no time, when normed, or before."""
+    _, _, _, scores, softmax, mix, _, _ = ATTENTION
+    weight = "weight = np.exp(scores - scores.max(-1, keepdims=True))"
+    ways = (
+        softmax.text,
+        f"{softmax.text}\n    probability = {short('probability')}",
+        f"{weight}\n    probability = {short('weight')} / weight.sum(-1, keepdims=True)",
+        f"{weight}\n    probability = {short('weight')} / {short('weight')}.sum(-1, keepdims=True)",
+    )
+    mixed = f"mixed = {short(f'probability @ {short(mix.second)}')}"
+    products = (f"{short('query')} @ {short(scores.second)} / root", f"{short(scores.first)} @ {short(scores.second)}")
+    for product, way in product_of((*products, *(short(one) for one in products)), ways):
+        parts = ((scores.text, f"scores = {product}"), (softmax.text, way), (mix.text, mixed))
+        yield tuple(Edit(_ATTENTION, old, new) for old, new in parts)
 
 
 def _replaced(text: str, changes: Mapping[str, str]) -> str:

@@ -50,6 +50,7 @@ _OF_POOL = {
 _BOTH = ("inputs", "inputs and output")
 MOVED = {
     *(("scores", side) for side in (*_BOTH, "first factor", "second factor")),
+    ("kernel", "inputs and output"),
     *(("mix", side) for side in (*_BOTH, "second factor", "output")),
     *((name, side) for name in ("q", "k", "v") for side in (*_BOTH, "output")),
     *((name, "first factor") for name in ("k", "v", "out", "mlp/in")),

@@ -55,16 +55,15 @@ def _read(
     order = _order(rest, plain, limit)
     if order is not None:
         repair = f"hand on the {what} in the order of the table of positions: row by row"
-        return (
-            f"every value is right with the {what} in another order than their positions: {_said(order, grid)}",
-            repair,
-        )
+        told = f"every value of {tower}/stem is right with the {what} in another order than their positions"
+        return f"{told}: {_said(order, grid)}", repair
     added = got - plain
     if np.max(np.abs(added - added[:1])) > 2 * limit:  # not of the place alone
         return None
     added = added.mean(0)
     for words in _of_table(added, table, position, limit, grid):
-        return f"every value is right where position is {words}", "add the table of positions as it is, row by row"
+        told = f"every value of {tower}/stem is right where position is {words}"
+        return told, "add the table of positions as it is, row by row"
     size = float(np.linalg.norm(added) / np.linalg.norm(table))
     evidence = (
         f"what is added to the {what} is the same in every one of them, and not their table of positions: {size:.3g}"

@@ -38,7 +38,7 @@ def of_norms(stage: Stage) -> Iterator[Whole]:
         return (x - x.mean(-1, keepdims=True)) / (x.std(-1, ddof=1, keepdims=True) + eps) * gamma + beta, None
 
     yield Whole("norms divide by std + eps, std with the divisor C - 1 of a sample",
-                "norms that divide by sqrt(variance + eps)",
+                "norms that divide by sqrt(var + eps), var with the divisor C (unbiased=False)",
                 ops=partial(_with, "layer_norm", annotated))  # fmt: skip
 
 
