@@ -54,7 +54,7 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
         here = _seen(run, scale, last_stage(given[scale.label], cfg, conventions), judge)
         seen += [one for one in here if one.name not in of_towers]
     wrong = [one for one in seen if is_wrong(one)]
-    facts, whole = _of_logits(judged)
+    facts, formula = _of_logits(judged)
     if not facts and (not wrong or _begins_before(judged, conventions, cfg)):
         return []
     kind = _RANGE[dtype]
@@ -85,7 +85,7 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
         ]
     if facts:
         evidence = "; ".join([_inputs(judged), *facts, _given_logits(judged, wrong), where])
-        id, repair = (DERIVED, "logits = exp(log_scale) * similarity + bias") if whole else ("unknown", _REPAIR)
+        id, repair = (DERIVED, "logits = exp(log_scale) * similarity + bias") if formula else ("unknown", _REPAIR)
         return [Finding(id, "logits", "", evidence, repair)]
     if dtype == "float64" and all(_error(one) < _HARDLY for one in wrong):
         evidence = f"off by less than 1e-8, as torch's softplus is, a straight line beyond its threshold of 20; {where}"
