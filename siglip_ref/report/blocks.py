@@ -13,22 +13,28 @@ if TYPE_CHECKING:
 
 _VALUE = "the value is the sum over all blocks of all ranks, each once: a rank returns what its own blocks give, or all"
 _AFTER = ", if that is still so when the rest is mended"
+Way = tuple[str, str]  # of reducing and returning
 _LISTED = 3
+_SCALARS = {"log_scale", "scale", "bias"}
+_AVERAGED = "gather-own-slot-one-over-w"  # its story is of gradients that are averaged
+_ONCE = "images of every rank meet the texts of every rank once"
+_ALL = 5  # the loss and its gradients
 
 
-def repair_of(fault: "Fault", faults: "Sequence[Fault]", reduce: str) -> str:
-    """One line, in terms of the user's code. A factor may come of what else is wrong, and go with it."""
+def repair_of(fault: "Fault", faults: "Sequence[Fault]", way: Way) -> str:
+    """One line, in terms of the user's code. A factor may come of what else is wrong, and go with it. way : of
+    reducing and returning, by which it goes what is due."""
     names = set(fault.tensors)
     beside = any(names & set(other.tensors) for other in faults if other is not fault and not other.way.kind)
-    return _repair_of(fault, names, reduce) + _AFTER * (fault.kind == "factor" and beside)
+    return _repair_of(fault, names, way) + _AFTER * (fault.kind == "factor" and beside)
 
 
-def _repair_of(fault: "Fault", names: set[str], reduce: str) -> str:
+def _repair_of(fault: "Fault", names: set[str], way: Way) -> str:
     if fault.kind in ("missing", "weighed", "repeated") and names == {"loss"}:
         return _VALUE
     if fault.kind == "missing" and names <= {"image_embed", "text_embed"}:
         return WORDS["blocks"]["lost" if fault.remote else "left"]
-    if fault.kind == "missing" and names <= {"log_scale", "scale", "bias"}:
+    if fault.kind == "missing" and names <= _SCALARS:
         return WORDS["blocks"]["shares"]
     if fault.kind != "factor" or fault.factor is None:
         return WORDS["repair_ranks"][fault.kind]
@@ -36,14 +42,14 @@ def _repair_of(fault: "Fault", names: set[str], reduce: str) -> str:
     form = str(times)
     if not times.number:
         return f"look for detach(), .data, .item() or no_grad between {', '.join(fault.tensors)} and the loss"
-    inverse = type(times)().over(times)
-    what = "" if "loss" in names else f" the gradients of {', '.join(fault.tensors)}"
-    if form == "W" and "loss" in names:
-        where = "a rank's part is due, W/B times its sum" if reduce == "mean" else "divided by b instead of B"
-        return f"{where}: multiply by 1/W"
-    if form == "1/W" and "loss" in names:
-        return "divided by W once too often: gradients and values are taken together afterwards; multiply by W"
-    return f"multiply{what} by {inverse}"
+    inverse, words = type(times)().over(times), WORDS["blocks"]
+    if len(names) == _ALL:
+        due = words[f"due {way[1]} {way[0]}" if way[1] == "local" else "due global"]
+        return f"{due}: multiply the loss, and so all its gradients, by {inverse}"
+    of = ", ".join(name for name in fault.tensors if name != "loss")
+    what = " and ".join(["the value"] * ("loss" in names) + [f"the gradients of {of}"] * bool(of))
+    twice = words["twice"].format(way[0]) if form == "W" and way[0] != "none" and names <= _SCALARS else ""
+    return f"{twice}multiply {what} by {inverse}" + ", and nothing else" * ("loss" in names)
 
 
 def told(fault: "Fault") -> str:
@@ -54,30 +60,30 @@ def told(fault: "Fault") -> str:
     return "; ".join(f"{', '.join(tensors)}: {text}" for text, tensors in texts.items())
 
 
-def findings_of(faults: "Sequence[Fault]", reduce: str) -> list[Finding]:
+def findings_of(faults: "Sequence[Fault]", way: Way) -> list[Finding]:
     """One for each fault; an entry of the catalogue where it is one, with its story."""
     from siglip_ref.mistakes import CATALOGUE
 
     found = []
     for fault in faults:
-        mistake = CATALOGUE.get(fault.id)
+        mistake = None if fault.id == _AVERAGED and way[0] != "mean" else CATALOGUE.get(fault.id)
         others = [other.id or "another" for other in faults if other is not fault]
         beside = f"together with {' and '.join(others)} it " if others else ""
         evidence = f"{told(fault)}; {beside}explains 100% of the deviation"
         evidence = f"{mistake.text}; {evidence}" if mistake else evidence
-        names = ", ".join(fault.tensors)
-        repair = mistake.repair if mistake and fault.kind != "shifted" else repair_of(fault, faults, reduce)
-        found.append(
-            Finding(fault.id or "derived", names, "", evidence, repair, tensors=fault.tensors, numbers={"share": 1.0})
-        )
+        names, id = ", ".join(fault.tensors), mistake.id if mistake else "derived"
+        repair = mistake.repair if mistake and fault.kind != "shifted" else repair_of(fault, faults, way)
+        found.append(Finding(id, names, "", evidence, repair, tensors=fault.tensors, numbers={"share": 1.0}))
     return found
 
 
-def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[str]:
+def in_words(blocks: "Blocks", faults: "Sequence[Fault]", way: Way) -> list[str]:
     """The lines of `Report.computes`."""
     if not blocks.met:
         return ["measured: what came of the ranks is no sum of blocks, each a number of times"]
     said = {world: met_in_words(met, world) for world, met in blocks.met.items()}
+    if any(fault.way.kind and fault.kind == "matches" for fault in faults):  # which match is said behind it
+        said = dict.fromkeys(said, _ONCE)
     same = len(set(said.values())) == 1
     words = next(iter(said.values())) if same else " / ".join(f"{text} (W={world})" for world, text in said.items())
     if not blocks.certain:
@@ -86,7 +92,7 @@ def in_words(blocks: "Blocks", faults: "Sequence[Fault]", reduce: str) -> list[s
         return [f"measured: {words}", f"not certain: this is read off the gradients at two calls{lost}"]
     of = [f"; {told(fault)}" for fault in faults if fault.way.kind]
     lines = ["".join((f"your loss over ranks: {words}", *of))]
-    lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, faults, reduce)})" for fault in faults]
+    lines += [f"not SigLIP's: {told(fault)} ({repair_of(fault, faults, way)})" for fault in faults]
     if not faults:
         lines.append("that is SigLIP's own: every gradient lies with its owner, once")
     return [*lines, f"this reproduces your loss at held-out inputs ({blocks.compared} tensors)"]
@@ -112,7 +118,7 @@ def met_in_words(met: "Met", world: int) -> str:
             if (text := _meets(rows[r][h], h == 0))
         ]
     more = f"; and {len(odd) - 2 * _LISTED} more" if len(odd) > 2 * _LISTED else ""
-    return "; ".join(odd[: 2 * _LISTED]) + more if odd else "images of every rank meet the texts of every rank once"
+    return "; ".join(odd[: 2 * _LISTED]) + more if odd else _ONCE
 
 
 def _texts(hop: int) -> str:

@@ -104,19 +104,38 @@ WRONG = {
         loss_of(factor=lambda world, b: dict.fromkeys(WHOLE, world)),
         ["derived"],
         "W times the right one",
-        "divided by b instead of B: multiply by 1/W",
+        "due on every rank is the value of the whole batch, 1/B times the sum over all pairs: multiply the loss",
     ),
     "divided by W again": (
         loss_of(factor=lambda world, b: dict.fromkeys(WHOLE, 1 / world)),
         ["derived"],
         "1/W times the right one",
-        "multiply by W",
+        "and so all its gradients, by W",
     ),
     "gradients stay": (
         loss_of(lies=lambda i, j, w: i),
         ["derived"],
         "every block's gradient stays on the rank that computed it",
         "bring every gradient to the rank that owns the rows",
+    ),
+    "gradients move on": (
+        loss_of(lies=lambda i, j, w: (2 * i - j) % w),
+        ["derived"],
+        "a remote block's gradient moves on in place of back",
+        "source and destination change places",
+    ),
+    "matches among the texts of rank 0": (
+        loss_of(met=lambda i, j, w: [(j, j == 0)]),
+        ["label-rank-offset"],
+        "meet the texts of every rank once; loss, image_embed, text_embed, log_scale, bias: image i of rank r matches "
+        "global text p, where p = i, not r b + i",
+        "positives of rank r stand in columns r b to (r + 1) b",
+    ),
+    "scale and bias summed twice": (
+        loss_of(factor=lambda world, b: {"scale": world, "bias": world}),
+        ["derived"],
+        "log_scale, bias: W times the right one",
+        "multiply the gradients of log_scale, bias by 1/W",
     ),
     "matches at the hop after the first": (
         loss_of(met=lambda i, j, w: [(j, (j - i) % w < 2)]),
@@ -195,6 +214,30 @@ def test_what_is_wrong_is_worked_out_and_proven(name, dtype):
     assert repair in report.findings[0].repair
     assert "this reproduces your loss at held-out inputs (40 tensors)" in report.computes[-1]
     assert all("100%" in finding.evidence for finding in report.findings)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum", "none"])
+@pytest.mark.parametrize("value", ["local", "global"])
+def test_what_is_due_goes_by_what_was_declared_and_the_repair_mends_it(reduce: str, value: str) -> None:
+    def loss(image, text, log_scale, bias, comm, times):
+        right = ring_sigmoid_loss(comm, image, text, log_scale, bias)  # the whole value, gradients that are final
+        world = comm.size
+        rows, numbers = world if reduce == "mean" else 1, 1 / world if reduce == "sum" else 1
+        by = (1 / world if value == "local" and reduce != "mean" else 1, rows, rows, numbers, numbers)
+        return tuple(np.asarray(one) * factor * times(world) for one, factor in zip(right, by, strict=True))
+
+    def said(times):
+        how = {"reduce": reduce, "value": value, "world_size": 3}
+        return check(lambda *given: loss(*given, times), **how)
+
+    # three times is right under no other way
+    report = said(lambda world: 3 / world)
+    due = {"global": "due on every rank is the value of the whole batch"}.get(value, "sum over its share of all pairs")
+    assert due in report.findings[0].repair and ("W/B" in report.findings[0].repair) == (
+        (reduce, value) == ("mean", "local")
+    )
+    assert report.findings[0].repair.endswith("multiply the loss, and so all its gradients, by W/3")
+    assert said(lambda world: 1).verdict == "PASS"
 
 
 def test_the_matrices_stand_in_every_form_of_the_report():

@@ -151,6 +151,7 @@ def test_other_reduction_is_a_convention():
     report = sr.check_distributed_loss(global_loss_with_grad, 2, "torch", reduce="sum", value="global")
     assert report.verdict == "OTHER CONVENTION"
     assert 'reduce="mean"' in report.findings[0].repair
+    assert 'declared was reduce="sum"' in report.findings[0].evidence
 
 
 def test_wrong_use_is_explained():

@@ -26,12 +26,13 @@ from siglip_ref.check.ranks.hops import table_of
 from siglip_ref.check.ranks.observed import REDUCE, VALUE, Observed, Reduce, Value, Way, ways_of
 from siglip_ref.check.ranks.world import Stop
 from siglip_ref.mistakes import Mistake, suspects
-from siglip_ref.report.blocks import findings_of, in_words, meetings_of
+from siglip_ref.report.blocks import findings_of, in_words, meetings_of, repair_of, told
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report
 from siglip_ref.report.verdict import Judgement, did_not_finish, judgement
 
 _ENOUGH = 3  # different points: at fewer of them several mistakes made together explain anything
+_DEFAULT: Way = ("mean", "local")
 _STOPPED = {"failed": "rank-failed", "deadlock": "p2p-order-deadlock"}
 
 
@@ -163,7 +164,7 @@ class RanksSubject(Subject[ComparedRanks]):
                 other = self._under(convention, way)
                 if not other.wrong:
                     verdict = self.judge(other).verdict
-                    found = [_convention(self.ways[0], way)] if judgement(other.details).verdict == "PASS" else []
+                    found = [_convention(compared, way)] if judgement(other.details).verdict == "PASS" else []
                     verdict = "OTHER CONVENTION" if verdict == "PASS" else verdict
                     yield Answer([*self._stopped(), *found], verdict, other)
 
@@ -199,7 +200,7 @@ class RanksSubject(Subject[ComparedRanks]):
         if compared.objective.plain:
             if compared.wrong or self.says_more:
                 blocks = compared.blocks
-                report.computes = in_words(blocks, compared.faults, reduce)
+                report.computes = in_words(blocks, compared.faults, compared.way)
                 report.blocks = meetings_of(blocks)
             report.hops = table_of(compared.calls, compared.convention, self.setting.dtype)
         report.notes += dict.fromkeys(rank.note for call in compared.calls for rank in call.ranks if rank.note)
@@ -225,11 +226,16 @@ class RanksSubject(Subject[ComparedRanks]):
         return Worst(row, arrays, again)
 
 
-def _convention(declared: Way, used: Way) -> Finding:
-    """Right, but not as gradients and values were said to come."""
-    said, fits = (f'reduce="{way[0]}", value="{way[1]}"' for way in (declared, used))
-    evidence = f"declared was {said}, but everything is right under {fits}"
-    repair = f"declare it if your program does that: check_ranks(fn, {fits}); if it does what was declared, fn is wrong"
+def _convention(compared: ComparedRanks, used: Way) -> Finding:
+    """Right, but not as gradients and values were said to come; where it is a factor, by what it is wrong so."""
+    said, fits = (f'reduce="{way[0]}", value="{way[1]}"' for way in (compared.way, used))
+    judged = "judged was, by default," if compared.way == _DEFAULT else "declared was"
+    faults = compared.faults if all(fault.kind == "factor" for fault in compared.faults) else []
+    evidence = f"{judged} {said}, but everything is right under {fits}" + "".join(
+        f"; as {'judged' if compared.way == _DEFAULT else 'declared'}, {told(fault)}" for fault in faults
+    )
+    otherwise = "; ".join(repair_of(fault, faults, compared.way) for fault in faults) or "fn is wrong"
+    repair = f"declare it if your program does that: check_ranks(fn, {fits}); else, {otherwise}"
     return Finding("convention", "", "", evidence, repair)
 
 
@@ -256,7 +262,7 @@ def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
     faults = compared.faults
     if not faults:
         return explain(seen, candidates, predict, lambda wrong: patterns(wrong, contexts))
-    derived = findings_of(faults, compared.way[0])
+    derived = findings_of(faults, compared.way)
     if all(fault.id for fault in faults):
         return derived
     first = [one for one in seen if one.probe == next(wrong.probe for wrong in seen if is_wrong(wrong))]

@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from siglip_ref.check.diagnosis.blocks.ways import WayKind
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Group, Odd, Weights, describe, listed, odd_groups
 
-Kind = Literal[
-    "rounded", "rounded back", "earlier", "undivided", "matching", "labels", "pairs", "transposed", "logit", "unequal",
-    "instead", "factor", "missing", "repeated", "weighed", "crossed", "scaled",
-    "matches", "unmatched", "own again", "left out", "zeros", "due", "stays", "shifted", "elsewhere",
-]  # fmt: skip
+Kind = (
+    WayKind
+    | Literal[
+        "instead", "factor", "missing", "repeated", "weighed", "crossed", "scaled", "matches", "unmatched", "own again",
+        "left out", "zeros", "due", "stays", "onward", "shifted", "elsewhere",
+    ]
+)  # fmt: skip
 DUE = "; its gradient went to the rank whose rows were due"
 SHIFTED = {"text_embed": "text-grad-to-wrong-rank"}  # whose shift over ranks has a name
 
@@ -113,6 +116,10 @@ def _due(placed: Placed, side: int, world: int) -> Weights | None:
     }
 
 
+_ONWARD = (
+    "a remote block's gradient moves on in place of back: it lies as many ranks beyond the one that computed it as the "
+    "owner of the rows is before that"
+)
 Steps = tuple[tuple[int, float], ...]  # so many ranks beside the owner, so many times
 
 
@@ -133,6 +140,8 @@ def _by_place(by_hop: Mapping[int, Steps], name: str, world: int) -> Told:
     to_whom = 1 if name == EMBEDS[1] else -1  # from the owner to the rank that computed it
     if world > 2 and all(steps == ((-to_whom * hop % world, 1.0),) for hop, steps in by_hop.items()):
         return Told("every block's gradient stays on the rank that computed it", "", ("stays",))
+    if all(steps == ((-2 * to_whom * hop % world, 1.0),) for hop, steps in by_hop.items()):
+        return Told(_ONWARD, "", ("onward",))
     together: dict[Steps, list[int]] = {}
     for hop, steps in by_hop.items():
         if steps != ((0, 1.0),):

@@ -32,6 +32,7 @@ _BITS = {"float16": 10, "bfloat16": 7}  # a part's rounding is less than 2 to mi
 _ABOUT = 0.03  # of a weight that was read off rounded numbers
 _MANY_ROUNDINGS, _MANY_NUMBERS, _OF_PARTS = 32, 20, 0.15
 _TINY = 1e-300
+_DIGITS = 1e-9
 _NICE = (1.0, 2.0, 0.5, np.log(2), 1 / np.log(2))
 
 
@@ -46,10 +47,10 @@ class Times:
     negatives: int = 0
 
     def __str__(self) -> str:
-        """1/W, 2B, 0.37.
+        """1/W, 2B, W/3, 0.37.
 
-        >>> str(Times(1.0, -1)), str(Times(2.0, 1, 1)), str(Times(-1.0, 0, 0, 1))
-        ('1/W', '2B', '-t')
+        >>> str(Times(1.0, -1)), str(Times(2.0, 1, 1)), str(Times(-1.0, 0, 0, 1)), str(Times(1 / 3, 1))
+        ('1/W', '2B', '-t', 'W/3')
         """
         powers = {"W": self.ranks, "b": self.pairs, "t": self.scale, "(B - 1)": self.negatives}
         if self.ranks == self.pairs != 0:
@@ -58,7 +59,10 @@ class Times:
             "".join(name if abs(p) == 1 else f"{name}^{abs(p)}" for name, p in powers.items() if p * sign > 0)
             for sign in (1, -1)
         )
-        number = f"{self.number:.6g}"
+        over = 1 / self.number if self.number else 0.0  # 1/3, not 0.333333
+        of_whole = not below and abs(over) > 1 and abs(over - round(over)) < _DIGITS
+        below = f"{abs(round(over))}" if of_whole else below
+        number = f"{np.sign(over) if of_whole else self.number:.6g}"
         if above or below:
             number = {"1": "" if above else "1", "-1": "-" if above else "-1"}.get(number, number)
         return f"{number}{above}" + (f"/{below}" if below else "")
@@ -137,7 +141,7 @@ def worked_out(calls: Sequence[Call]) -> Blocks:
         unequal = bool(ends) and all(not call.even for call in calls if call.label in ends)
         given = {name: one for name, one in found.tensors.items() if name not in found.wrong}
         best = _uneven(calls, found) if unequal else None
-        for way in () if unequal else ways(unequal) if found.failed else ():
+        for way in ways(unequal=False) if found.failed and not unequal else ():
             made = [replace(call, way=way) for call in calls]
             if (best is None or best.failed) and _promising(made, found):
                 one = derive(made, given)

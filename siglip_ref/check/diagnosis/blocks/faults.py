@@ -2,16 +2,20 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told
 from siglip_ref.check.diagnosis.blocks.derive import Blocks, Times
+from siglip_ref.check.diagnosis.blocks.parts import Part
 from siglip_ref.check.diagnosis.blocks.told import (
     ZERO_BUFFER,
     in_words,
     patterns_of,
     tellings,
 )
-from siglip_ref.check.diagnosis.blocks.ways import EXACT, NOT, Way, sets
+from siglip_ref.check.diagnosis.blocks.ways import EXACT, NOT, Way, matching_of, sets
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Counted, Group, Odd
 from siglip_ref.check.engine.findings import DETACHED
@@ -54,32 +58,48 @@ def faults_of(blocks: Blocks) -> list[Fault]:
             name
         )
     for form, names in groups.items():
-        said = {name: in_words(told[name]) for name in names}
         kinds = [kind for name in names for one in told[name].values() for kind in one.kinds]
         kind: Kind = next((k for k in _FIRST if k in kinds), "elsewhere")
         of_names = [told[name] for name in names]
         remote = any(_of_all_remote(one.odd) for by_world in of_names for one in by_world.values())
-        found.append(Fault(kind, said, _id(kind, form, of_names, names, len(told)), remote=remote))
+        all_of_it = set(kinds) <= {"matches", "unmatched"} and len(names) == len(told)
+        way = _matching(blocks) if all_of_it else EXACT
+        said = {name: way_in_words(way) if way.kind else in_words(told[name]) for name in names}
+        found.append(Fault(kind, said, _id(kind, form, of_names, names, len(told)), remote=remote, way=way))
     return found
+
+
+def _matching(blocks: Blocks) -> Way:
+    """Where every block counts once, and some blocks' diagonals as matches: one sentence for which, if there is one."""
+    own = {
+        world: np.array([[met[Part(i, j, "positives")] for j in range(world)] for i in range(world)])
+        for world, met in blocks.met.items()
+    }
+    once = all(
+        met[Part(i, j, "negatives")] == 1 == own[world][i, j] + met[Part(i, j, "diagonal")]
+        for world, met in blocks.met.items()
+        for i, j in product(range(world), repeat=2)
+    )
+    return matching_of(own) if once else EXACT
+
+
+_WORDS = {
+    "rounded": "{0.of} are rounded to {0.form} on their way to the product",
+    "rounded back": (
+        "its parts are rounded to {0.form} on their way back or as they are computed (reproduced up to such roundings)"
+    ),
+    "earlier": "{0.of} are those of the call before, of the same shape",
+    "undivided": "{0.of} come to the product undivided by their length, or divided by one that is held constant",
+    "logit": "in {0.of} a logit is {0.form}",
+    "matching": "image i of rank r matches {0.of}, where p = {0.form}",
+    "transposed": "in {0.of} the slopes come to it transposed",
+}
 
 
 def way_in_words(way: Way) -> str:
     """What is so in the tensors that it concerns."""
-    if way.kind == "rounded":
-        return f"{way.of} are rounded to {way.form} on their way to the product"
-    if way.kind == "rounded back":
-        how = "on their way back or as they are computed (reproduced up to such roundings)"
-        return f"its parts are rounded to {way.form} {how}"
-    if way.kind == "earlier":
-        return f"{way.of} are those of the call before, of the same shape"
-    if way.kind == "undivided":
-        return f"{way.of} come to the product undivided by their length, or divided by one that is held constant"
-    if way.kind == "logit":
-        return f"in {way.of} a logit is {way.form}"
-    if way.kind == "matching":
-        return f"image i of rank r matches {way.of}, where p = {way.form}"
-    if way.kind == "transposed":
-        return f"in {way.of} the slopes come to it transposed"
+    if way.kind in _WORDS:
+        return _WORDS[way.kind].format(way) + ", not r b + i" * (way.of == "global text p")
     if way.kind in ("pairs", "labels"):
         pairs, *same = (_pairs(form) for form in (way.form, *sets()[way.form]))
         alike = f", which of 5 and of 32 pairs is the same as {few(same, 2)}" if same else ""
@@ -94,8 +114,8 @@ def _pairs(form: str) -> str:
 
 
 _FIRST: tuple[Kind, ...] = (
-    "instead", "crossed", "scaled", "zeros", "matches", "unmatched", "own again", "left out", "stays", "shifted",
-    "elsewhere", "weighed", "repeated", "missing", "due",
+    "instead", "crossed", "scaled", "zeros", "matches", "unmatched", "own again", "left out", "stays", "onward",
+    "shifted", "elsewhere", "weighed", "repeated", "missing", "due",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """In what each tensor of a loss over ranks is not SigLIP's: a factor, what was met, what lies elsewhere."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told, carried, crossed
 from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met, Tensor, Times
@@ -127,47 +128,41 @@ def _of_met(met: Met, world: int, zeros: bool = True) -> Told:
 
 
 Diagonal = tuple[Kind, tuple[Group, ...], float]  # as what it counts, of which blocks, how often
+_DIAGONALS: Mapping[Kind, str] = {
+    "matches": "{}: the diagonal counts as matches{}",
+    "unmatched": "{}: its own pairs count as no match{}",
+    "own again": "{} once more, without its matches{}",
+    "left out": "{}: pairs of the diagonal {}",
+}
 
 
 def _usual(met: Met, world: int) -> tuple[Weights, list[str], tuple[Diagonal, ...]]:
     """How often positives and negatives count, and what is said of diagonals that count as something else."""
     usual: dict[tuple[int, int, bool], float] = {}
-    matches: dict[float, set[tuple[int, int]]] = {}
-    again: dict[float, set[tuple[int, int]]] = {}
-    unmatched: dict[float, set[tuple[int, int]]] = {}
-    others: dict[float, set[tuple[int, int]]] = {}
-    for i in range(world):
-        for j in range(world):
-            as_one, rest, as_other = (met.get(Part(i, j, kind), 0.0) for kind in ("positives", "negatives", "diagonal"))
-            if i == j:
-                twice = as_other and rest == as_one + as_other
-                never = twice and not as_one  # computed, but its own pairs are not the matches
-                usual |= {
-                    (i, j, True): 1.0 if never else as_one,
-                    (i, j, False): rest - as_other * (twice and not never),
-                }
-                if as_other:
-                    (unmatched if never else again if twice else others).setdefault(as_other, set()).add((i, j))
-            else:
-                usual[i, j, False] = rest
-                if as_one:
-                    matches.setdefault(as_one, set()).add((i, j))
-                if as_one + as_other != rest:
-                    others.setdefault(as_other, set()).add((i, j))
+    found: dict[tuple[Kind, float], set[tuple[int, int]]] = {}
+    for i, j in product(range(world), repeat=2):
+        as_one, rest, as_other = (met.get(Part(i, j, kind), 0.0) for kind in ("positives", "negatives", "diagonal"))
+        here: list[tuple[Kind, float]] = []
+        if i == j:
+            twice = as_other and rest == as_one + as_other
+            never = twice and not as_one  # computed, but its own pairs are not the matches
+            usual |= {(i, j, True): 1.0 if never else as_one, (i, j, False): rest - as_other * (twice and not never)}
+            if as_other:
+                here.append(("unmatched" if never else "own again" if twice else "left out", as_other))
+        else:
+            usual[i, j, False] = rest
+            if as_one:
+                here.append(("matches", as_one))
+            if as_one + as_other != rest:
+                here.append(("left out", as_other))
+        for key in here:
+            found.setdefault(key, set()).add((i, j))
     said, diagonals = list[str](), list[Diagonal]()
-    tables: list[tuple[Kind, dict[float, set[tuple[int, int]]], Callable[[str, float], str]]] = [
-        ("matches", matches, lambda where, w: f"{where}: the diagonal counts as matches" + _often(w)),
-        ("unmatched", unmatched, lambda where, w: f"{where}: its own pairs count as no match" + _often(w)),
-        ("own again", again, lambda where, w: f"{where} once more, without its matches" + _often(w)),
-        ("left out", others, lambda where, w: f"{where}: pairs of the diagonal {_count(w)}"),
-    ]
-    for kind, table, words in tables:
-        for weight, places in table.items():
-            marked = {key: _ODD if key[:2] in places and not key[2] else 1.0 for key in usual}
-            marked |= {key: _ODD for key in marked if key[2] and key[:2] in places}
-            groups = odd_groups(marked, world)[0][1]
-            said.append(words(listed(groups), weight))
-            diagonals.append((kind, groups, weight))
+    order = list(_DIAGONALS)
+    for (kind, weight), places in sorted(found.items(), key=lambda one: order.index(one[0][0])):
+        groups = odd_groups({key: _ODD if key[:2] in places else 1.0 for key in usual}, world)[0][1]
+        said.append(_DIAGONALS[kind].format(listed(groups), (_count if kind == "left out" else _often)(weight)))
+        diagonals.append((kind, groups, weight))
     return usual, said, tuple(diagonals)
 
 

@@ -16,22 +16,15 @@ from siglip_ref.ops.elementary import Array
 _STEP = 1e-30  # into the imaginary: a derivative without a difference
 
 
+WayKind = Literal[
+    "rounded", "rounded back", "earlier", "undivided", "matching", "labels", "pairs", "transposed", "logit", "unequal"
+]  # fmt: skip
+
+
 class Way(NamedTuple):
     """kind: of what; of: of which rows, blocks or order; form: a format, or a key of the tables below."""
 
-    kind: Literal[
-        "",
-        "rounded",
-        "rounded back",
-        "earlier",
-        "undivided",
-        "matching",
-        "labels",
-        "pairs",
-        "transposed",
-        "logit",
-        "unequal",
-    ] = ""
+    kind: WayKind | Literal[""] = ""
     of: str = ""
     form: str = ""
 
@@ -166,6 +159,18 @@ def _matches(way: Way, sizes: tuple[int, ...]) -> Array:
     text = ORDERS[way.of](column, ranks, world, each)
     found[np.arange(total)[inside], text[inside]] = True
     return found
+
+
+def matching_of(diagonals: Mapping[int, Array]) -> Way:
+    """The way in which the matches, by number of ranks, are the diagonals of these blocks; EXACT if there is none."""
+    for way in ways(unequal=False) if all(own.any() for own in diagonals.values()) else ():
+        if way.kind == "matching" and all(
+            np.array_equal(_matches(way, (each,) * world), np.kron(own, np.eye(each)))
+            for each in (5, 32)
+            for world, own in diagonals.items()
+        ):
+            return way
+    return EXACT
 
 
 def pairs_of(way: Way, shape: tuple[int, ...], remote: bool) -> Array:
