@@ -77,7 +77,7 @@ WRONG = {
     "scale at least 1": (made_of(lambda s: s.exp().clamp(min=1)), ("scale-clamped",), "right at own scale"),
     "log scale without its sign": (made_of(lambda s: s.abs().exp()), ("scale-clamped",), "right at own scale"),
     "scale at most 200": (made_of(lambda s: s.exp().clamp(max=200)), ("unknown",), "200 x similarity"),
-    "exp twice": (made_of(lambda s: s.exp().exp()), ("unknown",), "the loss is right, given these logits"),
+    "exp twice": (made_of(lambda s: s.exp().exp()), ("derived",), "the loss is right, given these logits"),
     "bias at least -10": (
         made_of(bias=lambda b: b.clamp(min=-10)),
         ("unknown",),
