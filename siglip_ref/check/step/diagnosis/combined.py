@@ -356,9 +356,7 @@ class Search:
     def _proven(self, made: Made, plan: Plan | None = None) -> Moves | None:
         """What it gives, where every tensor is right with it at every step."""
         grads = self._grads(made)
-        steps = [
-            replace(one, grads=g) for one, g in zip(self._taken, grads or [t.grads for t in self._taken], strict=True)
-        ]
+        steps = [_given(one, g) for one, g in zip(self._taken, grads or [t.grads for t in self._taken], strict=True)]
         plan = plan or self._plan
         with self._made(made):
             if not judge(steps, plan, self._spec).right:
@@ -440,6 +438,12 @@ class Search:
                 factors[k] *= float(of @ should / (of @ of)) if of.any() else 0.0
         flat = self._flat(made, _scheduled(self._packed.plan, factors))
         return factors, np.inf if flat is None else float(self._packed.worst(self._packed.off(flat)).max())
+
+
+def _given(one: Taken, grads: Params) -> Taken:
+    """A step with other gradients: what is larger in them has more noise."""
+    grown = {n: max(1.0, float(np.max(np.abs(g)) / (np.max(np.abs(one.grads[n])) or 1.0))) for n, g in grads.items()}
+    return replace(one, grads=grads, noise={n: x * grown.get(n, 1.0) for n, x in one.noise.items()})
 
 
 def _unlike(one: str, other: str) -> int:

@@ -33,6 +33,7 @@ _KNOB += "    return _knobs.get((kind, name, step), usual)\n\n\n"
 _MOVED = "moved[name] = p * _narrow(1 - lr * decay, p) - step * (first / length)"
 _RIGHT = 2.0  # of what is allowed
 _ITERATIONS, _BESIDE = 10, 1e-4
+_SPARE = 1.5  # numbers for each unknown at least
 _ENOUGH = 3  # numbers of a tensor for each unknown of its own
 _ALIKE = 2e-3  # relative: numbers so near are one
 _LISTED = 4
@@ -120,6 +121,8 @@ class _Search:
         usual = np.concatenate([one.usual[: len(self._taken)] for one in kinds])
         unknowns = len(usual)
         sizes = {name: sum(np.size(one.grads[name]) for one in self._taken) for name in names}
+        if sum(sizes.values()) < _SPARE * unknowns:  # of which nothing could be proven
+            return None
         small = own and any(size < _ENOUGH * unknowns for size in sizes.values())
         values = {name: usual.copy() for name in names}
         spec = _program(kinds)

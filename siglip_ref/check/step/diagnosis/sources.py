@@ -56,7 +56,8 @@ def sources(taken: Sequence[Taken], plan: Plan) -> Iterator[Source]:
     both = tuple(_sum((g, h), np.ones(2)) for g, h in zip(own, before, strict=True))
     yield Source("gradients of this step and of the step before, added up", zeroed, _mixed(own, both))
     means = tuple(_sum((g, h), np.full(2, 0.5)) for g, h in zip(own, before, strict=True))
-    yield Source("the mean of the gradients of this step and of the step before", zeroed, _mixed(own, means))
+    alone = "hand the optimiser the gradients of this step's batch, at each step"
+    yield Source("the mean of the gradients of this step and of the step before", alone, _mixed(own, means))
     whole = "hand the optimiser the gradients of the whole loss, multiplied by nothing else"
     for n in _FACTORS:
         for factor, said in ((n, f"times {n}"), (1 / n, f"divided by {n}")):
@@ -111,7 +112,7 @@ def _of_other_slopes(taken: Sequence[Taken], plan: Plan, own: tuple[Params, ...]
         if np.any((found > usual + _SURELY) & (found >= best - _NEARLY)):
             every = tuple(at(k, change(weights[k]), slopes) for k in range(len(taken)))
             yield Source(f"gradients {what}", repair, _mixed(own, every))
-            for n in _FACTORS if plan.rule.max_norm is not None else ():
+            for n in _FACTORS:  # a clip, or eps, shows them
                 for factor, how in ((n, f"times {n}"), (1 / n, f"divided by {n}")):
                     said = f"gradients {what} (a sum over pairs, divided by {PAIRS}), {how}"
                     yield Source(said, repair, _times(own, every, factor), False)
@@ -131,7 +132,8 @@ def _signs(taken: Sequence[Taken], grads: Sequence[Params]) -> Array:
 
 
 def _alike(one: Params, other: Params) -> bool:
-    return all(np.allclose(g, other[name], rtol=1e-6, atol=1e-9 * np.max(np.abs(g))) for name, g in one.items())
+    largest = max(float(np.max(np.abs(g), initial=0.0)) for g in one.values())
+    return all(np.allclose(g, other[name], rtol=1e-6, atol=1e-12 * largest) for name, g in one.items())
 
 
 def _kinds(parts: int) -> Iterator[tuple[str, str, Slopes, Callable[[Params], Params]]]:

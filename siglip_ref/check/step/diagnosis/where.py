@@ -105,6 +105,7 @@ def limits_of(limits: Mapping[str, tuple[Array, Array]], names: frozenset[str] |
     for name, its in limits.items():
         low, high = (float(np.ravel(x)[0]) for x in its)
         ends = [f"at {word} {_plainly(x)}" for word, x in (("least", low), ("most", high)) if np.isfinite(x)]
+        ends = [f"at {_plainly(low)}"] if low == high else ends
         if ends and (names is None or name in names):
             said.append(f"{name} {' and '.join(ends)}")
     return said
