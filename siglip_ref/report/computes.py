@@ -43,11 +43,11 @@ def in_words(derived: "Derived", wrong: bool = False, declared: bool = False) ->
         places = [f"{name} at {label}" for name, label in derived.failed]
         what = f"; it does not give {few(places, 3)}" if places else ""
         return [*lines, f"not certain: {_stopped(derived)}{what}"]
-    linear = derived.formula.linear
-    lines += [
-        f"not {own.removesuffix(' own')}: {difference_in_words(one, linear)} ({repair_of(one, declared)})"
-        for one in derived.differences
-    ]
+    said: dict[str, list[str]] = {}
+    for one in derived.differences:
+        words = difference_in_words(one, derived.formula.linear)
+        said.setdefault(repair_of(one, declared, derived.formula), []).append(words)
+    lines += [f"not {own.removesuffix(' own')}: {'; '.join(some)} ({repair})" for repair, some in said.items()]
     if not derived.differences:
         lines.append(f"that is {own}" + _ELSEWHERE * wrong)
     besides = "".join(f"; {WORDS['besides'][one]}" for one in derived.besides)
@@ -83,7 +83,7 @@ def formula_in_words(formula: "Formula") -> str:
     parts += [_coupled(one) for one in formula.coupled]
     if formula.coupled:
         notes.append(f"logit_ij = {logit_in_words(formula.coupled[0].logit, formula.linear)}")
-    parts += [f"{_before(form)}{_names(name, formula.linear)}" for name, form in formula.extra]
+    parts += [_extra(*one, formula.linear) for one in formula.extra]
     parts += [_penalty(*one) for one in formula.penalties]
     for side, rows in (("image", formula.image_rows), ("text", formula.text_rows)):
         if rows.kind != "as given" or rows.order or rows.mapped:
@@ -108,6 +108,10 @@ def formula_in_words(formula: "Formula") -> str:
     notes += [_kept(formula.kept)] if formula.kept else []
     notes += [_SCALARS.format(formula.scalars)] if formula.scalars else []
     return "; ".join([" + ".join(parts).replace("+ -", "- ") or "0", *notes])
+
+
+def _extra(name: str, form: "OfPairs", linear: bool) -> str:
+    return form_in_words(form) if name == "1" else f"{_before(form)}{_names(name, linear)}"
 
 
 def _penalty(name: str, form: "OfPairs") -> str:
@@ -163,7 +167,10 @@ def _of(shape: "Shape", u: str) -> str:
         parts = [name if c == 1 else number(c) if name == "1" else f"{number(c)} {name}" for c, name in names]
         return f"({' + '.join(parts)})".replace("+ -", "- ") if len(parts) > 1 else parts[0]
     form = WORDS["functions"].get(shape.name, f"{shape.name}({{u}})")
-    return form.format(*(number(p) for p in shape.parameters), u=u)
+    form = form.replace("{0} ", "") if shape.parameters[:1] == (1.0,) else form
+    group = f"({u})" if " " in u else u
+    minus = u[1:] if u.startswith(("-(", "-z_ij (")) else f"-{group}"
+    return form.format(*(number(p) for p in shape.parameters), u=u, group=group, minus=minus)
 
 
 def logit_in_words(logit: "Logit", linear: bool) -> str:
@@ -245,7 +252,8 @@ def _one_added(one: "Term | Coupled") -> str:
 
 
 def _share(one: "Coupled") -> str:
-    return number(one.number) if one.number >= 1 or "triplet" in one.kind else f"{number(one.number)} B"
+    whole = one.number >= 1 or "triplet" in one.kind
+    return number(one.number) if whole else f"max(1, floor({number(one.number)} B))"
 
 
 def _rows(rows: "Rows") -> str:
@@ -313,21 +321,20 @@ def _difference(one: "Difference", linear: bool) -> str:
         name = WORDS["numbers"][one.place]
         return f"{name} {expression_in_words(got, linear)}, not {expression_in_words(right, linear)}"
     if one.place == "extra":
-        return f"{_before(got[1])}{_names(got[0], linear)} is added to the loss"
+        return f"{_extra(got[0], got[1], linear)} is added to the loss"
     if one.place == "rows":
         return f"{'rows' if one.of == 'both' else f'rows of {one.of}'} {_rows(got)}"
     if one.place == "labels":
         return WORDS["labels"][got].format(one.of)
+    if one.place in ("function", "cap", "similarity"):
+        u = WORDS["u"][one.of if one.place == "function" else one.place]
+        return f"{_of(got, 'u')} in place of {_of(right, 'u')}, {u}"
     return _PLACES[one.place](got, right)
 
 
 def _rules(got: Any, right: Any) -> str:
     said = "; ".join(f"{where_in_words(where)} with weight {form_in_words(form)}" for where, form in got)
     return said or "none are summed"
-
-
-def _shapes(got: Any, right: Any) -> str:
-    return f"{_of(got, 'u')} in place of {_of(right, 'u')}"
 
 
 _PLACES: dict[str, Callable[[Any, Any], str]] = {
@@ -338,9 +345,9 @@ _PLACES: dict[str, Callable[[Any, Any], str]] = {
     "added": lambda got, right: f"{' + '.join(map(_one_added, got)).replace('+ -', '- ')} is added to the loss",
     "penalty": lambda got, right: f"{_penalty(*got)} is added to the loss",
     "several": lambda got, right: f"it is a sum of {_several(got)}",
-    "function": _shapes,
-    "similarity": _shapes,
-    "cap": _shapes,
+    "targets": lambda got, right: "labels are smoothed: {} where i = j, {} elsewhere".format(
+        *(" + ".join(map(form_in_words, forms)) or "0" for forms in got)
+    ),
     "backward": lambda got, right: backward_in_words(got),
     "coupled": lambda got, right: f"pairs are not summed one by one, but {' + '.join(map(_coupled, got))}",
     "terms": lambda got, right: "pairs are summed one by one, without a softmax",

@@ -118,7 +118,7 @@ def test_a_sigmoid_of_the_logits_before_the_loss_is_told():
         value = softplus((1 - 2 * own) * p).sum() / len(x)
         return LossAndGrads(value, t * g @ y, t * g.T @ x, (g * sim).sum() * t, g.sum())
 
-    assert "sigmoid(u) in place of (u)" in told(fn)
+    assert "sigmoid(u) in place of u, u = logit_ij" in told(fn)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in COUPLED if "held" not in kind and "times" not in kind])

@@ -312,7 +312,7 @@ NEW = {
     "logits kept below 30": (lambda x, y, t, b: over(logits(x, y, t, b).clamp(max=30)), "clamp("),
     "distance": (distance, None),  # SigLIP's own on unit rows, but for rows that are not
     "distance as similarity": (far, "sqrt(2 - 2 sim_ij)"),
-    "squared cosine": (squared, "(sim_ij)^2"),
+    "squared cosine": (squared, "sim_ij^2"),
     "absolute cosine": (lambda x, y, t, b: over(t.exp() * (x @ y.T).abs() + b), "|sim_ij|"),
     "first row dropped": (rows_dropped, "outside first image"),
     "last text dropped": (last_text_dropped, None),  # at one pair another text is the last
@@ -324,7 +324,7 @@ NEW = {
     "decay of the scale": (lambda x, y, t, b: over(logits(x, y, t, b)) + 0.05 * t**2, "0.05 log_scale^2"),
     "constant added": (lambda x, y, t, b: over(logits(x, y, t, b)) + 1, "+ 1"),
     "log(B) taken off": (lambda x, y, t, b: over(logits(x, y, t, b) - math.log(len(x))), "log(B)"),
-    "targets of 1 and -1": (lambda x, y, t, b: bce(logits(x, y, t, b), labels(x @ y.T)), "(softplus(exp(log_scale) sim_ij + bias) + 1 ("),
+    "targets of 1 and -1": (lambda x, y, t, b: bce(logits(x, y, t, b), labels(x @ y.T)), "(softplus(exp(log_scale) sim_ij + bias) + ("),
     "equal captions left out": (equal_captions_left_out, "pairs with equal texts are left out of the negatives"),
     "stable formula without |z|": (without_the_size, "negatives: softplus(|u|) in place of softplus(u)"),
     "texts kept in bfloat16": (kept("texts", torch.bfloat16), "gradients are computed from texts in bfloat16"),

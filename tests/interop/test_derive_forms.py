@@ -12,6 +12,7 @@ from siglip_ref import check_loss
 from siglip_ref.check.diagnosis.derive.derive import derive
 from siglip_ref.check.diagnosis.derive.formula import siglip
 from siglip_ref.report.computes import in_words
+from siglip_ref.report.words import WORDS
 
 
 def signs(x):
@@ -98,7 +99,7 @@ KNOWN = {
     in_powers_of_two: ["max(0, u)", "log(1 + 2^-|u|)"],
     leaking: ["(softplus(u) + 0.02 min(0, u)) in place of softplus(u)"],
     two_margins: ["max(0, u) in place of softplus(u)", "bias - 1, not bias", "bias + 1, not bias"],
-    smoothed_by_the_batch: ["0.8/B", "0.2/B^2"],
+    smoothed_by_the_batch: ["0.8/B", "0.2/B^2", "labels are smoothed: 0.8 + 0.2/B where i = j, 0.2/B elsewhere"],
     guarded: ["divided by sqrt(length^2 + 0.05)"],
     by_all_images: ["image rows divided by the length of the whole matrix", "-bias, not bias"],
     tiles: ["images that stand in two of chunks of 4, the last of which is moved back with weight 2/B"],
@@ -132,6 +133,19 @@ def positives_without_bias(x, y, t, b):
     return (functional.softplus(-z[own]).sum() + functional.softplus(z[~own] + b).sum()) / len(x)
 
 
+def labels_of_one_and_zero(x, y, t, b):
+    return -functional.logsigmoid(torch.eye(len(x)).to(x) * logits(x, y, t, b)).sum() / len(x)
+
+
+def sign_before_bias(x, y, t, b):
+    return -functional.logsigmoid(signs(x) * (t.exp() * x @ y.T) + b).sum() / len(x)
+
+
+def bias_left_over(x, y, t, b):
+    taken_off = t.exp() * (x * y).sum()
+    return (functional.softplus(logits(x, y, t, b)).sum() - taken_off) / len(x)
+
+
 def negatives_without_scale(x, y, t, b):
     own, sim = torch.eye(len(x), dtype=torch.bool), x @ y.T
     return (functional.softplus(-(t.exp() * sim + b)[own]).sum() + functional.softplus(sim[~own] + b).sum()) / len(x)
@@ -142,7 +156,27 @@ def negatives_without_scale(x, y, t, b):
     [
         (positives_without_bias, "add the bias to the logits of the positives, too"),
         (negatives_without_scale, "multiply the similarities of the negatives by log_scale.exp(), too"),
+        (labels_of_one_and_zero, "labels are +1 on the diagonal and -1 elsewhere (not 1 and 0), and every pair counts"),
+        (
+            sign_before_bias,
+            "the sign z is of the whole logit: -F.logsigmoid(z * (log_scale.exp() * similarity + bias))",
+        ),
+        (bias_left_over, WORDS["repair_place"]["left_over"]),
     ],
 )
 def test_what_only_a_part_of_the_pairs_lacks_is_not_called_unused(fn, repair):
     assert [finding.repair for finding in check_loss(fn).findings] == [repair]
+
+
+@pytest.mark.parametrize("own", ["2.5", "len(z)"])
+def test_weights_are_offered_where_two_numbers_give_them(own):
+    """And then a declaration of these numbers is right."""
+
+    def weighed(x, y, t, b):
+        z = logits(x, y, t, b)
+        losses, of_own = functional.softplus(-signs(x) * z), 2.5 if own == "2.5" else len(z)
+        return (losses * torch.where(torch.eye(len(z), dtype=torch.bool), of_own, 1.0)).sum() / len(z) ** 2
+
+    offered = [finding.repair.partition("check_loss(fn, ")[2] for finding in check_loss(weighed, explain=True).findings]
+    assert offered == ['weights=(2.5, 1.0), reduction="mean")' if own == "2.5" else ""]
+    assert own != "2.5" or check_loss(weighed, weights=(2.5, 1.0), reduction="mean").verdict == "PASS"

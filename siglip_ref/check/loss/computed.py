@@ -94,14 +94,14 @@ def _findings(derived: Derived, declared: bool) -> list[Finding]:
     """One for each difference, or for several that are one entry of the catalogue, with its story."""
     from siglip_ref.mistakes import CATALOGUE
 
-    linear = derived.formula is not None and derived.formula.linear
     found: dict[str, Finding] = {}
-    for number, one in enumerate(derived.differences):
-        words = difference_in_words(one, linear)
+    for one in derived.differences:
+        words = difference_in_words(one, bool(derived.formula and derived.formula.linear))
         for id in one.ids or (DERIVED,):
             told = words if id == DERIVED else f"{CATALOGUE[id].text}; worked out: {words}"
-            finding = Finding(id, one.of if one.place == "backward" else "loss", "", told, repair_of(one, declared))
-            key = f"{id} {number}" if id == DERIVED else id
+            tensor, repair = one.of if one.place == "backward" else "loss", repair_of(one, declared, derived.formula)
+            finding = Finding(id, tensor, "", told, repair)
+            key = f"{id} {tensor} {repair}" if id == DERIVED else id
             known = found.get(key)
             found[key] = replace(known, evidence=f"{known.evidence}; {words}") if known else finding
     return list(found.values())

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 
 from siglip_ref.check.diagnosis.derive.formula import Backward, Difference, Formula, Rows, Term
-from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule
+from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule, Where, total
 from siglip_ref.check.diagnosis.derive.shapes import Number
 
 Changed = tuple[Difference, Formula]  # and the formula without this difference
 _OF_TERM = ("function", "slope")  # parts of a term, others are of its logit
 _GUARD = 1e-6  # beside a length
+EVERYWHERE = Where(("everywhere",))
+_SIZES = (2, 3, 5, 9)  # of batches, at which what goes with B is compared
 
 
 def differences(formula: Formula, right: Formula) -> list[Changed]:
@@ -22,6 +24,16 @@ def differences(formula: Formula, right: Formula) -> list[Changed]:
         found = [(Difference("added", "both", (one,), ()), _without(formula, one)) for one in more]
         others = differences(replace(formula, terms=tuple(rest)), right)
         return found + [(one, replace(left, terms=(*left.terms, *more))) for one, left in others]
+    zero = _label_zero(formula)
+    if zero:
+        constant, term = zero
+        extra = tuple(one for one in formula.extra if one != constant)
+        plain = replace(formula, extra=extra, terms=(*formula.terms, term))
+        kind = "i = j" if term.sign < 0 else "i != j"
+        return [(Difference("labels", kind, "zero", ""), plain)] + [
+            (one, replace(left, extra=(*left.extra, constant), terms=left.terms[:1]))
+            for one, left in differences(plain, right)
+        ]
     found = list(_coupled(formula, right))
     if not formula.coupled and right.terms:
         found += [*_labels(formula, right)]
@@ -102,6 +114,12 @@ def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
                 replace(formula, terms=tuple(plain)),
             )
         return
+    smoothed = _smoothed(formula, each) if own and other and meant[0] == meant[1] else None
+    if smoothed:
+        logit, function = own[0].logit, own[0].function
+        one_each = tuple(replace(term, function=function, logit=logit) for term in right.terms)
+        yield Difference("targets", "both", smoothed, ()), replace(formula, terms=one_each)
+        return
     sides = (("positives", own, -1, DIAGONAL), ("negatives", other, 1, OTHERS))
     for (name, terms, sign, where), each in zip(sides, meant, strict=True):
         rules = tuple(rule for term in terms for rule in term.weights)
@@ -119,6 +137,36 @@ def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
         plain = [*rest, Term(wanted, function, sign, logit)]
         plain.sort(key=lambda term: term.sign)
         yield Difference("weights", name, rules, wanted, ids), replace(formula, terms=tuple(plain))
+
+
+def _label_zero(formula: Formula) -> tuple[tuple[str, OfPairs], Term] | None:
+    """The constant that pairs of one kind are, where labels 0 take their logits away; and what they should be."""
+    if len(formula.terms) != 1 or _sets(formula.terms) not in ((DIAGONAL,), (OTHERS,)):
+        return None
+    term = formula.terms[0]
+    (where, form), each = term.weights[0], float(term.function(np.zeros(1))[0])
+    other = OTHERS if where == DIAGONAL else DIAGONAL
+    for constant in formula.extra:
+        due = np.array([each * form(n) * other(n).sum() for n in _SIZES])
+        if constant[0] == "1" and np.allclose([constant[1](n) for n in _SIZES], due, rtol=1e-5, atol=0):
+            return constant, replace(term, weights=((other, form),), sign=-term.sign)
+    return None
+
+
+def _smoothed(formula: Formula, each: OfPairs) -> tuple[tuple[OfPairs, ...], ...] | None:
+    """Labels of own pairs and of others, as sums of what goes with B: where every pair counts as both, once in all."""
+    if len({(term.function, term.logit) for term in formula.terms}) != 1:
+        return None
+    rules = [[rule for term in _with_sign(formula, sign) for rule in term.weights] for sign in (-1, 1)]
+    if {where.names for some in rules for where, _ in some} - {one.names for one in (DIAGONAL, OTHERS, EVERYWHERE)}:
+        return None
+    if not all(np.allclose(total(rules[0], n) + total(rules[1], n), each(n)) for n in _SIZES):
+        return None
+    labels = [
+        (where, replace(form, factor=form.factor / each.factor, power=form.power - each.power))
+        for where, form in rules[0]
+    ]
+    return tuple(tuple(form for where, form in labels if where in (kind, EVERYWHERE)) for kind in (DIAGONAL, OTHERS))
 
 
 def _with_sign(formula: Formula, sign: int) -> list[Term]:
@@ -232,7 +280,7 @@ def _rows_ids(got: Rows, wanted: Rows, sides: Sequence[str]) -> tuple[str, ...]:
         )
     if got.kind == "unit" and wanted.kind == "as given":
         return () if got.detached else ("normalised-again",)
-    return ("normalise-backward-missing",) if got.detached and got.kind == "unit" else ()
+    return ("normalise-backward-missing",) if got.detached and not got.undivided and got.kind == "unit" else ()
 
 
 def _around(formula: Formula, right: Formula) -> Iterator[Changed]:

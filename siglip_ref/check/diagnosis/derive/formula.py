@@ -153,6 +153,7 @@ class Difference:
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
         "added" (terms), "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers), "times"
         (Number), "several" (losses), "penalty";
+        "targets" (forms of the labels of own pairs, and of others);
         of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
     got, right : values of the formula
