@@ -26,6 +26,7 @@ from siglip_ref.check.step.diagnosis.where import at_steps, groups, limits, limi
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
 from siglip_ref.check.step.run import Taken
 from siglip_ref.errors import few
+from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.model.optim import AdamW
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
@@ -37,6 +38,7 @@ _SCHEDULED = 60  # with which a schedule is looked for
 _OCTAVES = range(-18, 19, 2)  # a number that is not known is looked for among these powers of two, then between
 _GOLDEN, _CUTS = 0.618, 34
 _JUDGED = 6  # different programs at most, of those that fit
+LOCAL = "grad-clip-local-norm"
 _ROUNDED = 1e-4  # nearer to the declared schedule a factor is rounding
 _STEPS = 3  # towards a schedule's factors
 _LISTED = 3
@@ -392,6 +394,9 @@ class Search:
         forms = {one.of for one in proven[0][0]}
         other = [self._words(made) for made in proven[0][1:] if forms != {one.of for one in made}]
         said += f"; the same here: {'; '.join(dict.fromkeys(other[:_LISTED]))}" if other else ""
+        if any("norm" in one.spots and _is_odd(one) for one in proven[0][0]):
+            mistake = CATALOGUE[LOCAL]
+            return Finding(LOCAL, "", "", f"{mistake.text}, or another part: {said}", mistake.repair)
         return Finding(DERIVED, self._judged.first_wrong, "", said, repair)
 
     def _words(self, made: Made) -> str:
@@ -438,6 +443,12 @@ class Search:
                 factors[k] *= float(of @ should / (of @ of)) if of.any() else 0.0
         flat = self._flat(made, _scheduled(self._packed.plan, factors))
         return factors, np.inf if flat is None else float(self._packed.worst(self._packed.off(flat)).max())
+
+
+def _is_odd(one: Choice) -> bool:
+    """Whether its number is one that nobody would set: that of the gradients at hand."""
+    near = (float(f"{one.value:.2g}"), 1 / float(f"{1 / one.value:.2g}"), 2.0 ** round(np.log2(one.value)))
+    return not one.more and all(abs(x / one.value - 1) > _ROUNDED for x in near)
 
 
 def _given(one: Taken, grads: Params) -> Taken:
