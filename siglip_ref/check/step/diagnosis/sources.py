@@ -26,6 +26,7 @@ Names = frozenset[str] | None  # None: all
 Steps = frozenset[int] | None
 Make = Callable[[Names, Steps], tuple[Params, ...]]  # the gradients of all steps
 _FACTORS = (2, 3, 4, 8)
+_SHARES = (1 / 2, 1 / 4, 1 / 8, 8 / 7, 8 / 6, 8 / 5)  # as where a loss is divided by the pairs that are left
 _SURELY, _NEARLY = 0.002, 0.01  # of the signs: more than as it should be, less than the best
 _PAIRS = "let the gradients be of the declared loss: image i with text i, each pair of the batch once, all of its terms"
 
@@ -112,10 +113,9 @@ def _of_other_slopes(taken: Sequence[Taken], plan: Plan, own: tuple[Params, ...]
         if np.any((found > usual + _SURELY) & (found >= best - _NEARLY)):
             every = tuple(at(k, change(weights[k]), slopes) for k in range(len(taken)))
             yield Source(f"gradients {what}", repair, _mixed(own, every))
-            for n in _FACTORS:  # a clip, or eps, shows them
-                for factor, how in ((n, f"times {n}"), (1 / n, f"divided by {n}")):
-                    said = f"gradients {what} (a sum over pairs, divided by {PAIRS}), {how}"
-                    yield Source(said, repair, _times(own, every, factor), False)
+            for factor in (*_FACTORS, *_SHARES):  # a clip, or eps, shows them
+                said = f"gradients {what} (a sum over pairs, divided by {PAIRS}), times {factor:.4g}"
+                yield Source(said, repair, _times(own, every, factor), False)
 
 
 def _signs(taken: Sequence[Taken], grads: Sequence[Params]) -> Array:
