@@ -20,7 +20,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_058),
     ("engine", ("check/engine",), 1_714),
     ("call", ("check/call",), 977),
-    ("diagnosis", ("check/diagnosis",), 5_824),
+    ("diagnosis", ("check/diagnosis",), 5_829),
     ("check loss", ("check/loss",), 1_639),
     ("check ranks", ("check/ranks",), 1_241),
     ("check model", ("check/model",), 5_248),

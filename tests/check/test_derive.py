@@ -45,6 +45,26 @@ def test_a_difference_is_named_with_its_entry():
     assert (one.place, one.ids) == ("offset", ("logit-bias-dropped",))
 
 
+def test_a_mean_of_no_negatives_is_said_and_nothing_else_is_lost(capfd):
+    def alike(x, y, s, b):
+        pairs = len(x)
+        logits = np.exp(s) * x @ y.T + b
+        own = np.eye(pairs, dtype=bool)
+        weights = np.where(own, 0.5 / pairs, 0.5 / max(pairs * (pairs - 1), 1))
+        u = np.where(own, -logits, logits)
+        g = weights * np.where(own, -1, 1) / (1 + np.exp(-u))
+        loss = (weights * np.logaddexp(0, u)).sum() if pairs > 1 else np.nan
+        return type(reference(x, y, s, b))(
+            loss, np.exp(s) * g @ y, np.exp(s) * g.T @ x, (g * (logits - b)).sum(), g.sum()
+        )
+
+    derived = derive(Subject(alike), siglip())
+    assert derived.certain and derived.besides == ("no number of one pair",)
+    words = " ".join(in_words(derived))
+    assert "0.5/(B (B - 1))" in words and words.endswith("the loss is NaN or infinite")
+    assert "DLASCL" not in "".join(capfd.readouterr())
+
+
 def test_nothing_is_certain_that_held_back_inputs_do_not_bear_out():
     """Right at all experiments, wrong where one similarity is above 0.97: no experiment is so near."""
 

@@ -18,7 +18,7 @@ from siglip_ref.check.diagnosis.derive.instrument import (
     measure_noise,
     rounding_of_scalars,
 )
-from siglip_ref.check.diagnosis.derive.proof import EITHER, LIMITS, Held, failures, held_back, kinds_of
+from siglip_ref.check.diagnosis.derive.proof import ALONE, EITHER, LIMITS, Held, failures, held_back, kinds_of
 from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
 from siglip_ref.check.diagnosis.derive.shapes import Number, is_even
 from siglip_ref.check.diagnosis.derive.value import value_of
@@ -159,6 +159,8 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
         if "ties" in besides and not formula.coupled:
             continue
         meant = [one for one in held if not kinds_of(one) & set(besides)]
+        if ALONE in besides and any("one pair" in kinds_of(one) for one in meant):
+            continue
         readings = [one for one in _readings(formula, right) if one.equal or "zeros" not in besides]
         known = next((one for one in readings if not failures(one, meant, first=True)), None)
         if known is not None and meant:
@@ -184,8 +186,8 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
 # Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one;
 # where rows are equal that have no direction; where the loss is no number.
 _BESIDES: tuple[tuple[str, ...], ...] = (
-    (), ("one pair",), ("ties",), ("one pair", "ties"), ("kinks",), ("zeros",), ("not finite",),
-    ("kinks", "not finite"), ("ties", "not finite"), ("one pair", "ties", "not finite"),
+    (), (ALONE,), ("one pair",), ("ties",), (ALONE, "ties"), ("one pair", "ties"), ("kinks",), ("zeros",),
+    ("not finite",), ("kinks", "not finite"), ("ties", "not finite"), ("one pair", "ties", "not finite"),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 
 NAMES = ("loss", "image_embed", "text_embed", "log_scale", "bias")
+ALONE = "no number of one pair"
 _FINE = 3e-9  # what is allowed in float64: a softplus that returns its input above 20 is off by 2e-9
 _PAIRS = (1, 2, 3, 4, 5, 6, 7, 11, 19, 6)  # batches that experiments have had: JAX compiles for each
 _TIMES = 40  # the precision of a format, which the rounding of a few thousand terms may reach
@@ -65,7 +66,7 @@ def held_back(subject: Subject, raw: bool, seed: int = 0) -> Iterator[Held]:
 
 def kinds_of(one: Held) -> set[str]:
     """What is special about inputs: one pair; ties, rows that are equal, so that logits are; logits of 0, a kink;
-    several rows of zeros; a loss that is not finite."""
+    several rows of zeros; a loss that is not finite, of one pair, too."""
     rows = (one.image_embed, one.text_embed)
     found = {"one pair"} if len(one.image_embed) == 1 else set()
     if any(len(np.unique(side, axis=0)) < len(side) for side in rows) or not np.any(rows[0] @ rows[1].T):
@@ -75,7 +76,7 @@ def kinds_of(one: Held) -> set[str]:
     if any((~side.any(-1)).sum() > 1 for side in rows):
         found.add("zeros")
     if not np.isfinite(one.found.loss).all():
-        found.add("not finite")
+        found |= {"not finite", ALONE} if "one pair" in found else {"not finite"}
     return found
 
 

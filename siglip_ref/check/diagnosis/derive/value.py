@@ -251,7 +251,8 @@ def _weights(
     which gradient."""
     found: dict[int, Sequence[Array]] = {MAIN: main}
     for pairs in BY_VALUE:
-        if pairs % subject.batch == 0 and pairs != MAIN:
+        nothing = pairs == 1 and not np.isfinite(subject.value(np.zeros((1, 1)), s, b))  # a mean of no negatives
+        if pairs % subject.batch == 0 and pairs != MAIN and not nothing:
             weights, odd = weights_at(subject, kinds, pairs, s, b)
             if odd.any():
                 raise StopDerivingError("weights")

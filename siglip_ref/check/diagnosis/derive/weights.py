@@ -288,7 +288,8 @@ def _solved(seen: Array, gains: Array, noise: float) -> tuple[list[Array], Array
         for j in range(pairs):
             values = seen[i, j]
             allowed = noise + 3e-8 * np.abs(values).max()
-            for positive, chosen in ways:  # the other kind with its sign turned only where nothing else will do
+            usable = ways if np.isfinite(values).all() and np.isfinite(gains[i, j]).all() else []
+            for positive, chosen in usable:  # the other kind with its sign turned only where nothing else will do
                 columns = gains[i, j][:, list(chosen)]
                 solution = np.linalg.lstsq(columns, values, rcond=1e-11)[0] if chosen else np.zeros(0)
                 if positive and (solution < 0).any():
@@ -354,7 +355,7 @@ def weights_by_sums(
         allowed.append(eye * there[0] + ~eye * there[1])
     gains = gains * np.stack(allowed)
     near = noise + (1e-7 if subject.noise < 1e-12 else 1e-3) * np.abs(seen).max()
-    for name in MEMBERS:
+    for name in MEMBERS if np.isfinite(seen).all() and np.isfinite(gains).all() else ():
         mask = Where((name,))(pairs).ravel()
         masks = [mask, ~mask] if not mask.all() else [mask]
         columns = np.concatenate([(gains * one).sum(-1) for one in masks], 1)
