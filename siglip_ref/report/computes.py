@@ -252,8 +252,9 @@ def _one_added(one: "Term | Coupled") -> str:
 
 
 def _share(one: "Coupled") -> str:
-    whole = one.number >= 1 or "triplet" in one.kind
-    return number(one.number) if whole else f"max(1, floor({number(one.number)} B))"
+    if one.number >= 1 or "triplet" in one.kind:
+        return number(one.number)
+    return f"max(1, floor({number(abs(one.number))} {'B' if one.number > 0 else '(B - 1)'}))"
 
 
 def _rows(rows: "Rows") -> str:

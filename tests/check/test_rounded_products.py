@@ -24,6 +24,8 @@ def rounding(which: str, place: str, form: str) -> Callable[..., Any]:
     """The right loss, but for one product."""
 
     def multiply(name: str, x: Any, y: Any) -> Any:
+        if place == "inputs of all, sums in float32":
+            return (cast(x, form).astype(np.float32) @ cast(y, form).astype(np.float32)).astype(x.dtype)
         if name == which and place == "inputs":
             x, y = cast(x, form), cast(y, form)
         out = x @ y
@@ -62,6 +64,15 @@ def test_one_rounded_product_shows_and_is_named(dtype: str, form: str, which: st
     found = next(finding for finding in report.findings if finding.id != "convention")
     assert found.id == ("products-in-float32" if form == "float32" else INPUTS if place == "inputs" else OUTPUTS)
     assert form in found.evidence and place in found.evidence
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "float16"])
+def test_sums_in_float32_of_a_loss_in_float64_hide_no_other_rounding(form: str) -> None:
+    report = check_loss(rounding("", "inputs of all, sums in float32", form), "numpy", "float64")
+    assert [finding.id for finding in report.findings] == [INPUTS, "products-in-float32"]
+    inputs, sums = (finding.evidence for finding in report.findings)
+    assert form in inputs and "image_embed @ text_embed.T" in inputs and "d_logits.T @ image_embed" in inputs
+    assert "sums of products: rounded to float32" in sums
 
 
 @pytest.mark.parametrize(("form", "dtype"), [("float32", "float64"), ("float16", "float64"), ("float16", "float32")])

@@ -54,6 +54,12 @@ def hardest(count):
     return fn
 
 
+def hardest_half(x, y, t, b):
+    z = logits(x, y, t, b)
+    most = z.masked_fill(own(z), -torch.inf).topk(max(1, (len(z) - 1) // 2), 1).values.flatten()
+    return torch.cat([functional.softplus(u, threshold=60) for u in (-z.diagonal(), most)]).mean()
+
+
 def triplet(x, y, t, b):
     z = t.exp() * x @ y.T
     most = z.masked_fill(own(z), -1e9).max(1).values
@@ -287,6 +293,7 @@ NEW = {
     "smoothed positives": (lambda x, y, t, b: bce(logits(x, y, t, b), torch.eye(len(x)).to(x) * 0.9), "- 0.1"),
     "one hardest negative": (hardest(1), "each row's 1 largest"),
     "three hardest negatives": (hardest(3), "each row's 3 largest"),
+    "hardest half of the others": (hardest_half, "1/(B (1 + max(1, floor((B - 1)/2)))) sum of softplus of each row's max(1, floor(0.5 (B - 1))) largest"),
     "triplet": (triplet, "max(0, 0.2 + each row's largest"),
     "wrong sign on the diagonal": (lambda x, y, t, b: functional.softplus(logits(x, y, t, b), threshold=60).sum() / len(x), "sum over all pairs of softplus(exp(log_scale) sim_ij + bias)"),
     "all pairs positive": (lambda x, y, t, b: -functional.logsigmoid(logits(x, y, t, b)).sum() / len(x), "sum over all pairs of softplus(-(exp(log_scale)"),

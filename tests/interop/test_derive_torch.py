@@ -20,6 +20,7 @@ LINEAR = {known.linear_scale, known.RIGHT[-1]}
 RAW = {known.normalising: Rows("unit"), known.normalising_with_eps: Rows("unit + eps", 1e-8)}
 SOME = (
     "mean over B x B", "tutorial", "margin of 0.3 on negatives", "three hardest negatives", "lower half detached",
+    "hardest half of the others",
     "whole tiles of rows", "bias kept above -5", "random negatives", "targets of 1 and -1", "equal captions left out",
     "shift of softplus held", "the hardest quarter", "texts to steps of 1/127", "both sides cached by 16",
     "stable formula without |z|", "texts kept in bfloat16", "logits kept in float16", "scalars in bfloat16",

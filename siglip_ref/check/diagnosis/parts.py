@@ -93,6 +93,10 @@ _COUNTED: dict[str, Callable[[int, int], int]] = {
 }
 COUNTED: dict[str, Callable[[int], int]] = {
     words.format(c): partial(lambda of, c, n: of(n, c), of, c) for c in SIZES for words, of in _COUNTED.items()
+} | {  # an image's own text and a share of the others
+    f"(1 + {of})": partial(lambda less, c, n: 1 + max(1, (n - less) // c), less, c)
+    for c in (2, 4)
+    for less, of in ((1, f"max(1, floor((B - 1)/{c}))"), (0, f"max(1, floor(B/{c}))"))
 }
 TIMES = ", times their number"
 _PARTS = (*(f"chunks of {c}" for c in SIZES), *(f"{k} {kind}" for k in _COUNTS for kind in ("parts", "chunks")))

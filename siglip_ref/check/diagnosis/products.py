@@ -21,13 +21,14 @@ from siglip_ref.ops.elementary import Array
 
 Place = Literal["inputs", "output"]
 SIMILARITY, OF_IMAGE, OF_TEXT = "image_embed @ text_embed.T", "d_logits @ text_embed", "d_logits.T @ image_embed"
-LOGITS = "scale * similarity + bias"
+LOGITS, SUMS = "scale * similarity + bias", "sums of products"
 OF_11_BITS = ("tf32", "float16")  # which only numbers below 2^-14 tell apart
 EITHER = "tf32 or float16"  # what a part is called where none does
 NEARLY_ALL = 0.8  # of the rows that are wrong, or would be
 ALIKE = 0.01  # shares that chance may make differ
 UNLIKE = 1.3  # times as far away, on average, is another format
 SCREENED = 3  # probes at which a rounding must show before all are looked at
+_FLOAT32 = 2.0 ** (53 - 24)  # its noise, in units of float64's
 NEAR = 2.0  # times what is allowed: both sides round
 
 
@@ -58,8 +59,19 @@ def rounded_products(
     Parameters
     ----------
     seen : every tensor of the plain calls, right ones too; probes : by label
-    dtype : of the loss, "float32" or "float64"
+    dtype : of the loss, "float32" or "float64"; of the latter sums may be in float32, in any order
     """
+    parts = _rounded_products(seen, probes, convention, dtype)
+    if parts or dtype != "float64":
+        return parts
+    in_float32 = [replace(one, allowed=one.allowed * _FLOAT32) for one in seen]
+    parts = _rounded_products(in_float32, probes, convention, dtype)
+    return [*parts, Part(SUMS, "output", "float32")] if parts else []
+
+
+def _rounded_products(
+    seen: Sequence[Seen], probes: Mapping[str, Probe], convention: Convention, dtype: str
+) -> list[Part]:
     wrong = [one for one in seen if is_wrong(one)]
     if not wrong or dtype not in roundings.FORMS:
         return []

@@ -34,10 +34,11 @@ def _others_softmax(logits: Array, number: float) -> tuple[float, Array]:
 
 
 def _hardest(logits: Array, number: float) -> tuple[float, Array]:
-    """softplus of the `number` largest negatives of each row; below 1: that share of B, rounded down, at least one."""
+    """softplus of the `number` largest negatives of each row; below 1: that share of B, and below 0
+    of B - 1, rounded down, at least one."""
     pairs = len(logits)
     eye = np.eye(pairs, dtype=bool)
-    count = int(number) if number >= 1 else max(1, int(pairs * number))
+    count = int(number) if number >= 1 else max(1, int((pairs - (number < 0)) * abs(number)))
     masked = np.where(eye, -np.inf, logits)
     order = np.argsort(-masked, 1, kind="stable")[:, :count]
     chosen = np.zeros_like(eye)
@@ -143,9 +144,10 @@ _PLAIN = 4  # logits of the usual scales, of which all of them are tried
 _RANDOM = 36  # sets of similarities, scales and biases; more than there are functions
 _SUMS = ("positives", "negatives", "all logits", "diagonal logits", "softmax, rows", "softmax, columns",
          "softmax of the others, rows", "softmax of the others, columns")  # fmt: skip
+_HARDEST = (1.0, 0.5, -0.5, 2.0, 3.0, 0.25, -0.25)
 _SINGLE = (
-    *(("hardest, rows", n) for n in (1.0, 0.5, 2.0, 3.0)),
-    *(("hardest, columns", n) for n in (1.0, 0.5, 2.0, 3.0)),
+    *(("hardest, rows", n) for n in _HARDEST),
+    *(("hardest, columns", n) for n in _HARDEST),
     ("above the median, rows", 0.0),
     ("above the median, columns", 0.0),
     *((name, m) for m in (0.2, 1.0, 0.1, 0.5) for name in ("triplet, rows", "triplet, columns")),
@@ -263,9 +265,11 @@ def _explained(columns: Array, values: Array, allowed: Array, chosen: Sequence[i
 def _weights(subject: Subject, logit: Logit, names: Sequence[tuple[str, float]], main: int) -> list[OfPairs] | None:
     """Each function's factor by B."""
     by_pairs: list[dict[int, float]] = [{} for _ in names]
-    for pairs in (main, 3, 4, 5):
+    for pairs in (main, 3, 4, 5, 2, 9):
         data = _data(subject, pairs, 2 * len(names) + 2)
         factors = _factors(subject, data, logit, names)
+        if pairs == 2 and (not factors or 0 in factors):  # where several functions are one
+            continue
         if factors is None:
             return None
         for known, factor in zip(by_pairs, factors, strict=True):
