@@ -59,7 +59,8 @@ def _stopped(derived: "Derived") -> str:
     measured = derived.measured[0] if derived.measured else None
     if measured is None:
         return "SigLIP's own formula does not give everything"
-    return WORDS["stopped"].get(measured.kind, measured.kind).format(", ".join(measured.words))
+    words = ", ".join(WORDS["within"].get(word, word) for word in measured.words)
+    return WORDS["stopped"].get(measured.kind, measured.kind).format(words)
 
 
 # --- formulas

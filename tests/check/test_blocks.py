@@ -237,7 +237,7 @@ def test_what_is_due_goes_by_what_was_declared_and_the_repair_mends_it(reduce: s
         (reduce, value) == ("mean", "local")
     )
     assert report.findings[0].repair.endswith("multiply the loss, and so all its gradients, by W/3")
-    assert said(lambda world: 1).verdict == "PASS"
+    assert said(lambda world: 3 / world * (world / 3)).verdict == "PASS"  # the wrong one by W/3, as was said
 
 
 def test_the_matrices_stand_in_every_form_of_the_report():

@@ -65,7 +65,24 @@ def test_images_that_are_compared_with_images_are_told():
         return new.over(new.logits(x, y, t, b)) + functional.softplus(z)[~new.own(z)].sum() / len(z)
 
     derived = derive(subject(two_views), siglip())
-    assert not derived.certain and "images are compared with images: the loss" in " ".join(in_words(derived))
+    said = " ".join(in_words(derived))
+    assert not derived.certain and "images are compared with images: the loss" in said
+    assert said.endswith("what they are a part of is multiplied by it")
+
+
+@pytest.mark.parametrize(
+    ("within", "words"), [("labels", "multiply whole logits, as labels"), ("weights", "they weigh")]
+)
+def test_what_similarities_of_texts_become_is_told(within, words):
+    def loss(x, y, t, b):
+        z, own = new.logits(x, y, t, b), torch.eye(len(x)).to(x)
+        by = 1 - own - y @ y.T * (1 - own)
+        if within == "labels":
+            return functional.softplus((by - own) * z, threshold=60).sum() / len(z)
+        return ((by + own) * functional.softplus((1 - 2 * own) * z, threshold=60)).sum() / len(z)
+
+    said = " ".join(in_words(derive(subject(loss), siglip())))
+    assert "texts are compared with texts" in said and words in said, said
 
 
 def test_pairs_that_count_as_both_are_told_as_both():

@@ -47,7 +47,7 @@ def value_of(subject: Subject, more: Sequence[int] = ()) -> Formula:
     s, b = subject.number(subject.given(LOG_SCALE)), BASE_BIAS
     sides = [name for name, side in (("images", 0), ("texts", 1)) if _compared_within(subject, side)]
     if sides:
-        raise StopDerivingError(" ".join(["coupled", *sides]))
+        raise StopDerivingError(" ".join(["coupled", *sides]), _what_they_change(subject))
     if not _separable(subject):
         parts = coupled(subject, MAIN)
         if parts is None:
@@ -211,7 +211,15 @@ def _separable(subject: Subject) -> bool:
     return True
 
 
-def _compared_within(subject: Subject, side: int) -> bool:
+def _what_they_change(subject: Subject) -> str:
+    """What similarities within a side are a part of: told where the scale is as good as 0, without and with a bias."""
+    for name, b in (("parts", 0.0), ("whole logits", -1.5)):
+        if any(_compared_within(subject, side, -40.0, b) for side in (0, 1)):
+            return name
+    return "similarities"
+
+
+def _compared_within(subject: Subject, side: int, log_scale: float = 1.0, bias: float = -1.0) -> bool:
     """Whether the loss changes where one side's rows come nearer to each other, and no image to any text."""
     for seed in (1, 2):
         rng = np.random.Generator(np.random.PCG64([seed, side, 33]))
@@ -221,7 +229,7 @@ def _compared_within(subject: Subject, side: int) -> bool:
         own = np.sqrt(1 - (met * met).sum(1, keepdims=True))
         apart = met @ other[:MAIN] + own * other[MAIN : 2 * MAIN]
         near = met @ other[:MAIN] + own * other[2 * MAIN]
-        s, b = subject.number(subject.given(1.0)), subject.number(-1.0)
+        s, b = subject.number(subject.given(log_scale)), subject.number(bias)
         sides = ((rows, other[:MAIN]) if side == 0 else (other[:MAIN], rows) for rows in (apart, near))
         one, two = (float(subject.at(subject.rounded(x), subject.rounded(y), s, b).loss) for x, y in sides)
         if not abs(one - two) > 1e3 * max(subject.noise, 1e-9) * abs(one):
