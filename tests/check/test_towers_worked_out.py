@@ -59,6 +59,7 @@ class Sampled(torch.nn.LayerNorm):
 def worked_out(model):
     report = sr.check_model(model)
     assert report.verdict == "FAIL" and report.computes[-1].startswith("reproduced in a further run"), report
+    assert "unknown" not in [finding.id for finding in report.findings], report
     return report
 
 
@@ -230,3 +231,50 @@ def test_a_pool_that_keeps_its_probe():
 
     report = worked_out(model_with(hf.SiglipMultiheadAttentionPoolingHead, Kept, "vision_model"))
     assert report.computes[0].startswith("image/pool: read = probe + attn(probe, x), where"), report
+
+
+class Earlier(hf.SiglipEncoder):
+    """The output of its last block is not used."""
+
+    def forward(self, inputs_embeds, attention_mask=None, **kwargs):
+        states = [inputs_embeds]
+        for layer in self.layers:
+            states.append(layer(states[-1], attention_mask))
+        return hf.BaseModelOutput(last_hidden_state=states[-2])
+
+
+class Beside(hf.SiglipEncoder):
+    """Its second block reads what the first one was given."""
+
+    def forward(self, inputs_embeds, attention_mask=None, **kwargs):
+        for layer in self.layers:
+            out = layer(inputs_embeds, attention_mask)
+        return hf.BaseModelOutput(last_hidden_state=out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "under", "said"),
+    [
+        (Earlier, "vision", "image/norm: a final norm that reads the output of block00, where the specification has"),
+        (Beside, "text", "text/block01/+attn: block01 that reads the output of stem, where the specification has"),
+    ],
+)
+def test_a_stage_that_reads_what_an_earlier_one_gave(kind, under, said):
+    report = worked_out(model_with(hf.SiglipEncoder, kind, under))
+    assert report.computes[0].startswith(said), report
+    assert [finding.id for finding in report.findings] == ["derived"], report
+
+
+@pytest.mark.parametrize("pixels", ["row, column, channel", "column, row, channel", "channel, column, row"])
+def test_patches_laid_out_otherwise_than_their_kernels(pixels):
+    class Flattened(torch.nn.Conv2d):
+        def forward(self, x):
+            b, c, height, width = x.shape
+            x = x.reshape(b, c, height // 4, 4, width // 4, 4).permute(0, 2, 4, *map(axes.index, pixels.split(", ")))
+            x = torch.nn.functional.linear(x.reshape(b, height // 4, width // 4, -1), self.weight.flatten(1), self.bias)
+            return x.permute(0, 3, 1, 2)
+
+    axes = ["", "channel", "", "row", "", "column"]
+    report = worked_out(model_with(torch.nn.Conv2d, Flattened, "vision_model"))
+    told = f"image/stem: patches laid out as {pixels} that meet kernels laid out as channel, row, column, where"
+    assert report.computes[0].startswith(told), report

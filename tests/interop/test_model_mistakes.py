@@ -1,4 +1,4 @@
-"""check_model names the catalogue's mistakes in a SiglipModel; what is in no catalogue stays unknown, and is placed."""
+"""check_model names the catalogue's mistakes in a SiglipModel; what stands in none is placed, worked out or unknown."""
 
 import pytest
 import torch
@@ -175,5 +175,5 @@ def test_positions_in_another_order_are_told():
 def test_what_is_in_no_catalogue_is_placed_and_given_no_name(make):
     report = report_of(make)
     assert not report.passed
-    assert {finding.id for finding in report.findings} == {"unknown"}, report.findings
+    assert {finding.id for finding in report.findings} <= {"unknown", "derived"}, report.findings
     assert [finding.tensor for finding in report.findings] == [UNKNOWN[make]]

@@ -52,6 +52,13 @@ def loss_is(loss):
     return last_stage
 
 
+def coarse(image, text, log_scale, bias):
+    """The similarity of embeddings that are rounded to bfloat16."""
+    image, text = (x.bfloat16().to(x.dtype) for x in (image, text))
+    logits = log_scale.exp() * image @ text.T + bias
+    return stable(logits), logits
+
+
 def cross_entropy_by_hand(logits):
     y, p = torch.eye(len(logits), dtype=logits.dtype), torch.sigmoid(logits)
     return -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).sum() / len(logits)
@@ -78,6 +85,7 @@ WRONG = {
     "log scale without its sign": (made_of(lambda s: s.abs().exp()), ("scale-clamped",), "right at own scale"),
     "scale at most 200": (made_of(lambda s: s.exp().clamp(max=200)), ("unknown",), "200 x similarity"),
     "exp twice": (made_of(lambda s: s.exp().exp()), ("derived",), "the loss is right, given these logits"),
+    "embeddings in few bits": (coarse, ("derived",), "with embeddings rounded to bfloat16 before their product; "),
     "bias at least -10": (
         made_of(bias=lambda b: b.clamp(min=-10)),
         ("unknown",),

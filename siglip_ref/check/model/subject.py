@@ -151,6 +151,7 @@ class ModelSubject(Subject[ComparedModel]):
             no_formula = {one.id for one in found} & {*_RANDOM, ROUNDED}
             if compared.explanation != ("FAIL", []) and not no_formula:
                 derived = compared.derived = self._derived(compared)
+                unread = [] if isinstance(derived, Derived) and derived.certain else unread  # what is computed says why
                 if not (isinstance(derived, Derived) and (derived.certain or derived.values)):
                     found = of_rows(found, compared.run, judge, compared.probe, self._again(compared))
         return Answer(broken + unread + found)
@@ -210,7 +211,8 @@ class ModelSubject(Subject[ComparedModel]):
         report.computes = _computes(compared.derived) if certain or not whole else []  # mistakes of known names are all
         if isinstance(compared.derived, Derived) and compared.derived.certain:
             found = [repaired(one, compared.derived) for one in report.findings]
-            report.findings = [one for k, one in enumerate(found) if one not in found[:k]]
+            said = [(one.id, one.evidence) for one in found]
+            report.findings = [one for k, one in enumerate(found) if said[k] not in said[:k]]
         report.conventions = _stated(self.conventions, self.adapter, self.dtype)
         report.not_checked = compared.run.not_checked + _rims(report.rows)
         report.blind = blind(compared.others, self.conventions) + _unseen(unseen)

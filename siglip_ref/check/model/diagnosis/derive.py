@@ -20,6 +20,7 @@ from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.engine.edits import Edits, Fitted
 from siglip_ref.check.engine.findings import FINDING
 from siglip_ref.check.model.adapters import Run
+from siglip_ref.check.model.diagnosis.last_stage import LAST
 from siglip_ref.check.model.diagnosis.stages.curves import Curve, of_curve, read_curves
 from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole
 from siglip_ref.check.model.diagnosis.stages.offers import wholes_of
@@ -111,16 +112,13 @@ class _Model:
 
 
 def repaired(finding: Finding, derived: Derived) -> Finding:
-    """What has no name, with the formula that is to be computed there; in place of a part explanation, a full one of
-    several edits: one alone may be the very mistake."""
-    mine = [part for part in derived.parts if finding.tensor in part.stages and part.fitted.certain]
-    several = [part for part in derived.parts if len(part.fitted.edits) > 1]
-    if derived.certain and finding.numbers.get("share", 1.0) < FINDING and (several or len(derived.parts) > 1):
-        return finding_of([part.fitted for part in derived.parts], derived.parts[0].stages[0])
-    if finding.id != "unknown" or not mine or not (derived.certain or mine[0].shown):
-        return finding
-    told = finding_of([part.fitted for part in (derived.parts if derived.certain else mine)], finding.tensor)
-    return replace(finding, repair=f"{told.repair}; {finding.repair}")
+    """What has no name, and in place of a part explanation a full one of several edits (one alone may be the very
+    mistake): what is computed there. What other scales show of the last stage is not of the towers."""
+    several = len(derived.parts) > 1 or any(len(part.fitted.edits) > 1 for part in derived.parts)
+    nameless = finding.id == "unknown" and finding.tensor not in LAST
+    if derived.certain and (nameless or (finding.numbers.get("share", 1.0) < FINDING and several)):
+        return finding_of([part.fitted for part in derived.parts], finding.tensor)
+    return finding
 
 
 def derive(

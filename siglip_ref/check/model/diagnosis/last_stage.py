@@ -5,6 +5,7 @@ The reference's last stage starts from what the model itself had pooled, so a mi
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.scales import EMBEDS, POOLED, Judged, Scale, given_at, judge_at, last_stage
 from siglip_ref.check.model.stages import readable
 from siglip_ref.mistakes import CATALOGUE, Mistake, reference, suspects
+from siglip_ref.mistakes.change import shortened
 from siglip_ref.model.loss import sigmoid_loss
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, softplus
@@ -54,7 +56,7 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
         here = _seen(run, scale, last_stage(given[scale.label], cfg, conventions), judge)
         seen += [one for one in here if one.name not in of_towers]
     wrong = [one for one in seen if is_wrong(one)]
-    facts, formula = _of_logits(judged)
+    facts, due = _of_logits(judged)
     if not facts and (not wrong or _begins_before(judged, conventions, cfg)):
         return []
     kind = _RANGE[dtype]
@@ -85,8 +87,7 @@ def explain_last_stage(judged: Judged, cfg: Config, conventions: Conventions) ->
         ]
     if facts:
         evidence = "; ".join([_inputs(judged), *facts, _given_logits(judged, wrong), where])
-        id, repair = (DERIVED, "logits = exp(log_scale) * similarity + bias") if formula else ("unknown", _REPAIR)
-        return [Finding(id, "logits", "", evidence, repair)]
+        return [Finding(DERIVED if due else "unknown", "logits", "", evidence, due or _REPAIR)]
     if dtype == "float64" and all(_error(one) < _HARDLY for one in wrong):
         evidence = f"off by less than 1e-8, as torch's softplus is, a straight line beyond its threshold of 20; {where}"
         return [
@@ -171,30 +172,57 @@ def _seen(run: Run, scale: Scale, right: Mapping[str, Array], judge: Judge) -> I
             yield Seen(scale.label, plain, np.reshape(got, np.shape(expected)), expected, level * _top(expected))
 
 
-def _of_logits(judged: Judged) -> tuple[list[str], bool]:
-    """Where the logits are another scale and bias than the parameters say: by one formula, or at each scale; and
-    whether it is one."""
+def _of_logits(judged: Judged) -> tuple[list[str], str]:
+    """Where the logits are another scale and bias than the parameters say, or rounded: by one formula, or at each
+    scale; and what is due in the place of a formula."""
     lines = list[tuple[Scale, Array]]()
-    told = list[str]()
+    told, crooked = list[str](), False
+    rounded = dict(_ROUNDED) if {judged.judge.dtype, judged.judge.coarsest} <= {"float64", "float32"} else {}
     for run, scale, judge in zip(judged.runs, judged.scales, judged.judges, strict=True):
         shown = readable(run.activations, judged.judge.exact.activations, np.float64)
         if not {"logits", "image/embed", "text/embed"} <= shown.keys():
             continue
-        similarity, logits = shown["image/embed"] @ shown["text/embed"].T, shown["logits"]
-        factor, limit = scale.scale, judge.of_value["logits"]
+        embeds, logits = (shown["image/embed"], shown["text/embed"]), shown["logits"]
+        similarity, factor, limit = embeds[0] @ embeds[1].T, scale.scale, judge.of_value["logits"]
+        for words, form in _ROUNDED.items():
+            if not compare("logits", logits, factor * form(*embeds) + scale.bias, limit).right:
+                rounded.pop(words, None)
         if compare("logits", logits, factor * similarity + scale.bias, limit).right:
+            lines.append((scale, np.array([factor, scale.bias])))  # of one formula at every scale
             continue
         fitted = np.polyfit(similarity.ravel(), logits.ravel(), 1)
         rest = np.polyval(fitted, similarity) - logits
         if np.max(np.abs(rest)) > max(_STRAIGHT, limit) * _top(logits):
             told.append(f"at {scale.label} the logits are no straight line of the similarity")
+            crooked = True
         else:
             lines.append((scale, fitted))
             fitted[np.abs(fitted) < _STRAIGHT * _top(logits)] = 0.0
             found, meant = (f"{a:.4g} x similarity {b:+.4g}" for a, b in (fitted, (factor, scale.bias)))
             told.append(f"at {scale.label} the logits are {found}, not {meant}")
-    formula = _formula(lines) if len(lines) == len(told) > 1 else ""
-    return [formula] if formula else told, bool(formula)
+    if told and rounded:
+        words = f"exp(log_scale) * similarity + bias with {' or '.join(rounded)}"
+        return [f"at every scale the logits are {words}"], _UNROUNDED
+    formula = _formula(lines) if told and not crooked and len(lines) > 1 else ""
+    return ([formula], "logits = exp(log_scale) * similarity + bias") if formula else (told, "")
+
+
+def _rounded(image: Array, text: Array, form: str, before: bool, after: bool) -> Array:
+    image, text = (shortened(x, form) if before else x for x in (image, text))
+    return shortened(image @ text.T, form) if after else image @ text.T
+
+
+_WHERE = {
+    (True, False): "embeddings rounded to {form} before their product",
+    (False, True): "the similarity rounded to {form}",
+    (True, True): "embeddings rounded to {form} before their product, which is rounded to {form}, too",
+}
+_ROUNDED: dict[str, Callable[[Array, Array], Array]] = {
+    words.format(form=form): partial(_rounded, form=form, before=before, after=after)
+    for form in ("bfloat16", "float16", "tf32")
+    for (before, after), words in _WHERE.items()
+}
+_UNROUNDED = "the product of the embeddings in the model's own precision: no cast, no autocast, no tf32 around it"
 
 
 def _formula(lines: Sequence[tuple[Scale, Array]]) -> str:

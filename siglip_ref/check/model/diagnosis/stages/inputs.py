@@ -123,15 +123,19 @@ def _merged(tokens: Array) -> Array:
 
 
 def of_kernels(stage: Stage) -> Iterator[Whole]:
-    """The kernel of the patches read in another order than row, column, channel."""
+    """The numbers of a patch laid out in another order of row, column and channel than those of the kernel."""
     patch = stage.cfg.patch
-    sizes = {"row": patch, "column": patch, "channel": 3}
-    for order in permutations(sizes):
-        if order != tuple(sizes):
+    sizes = {"channel": 3, "row": patch, "column": patch}
+    for of_kernel, of_pixels in product(permutations(sizes), repeat=2):
+        if of_kernel != of_pixels:
 
-            def turned(x: Array, order: tuple[str, ...] = order) -> Array:
-                axes = [order.index(name) for name in sizes]
-                return x.reshape(*(sizes[name] for name in order), -1).transpose(*axes, 3).reshape(x.shape)
+            def met(x: Array, of_kernel: tuple[str, ...] = of_kernel, of_pixels: tuple[str, ...] = of_pixels) -> Array:
+                laid = x.reshape(*(sizes[name] for name in _AXES), -1).transpose(*map(_AXES.index, of_kernel), 3)
+                read = laid.reshape(*(sizes[name] for name in of_pixels), -1)
+                return read.transpose(*map(of_pixels.index, _AXES), 3).reshape(x.shape)
 
-            yield changed_weights(f"a patch's numbers meet the kernel's in the order {', '.join(order)}",
-                                  "the order row, column, channel", ["image/patch/kernel"], turned)  # fmt: skip
+            words = f"patches laid out as {', '.join(of_pixels)} that meet kernels laid out as {', '.join(of_kernel)}"
+            yield changed_weights(words, "one order for the numbers of both", ["image/patch/kernel"], met)
+
+
+_AXES = ("row", "column", "channel")

@@ -13,7 +13,7 @@ from siglip_ref.check.model.diagnosis.stages.attentions import of_attention
 from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole, changed_weights, other_weights
 from siglip_ref.check.model.diagnosis.stages.inputs import of_images, of_kernels, of_texts
 from siglip_ref.check.model.diagnosis.stages.mixed import of_batches, of_lengths, of_norms, of_pools
-from siglip_ref.check.model.diagnosis.stages.rewired import pool_rewirings, rewirings
+from siglip_ref.check.model.diagnosis.stages.rewired import of_sources, pool_rewirings, rewirings
 from siglip_ref.check.model.diagnosis.stages.stage_search import Stage
 from siglip_ref.check.model.placed import stages_of
 from siglip_ref.check.model.probe import Probe
@@ -51,6 +51,7 @@ def wholes_of(stage: Stage) -> list[Whole]:
         found += of_pools(stage)
     if half == "embed":
         found += of_lengths(stage)
+    found += of_sources(stage.covered, getattr(stage.cfg, stage.tower).depth)
     hidden = [name for name in stage.covered[:-1] if name.endswith("/+mlp")]
     if len(hidden) > 1 or (hidden and half == "+mlp"):
         found += _orders(stage)

@@ -1,7 +1,7 @@
 """How else the parts of a block may be put together: norms before, behind or beside, other residuals, halves beside
 each other. Formulas are made of a few parts, not listed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.model.diagnosis.stages.hypotheses import Whole
+from siglip_ref.model.encoder import EncoderCache
 from siglip_ref.ops.elementary import subtree
 from siglip_ref.ops.record import Ops, Pair
 
@@ -113,3 +114,38 @@ def _made(after: str, out: str) -> Callable[[Ops], Ops]:
         return eval(_code(out), names), names["y"], None
 
     return lambda ops: replace(ops, block=Pair(forward, ops.block.backward))
+
+
+def of_sources(covered: Sequence[str], depth: int) -> Iterator[Whole]:
+    """A block, or the final norm, that reads what an earlier stage gave, and not the one before it."""
+    names = ["stem", *(f"block{i:02d}/{half}" for i in range(depth) for half in ("+attn", "+mlp"))]
+    for stage in covered:
+        reader = stage.split("/")[1]
+        if reader == "norm" or stage.endswith("/+attn"):
+            at = depth if reader == "norm" else int(reader.removeprefix("block"))
+            for name in names[: 2 * at]:
+                now, was = (f"{_READER.get(reader, reader)} that reads {_output(one)}" for one in (name, names[2 * at]))
+                yield Whole(now, was, ops=_reading(at, name))
+
+
+_READER = {"norm": "a final norm"}
+
+
+def _output(name: str) -> str:
+    block, _, half = name.partition("/")
+    return f"what attention gave in {block}" if half == "+attn" else f"the output of {block}"
+
+
+def _reading(at: int, source: str) -> Callable[[Ops], Ops]:
+    def forward(x: Any, weights: Any, tower: Any, gelu: Any, eps: float, mask: Any, *, ops: Ops) -> Any:
+        known = {"stem": x}
+        for i in range(tower.depth):
+            of_block, x = subtree(weights, f"block{i:02d}"), known[source] if i == at else x
+            x, known[f"block{i:02d}/+attn"], _ = ops.block.forward(x, of_block, tower.heads, gelu, eps, mask)
+            known[f"block{i:02d}/+mlp"] = x
+        x = known[source] if at == tower.depth else x
+        out, cache = ops.layer_norm.forward(x, weights["norm/gamma"], weights["norm/beta"], eps)
+        del known["stem"]
+        return out, EncoderCache([], cache), known | {"norm": out}
+
+    return lambda ops: replace(ops, encoder=Pair(forward, ops.encoder.backward))
