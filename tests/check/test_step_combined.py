@@ -13,6 +13,7 @@ from siglip_ref.model.optim import State, adamw_step, cosine
 RULE = sr.AdamW(lr=1e-3, decay=0.1, max_norm=1.0)
 ADAFACTOR = sr.BigVision(lr=1e-3, max_norm=1.0)
 FROZEN = replace(RULE, frozen=lambda name: name.startswith("image/"))
+UNCLIPPED = replace(FROZEN, max_norm=None)
 
 
 def schedule(k):
@@ -47,6 +48,9 @@ CASES = [
     (FROZEN, stepping(FROZEN, [("norm(kept) + eps", "norm(grads) + eps"), ("for name, g in kept.items()}",
      "for name, g in [*kept.items(), *((n, 0 * h) for n, h in grads.items() if frozen(n))]}")]), {},
      "frozen parameters that still decay"),
+    (UNCLIPPED, stepping(UNCLIPPED, [("        return kept\n",
+     "        return kept | {n: 0 * h for n, h in grads.items() if frozen(n)}\n")]), {},
+     "frozen parameters that still decay"),
     (ADAFACTOR, stepping(ADAFACTOR, [("_narrow(1 - momentum, p) * u", "u"), ("_power(_wide(steps, p)",
      "_power(_wide(steps + 1, p)")]), {}, "adds up whole updates"),
 ]  # fmt: skip
@@ -57,6 +61,19 @@ def test_what_differs_is_told(rule, update, given, said):
     report = sr.check_step(update, rule, dtype="float32", framework="numpy", **given)
     assert report.verdict == "FAIL"
     assert [one.id for one in report.findings] == ["derived"] and said in report.findings[0].evidence
+
+
+def test_what_fits_among_others_is_not_said_beside_a_name():
+    rule = replace(RULE, max_norm=None)
+    coupled = stepping(rule)
+
+    def update(params, grads, held):
+        decayed = {n: g + rule.decay * params[n] if rule.decays(n) else g for n, g in grads.items()}
+        moved, held = coupled(params, decayed, held)
+        return {n: p + rule.lr * rule.decay * params[n] if rule.decays(n) else p for n, p in moved.items()}, held
+
+    report = sr.check_step(update, rule, dtype="float32", framework="numpy")
+    assert [one.id for one in report.findings] == ["weight-decay-coupled"] and not report.computes
 
 
 def accumulating(rule, these):

@@ -111,8 +111,10 @@ class StepSubject(Subject[ComparedStep]):
 
     def tell(self, compared: ComparedStep, report: Report) -> None:
         """The rule's settings, and what the steps compute where that is something else."""
-        if "diagnosis" in vars(compared) and compared.diagnosis[2]:
-            report.computes = in_words(compared.diagnosis[2], "your step", _PROOF)
+        fitted = compared.diagnosis[2] if "diagnosis" in vars(compared) else None
+        named = any(finding.kind == "mistake" for finding in report.findings)
+        if fitted and (fitted.certain or not named):  # several that fit say less than the one that has a name
+            report.computes = in_words(fitted, "your step", _PROOF)
         rule = self.plan.rule
         report.conventions = {f.name: _word(getattr(rule, f.name)) for f in fields(rule)}
         report.conventions["accumulate"] = str(self.plan.parts)
