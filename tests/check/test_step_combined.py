@@ -119,7 +119,7 @@ NEW = {
         LOOSE, stepping(LOOSE, [("rate = rule.rates(name) * schedule\n        beta1",
                                  "rate = rule.rates(name) * (2 if name[0] == 't' else 1) * schedule\n        beta1"),
                                 ("rule.decay if rule.dec", "rule.decay if name[0] != 'i' and rule.dec")]),
-        "twice the learning rate in the text tower",
+        "2 times the learning rate in the text tower",
     ),
 }  # fmt: skip
 

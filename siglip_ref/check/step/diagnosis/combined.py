@@ -36,6 +36,7 @@ _NEAREST = 24  # of which two are tried together
 _BEAM, _FITTED = 8, 2  # of which each is tried with all others; of these with numbers of theirs, fitted anew
 _SCHEDULED = 60  # with which a schedule is looked for
 _OCTAVES = range(-18, 19, 2)  # a number that is not known is looked for among these powers of two, then between
+_ROUND = (2.0, 0.5, 4.0, 0.25, 10.0, 0.1, 5.0, 0.2)
 _GOLDEN, _CUTS = 0.618, 34
 _JUDGED = 6  # different programs at most, of those that fit
 LOCAL = "grad-clip-local-norm"
@@ -176,7 +177,7 @@ class Search:
         if flat is None or self._base is None or np.allclose(flat, self._base, rtol=1e-12, atol=0, equal_nan=True):
             return None
         off = self._off(flat, (choice,))
-        return Tried(choice, self._packed.fits(off, loosely=True), self._packed.left(off))
+        return Tried(choice, self._packed.fits(off, loosely=True), float(np.sum(self._packed.left(off))))
 
     def _off(self, flat: Array, made: Made) -> Array:
         """As `Packed.off`; of a tensor whose gradient is nothing but rounding here, nothing."""
@@ -188,13 +189,24 @@ class Search:
                 off[:, self._packed.part(name)] = 0.0
         return off
 
+    def _lefts(self, flat: Array, made: Made) -> Array:
+        return self._packed.left(self._off(flat, made))
+
     def _fitted(self, choice: Choice, beside: Made) -> Choice:
         """With the number that leaves least: of two digits, where that does as well."""
 
-        def left(exponent: float) -> float:
+        def left(exponent: float, most: Array | float = np.inf) -> float:
             flat = self._flat((*beside, replace(choice, value=2.0**exponent)))
-            return np.inf if flat is None else self._packed.left(self._off(flat, beside))
+            return np.inf if flat is None else float(np.sum(np.minimum(self._lefts(flat, beside), most)))
 
+        without = self._flat(beside)
+        if choice.local and without is not None and not beside:  # where it does not help, it is not in that tensor
+            usual = self._lefts(without, beside)
+            helped = {x: left(float(np.log2(x)), usual) for x in _ROUND}
+            near = replace(choice, value=min(helped, key=lambda x: helped[x]))
+            there = self._flat((*beside, near))
+            if there is not None and (self._packed.fits(self._off(there, beside)) & ~self._right_now).any():
+                return near
         scores = {k: left(k) for k in _OCTAVES}
         middle = min(scores, key=lambda k: scores[k])
         if scores[middle] >= scores[0] and middle != 0:

@@ -140,12 +140,12 @@ class Packed:
         """Of each tensor the largest, over all steps."""
         return np.maximum.reduceat(off.max(0), self.ends - self._sizes)
 
-    def left(self, off: Array) -> float:
-        """How far off all tensors are at all steps, together: the worst number of each, and all of it."""
+    def left(self, off: Array) -> Array:
+        """How far off each tensor is, at all steps together: its worst number, and all of it."""
         begins = self.ends - self._sizes
         total = np.add.reduceat(np.minimum(off, 1e100) ** 2, begins, axis=1) / self._sizes
         of = np.maximum.reduceat(off, begins, axis=1), np.sqrt(total)
-        return float(sum(np.sum(np.log(np.clip(x, 1e-2, 1e300))) for x in of))
+        return np.asarray(sum(np.log(np.clip(x, 1e-2, 1e300)).sum(0) for x in of))
 
     def fits(self, off: Array, loosely: bool = False) -> Array:
         """Which tensors are right; loosely : but for a few numbers."""
