@@ -24,7 +24,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_639),
     ("check ranks", ("check/ranks",), 1_241),
     ("check model", ("check/model",), 5_301),
-    ("check step", ("check/step",), 2_381),
+    ("check step", ("check/step",), 2_383),
     ("check files", ("check/files",), 1_285),
     ("report, mistakes", ("report", "mistakes"), 2_211),
     ("vectors", ("vectors",), 1_384),

@@ -43,7 +43,7 @@ def test_the_right_one_passes():
 @pytest.mark.parametrize(
     ("update", "said"),
     [
-        (stepping(at=lambda k: k + 1), "the schedule counts from 1"),  # has an entry of the catalogue
+        (stepping(at=lambda k: k + 1), "the schedule is read one step ahead"),  # has an entry of the catalogue
         (stepping(at=lambda k: 4 * k + 3), ": schedule(4 k + 3)"),
         (stepping(at=lambda k: max(0, k - 1)), "the schedule of the step before"),
         (stepping(late=True), "with the gradients of the step before"),
