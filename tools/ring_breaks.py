@@ -85,14 +85,14 @@ BREAKS = (
     Break(
         "average",
         "Divide by W",
-        "The embeddings' gradients are divided by W, although each is complete at its owner. The numbers are "
-        "those of a gather without gradient, and by that name the checker knows them.",
+        "The embeddings' gradients are divided by W, although each is complete at its owner. The checker reads "
+        "the factor off, 1/W, and says by what to multiply.",
         "mpi/loss.py",
         "    return LossAndGrads(loss, home.d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, "
         "d_bias)",
         "    d_image_embed, d_text_embed = home.d_image_embed / comm.size, d_text_embed / comm.size\n"
         "    return LossAndGrads(loss, d_image_embed / sum(sizes), d_text_embed / sum(sizes), d_log_scale, d_bias)",
-        "gather-own-slot-one-over-w",
+        "derived",
         here="do not divide. Each gradient that comes home is complete.",
     ),
     Break(
