@@ -23,7 +23,7 @@ BUDGETS = (
     ("diagnosis", ("check/diagnosis",), 5_851),
     ("check loss", ("check/loss",), 1_639),
     ("check ranks", ("check/ranks",), 1_241),
-    ("check model", ("check/model",), 5_301),
+    ("check model", ("check/model",), 5_308),
     ("check step", ("check/step",), 2_383),
     ("check files", ("check/files",), 1_285),
     ("report, mistakes", ("report", "mistakes"), 2_211),

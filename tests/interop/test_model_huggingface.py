@@ -1,12 +1,14 @@
 """check_model on transformers' SiglipModel: right models pass, mistakes are named, the model stays as it was."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from models import DTYPES, TINY, hugging_face, require_pass, wide
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import siglip_ref as sr
@@ -42,6 +44,14 @@ def test_eager_attention_passes_and_its_softmax_is_named(dtype):
         assert max(row.error for row in report.rows if row.verdict == "pass") > 1e-9
         stems = [row for row in report.rows if row.name.endswith("/stem")]
         assert all(row.error < 1e-14 and row.tolerance < 1e-12 for row in stems)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_modules_that_are_computed_again_in_the_backward_pass(reentrant):
+    model = hugging_face()
+    for module in (model.vision_model.head, model.text_model.encoder.layers[1].mlp):
+        module.forward = partial(checkpoint, module.forward, use_reentrant=reentrant)
+    require_pass(sr.check_model(model), "float32")
 
 
 def test_every_parameter_has_its_own_row_and_the_users_name():

@@ -94,12 +94,15 @@ class TorchModel:
                 except AttributeError:
                     absent.append(tap)
             given_to = self.inputs(images, tokens, dtype)
-            whole = _Whole(self.model, self.loss)
+            whole, elsewhere = _Whole(self.model, self.loss), list[str]()
             with in_the_graph(self.model) as originals:
-                loss, given = torch.func.functional_call(whole, stand_ins, given_to)
-                elsewhere = [originals[id(leaf)] for leaf in leaves_under(loss) if id(leaf) in originals]
-            # where the graph leads to the user's own parameters, nothing of theirs may run
-            torch.autograd.backward(loss, inputs=_ours(stand_ins) if elsewhere else None)
+
+                def backward(loss: torch.Tensor) -> None:
+                    elsewhere.extend(originals[id(leaf)] for leaf in leaves_under(loss) if id(leaf) in originals)
+                    # where the graph leads to the user's own parameters, nothing of theirs may run
+                    torch.autograd.backward(loss, inputs=_ours(stand_ins) if elsewhere else None)
+
+                loss, given = torch.func.functional_call(whole, stand_ins, (*given_to, backward))
             # further passes go through the same hooks
             shown = {name: value for name, value in taken.items() if name not in differing}
             several = [tap for tap in self.taps if tap.ours in differing]
@@ -180,8 +183,14 @@ class _Whole(nn.Module):
         self.training = model.training
         self.model, self.loss = model, loss
 
-    def forward(self, images: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return self.loss(self.model, images, tokens)
+    def forward(
+        self, images: Any, tokens: torch.Tensor, backward: Callable[[torch.Tensor], None] | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """backward : called while the parameters are swapped, by which activation checkpointing computes again."""
+        loss, given = self.loss(self.model, images, tokens)
+        if backward:
+            backward(loss)
+        return loss, given
 
 
 def _ours(stand_ins: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
