@@ -136,6 +136,7 @@ def _slope(slope: "Shape") -> str:
     return f"gradients take {_of(slope, 'u')} for the derivative by u"
 
 
+_ROWS = ("image_embed", "text_embed")
 _SCALARS = "scale and bias are rounded to {} before they are used"
 
 
@@ -284,7 +285,7 @@ def backward_in_words(rule: "Backward") -> str:
             return f"{name}: {factor} times the right one"
         return f"{name}: each pair's part times {factor}" if rule.rules else f"{name}: 0"
     if rule.kind == "of":
-        whole = "each pair's part is " if rule.tensor.endswith("embed") else ""
+        whole = "each pair's part is " if rule.tensor in _ROWS else ""
         pieces = " + ".join(_piece(part, rule.tensor) for part in rule.parts)
         return f"{name}: {whole}{pieces.replace('+ -', '- ')}"
     return WORDS["backward"][rule.kind].format(name=name, number=number(rule.number))
@@ -297,7 +298,7 @@ def _piece(part: "Piece", tensor: str) -> str:
     own = part.slopes == "its own"
     what = WORDS["slopes"].get(part.slopes, part.slopes) + (f": {part.moved}" if part.moved else "")
     what = part.moved if own and part.moved else what
-    if tensor.endswith("embed"):
+    if tensor in _ROWS:
         if part.by == "the rows themselves":
             return f"{form} times {part.by}"
         besides = (WORDS["rows_by"].get(part.by, part.by), part.after and f"rows {part.after}")

@@ -31,7 +31,11 @@ def defined(text: str) -> str:
 
 
 def formula(text: str) -> str:
-    """A statement's formula without what says nothing of it: caches, and calls that only choose an arithmetic."""
+    """A statement's formula without what says nothing of it: caches, and calls that only choose an arithmetic.
+
+    >>> formula("return 2 * x, cache"), formula("return 0 * d_x, d_y")
+    ('out = 2 * x', 'out = (0 * d_x, d_y)')
+    """
     new = _Plain().visit(ast.parse(text).body[0])
     if isinstance(new, ast.If):
         return f"if {ast.unparse(new.test)}"
@@ -44,7 +48,7 @@ def formula(text: str) -> str:
         return f"{left} = {ast.unparse(value or new)}" if alone or whole or len(named) > 1 else ast.unparse(new)
     if isinstance(new, ast.Return):
         value = new.value
-        if isinstance(value, ast.Tuple) and not ast.unparse(value).startswith("(d_"):  # caches beside it
+        if isinstance(value, ast.Tuple) and not re.search(r"\bd_", ast.unparse(value)):  # caches beside it
             value = value.elts[0]
         said = ast.unparse(value) if value else ""
         return f"{said} is handed on" if isinstance(value, ast.Name) else f"out = {said}"

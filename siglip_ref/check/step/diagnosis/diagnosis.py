@@ -15,7 +15,7 @@ from siglip_ref.check.engine.seen import distance, is_wrong
 from siglip_ref.check.step.arrived import LOST
 from siglip_ref.check.step.diagnosis.combined import Search
 from siglip_ref.check.step.diagnosis.derive import derive
-from siglip_ref.check.step.diagnosis.factors import factors, findings, is_whole
+from siglip_ref.check.step.diagnosis.factors import beside_others, factors, findings, is_whole
 from siglip_ref.check.step.diagnosis.numbers import read_off
 from siglip_ref.check.step.diagnosis.order import SPLITS
 from siglip_ref.check.step.diagnosis.sources import mean
@@ -96,7 +96,7 @@ def _diagnosed(
     told = explain(judged.seen, mistakes, of, is_gradient=lambda name: False)
     explained = [_in_words(finding, split) for finding in told]
     still = {factor: names for factor, names in measured.items() if factor == 0.0}
-    found = findings(still, judged.seen) * all(one.id == "unknown" for one in explained) + explained
+    found = beside_others(still, judged.seen) * all(one.id == "unknown" for one in explained) + explained
     if derived is not None and certain and all(one.id == "unknown" for one in found):
         found = [finding_of([derived], judged.first_wrong)]
     return "FAIL", found, derived

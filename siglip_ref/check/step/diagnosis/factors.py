@@ -2,6 +2,7 @@
 of their own. What is measured says it, without a list of mistakes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,6 +43,12 @@ def findings(found: dict[float, list[str]], seen: Sequence[Seen]) -> list[Findin
         others = {one.name for one in seen if distance(one, factor * one.exact) > 2} - {*names}
         told.append(_finding(factor, names, parts(names, others)))
     return told
+
+
+def beside_others(still: dict[float, list[str]], seen: Sequence[Seen]) -> list[Finding]:
+    """What stands still where more is wrong: steps that come out too small are rounded away, and look the same."""
+    reserved = "mend what else is wrong first, for steps that are too small are rounded away; and if these stay: "
+    return [replace(one, kind="suspicion", repair=f"{reserved}{one.repair}") for one in findings(still, seen)]
 
 
 def parts(names: Sequence[str], others: Iterable[str]) -> list[str]:
