@@ -149,11 +149,13 @@ def test_nothing_is_told_for_certain_that_is_not_known(name: str) -> None:
     assert "derived" not in [finding.id for finding in report.findings]
 
 
-def test_each_side_alone_detached_in_its_direction_is_measured_and_has_its_name() -> None:
+def test_each_side_alone_detached_in_its_direction_is_told_and_has_its_name() -> None:
     name = "softmax-keys-detached"
     report = check(NAMED[name][0])
     assert [finding.id for finding in report.findings] == [name]
-    assert report.computes[0].startswith("measured: ") and report.computes[1].startswith("not certain: ")
+    assert report.computes[0].startswith("your loss: ")
+    for side, line in (("image", "row"), ("text", "column")):
+        assert f"d {side}_embed: each pair's part is 0.5 times that of a softmax over its {line}" in report.computes[0]
 
 
 def test_a_sigmoid_loss_that_is_wrong_is_told_as_one() -> None:
