@@ -179,11 +179,13 @@ def test_rectangular_images_without_their_size_are_asked_for_it():
     assert cfg == replace(cfg, image_size=(side, 2 * side))
 
 
-def test_a_tower_that_is_detached_is_right_in_every_value():
+def test_of_a_tower_that_is_detached_it_is_told_where_its_gradient_ends():
     model = hugging_face()
     after(model.text_model.head, lambda x: x.detach())
-    [finding] = sr.check_model(model).findings
-    assert "every value is right" in finding.evidence
+    report = sr.check_model(model)
+    [finding] = report.findings
+    assert finding.id == "derived" and finding.tensor == "text/head/bias" and "0 * d_out" in finding.evidence
+    assert all(row.right for row in report.rows if row.kind != "gradient")
 
 
 def test_further_runs_of_a_jax_model_are_not_traced_anew():
