@@ -101,7 +101,7 @@ def test_a_wrong_gradient_is_named(name, change):
     wrong = [row.name for row in report.rows if row.verdict == "FAIL"]
     assert wrong == [name]
     assert report.first_divergent.name == name
-    assert any(told in report.findings[0].evidence for told in ("every value is right", "worked out: "))
+    assert "every value is right" in report.findings[0].evidence
 
 
 def test_a_key_bias_gradient_that_is_not_zero_fails():
@@ -131,8 +131,7 @@ def test_the_terms_of_a_key_bias_bound_its_neighbours():
 def test_the_first_activation_that_deviates_is_named():
     report = sr.check_model(spoiled("activations", "text/norm", lambda x: x * np.float32(1.01)), "float32")
     assert report.first_divergent.name == "text/norm"
-    told = report.findings[0].evidence
-    assert "text/block01/+mlp is still right" in told or "worked out: out = 1.01 * (xhat * gamma + beta)" in told
+    assert "text/block01/+mlp is still right" in report.findings[0].evidence
 
 
 @pytest.mark.parametrize(

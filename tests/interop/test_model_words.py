@@ -185,6 +185,7 @@ def test_of_a_tower_that_is_detached_it_is_told_where_its_gradient_ends():
     report = sr.check_model(model)
     [finding] = report.findings
     assert finding.id == "derived" and finding.tensor == "text/head/bias" and "0 * d_out" in finding.evidence
+    assert "every value is right" in finding.evidence
     assert all(row.right for row in report.rows if row.kind != "gradient")
 
 

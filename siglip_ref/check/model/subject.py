@@ -45,7 +45,7 @@ from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.process.isolated import random_states
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Edits, Finding, Report, Sight
-from siglip_ref.report.edits import line_of, same_here
+from siglip_ref.report.edits import DERIVED, line_of, same_here
 from siglip_ref.report.verdict import Judgement, Verdict, judgement
 
 
@@ -211,7 +211,7 @@ class ModelSubject(Subject[ComparedModel]):
         report.computes = _computes(compared.derived) if certain or not whole else []  # mistakes of known names are all
         if isinstance(compared.derived, Derived) and compared.derived.certain:
             found = [repaired(one, compared.derived) for one in report.findings]
-            said = [(one.id, one.evidence) for one in found]
+            said = [(one.id, one.repair if one.id == DERIVED else one.evidence) for one in found]
             report.findings = [one for k, one in enumerate(found) if said[k] not in said[:k]]
         report.conventions = _stated(self.conventions, self.adapter, self.dtype)
         report.not_checked = compared.run.not_checked + _rims(report.rows)

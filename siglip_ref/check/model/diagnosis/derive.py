@@ -113,11 +113,12 @@ class _Model:
 
 def repaired(finding: Finding, derived: Derived) -> Finding:
     """What has no name, and in place of a part explanation a full one of several edits (one alone may be the very
-    mistake): what is computed there. What other scales show of the last stage is not of the towers."""
+    mistake): what is computed, and where it begins. What other scales show of the last stage is not of the towers."""
     several = len(derived.parts) > 1 or any(len(part.fitted.edits) > 1 for part in derived.parts)
     nameless = finding.id == "unknown" and finding.tensor not in LAST
     if derived.certain and (nameless or (finding.numbers.get("share", 1.0) < FINDING and several)):
-        return finding_of([part.fitted for part in derived.parts], finding.tensor)
+        found = finding_of([part.fitted for part in derived.parts], finding.tensor)
+        return replace(found, evidence=f"{found.evidence}; {finding.evidence}") if nameless else found
     return finding
 
 
