@@ -107,7 +107,7 @@ def formula_in_words(formula: "Formula") -> str:
     else:
         notes += [f"{_SIDES[sign]}: {_slope(slope)}" for sign, slope in slopes]
     notes += [_kept(formula.kept)] if formula.kept else []
-    notes += [_SCALARS.format(formula.scalars)] if formula.scalars else []
+    notes += [WORDS["difference"]["scalars"].format(formula.scalars)] if formula.scalars else []
     return "; ".join([" + ".join(parts).replace("+ -", "- ") or "0", *notes])
 
 
@@ -137,7 +137,6 @@ def _slope(slope: "Shape") -> str:
 
 
 _ROWS = ("image_embed", "text_embed")
-_SCALARS = "scale and bias are rounded to {} before they are used"
 
 
 def _kept(kept: "Kept") -> str:
@@ -332,36 +331,34 @@ def _difference(one: "Difference", linear: bool) -> str:
     if one.place in ("function", "cap", "similarity"):
         u = WORDS["u"][one.of if one.place == "function" else one.place]
         return f"{_of(got, 'u')} in place of {_of(right, 'u')}, {u}"
-    return _PLACES[one.place](got, right)
+    more = number(1 - got) if one.place == "smoothing" else form_in_words(right) if one.place == "reduction" else ""
+    words = WORDS["difference"].get(one.place) or WORDS["wide"][one.place]
+    return words.format(_GOT.get(one.place, str)(got), more)
 
 
-def _rules(got: Any, right: Any) -> str:
+def _rules(got: Any) -> str:
     said = "; ".join(f"{where_in_words(where)} with weight {form_in_words(form)}" for where, form in got)
     return said or "none are summed"
 
 
-_PLACES: dict[str, Callable[[Any, Any], str]] = {
-    "reduction": lambda got, right: (
-        f"the sum over pairs is multiplied by {form_in_words(got)}, not {form_in_words(right)}"
-    ),
+def _sum(one_in_words: Callable[[Any], str], joint: str = " + ") -> Callable[[Any], str]:
+    return lambda several: joint.join(map(one_in_words, several)).replace("+ -", "- ")
+
+
+# How what is there in place of SigLIP's is said, by the place in which it is.
+_GOT: dict[str, Callable[[Any], str]] = {
+    "reduction": form_in_words,
     "weights": _rules,
-    "added": lambda got, right: f"{' + '.join(map(_one_added, got)).replace('+ -', '- ')} is added to the loss",
-    "penalty": lambda got, right: f"{_penalty(*got)} is added to the loss",
-    "several": lambda got, right: f"it is a sum of {_several(got)}",
-    "targets": lambda got, right: "labels are smoothed: {} where i = j, {} elsewhere".format(
-        *(" + ".join(map(form_in_words, forms)) or "0" for forms in got)
-    ),
-    "backward": lambda got, right: backward_in_words(got),
-    "coupled": lambda got, right: f"pairs are not summed one by one, but {' + '.join(map(_coupled, got))}",
-    "terms": lambda got, right: "pairs are summed one by one, without a softmax",
-    "directions": lambda got, right: f"what is summed is {' + '.join(map(_coupled, got))}",
-    "smoothing": lambda got, right: (
-        f"labels are smoothed: {number(1 - got)} + {number(got)}/B where i = j, {number(got)}/B elsewhere"
-    ),
-    "kept": lambda got, right: f"{_kept(got)}, the value is not",
-    "slope": lambda got, right: _slope(got),
-    "width": lambda got, right: WORDS["wide"]["width"].format(_power(got)),
-    "over": lambda got, right: WORDS["wide"]["over"].format(_power(got)),
-    "scalars": lambda got, right: _SCALARS.format(got),
-    "unstable": lambda got, right: f"a logarithm of {got}, which is not finite where that leaves its range",
+    "added": _sum(_one_added),
+    "penalty": lambda got: _penalty(*got),
+    "several": _several,
+    "targets": _sum(lambda forms: _sum(form_in_words)(forms) or "0", " where i = j, "),
+    "backward": backward_in_words,
+    "coupled": _sum(_coupled),
+    "directions": _sum(_coupled),
+    "smoothing": number,
+    "kept": _kept,
+    "slope": _slope,
+    "width": _power,
+    "over": _power,
 }

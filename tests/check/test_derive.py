@@ -14,7 +14,7 @@ from siglip_ref.check.diagnosis.derive.formula import Formula, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject, drawn
 from siglip_ref.check.diagnosis.derive.proof import failures, held_back
 from siglip_ref.check.diagnosis.derive.sets import OTHERS, OfPairs, Where, describe, telling_sizes, total
-from siglip_ref.check.diagnosis.derive.shapes import FUNCTIONS, NUMBERS, STARTS, Number, Shape
+from siglip_ref.check.diagnosis.derive.shapes import NUMBERS, PAIR, SIMILARITY, STARTS, VALUES, Number, Shape, of_number
 from siglip_ref.report.computes import in_words
 
 OWN = "your loss: 1/B sum_ij softplus(-z_ij (exp(log_scale) sim_ij + bias)); z = 1 on the diagonal, -1 elsewhere"
@@ -100,20 +100,15 @@ def test_the_formula_gives_the_reference_and_its_gradients():
 
 def test_slopes_are_derivatives():
     points, h = np.array([-3.1, -0.7, 0.3, 0.8, 2.4]), 1e-6
-    for name, (of, slope) in FUNCTIONS.items():
-        parameters = STARTS.get(name, ((1.7,),) if "up to" in name or name == "cut softplus" else ((),))[0]
+    for name in (*PAIR, *SIMILARITY, "clamp", "soft cap", *VALUES):
+        of = Shape(name, (1.0,) if name in VALUES else STARTS.get(name, ((),))[0])
         x = points / 4 if name in ("angle", "distance") else points
-        numeric = (of(x + h, *parameters) - of(x - h, *parameters)) / (2 * h)
-        keep = np.isfinite(of(x, *parameters))
-        np.testing.assert_allclose(slope(x, *parameters)[keep], numeric[keep], rtol=1e-5, atol=1e-8, err_msg=name)
-    for name, (of, by_s, by_b) in NUMBERS.items():
-        s, b, n = 1.3, -0.6, 5.0
-        np.testing.assert_allclose(
-            by_s(s, b, n), (of(s + h, b, n) - of(s - h, b, n)) / (2 * h), atol=1e-6, err_msg=name
-        )
-        np.testing.assert_allclose(
-            by_b(s, b, n), (of(s, b + h, n) - of(s, b - h, n)) / (2 * h), atol=1e-6, err_msg=name
-        )
+        np.testing.assert_allclose(of.slope(x), (of(x + h) - of(x - h)) / (2 * h), rtol=1e-5, atol=1e-8, err_msg=name)
+    for name in NUMBERS:
+        at, steps = np.array([1.3, -0.6, 5.0]), h * np.eye(3)
+        for k in (0, 1):
+            numeric = of_number(name, 0, *(at + steps[k])) - of_number(name, 0, *(at - steps[k]))
+            assert of_number(name, 1 + k, *at) == pytest.approx(numeric / (2 * h), abs=1e-6), name
 
 
 @pytest.mark.parametrize(

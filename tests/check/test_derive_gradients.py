@@ -7,7 +7,8 @@ from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.derive import derive
 from siglip_ref.check.diagnosis.derive.formula import Rows, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
-from siglip_ref.check.diagnosis.penalties import PENALTIES
+from siglip_ref.check.diagnosis.functions.penalties import PENALTIES
+from siglip_ref.check.diagnosis.functions.recorded import value_and_slopes
 from siglip_ref.ops.elementary import sigmoid, softplus
 from siglip_ref.ops.pair_block import LossAndGrads
 from siglip_ref.report.computes import in_words
@@ -126,8 +127,10 @@ def test_slopes_of_what_rows_share_are_derivatives(kind):
     rng = np.random.default_rng(3)
     z, step = 0.7 * rng.standard_normal((5, 5)), rng.standard_normal((5, 5))
     h = 1e-6
-    numeric = (COUPLED[kind](z + h * step, 0.5)[0] - COUPLED[kind](z - h * step, 0.5)[0]) / (2 * h)
-    assert numeric == pytest.approx((COUPLED[kind](z, 0.5)[1] * step).sum(), rel=1e-6, abs=1e-8)
+    (up, _), (down, _), (_, [slopes]) = (
+        value_and_slopes(lambda at: COUPLED[kind](at, 0.5), z + move * step) for move in (h, -h, 0)
+    )
+    assert (up - down) / (2 * h) == pytest.approx((slopes * step).sum(), rel=1e-6, abs=1e-8)
 
 
 def test_a_part_of_a_softmax_that_is_added_is_told():
@@ -148,9 +151,10 @@ def test_gradients_of_what_is_added_are_derivatives(name):
     rng = np.random.default_rng(4)
     x, y, d, e = rng.standard_normal((4, 5, 3))
     h = 1e-6
-    numeric = (PENALTIES[name](x + h * d, y + h * e)[0] - PENALTIES[name](x - h * d, y - h * e)[0]) / (2 * h)
-    _, d_x, d_y = PENALTIES[name](x, y)
-    assert numeric == pytest.approx((d_x * d).sum() + (d_y * e).sum(), rel=1e-6)
+    (up, _), (down, _), (_, [d_x, d_y]) = (
+        value_and_slopes(PENALTIES[name], x + move * d, y + move * e) for move in (h, -h, 0)
+    )
+    assert (up - down) / (2 * h) == pytest.approx((d_x * d).sum() + (d_y * e).sum(), rel=1e-6)
 
 
 def test_a_distance_that_is_added_is_told_beside_another_divisor():

@@ -148,3 +148,8 @@ def test_what_is_no_number_explains_nothing():
 
     assert fitting(list(looks), program, look) == [("right",)]
     assert fitting(list(looks), program, lambda _: [0.5], look) == [("right",)]
+
+
+def test_a_setting_that_is_always_the_same_is_told_as_that():
+    kinds = [one for one in singles(["siglip_ref.ops.pooling:pool_forward"]) if one.old == "kind" and "mean" in one.new]
+    assert {(one.now, one.was) for one in kinds} == {("kind is always 'mean'", "kind as it is given")}

@@ -14,7 +14,7 @@ from siglip_ref.check.diagnosis.derive.instrument import Subject
 from siglip_ref.check.diagnosis.derive.proof import Held
 from siglip_ref.check.diagnosis.derive.sets import simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
-from siglip_ref.check.diagnosis.mapped import MAPS
+from siglip_ref.check.diagnosis.functions.mapped import MAPS
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 

@@ -69,14 +69,18 @@ class Single:
     @property
     def was(self) -> str:
         """The specification's formula."""
-        return formula(self.text.replace(HERE, f"({self.old})"))
+        return self._both[1]
 
     @property
     def now(self) -> str:
         """The edited one."""
-        new = self.text.replace(HERE, f"({self.new})").replace(FREE, f"{self.factor:.6g}")
-        new = new.replace(ROWS, f"{list(self.rows)}")
-        return decided(new, self.text.replace(HERE, f"({self.old})")) or formula(new)
+        return self._both[0]
+
+    @property
+    def _both(self) -> tuple[str, str]:
+        old, new = (self.text.replace(HERE, f"({one})") for one in (self.old, self.new))
+        new = new.replace(FREE, f"{self.factor:.6g}").replace(ROWS, f"{list(self.rows)}")
+        return decided(new, old) or (formula(new), formula(old))
 
 
 @cache  # of some thousands of short texts

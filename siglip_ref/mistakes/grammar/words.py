@@ -55,17 +55,23 @@ def formula(text: str) -> str:
     return ast.unparse(new)
 
 
-def decided(text: str, before: str) -> str:
-    """Where a question has one answer for ever: that of the specification, answered so; else "".
+def decided(text: str, before: str) -> tuple[str, str] | None:
+    """Where a question has one answer for ever: which, and what the specification has; else None.
 
     >>> decided("if 'erf' == 'tanh': pass", "if form == 'tanh': pass")
-    "as if not form == 'tanh'"
+    ("form is never 'tanh'", 'form as it is given')
     """
-    new = ast.parse(text).body[0]
+    new, old = ast.parse(text).body[0], ast.parse(before).body[0]
     if not isinstance(new, ast.If) or any(isinstance(node, ast.Name | ast.Call) for node in ast.walk(new.test)):
-        return ""
+        return None
     answer = bool(eval(compile(ast.Expression(new.test), "", "eval"), {}))  # constants alone
-    return f"as if {'' if answer else 'not '}{formula(before).removeprefix('if ')}"
+    asked = old.test if isinstance(old, ast.If) else new.test
+    if isinstance(asked, ast.Compare) and isinstance(asked.ops[0], ast.Eq | ast.Is | ast.IsNot):
+        often = "always" if answer != isinstance(asked.ops[0], ast.IsNot) else "never"
+        left, right = ast.unparse(asked.left), ast.unparse(asked.comparators[0])
+        return f"{left} is {often} {right}", f"{left} as it is given"
+    whole = ast.unparse(asked)
+    return f"{whole} {'always' if answer else 'never'} holds", f"the question whether {whole}"
 
 
 class _Plain(ast.NodeTransformer):

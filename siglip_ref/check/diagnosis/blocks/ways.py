@@ -5,16 +5,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.sets import MEMBERS
+from siglip_ref.check.diagnosis.functions.written import slope, written
 from siglip_ref.ops.elementary import Array
-
-_STEP = 1e-30  # into the imaginary: a derivative without a difference
-
 
 WayKind = Literal[
     "rounded", "rounded back", "earlier", "undivided", "matching", "labels", "pairs", "transposed", "logit", "unequal"
@@ -60,26 +58,14 @@ class Line(NamedTuple):
     by_bias: tuple[float, float]
 
 
-# Of the scale e, its logarithm t, the bias b and W: what a similarity is multiplied by, and what is added.
-LOGITS: Mapping[str, Callable[[Any, Any, Any, int], tuple[Any, Any]]] = {
-    "": lambda e, t, b, w: (e, b),
-    "exp(log_scale) sim": lambda e, t, b, w: (e, 0 * b),
-    "exp(log_scale) sim - bias": lambda e, t, b, w: (e, -b),
-    "exp(log_scale) (sim + bias)": lambda e, t, b, w: (e, e * b),
-    "exp(log_scale) sim + 2 bias": lambda e, t, b, w: (e, 2 * b),
-    "sim + bias": lambda e, t, b, w: (1 + 0 * e, b),
-    "log_scale sim + bias": lambda e, t, b, w: (t, b),
-    "exp(2 log_scale) sim + bias": lambda e, t, b, w: (e * e, b),
-    "exp(-log_scale) sim + bias": lambda e, t, b, w: (1 / e, b),
-    "-exp(log_scale) sim + bias": lambda e, t, b, w: (-e, b),
-    "-(exp(log_scale) sim + bias)": lambda e, t, b, w: (-e, -b),
-    "sim": lambda e, t, b, w: (1 + 0 * e, 0 * b),
-    "exp(log_scale) sim + bias / W": lambda e, t, b, w: (e, b / w),
-    "exp(log_scale) sim / W + bias": lambda e, t, b, w: (e / w, b),
-    "(exp(log_scale) sim + bias) / W": lambda e, t, b, w: (e / w, b / w),
-    "exp(log_scale) sim + W bias": lambda e, t, b, w: (e, w * b),
-    "min(exp(log_scale), 100) sim + bias": lambda e, t, b, w: (e if np.real(e) < 100 else 100 + 0 * e.real, b),
-}
+_LOGIT = "exp(log_scale) sim + bias"
+LOGITS = (
+    "exp(log_scale) sim", "exp(log_scale) sim - bias", "exp(log_scale) (sim + bias)", "exp(log_scale) sim + 2 bias",
+    "sim + bias", "log_scale sim + bias", "exp(2 log_scale) sim + bias", "exp(-log_scale) sim + bias",
+    "-exp(log_scale) sim + bias", "-(exp(log_scale) sim + bias)", "sim", "exp(log_scale) sim + bias / W",
+    "exp(log_scale) sim / W + bias", "(exp(log_scale) sim + bias) / W", "exp(log_scale) sim + W bias",
+    "min(exp(log_scale), 100) sim + bias",
+)  # fmt: skip
 WHERE = ("all blocks", "remote blocks", "the own block")
 NOT = "not in: "
 _ODD = r"begin|last of|moved|earlier|next|before|second one|neighbouring|mod \d|one more|or all|\b[356]\b|\d\d|8 parts"
@@ -92,41 +78,27 @@ def concerns(way: Way, remote: bool) -> bool:
 
 def line_of(way: Way, scale: float, bias: float, linear: bool, world: int, remote: bool) -> Line:
     """scale : the scale itself if linear, else its logarithm."""
-    of = LOGITS[way.form if way.kind == "logit" and concerns(way, remote) else ""]
+    form = way.form if way.kind == "logit" and concerns(way, remote) else _LOGIT
+    of = written(form, "sim", "log_scale", "bias", "W")
 
-    def at(s: complex, b: complex) -> tuple[complex, complex]:
-        return of(s, np.log(s), b, world) if linear else of(np.exp(s), s, b, world)
+    def up(s: Array, b: Array) -> Array:
+        return of(1.0, np.log(s) if linear else s, 0 * b, world)
 
-    def change(s: complex, b: complex) -> tuple[float, float]:
-        up, right = at(s, b)
-        return float(np.imag(up)) / _STEP, float(np.imag(right)) / _STEP
+    def right(s: Array, b: Array) -> Array:
+        return of(0.0, np.log(s) if linear else s, b, world)
 
-    slope, offset = at(scale, bias)
-    step = _STEP * 1j
-    return Line(float(np.real(slope)), float(np.real(offset)), change(scale + step, bias), change(scale, bias + step))
+    at = np.float64(scale), np.float64(bias)
+    by_scale, by_bias = ((float(slope(up, k, *at)), float(slope(right, k, *at))) for k in (0, 1))
+    return Line(float(up(*at)), float(right(*at)), by_scale, by_bias)
 
 
 # --- which pairs match
 
 # At which column rank r's image i looks for its text, of W ranks with b pairs each ...
-COLUMNS: Mapping[str, Callable[[Array, Array, int, int], Array]] = {
-    "r b + i": lambda r, i, w, b: r * b + i,
-    "i": lambda r, i, w, b: i,
-    "i W + r": lambda r, i, w, b: i * w + r,
-    "r W + i": lambda r, i, w, b: r * w + i,
-    "r + i": lambda r, i, w, b: r + i,
-    "r b + i + 1": lambda r, i, w, b: r * b + i + 1,
-    "r b + i - 1": lambda r, i, w, b: r * b + i - 1,
-    "r b + b - 1 - i": lambda r, i, w, b: r * b + b - 1 - i,
-    "r (b - 1) + i": lambda r, i, w, b: r * (b - 1) + i,
-    "r (b + 1) + i": lambda r, i, w, b: r * (b + 1) + i,
-    "(r + 1) b + i": lambda r, i, w, b: (r + 1) * b + i,
-    "(r - 1) b + i": lambda r, i, w, b: (r - 1) * b + i,
-    "(W - 1 - r) b + i": lambda r, i, w, b: (w - 1 - r) * b + i,
-    "B - 1 - (r b + i)": lambda r, i, w, b: w * b - 1 - r * b - i,
-    "r b": lambda r, i, w, b: r * b + 0 * i,
-    "r": lambda r, i, w, b: r + 0 * i,
-}
+COLUMNS = (
+    "r b + i", "i", "i W + r", "r W + i", "r + i", "r b + i + 1", "r b + i - 1", "r b + b - 1 - i", "r (b - 1) + i",
+    "r (b + 1) + i", "(r + 1) b + i", "(r - 1) b + i", "(W - 1 - r) b + i", "B - 1 - (r b + i)", "r b", "r",
+)  # fmt: skip
 # ... and which text stands there.
 ORDERS: Mapping[str, Callable[[Array, Array, int, int], Array]] = {
     "global text p": lambda p, r, w, b: p,
@@ -154,7 +126,7 @@ def _matches(way: Way, sizes: tuple[int, ...]) -> Array:
     found: Array = np.zeros((total, total), bool)
     ranks = np.repeat(np.arange(world), sizes)
     rows = np.concatenate([np.arange(size) for size in sizes])
-    column = COLUMNS[way.form](ranks, rows, world, each)
+    column = written(way.form, "r", "i", "W", "b", "B")(ranks, rows, world, each, total)
     inside = (column >= 0) & (column < total)
     text = ORDERS[way.of](column, ranks, world, each)
     found[np.arange(total)[inside], text[inside]] = True
@@ -273,7 +245,7 @@ def ways(unequal: bool) -> Iterator[Way]:
     yield from (Way("transposed", of) for of in WHERE)
     yield from (Way("rounded", of, form) for of, form in product(SENT, ("bfloat16", "float16")))
     yield from (Way(kind, of) for kind, of in product(_OF_ROWS, SENT))
-    yield from (Way("logit", of, form) for form, of in product(LOGITS, WHERE) if form)
+    yield from (Way("logit", of, form) for form, of in product(LOGITS, WHERE))
     known = set[bytes]()
     for of, form in product(ORDERS, COLUMNS):
         way = Way("matching", of, form)

@@ -1,6 +1,6 @@
 """Parts of a loss that whole rows or columns of logits share: softmax, the hardest negatives, margins between pairs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,119 +9,59 @@ from siglip_ref.check.diagnosis.derive.formula import NOTHING, Coupled, Logit
 from siglip_ref.check.diagnosis.derive.instrument import Subject, drawn
 from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple
 from siglip_ref.check.diagnosis.derive.shapes import Number
-from siglip_ref.check.diagnosis.shared import HELD, SHARED, Function
-from siglip_ref.ops.elementary import Array, sigmoid, softplus
+from siglip_ref.check.diagnosis.functions.recorded import Recorded
+from siglip_ref.check.diagnosis.functions.shared import HELD, SHARED, Function, log_sum_exp, negatives, others, turned
+from siglip_ref.check.diagnosis.functions.written import above
+from siglip_ref.ops.elementary import Array, softplus
 
 
-def _softmax(logits: Array, number: float) -> tuple[float, Array]:
-    """Cross-entropy of every row, the diagonal being right."""
-    top = logits.max(1, keepdims=True)
-    each = np.exp(logits - top)
-    sums = each.sum(1, keepdims=True)
-    value = (np.log(sums) + top).sum() - np.trace(logits)
-    return float(value), each / sums - np.eye(len(logits))
+def _others(z: Recorded) -> Array:
+    return 1 - np.eye(len(z))
 
 
-def _others_softmax(logits: Array, number: float) -> tuple[float, Array]:
-    """The same with the diagonal left out of the sum, as in decoupled contrastive losses."""
-    eye = np.eye(len(logits), dtype=bool)
-    masked = np.where(eye, -np.inf, logits)
-    top = np.where(np.isfinite(masked.max(1, keepdims=True)), masked.max(1, keepdims=True), 0.0)
-    each = np.exp(masked - top)
-    sums = each.sum(1, keepdims=True)
-    value = (np.log(sums) + top).sum() - np.trace(logits)
-    return float(value), each / sums - eye
+def _count_of(number: float, pairs: int) -> int:
+    """Below 1: that share of B, and below 0 of B - 1, rounded down, at least one."""
+    return int(number) if number >= 1 else max(1, int((pairs - (number < 0)) * abs(number)))
 
 
-def _hardest(logits: Array, number: float) -> tuple[float, Array]:
-    """softplus of the `number` largest negatives of each row; below 1: that share of B, and below 0
-    of B - 1, rounded down, at least one."""
-    pairs = len(logits)
-    eye = np.eye(pairs, dtype=bool)
-    count = int(number) if number >= 1 else max(1, int((pairs - (number < 0)) * abs(number)))
-    masked = np.where(eye, -np.inf, logits)
-    order = np.argsort(-masked, 1, kind="stable")[:, :count]
-    chosen = np.zeros_like(eye)
-    np.put_along_axis(chosen, order, True, 1)
-    chosen &= ~eye
-    return float(np.where(chosen, softplus(logits), 0).sum()), np.where(chosen, sigmoid(logits), 0.0)
+def _hardest(z: Recorded, number: float) -> Recorded:
+    """softplus of the `number` largest negatives of each row."""
+    order = np.argsort(-others(z.value), 1, kind="stable")[:, : _count_of(number, len(z))]
+    chosen = np.zeros(z.value.shape)
+    np.put_along_axis(chosen, order, 1, 1)
+    return negatives(lambda logits: chosen)(z).sum()
 
 
-def _above_median(logits: Array, number: float) -> tuple[float, Array]:
-    """softplus of negatives that are not below the (lower) median of their row, the diagonal counting as lowest."""
-    eye = np.eye(len(logits), dtype=bool)
-    masked = np.where(eye, -np.inf, logits)
-    middle = np.sort(masked, 1)[:, [(len(logits) - 1) // 2]]
-    chosen = (masked >= middle) & ~eye
-    return float(np.where(chosen, softplus(logits), 0).sum()), np.where(chosen, sigmoid(logits), 0.0)
+def _above_median(logits: Array) -> Array:
+    """Not below the (lower) median of their row, the diagonal counting as lowest."""
+    masked = others(logits)
+    return masked >= np.sort(masked, 1)[:, [(len(logits) - 1) // 2]]
 
 
-def _above_own(logits: Array, number: float) -> tuple[float, Array]:
-    """softplus of negatives that are above their row's own logit."""
-    above = logits > np.diagonal(logits)[:, None]
-    return float(np.where(above, softplus(logits), 0).sum()), np.where(above, sigmoid(logits), 0.0)
-
-
-def _count_above_own(logits: Array, number: float) -> tuple[float, Array]:
-    """How many those are."""
-    return float((logits > np.diagonal(logits)[:, None]).sum()), np.zeros_like(logits)
-
-
-def _triplet(logits: Array, number: float) -> tuple[float, Array]:
-    """max(0, number + negative - positive), the hardest negative of each row."""
-    eye = np.eye(len(logits), dtype=bool)
-    masked = np.where(eye, -np.inf, logits)
-    places = masked.argmax(1)
-    over = number + masked.max(1) - np.diagonal(logits)
-    active = (over > 0).astype(float)
-    slopes = np.diag(-active)
-    slopes[np.arange(len(logits)), places] += active
-    return float(np.maximum(over, 0).sum()), slopes
-
-
-def _all_triplets(logits: Array, number: float) -> tuple[float, Array]:
-    """The same, summed over all negatives of each row."""
-    eye = np.eye(len(logits), dtype=bool)
-    over = np.where(eye, -1.0, number + logits - np.diagonal(logits)[:, None])
-    active = (over > 0).astype(float)
-    return float(np.maximum(over, 0).sum()), active - np.diag(active.sum(1))
-
-
-def _columns(of_rows: Function) -> Function:
-    def function(logits: Array, number: float) -> tuple[float, Array]:
-        value, slopes = of_rows(logits.T, number)
-        return value, slopes.T
-
-    return function
-
-
-def _sum(chosen: Callable[[Array], Array], of: Callable[[Array], tuple[Array, Array]]) -> Function:
-    def function(logits: Array, number: float) -> tuple[float, Array]:
-        mask = chosen(np.eye(len(logits), dtype=bool))
-        values, slopes = of(logits)
-        return float(np.where(mask, values, 0).sum()), np.where(mask, slopes, 0.0)
-
-    return function
+def _above_own(logits: Array) -> Array:
+    return logits > np.diagonal(logits)[:, None]
 
 
 _ROWS: dict[str, Function] = {
-    "softmax": _softmax,
-    "softmax of the others": _others_softmax,
+    "softmax": lambda z, number: (log_sum_exp(z) - z.own).sum(),
+    # the diagonal left out of the sum, as in decoupled contrastive losses
+    "softmax of the others": lambda z, number: (log_sum_exp(z, _others(z)) - z.own).sum(),
     "hardest": _hardest,
-    "above the median": _above_median,
-    "above own": _above_own,
-    "number above own": _count_above_own,
-    "triplet": _triplet,
-    "all triplets": _all_triplets,
+    "above the median": lambda z, number: negatives(_above_median)(z).sum(),
+    "above own": lambda z, number: negatives(_above_own)(z).sum(),
+    "number above own": lambda z, number: z.held.each(_above_own).sum(),
+    # max(0, number + negative - positive), of the hardest negative of each row, or of all
+    "triplet": lambda z, number: ((z + others(0 * z.value)).largest(1) - z.own + number).each(above).sum(),
+    "all triplets": lambda z, number: ((z - z.own + number).each(above) * _others(z)).sum(),
 }
 COUPLED: dict[str, Function] = (
     {f"{name}, rows": function for name, function in _ROWS.items()}
-    | {f"{name}, columns": _columns(function) for name, function in _ROWS.items()}
+    | {f"{name}, columns": turned(function) for name, function in _ROWS.items()}
     | {
-        "positives": _sum(lambda eye: eye, lambda z: (softplus(-z), -sigmoid(-z))),
-        "negatives": _sum(lambda eye: ~eye, lambda z: (softplus(z), sigmoid(z))),
-        "all logits": _sum(lambda eye: eye | True, lambda z: (z, np.ones_like(z))),
-        "diagonal logits": _sum(lambda eye: eye, lambda z: (z, np.ones_like(z))),
+        "positives": lambda z, number: (z * -1).each(softplus).own.sum(),
+        "negatives": lambda z, number: negatives(np.ones_like)(z).sum(),
+        "all logits": lambda z, number: z.sum(),
+        "diagonal logits": lambda z, number: z.own.sum(),
     }
     | SHARED
 )
@@ -253,7 +193,7 @@ def _columns_of(datum: Datum, logit: Logit, names: Sequence[tuple[str, float]]) 
     similarity, s, b, _ = datum
     pairs = len(similarity)
     z = logit.scale(s, b, pairs) * similarity + logit.offset(s, b, pairs) + logit.own(s, b, pairs) * np.eye(pairs)
-    return [COUPLED[name](z, number)[0] for name, number in names]
+    return [float(COUPLED[name](Recorded(z), number).value.sum()) for name, number in names]
 
 
 def _explained(columns: Array, values: Array, allowed: Array, chosen: Sequence[int]) -> bool:

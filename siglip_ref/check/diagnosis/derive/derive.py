@@ -23,9 +23,9 @@ from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
 from siglip_ref.check.diagnosis.derive.shapes import Number, is_even
 from siglip_ref.check.diagnosis.derive.value import value_of
 from siglip_ref.check.diagnosis.derive.weights import BY_GRADIENT, LOG_SCALE, MAIN
-from siglip_ref.check.diagnosis.mapped import mapped
-from siglip_ref.check.diagnosis.penalties import Named, less_penalties, penalties_of
-from siglip_ref.check.diagnosis.shared import HELD
+from siglip_ref.check.diagnosis.functions.mapped import mapped
+from siglip_ref.check.diagnosis.functions.penalties import Named, less_penalties, penalties_of
+from siglip_ref.check.diagnosis.functions.shared import HELD
 from siglip_ref.check.diagnosis.slopes import with_slopes
 from siglip_ref.check.diagnosis.whole import Factor, factor_of, several, taken_off
 

@@ -9,10 +9,11 @@ import numpy as np
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.formula import Backward, Formula, Logit, Piece, Rows
-from siglip_ref.check.diagnosis.derive.rows import DIVISORS, ORDERS, in_format, kept_of, rows_of
+from siglip_ref.check.diagnosis.derive.rows import ORDERS, divisor_of, in_format, kept_of, rows_of
 from siglip_ref.check.diagnosis.derive.sets import total
 from siglip_ref.check.diagnosis.derive.shapes import of_number
-from siglip_ref.check.diagnosis.penalties import added
+from siglip_ref.check.diagnosis.functions.penalties import added
+from siglip_ref.check.diagnosis.functions.recorded import value_and_slopes
 from siglip_ref.check.diagnosis.pieces import HELD, LENGTHS, At, Parts
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
@@ -120,15 +121,9 @@ def _grown(rows: Array, given: Array, mapped: bool) -> Array:
 
 def stretched_by(rows: Sequence[Rows], pairs: int, width: float = 0.0) -> float:
     """By what the product of two unit rows of the instrument is divided."""
-    divided = float(
-        np.prod(
-            [
-                DIVISORS[one.kind](np.sqrt(pairs) if one.kind == "whole matrix" else np.ones(()), one.eps)[0]
-                for one in rows
-            ]
-        )
-    )
-    return divided * float((2.0 * pairs) ** -width)
+    lengths = (np.sqrt(pairs) if one.kind == "whole matrix" else np.ones(()) for one in rows)
+    divided = [float(divisor_of(one.kind)(r, one.eps)) for one, r in zip(rows, lengths, strict=True)]
+    return float(np.prod(divided) * (2.0 * pairs) ** -width)
 
 
 def of_unit_rows(formula: Formula, similarity: Array, s: float, b: float) -> Parts:
@@ -165,7 +160,7 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
         _add(found, term.logit, similarity, s, b, values, slopes, inner, np.abs(weights))
     for one in formula.coupled:
         logits, inner, chain = _logits(one.logit, similarity, s, b, pairs)
-        value, slopes = COUPLED[one.kind](logits, one.number)
+        value, [slopes] = value_and_slopes(lambda z, of=one: COUPLED[of.kind](z, of.number), logits)
         weight = one.weight(pairs)
         values = np.full_like(similarity, weight * value / similarity.size)
         _add(

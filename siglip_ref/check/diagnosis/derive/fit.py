@@ -72,7 +72,7 @@ def best_of(residual: Residual, starts: Sequence[Array], noise: float, enough: f
 def sum_of(names: Sequence[str], u: Array, seen: Array, allowed: Array, zero: Array | None = None) -> Shape | None:
     """A multiple of one of these functions, or the sum of two, that gives what was seen, as it is or from `zero` on."""
     with np.errstate(all="ignore"):
-        table = np.stack([SUMMANDS[name][0](u) - (0 if zero is None else SUMMANDS[name][0](zero)) for name in names])
+        table = np.stack([SUMMANDS[name](u) - (0 if zero is None else SUMMANDS[name](zero)) for name in names])
     table = table / allowed
     for count in (1, 2):
         for chosen in combinations(np.flatnonzero(np.isfinite(table).all(1)).tolist(), count):

@@ -8,7 +8,8 @@ import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.formula import Kept, Rows
-from siglip_ref.check.diagnosis.mapped import MAPS, way_back
+from siglip_ref.check.diagnosis.functions.mapped import with_way_back
+from siglip_ref.check.diagnosis.functions.written import Of, slope, written
 from siglip_ref.ops.elementary import Array
 
 Back = Callable[[Array], Array]
@@ -18,13 +19,14 @@ def _same(d: Array) -> Array:
     return d
 
 
-# By what rows of a length are divided, and its slope by the length.
-DIVISORS: dict[str, Callable[[Array, float], tuple[Array, Array]]] = {
-    **dict.fromkeys(("unit", "unit + eps", "whole matrix"), lambda r, eps: (r + eps, np.ones_like(r))),
-    "unit, root": lambda r, eps: (np.sqrt(r * r + eps), r / np.sqrt(r * r + eps)),
-    "power": lambda r, power: (r**power, power * r ** (power - 1)),
-}
-DIVISORS["as given"] = lambda r, eps: (np.ones_like(r), np.zeros_like(r))
+# By what rows of a length r are divided.
+_DIVISORS = {"unit, root": "sqrt(r^2 + eps)", "power": "r^eps", "as given": "r^0"}
+
+
+def divisor_of(kind: str) -> Of:
+    """A function of the length, and of a number that goes with the kind."""
+    return written(_DIVISORS.get(kind, "r + eps"), "r", "eps")
+
 
 # Which row stands at each place.
 ORDERS: dict[str, Callable[[int], Array]] = {
@@ -41,10 +43,9 @@ ORDERS: dict[str, Callable[[int], Array]] = {
 def rows_of(rows: Rows, x: Array) -> tuple[Array, Back]:
     """What goes into the product, and the way back."""
     if rows.mapped:
-        found, back_map = MAPS[rows.mapped](x)
+        found, back_map = with_way_back(rows.mapped, x, rows.cut)
         inner, back_unit = rows_of(replace(rows, mapped=""), found)
-        last = way_back(rows.mapped, back_map, rows.cut)
-        return inner, lambda d: last(back_unit(d))
+        return inner, lambda d: back_map(back_unit(d))
     if rows.order:
         places = ORDERS[rows.order](len(x))
         inner, back_inner = rows_of(replace(rows, order=""), x[places])
@@ -59,7 +60,8 @@ def rows_of(rows: Rows, x: Array) -> tuple[Array, Back]:
         return x, _same
     axis: Any = None if rows.kind == "whole matrix" else -1
     length = np.sqrt((x * x).sum(axis, keepdims=True))
-    divisor, grows = DIVISORS[rows.kind](length, rows.eps)
+    of = divisor_of(rows.kind)
+    divisor, grows = of(length, rows.eps), slope(of, 0, length, rows.eps)
 
     def back(d: Array) -> Array:
         if rows.undivided:

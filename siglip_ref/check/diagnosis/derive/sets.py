@@ -252,7 +252,7 @@ def _by_own(matrices: Mapping[int, Array], near: float) -> tuple[Rule, ...] | No
     """A mean over each part: one set, whose values go by how many rows are in the image's part."""
     top = max(float(np.nanmax(np.abs(matrix), initial=0.0)) for matrix in matrices.values())
     found = {n: np.where(np.isnan(m), np.nan, np.abs(m) > near * top) for n, m in matrices.items()}
-    if all(len(np.unique(m[m != 0])) < 2 for m in matrices.values()):
+    if all(len(np.unique(m[(m != 0) & ~np.isnan(m)])) < 2 for m in matrices.values()):
         return None
     support = describe(found, near)
     if support is None or any(form != OfPairs() for _, form in support):

@@ -8,55 +8,38 @@ import numpy as np
 
 from siglip_ref.check.diagnosis.derive.instrument import Subject
 from siglip_ref.check.diagnosis.derive.sets import OfPairs, simple
+from siglip_ref.check.diagnosis.functions.recorded import Recorded, value_and_slopes
+from siglip_ref.check.diagnosis.functions.written import written
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.pair_block import LossAndGrads
 
 Penalty = tuple[float, Array, Array]  # value, and its gradients
-Of = Callable[[Array, Array], Penalty]
+Of = Callable[[Recorded, Recorded], Recorded]
 Named = tuple[str, OfPairs]
 _NO_SCALE = -40.0  # the logarithm of one that is as good as 0
-
-
-_PARTS: Mapping[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
-    "similarity": (lambda z: z, np.ones_like),
-    "similarity^2": (lambda z: z * z, lambda z: 2 * z),
-    "max(0, similarity)^2": (lambda z: np.maximum(z, 0) ** 2, lambda z: 2 * np.maximum(z, 0)),
-}
+_PARTS = ("similarity", "similarity^2", "max(0, similarity)^2")
 
 
 def _of_similarity(words: str, own: bool, other: bool) -> Of:
-    of, by = _PARTS[words]
+    of = written(words, "similarity")
 
-    def penalty(x: Array, y: Array) -> Penalty:
+    def penalty(x: Recorded, y: Recorded) -> Recorded:
         eye = np.eye(len(x), dtype=bool)
-        mask = (eye & own) | (~eye & other)
-        similarity = x @ y.T
-        slopes = np.where(mask, by(similarity), 0.0)
-        return float(np.where(mask, of(similarity), 0.0).sum()), slopes @ y, slopes.T @ x
+        return (x @ y.T).each(of) * ((eye & own) | (~eye & other))
 
     return penalty
-
-
-def _distance(x: Array, y: Array) -> Penalty:
-    return float(((x - y) ** 2).sum()), 2 * (x - y), 2 * (y - x)
 
 
 def _within(of: Of, side: int) -> Of:
     """Of the rows of one side with each other."""
-
-    def penalty(x: Array, y: Array) -> Penalty:
-        rows = y if side else x
-        value, one, other = of(rows, rows)
-        return (value, 0 * x, one + other) if side else (value, one + other, 0 * y)
-
-    return penalty
+    return lambda *rows: of(rows[side], rows[side])
 
 
 PENALTIES: Mapping[str, Of] = {
     **{f"{words} over own pairs": _of_similarity(words, True, False) for words in _PARTS},
     **{f"{words} over all pairs": _of_similarity(words, True, True) for words in _PARTS},
     **{f"{words} over other pairs": _of_similarity(words, False, True) for words in _PARTS},
-    "|x - y|^2 over own pairs": _distance,
+    "|x - y|^2 over own pairs": lambda x, y: (x - y) * (x - y),
     **{
         f"{words} of {name} with {whom}": _within(_of_similarity(words, all, True), side)
         for words in _PARTS
@@ -72,8 +55,8 @@ def added(penalties: Sequence[Named], x: Array, y: Array) -> Penalty:
     """All of them together."""
     value, d_x, d_y = 0.0, np.zeros_like(x), np.zeros_like(y)
     for name, form in penalties:
-        one = PENALTIES[name](x, y)
-        value, d_x, d_y = value + form(len(x)) * one[0], d_x + form(len(x)) * one[1], d_y + form(len(x)) * one[2]
+        one, [by_x, by_y] = value_and_slopes(PENALTIES[name], x, y)
+        value, d_x, d_y = value + form(len(x)) * one, d_x + form(len(x)) * by_x, d_y + form(len(x)) * by_y
     return value, d_x, d_y
 
 
@@ -96,7 +79,7 @@ def penalties_of(subject: Subject) -> tuple[Named, ...]:
         got = np.concatenate([np.zeros(z.size) if d is None else np.ravel(d) for d, z in sides])
         if not 1e-9 <= np.abs(got).max() < 1e3:  # nothing is left, or the scale divides
             return ()
-        each = {name: np.concatenate([np.ravel(d) for d in PENALTIES[name](x, y)[1:]]) for name in PENALTIES}
+        each = {name: np.ravel(value_and_slopes(PENALTIES[name], x, y)[1]) for name in PENALTIES}
         columns.append(np.stack([each[name] * float(pairs) ** power for name, power in ways], -1))
         seen.append(got)
         values.append((x, y, float(found.loss)))

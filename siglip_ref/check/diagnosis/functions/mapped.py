@@ -10,9 +10,13 @@ from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.formula import Formula
 from siglip_ref.check.diagnosis.derive.sets import OfPairs
 from siglip_ref.check.diagnosis.derive.shapes import Number
+from siglip_ref.check.diagnosis.functions.recorded import Recorded
+from siglip_ref.check.diagnosis.functions.shared import unit_rows
+from siglip_ref.check.diagnosis.functions.written import above, size
 from siglip_ref.ops.elementary import Array
 
 Back = Callable[[Array], Array]
+Of = Callable[[Recorded], Recorded]
 
 
 def _of_largest(x: Array, axis: int | None, top: int) -> Array:
@@ -20,51 +24,42 @@ def _of_largest(x: Array, axis: int | None, top: int) -> Array:
     return np.where(step > 0, np.round(x / np.where(step > 0, step, 1)) * step, 0.0)
 
 
-def _norm(x: Array) -> tuple[Array, Back]:
-    centred = x - x.mean(-1, keepdims=True)
-    deviation = np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-5)
-    y = centred / deviation
+def _norm(x: Recorded) -> Recorded:
+    centred = x - x.mean(1)
+    return centred / ((centred * centred).mean(1) + 1e-5).each(np.sqrt)
+
+
+def _part(start: float, end: float) -> Of:
+    """The rest is 0."""
+
+    def of(x: Recorded) -> Recorded:
+        place, width = np.arange(x.value.shape[1]), x.value.shape[1]
+        kept = (place >= int(start * width)) & (place < int(end * width))
+        return Recorded(np.where(kept, x.value, 0.0), (x, lambda d: np.where(kept, d, 0.0)))
+
+    return of
+
+
+def _rounded(to: Callable[[Array], Array]) -> Of:
+    return lambda x: x.through(to)
+
+
+def with_way_back(name: str, x: Array, cut: bool) -> tuple[Array, Back]:
+    """Rows that are mapped, and the way back of their gradients. cut : none goes through the map: what rounds has then
+    no gradient, others are as if they were not there"""
+    found = MAPS[name](Recorded(x)).value
 
     def back(d: Array) -> Array:
-        return (d - d.mean(-1, keepdims=True) - y * (d * y).mean(-1, keepdims=True)) / deviation
+        if cut:
+            return 0 * d if "rounded" in name or "signs" in name else d
+        given = Recorded(x)
+        MAPS[name](given).back(d)
+        return np.asarray(given.slope)
 
-    return y, back
-
-
-def _size(x: Array) -> tuple[Array, Back]:
-    total = np.abs(x).sum(-1, keepdims=True)
-    return x / total, lambda d: d / total - (d * x).sum(-1, keepdims=True) / total**2 * np.sign(x)
-
-
-def _batch(x: Array) -> tuple[Array, Back]:
-    return x - x.mean(0), lambda d: d - d.mean(0)
+    return found, back
 
 
-def _columns(x: Array) -> tuple[Array, Back]:
-    length = np.maximum(np.sqrt((x * x).sum(0, keepdims=True)), 1e-12)
-    return x / length, lambda d: d / length - (d * x).sum(0, keepdims=True) / length**3 * x
-
-
-def _first(x: Array, share: int) -> tuple[Array, Back]:
-    kept = np.arange(x.shape[-1]) < x.shape[-1] // share
-    return np.where(kept, x, 0.0), lambda d: np.where(kept, d, 0.0)
-
-
-def _last(x: Array, share: int) -> tuple[Array, Back]:
-    kept = np.arange(x.shape[-1]) >= x.shape[-1] // share
-    return np.where(kept, x, 0.0), lambda d: np.where(kept, d, 0.0)
-
-
-def _rounded(to: Callable[[Array], Array]) -> Callable[[Array], tuple[Array, Back]]:
-    return lambda x: (to(x), lambda d: d)
-
-
-def way_back(name: str, back: Back, cut: bool) -> Back:
-    """With none through the map: what rounds has then no gradient, others are as if they were not there."""
-    return back if not cut else (lambda d: 0 * d) if "rounded" in name or "signs" in name else lambda d: d
-
-
-MAPS: Mapping[str, Callable[[Array], tuple[Array, Back]]] = {
+MAPS: Mapping[str, Of] = {
     **{  # whose gradients go through as if there were none
         f"rounded to multiples of 1/{n}": _rounded(lambda x, n=n: np.clip(np.round(x * n), -n, n) / n)  # type: ignore[misc]  # a default binds n
         for n in (127, 128, 255, 7, 8, 64, 32, 16, 100, 1000, 10)
@@ -74,18 +69,18 @@ MAPS: Mapping[str, Callable[[Array], tuple[Array, Back]]] = {
     "rounded to 255 steps of the largest of all": _rounded(lambda x: _of_largest(x, None, 127)),
     "rounded to 15 steps of each row's largest": _rounded(lambda x: _of_largest(x, -1, 7)),
     "replaced by their signs": _rounded(np.sign),
-    "divided by the length of each column": _columns,
-    "less each row's mean": lambda x: (x - x.mean(-1, keepdims=True), lambda d: d - d.mean(-1, keepdims=True)),
-    "less the mean of all rows": _batch,
+    "divided by the length of each column": lambda x: unit_rows(x, 1e-24, 0),
+    "less each row's mean": lambda x: x - x.mean(1),
+    "less the mean of all rows": lambda x: x - x.mean(0),
     "less each row's mean, divided by its deviation": _norm,
-    "divided by the sum of their sizes": _size,
-    "cut to the first half of the width": lambda x: _first(x, 2),
-    "cut to the first quarter of the width": lambda x: _first(x, 4),
-    "cut to the first eighth of the width": lambda x: _first(x, 8),
-    "cut to the last half of the width": lambda x: _last(x, 2),
-    "cut at 0 from below": lambda x: (np.maximum(x, 0), lambda d: np.where(x > 0, d, 0.0)),
-    "through tanh": lambda x: (np.tanh(x), lambda d: d * (1 - np.tanh(x) ** 2)),
-    "made positive": lambda x: (np.abs(x), lambda d: d * np.sign(x)),
+    "divided by the sum of their sizes": lambda x: x / x.each(size).sum(1),
+    "cut to the first half of the width": _part(0, 1 / 2),
+    "cut to the first quarter of the width": _part(0, 1 / 4),
+    "cut to the first eighth of the width": _part(0, 1 / 8),
+    "cut to the last half of the width": _part(1 / 2, 1),
+    "cut at 0 from below": lambda x: x.each(above),
+    "through tanh": lambda x: x.each(np.tanh),
+    "made positive": lambda x: x.each(size),
 }
 
 
