@@ -108,6 +108,7 @@ def formula_in_words(formula: "Formula") -> str:
         notes += [f"{_SIDES[sign]}: {_slope(slope)}" for sign, slope in slopes]
     notes += [_kept(formula.kept)] if formula.kept else []
     notes += [WORDS["difference"]["scalars"].format(formula.scalars)] if formula.scalars else []
+    notes += [WORDS["difference"]["computed in"].format(formula.computed_in)] if formula.computed_in else []
     return "; ".join([" + ".join(parts).replace("+ -", "- ") or "0", *notes])
 
 
@@ -225,7 +226,9 @@ def form_in_words(form: "OfPairs") -> str:
             side = above if power > 0 else below
             side.append(base if abs(power) == 1 else f"{base}^{abs(power):g}")
     if form.to:
-        counted = form.of if form.of.startswith(("(", "ceil", "floor")) else f"(pairs of the image's one of {form.of})"
+        counted = (
+            form.of if form.of.startswith(("(", "ceil", "floor", "log")) else f"(pairs of the image's one of {form.of})"
+        )
         (above if form.to > 0 else below).append(counted)
     top = " ".join(above) if form.factor == 1 and above else " ".join([number(form.factor), *above])
     under = " ".join(below) if len(below) == 1 else f"({' '.join(below)})"

@@ -63,10 +63,13 @@ def _weighed(formula: "Formula | None") -> str:
     return f"; if pairs are meant to weigh so, check_loss(fn, {weights})"
 
 
+_DIVIDED = "divide the sum over all pairs by len(image_embed)"
 _REDUCED = {-1.0: "", -2.0: ', reduction="mean"'}
 
 
 def _reduction(got: "OfPairs") -> str:
+    if got.to:
+        return _DIVIDED
     if (got.factor, got.power, got.less) == (1.0, -2.0, 0.0):
         return WORDS["repair_place"]["mean"]
     if (got.power, got.less) == (0.0, 0.0) and got.factor == 1:
@@ -75,7 +78,7 @@ def _reduction(got: "OfPairs") -> str:
         return (
             f"divide the loss by {got.factor:.6g}" if got.factor > 1 else f"multiply the loss by {1 / got.factor:.6g}"
         )
-    return "divide the sum over all pairs by len(image_embed)"
+    return _DIVIDED
 
 
 def _scale(got: "Number", of: str) -> str:
@@ -97,7 +100,7 @@ def _scale(got: "Number", of: str) -> str:
 
 def _offset(got: "Number", of: str) -> str:
     names = dict(got.parts)
-    if not names:
+    if not any("b" in name for name in names):
         return "add the bias to the logits" + (": it is unused" if of == "both" else f" of the {of}, too")
     if names == {"b": -1.0}:
         if of == "both":

@@ -283,6 +283,8 @@ NEW = {
     "two directions, each a mean": (lambda x, y, t, b: 2 * terms(logits(x, y, t, b)).mean(), "2/B^2 sum_ij"),
     "divided by B - 1": (lambda x, y, t, b: terms(logits(x, y, t, b)).sum() / max(len(x) - 1, 1), "1/(B - 1) sum_ij"),
     "divided by sqrt(B)": (lambda x, y, t, b: terms(logits(x, y, t, b)).sum() / math.sqrt(len(x)), "1/B^0.5 sum_ij"),
+    "the mean, times B / log(B)": (lambda x, y, t, b: terms(logits(x, y, t, b)).mean() * len(x) / math.log(max(len(x), 2)), "1/(B log(B)) sum_ij"),
+    "logits in float32": (lambda x, y, t, b: over(logits(x, y, t, b).float()), "something of it is computed in float32"),
     "divided by 32": (lambda x, y, t, b: terms(logits(x, y, t, b)).sum() / 32, "0.03125 sum_ij"),
     "in-batch softmax": (infonce, "1/B sum of cross-entropy of each row's softmax"),
     "sigmoid and softmax": (both_losses, "0.5/B sum of cross-entropy of each column's softmax"),

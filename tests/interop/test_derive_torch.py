@@ -19,7 +19,8 @@ PAGE = (Path(__file__).parents[2] / "docs/how-the-report-knows.md").read_text(en
 LINEAR = {known.linear_scale, known.RIGHT[-1]}
 RAW = {known.normalising: Rows("unit"), known.normalising_with_eps: Rows("unit + eps", 1e-8)}
 SOME = (
-    "mean over B x B", "tutorial", "margin of 0.3 on negatives", "three hardest negatives", "lower half detached",
+    "mean over B x B", "the mean, times B / log(B)", "logits in float32",
+    "tutorial", "margin of 0.3 on negatives", "three hardest negatives", "lower half detached",
     "hardest half of the others",
     "whole tiles of rows", "bias kept above -5", "random negatives", "targets of 1 and -1", "equal captions left out",
     "shift of softplus held", "the hardest quarter", "texts to steps of 1/127", "both sides cached by 16",

@@ -86,6 +86,25 @@ def test_what_has_no_name_is_described():
     assert report.findings[0].repair == "divide the loss by 1.4427"
 
 
+def test_a_cause_of_the_catalogue_is_told_with_the_numbers_that_are_there():
+    """Of a scale that is another constant, or cut elsewhere, nothing of 1/0.07 or of 100 is said; nor is it unknown."""
+    ten = sr.check_loss(lambda x, y, t, b: block(x, y, 10.0, b), "torch", scale="log")
+    assert [finding.id for finding in ten.findings] == ["no-gradient-arrives", "derived"], ten
+    assert "multiplied by 10, not exp(log_scale)" in ten.findings[1].evidence
+    cut = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp().clamp(max=50), b), "torch", scale="log")
+    assert [finding.id for finding in cut.findings] == ["scale-clamped"], cut
+    assert "min(exp(log_scale), 50)" in cut.findings[0].evidence and "100" not in cut.findings[0].evidence
+    fixed = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp(), -10.0), "torch", scale="log")
+    assert fixed.findings[-1].repair == "add the bias to the logits: it is unused"
+
+
+def test_a_number_that_goes_with_the_batch_is_a_table_and_no_factor_is_its_repair():
+    odd = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp(), b) * len(x) / (len(x) + 5) ** 1.3, "torch", scale="log")
+    assert "0.0796843 at B = 2" in odd.computes[0], odd.computes
+    by_log = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp(), b) / math.log(max(len(x), 2)), "torch", scale="log")
+    assert by_log.findings[0].repair == "divide the sum over all pairs by len(image_embed)"
+
+
 def logits(x, y, t, b):
     return t.exp() * x @ y.T + b
 

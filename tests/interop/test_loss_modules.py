@@ -45,3 +45,9 @@ def test_a_module_without_bias() -> None:
 def test_the_refusal_lists_the_modules_parameters(parameters: dict[str, str]) -> None:
     with pytest.raises(sr.UsageError, match=r"temp \[\], b \[\]"):
         sr.check_loss(Own("log_scale"), parameters=parameters)
+
+
+def test_the_repair_of_a_module_declares_all_of_its_parameters():
+    with pytest.raises(sr.UsageError) as refused:
+        sr.check_loss(Own("log_scale"))
+    assert 'parameters={"temp": "log_scale", "b": "bias"}' in str(refused.value)

@@ -1,7 +1,7 @@
 """What is said of a loss that cannot be called, from what it raised and what it is."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from siglip_ref.check.call.answers import in_a_line
@@ -37,7 +37,7 @@ def holds_its_own(fn: Any, arguments: int = 4) -> UsageError | None:
         got=f"{describe(fn)}.forward{inspect.signature(fn.forward)}, a module with parameters of its own: {listed}",
         cause="scale and bias are not among its arguments",
         repair=f"lambda image, text, log_scale, bias: {call}; look at which is which, and whether it stores the scale "
-        f'or its logarithm; or check_loss(fn, parameters={{"{parameters[0][0]}": "log_scale"}})',
+        f"or its logarithm; or check_loss(fn, parameters={_declared(parameters)})",
     )
 
 
@@ -60,10 +60,18 @@ def refuses_everything(error: Exception | None, device: str) -> UsageError:
 
 
 def _given(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> str:
-    """The dict that gives them: the one that sounds like a scale gets it, another one the bias."""
-    scale = next((name for name, _ in parameters if any(part in name.lower() for part in _SCALES)), parameters[0][0])
-    others: Iterable[tuple[str, tuple[int, ...]]] = (entry for entry in parameters if entry[0] != scale)
-    bias = next((name for name, _ in others), None)
-    values = {scale: "log_scale"} | ({bias: "bias"} if bias else {})
+    """The dict that gives them."""
     shaped = {name: f".reshape({list(shape)})" * bool(shape) for name, shape in parameters}
-    return "{" + ", ".join(f'"{name}": {value}{shaped[name]}' for name, value in values.items()) + "}"
+    return "{" + ", ".join(f'"{name}": {what}{shaped[name]}' for name, what in _roles(parameters).items()) + "}"
+
+
+def _declared(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    """The dict that says which is which."""
+    return "{" + ", ".join(f'"{name}": "{what}"' for name, what in _roles(parameters).items()) + "}"
+
+
+def _roles(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, str]:
+    """The one that sounds like a scale is it, another one the bias."""
+    scale = next((name for name, _ in parameters if any(part in name.lower() for part in _SCALES)), parameters[0][0])
+    bias = next((name for name, _ in parameters if name != scale), None)
+    return {scale: "log_scale"} | ({bias: "bias"} if bias else {})

@@ -1,5 +1,6 @@
 """A batch in parts: chunks of a size, or a number of parts; and what pairs have to do with the parts of their rows."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 
@@ -91,13 +92,22 @@ _COUNTED: dict[str, Callable[[int, int], int]] = {
     "(P^2 - B^2 - P + B, P: B up to a multiple of {})": lambda n, c: (n + -n % c) ** 2 - n * n - -n % c,
     "(P^2 - B^2, P: B up to a multiple of {})": lambda n, c: (n + -n % c) ** 2 - n * n,
 }
-COUNTED: dict[str, Callable[[int], int]] = {
-    words.format(c): partial(lambda of, c, n: of(n, c), of, c) for c in SIZES for words, of in _COUNTED.items()
-} | {  # an image's own text and a share of the others
-    f"(1 + {of})": partial(lambda less, c, n: 1 + max(1, (n - less) // c), less, c)
-    for c in (2, 4)
-    for less, of in ((1, f"max(1, floor((B - 1)/{c}))"), (0, f"max(1, floor(B/{c}))"))
-}
+
+
+def log_of(pairs: int) -> float:
+    """The logarithm; a single pair is told as two."""
+    return math.log(max(pairs, 2))
+
+
+COUNTED: dict[str, Callable[[int], float]] = (
+    {"log(B)": log_of}
+    | {words.format(c): partial(lambda of, c, n: of(n, c), of, c) for c in SIZES for words, of in _COUNTED.items()}
+    | {  # an image's own text and a share of the others
+        f"(1 + {of})": partial(lambda less, c, n: 1 + max(1, (n - less) // c), less, c)
+        for c in (2, 4)
+        for less, of in ((1, f"max(1, floor((B - 1)/{c}))"), (0, f"max(1, floor(B/{c}))"))
+    }
+)
 TIMES = ", times their number"
 _PARTS = (*(f"chunks of {c}" for c in SIZES), *(f"{k} {kind}" for k in _COUNTS for kind in ("parts", "chunks")))
 PARTS = (*_PARTS, *(f"{words}{TIMES}" for words in _PARTS))

@@ -11,6 +11,7 @@ import numpy as np
 from siglip_ref.check.call.frameworks import ARGUMENTS, Inputs, Outcome, Setting
 from siglip_ref.check.diagnosis.counted import counted_otherwise
 from siglip_ref.check.diagnosis.derive.derive import confirmed, derive
+from siglip_ref.check.diagnosis.derive.differences import is_the_story
 from siglip_ref.check.diagnosis.derive.formula import Derived, Measured, Rows, clip, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
 from siglip_ref.check.diagnosis.derive.proof import Held, precision
@@ -51,8 +52,10 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
     if derived.formula is None and wrong and not _open(report.findings):
         return  # what has a name need not be called unknown
     report.computes = in_words(derived, wrong, declared)
-    if wrong and derived.certain and derived.differences and _open(report.findings):
-        report.findings = [*of_refused_values(compared), *_findings(derived, declared)]
+    if wrong and derived.certain and derived.differences and not all(map(_named, report.findings)):
+        kept = [finding for finding in report.findings if _named(finding)]
+        told = (one for one in _findings(derived, declared) if one.id not in {finding.id for finding in kept})
+        report.findings = [*of_refused_values(compared), *kept, *told]
 
 
 def _tell_how_pairs_count(loss: "LossSubject", compared: "ComparedLoss", report: Report) -> None:
@@ -87,7 +90,11 @@ def _is_known(objective: Objective) -> bool:
 
 def _open(findings: Sequence[Finding]) -> bool:
     """Whether nothing has a name yet."""
-    return all(finding.id == "unknown" or finding.kind == "suspicion" for finding in findings)
+    return not any(map(_named, findings))
+
+
+def _named(finding: Finding) -> bool:
+    return finding.id != "unknown" and finding.kind != "suspicion"
 
 
 def _findings(derived: Derived, declared: bool) -> list[Finding]:
@@ -98,7 +105,8 @@ def _findings(derived: Derived, declared: bool) -> list[Finding]:
     for one in derived.differences:
         words = difference_in_words(one, bool(derived.formula and derived.formula.linear))
         for id in one.ids or (DERIVED,):
-            told = words if id == DERIVED else f"{CATALOGUE[id].text}; worked out: {words}"
+            story = id != DERIVED and is_the_story(id, one.got)
+            told = f"{CATALOGUE[id].text}; worked out: {words}" if story else words
             tensor, repair = one.of if one.place == "backward" else "loss", repair_of(one, declared, derived.formula)
             finding = Finding(id, tensor, "", told, repair)
             key = f"{id} {tensor} {repair}" if id == DERIVED else id

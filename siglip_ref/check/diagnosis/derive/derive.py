@@ -18,7 +18,16 @@ from siglip_ref.check.diagnosis.derive.instrument import (
     measure_noise,
     rounding_of_scalars,
 )
-from siglip_ref.check.diagnosis.derive.proof import ALONE, EITHER, LIMITS, Held, failures, held_back, kinds_of
+from siglip_ref.check.diagnosis.derive.proof import (
+    ALONE,
+    EITHER,
+    LIMITS,
+    Held,
+    computed_in,
+    failures,
+    held_back,
+    kinds_of,
+)
 from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
 from siglip_ref.check.diagnosis.derive.shapes import Number, is_even
 from siglip_ref.check.diagnosis.derive.value import value_of
@@ -60,12 +69,13 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
         penalties = penalties_of(subject)
         less = less_penalties(subject, penalties)
         inner, factor = taken_off(less, factor_of(less, BASE_BIAS))
-        formula = replace(value_of(inner), scalars=subject.scalars)
+        formula = replace(value_of(inner), scalars=subject.scalars, computed_in=computed_in(subject))
         added = partial(_times, factor=factor, penalties=penalties)
     except StopDerivingError as stop:
         fresh = [*held_back(subject, right.image_rows.kind != "as given")] if stop.args[0] != "random" else []
         ways = chain(mapped(right), several(right, fresh)) if fresh else ()
-        known = next((way for way in ways if not failures(way, fresh, first=True)), None)
+        rounded = (replace(way, computed_in=computed_in(subject)) for way in ways)
+        known = next((way for way in rounded if not failures(way, fresh, first=True)), None)
         if known is not None:
             return _proven(subject, known, right, [*fresh, *held])
         stopped = (Measured(stop.args[0], words=stop.args[1:]),)
@@ -96,7 +106,9 @@ def derive(subject: Subject, right: Formula, held: Sequence[Held] = ()) -> Deriv
     more = _beyond(derived, held)
     if more:
         try:
-            again = backward_of(inner, replace(value_of(inner, more), scalars=subject.scalars), more)
+            again = backward_of(
+                inner, replace(value_of(inner, more), scalars=formula.scalars, computed_in=formula.computed_in), more
+            )
         except StopDerivingError:
             return derived
         again = again and added(again)

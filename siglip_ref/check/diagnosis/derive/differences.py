@@ -11,6 +11,7 @@ from siglip_ref.check.diagnosis.derive.shapes import Number
 
 Changed = tuple[Difference, Formula]  # and the formula without this difference
 _OF_TERM = ("function", "slope")  # parts of a term, others are of its logit
+_SAME_NUMBER = 1e-4  # relative
 _GUARD = 1e-6  # beside a length
 EVERYWHERE = Where(("everywhere",))
 _SIZES = (2, 3, 5, 9)  # of batches, at which what goes with B is compared
@@ -236,15 +237,21 @@ def _ids(place: str, got: object, of: str, formula: Formula) -> tuple[str, ...]:
             "s": "logit-scale-not-exp",
             "1/s": "temperature-inverted",
             "exp(-s)": "temperature-inverted",
-            "1": "logit-scale-init",
             "exp(b)": "scale-and-bias-exchanged",
         }
+        if abs(names.get("1", 0.0) * 0.07 - 1) < _SAME_NUMBER and len(names) == 1:
+            return ("logit-scale-init",)
         return tuple(known[name] for name, factor in names.items() if name in known and len(names) == 1 and factor > 0)
     if place == "offset":
         if not names:
             return ("logit-bias-dropped",)
         return ("bias-subtracted",) if names == {"b": -1.0} else ()
     return ()
+
+
+def is_the_story(id: str, got: object) -> bool:
+    """Whether the catalogue's sentence of an entry holds of a number: it says of a cut where it is."""
+    return id != "scale-clamped" or not isinstance(got, Number) or abs(got.high / 100 - 1) < _SAME_NUMBER
 
 
 # --- rows, what is added, gradients
@@ -300,6 +307,8 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
             yield Difference(place, "both", getattr(formula, place), getattr(right, place)), plain
     if formula.scalars:
         yield Difference("scalars", "both", formula.scalars, ""), replace(formula, scalars="")
+    if formula.computed_in:
+        yield Difference("computed in", "both", formula.computed_in, ""), replace(formula, computed_in="")
     if formula.kept:
         yield Difference("kept", "both", formula.kept, None), replace(formula, kept=None)
     if formula.equal:

@@ -113,10 +113,10 @@ class Kept:
 class Formula:
     """A loss. linear: it is given the scale itself; equal: "texts" if pairs with equal texts count as positives, or not
     at all (left_out); unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond
-    a range; scalars: the format to which scale and bias are rounded, as they come in; width, over: powers of the
-    embeddings' width, by which similarities and the whole loss are multiplied; times: what else that is multiplied by,
-    a function of the scale; several: whole losses, each times a number, whose sum it is instead;
-    penalties: of `penalties.PENALTIES`, added to all."""
+    a range; scalars: the format to which scale and bias are rounded, as they come in; computed_in: a format of fewer
+    bits than the inputs have; width, over: powers of the embeddings' width, by which similarities and the whole loss
+    are multiplied; times: what else that is multiplied by, a function of the scale; several: whole losses, each times a
+    number, whose sum it is instead; penalties: of `penalties.PENALTIES`, added to all."""
 
     terms: tuple[Term, ...]
     coupled: tuple[Coupled, ...] = ()
@@ -130,6 +130,7 @@ class Formula:
     unstable: str = ""
     kept: Kept | None = None
     scalars: str = ""
+    computed_in: str = ""
     width: float = 0.0
     over: float = 0.0
     times: Number = ONE
@@ -151,8 +152,8 @@ class Difference:
 
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
-        "added" (terms), "backward", "kept" (Kept), "scalars", "slope" (Shape), "width", "over" (powers), "times"
-        (Number), "several" (losses), "penalty";
+        "added" (terms), "backward", "kept" (Kept), "scalars", "computed in", "slope" (Shape), "width", "over" (powers),
+        "times" (Number), "several" (losses), "penalty";
         "targets" (forms of the labels of own pairs, and of others);
         of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss

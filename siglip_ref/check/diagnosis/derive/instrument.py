@@ -17,6 +17,7 @@ from siglip_ref.ops.pair_block import LossAndGrads
 
 Call = Callable[[Array, Array, float, float], LossAndGrads]
 Stretch = tuple[float | Array, float | Array]  # factors of the rows of images and of texts
+_NEXT_TO_NOTHING = 1e-7  # of a similarity: the curve of a smooth loss does not show there
 
 
 class StopDerivingError(Exception):
@@ -144,8 +145,8 @@ def rounding_of_scalars(subject: Subject) -> str:
 
 
 def measure_noise(subject: Subject, pairs: int, s: float, b: float) -> None:
-    """How far the value of one set of similarities moves when the axes of the space are turned; and whether the same
-    call gives the same number.
+    """How far the value of one set of similarities moves when the axes of the space are turned, or is uneven where they
+    change by next to nothing; and whether the same call gives the same number.
 
     Raises
     ------
@@ -164,4 +165,11 @@ def measure_noise(subject: Subject, pairs: int, s: float, b: float) -> None:
     if spread > (1e-4 if subject.form == "float64" else 1e-3):
         raise StopDerivingError("not a function of similarities")
     least = 4e-16 if subject.form == "float64" else 1.2e-7
-    subject.noise = max(2 * spread, least)
+    subject.noise = max(2 * spread, least, 2 * _unevenness(subject, similarity, s, b) / size)
+
+
+def _unevenness(subject: Subject, similarity: Array, s: float, b: float) -> float:
+    """By how much steps of the same width differ in the value: logits may be exact, and rounded when they are there."""
+    steps = (_NEXT_TO_NOTHING * drawn(len(similarity), seed, 1.0) for seed in (11, 12, 13, 14))
+    both = ([subject.value(similarity + sign * step, s, b) for sign in (-1, 0, 1)] for step in steps)
+    return max(abs(less - 2 * there + more) for less, there, more in both)

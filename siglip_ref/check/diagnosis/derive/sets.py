@@ -139,7 +139,7 @@ def form_of(values: Mapping[int, float], near: float) -> OfPairs | None:
 
 _BASES = tuple(
     (power, of, to)
-    for power, to in ((0.0, 1.0), (-1.0, 1.0), (0.0, -1.0), (-1.0, -1.0), (1.0, -1.0))
+    for power, to in ((0.0, 1.0), (-1.0, 1.0), (0.0, -1.0), (-1.0, -1.0), (1.0, -1.0), (-2.0, 1.0))
     for of in parts.COUNTED
 )
 

@@ -167,6 +167,9 @@ def _with_rows(
             if terms and sum(len(term.weights) for term in terms) <= 2:
                 moved = replace(rows[side], order=order)
                 return terms, (moved, rows[1]) if side == 0 else (rows[0], moved)
+    by_size = {pairs: sum(found, np.zeros((pairs, pairs))) for pairs, found in matrices.items()}
+    if all(np.ptp(one) <= 1e-5 * np.abs(one).max() for one in by_size.values()):
+        raise StopDerivingError("by size", ", ".join(f"{by_size[n][0, 0]:.6g} at B = {n}" for n in sorted(by_size)))
     raise StopDerivingError("weights")
 
 
