@@ -19,7 +19,7 @@ BUDGETS = (
     ("SigLIP 2", ("siglip2",), 803),
     ("arithmetic, noise", ("arithmetic", "noise"), 1_058),
     ("engine", ("check/engine",), 1_714),
-    ("call", ("check/call",), 979),
+    ("call", ("check/call",), 1_022),
     ("diagnosis", ("check/diagnosis",), 5_706),
     ("check loss", ("check/loss",), 1_645),
     ("check ranks", ("check/ranks",), 1_241),

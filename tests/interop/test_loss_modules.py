@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody writes it
+from torch.utils.checkpoint import checkpoint
 
 import siglip_ref as sr
 
@@ -51,3 +52,21 @@ def test_the_repair_of_a_module_declares_all_of_its_parameters():
     with pytest.raises(sr.UsageError) as refused:
         sr.check_loss(Own("log_scale"))
     assert 'parameters={"temp": "log_scale", "b": "bias"}' in str(refused.value)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_is_computed_again_in_the_backward_meets_the_same_numbers(reentrant: bool, wrong: bool) -> None:
+    class Checkpointed(Own):
+        def rows(self, image: Any, text: Any) -> Any:
+            logits = self.temp.exp() * image @ text.T + (self.b if not wrong else -self.b)
+            return -F.logsigmoid((2 * torch.eye(len(image), dtype=image.dtype) - 1) * logits).sum()
+
+        def forward(self, image: Any, text: Any) -> Any:
+            return checkpoint(self.rows, image, text, use_reentrant=reentrant) / len(image)
+
+    report = sr.check_loss(Checkpointed("log_scale"), parameters={"temp": "log_scale", "b": "bias"})
+    # reentrant checkpoints give a module's parameters no gradient where neither embedding asks for one
+    lost = {"partial-gradients"} if reentrant else set()
+    assert {one.id for one in report.findings} == ({"bias-subtracted"} if wrong else lost), report
+    assert report.passed == (not wrong and not lost)

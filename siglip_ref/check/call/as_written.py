@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from siglip_ref.check.call.frameworks import describe
-from siglip_ref.check.call.results import loss_of
 from siglip_ref.ops.elementary import Array
 
 Extra = Callable[[int], Array]  # of the number of pairs
@@ -52,15 +51,20 @@ def of_no_bias(result: Any) -> Any:
 def of_module(fn: Any, parameters: Mapping[str, str]) -> Callable[..., Any]:
     """A Torch module that holds scale and bias itself, as a loss that is given them: `parameters` says what each of its
     own is. What it returns besides the loss is dropped."""
-    from torch.func import functional_call
+    from siglip_ref.check.call.module_in_torch import differentiated
 
     shapes = {name: parameter.shape for name, parameter in fn.named_parameters()}
 
-    def called(image_embed: Any, text_embed: Any, scale: Any, *rest: Any) -> Any:
-        bias = (rest[0],) if "bias" in parameters.values() else ()
-        values = {"log_scale": scale, "scale": scale, "temperature": 1 / scale, "bias": bias[0] if bias else None}
-        own = {name: values[what].reshape(shapes[name]) for name, what in parameters.items()}
-        return loss_of(functional_call(fn, own, (image_embed, text_embed, *rest[len(bias) :])))
+    def called(*inputs: Any) -> Any:
+        bias, leaves = int("bias" in parameters.values()), 3 + ("bias" in parameters.values())
+
+        def own(given: list[Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+            image_embed, text_embed, scale = given[:3]
+            values = {"log_scale": scale, "scale": scale, "temperature": 1 / scale, "bias": given[-1] if bias else None}
+            named = {name: values[what].reshape(shapes[name]) for name, what in parameters.items()}
+            return named, (image_embed, text_embed, *inputs[leaves:])
+
+        return differentiated(fn, own, list(inputs[:leaves]))
 
     return _named_as(fn, called)
 
