@@ -8,8 +8,8 @@ from siglip_ref.report.data import Finding, Meeting
 from siglip_ref.report.words import WORDS
 
 if TYPE_CHECKING:
-    from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met
     from siglip_ref.check.diagnosis.blocks.faults import Fault
+    from siglip_ref.check.diagnosis.blocks.tensors import Blocks, Met
 
 _VALUE = "the value is the sum over all blocks of all ranks, each once: a rank returns what its own blocks give, or all"
 _AFTER = ", if that is still so when the rest is mended"

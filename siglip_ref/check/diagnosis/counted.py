@@ -5,8 +5,11 @@ from itertools import product
 
 import numpy as np
 
+from siglip_ref.check.diagnosis.functions.recorded import Recorded
+from siglip_ref.check.diagnosis.functions.shared import unit_rows
+from siglip_ref.check.diagnosis.predict import given_at
 from siglip_ref.check.diagnosis.products import NEAR
-from siglip_ref.check.engine.expected.convention import Convention, Objective, as_given
+from siglip_ref.check.engine.expected.convention import Convention, Objective
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.seen import Seen, distance
 from siglip_ref.model.loss import LossAndGrads, weighted_loss
@@ -72,24 +75,14 @@ def counted_otherwise(seen: Sequence[Seen], probes: Mapping[str, Probe], convent
     return found[0] if found and all(map(same, found[1:])) else None
 
 
-def _merged(y: Array, how: str, per: int) -> tuple[Array, Callable[[Array], Array]]:
-    """One text for each image, and the way back of its gradient."""
+def _merged(y: Recorded, how: str, per: int) -> Recorded:
+    """One text for each image."""
     if not how:
-        return y, lambda d: d
+        return y
     place = np.arange(per)
-    share = {"first": place == 0, "last": place == per - 1}.get(how, np.full(per, 1 / per)) * np.ones(per)
-    groups = np.asarray(y).reshape(-1, per, y.shape[-1])
-    rows = (share[:, None] * groups).sum(1)
-
-    def back(d: Array) -> Array:
-        found: Array = (share[:, None] * d[:, None]).reshape(y.shape)
-        return found
-
-    if "unit" not in how:
-        return rows, back
-    length = np.sqrt((rows * rows).sum(-1, keepdims=True))
-    unit = rows / length
-    return unit, lambda d: back((d - (d * unit).sum(-1, keepdims=True) * unit) / length)
+    share = {"first": place == 0, "last": place == per - 1}.get(how, np.full(per, 1 / per)) * np.ones((1, per))
+    rows = Recorded(np.kron(np.eye(len(y) // per), share)) @ y
+    return unit_rows(rows) if "unit" in how else rows
 
 
 def _made(probe: Probe, convention: Convention, way: Counted) -> dict[str, Array]:
@@ -124,13 +117,11 @@ def _made(probe: Probe, convention: Convention, way: Counted) -> dict[str, Array
 
     def loss(x: Array, y: Array, log_scale: Array, bias: Array) -> LossAndGrads:
         bias = bias if objective.bias else 0 * bias
-        rows, back = _merged(y, way.texts, objective.per_image)
-        found = weighted_loss(x, rows, log_scale, bias, positive=positive, negative=negative)
+        texts = Recorded(y)
+        rows = _merged(texts, way.texts, objective.per_image)
+        found = weighted_loss(x, rows.value, log_scale, bias, positive=positive, negative=negative)
         found = LossAndGrads(*(share * value for value in found))
-        return found._replace(d_text_embed=back(found.d_text_embed))
+        rows.back(found.d_text_embed)
+        return found._replace(d_text_embed=texts.slope)
 
-    given = as_given(loss, convention.normalises, convention.linear)
-    scale = probe.scale if convention.linear else probe.log_scale
-    with np.errstate(all="ignore"):
-        found = given(probe.image_embed, probe.text_embed, np.array(scale), np.array(probe.bias))
-    return dict(zip(("loss", "image_embed", "text_embed", convention.scale_name, "bias"), found, strict=True))
+    return given_at(loss, probe, convention)

@@ -1,7 +1,7 @@
 """A batch in parts: chunks of a size, or a number of parts; and what pairs have to do with the parts of their rows."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 
 import numpy as np
@@ -38,42 +38,29 @@ def _placed(words: str, pairs: int) -> tuple[Array, Array, int]:
     return part, np.arange(pairs) - (np.cumsum(sizes) - sizes)[part], len(sizes)
 
 
+# Of the parts p and q of image i and text j, their places a and b there, and how many parts there are.
+_SAME = "in the same one of {}"
+_RELATIONS: dict[str, Callable[[Array, Array, Array, Array, Array, Array, int], Array]] = {
+    _SAME: lambda p, q, a, b, i, j, count: p == q,
+    "image in an earlier one than the text of {}": lambda p, q, a, b, i, j, count: p < q,
+    "text in the next one after the image's of {}": lambda p, q, a, b, i, j, count: (q - p) % count == 1 % count,
+    "text in the one before the image's of {}": lambda p, q, a, b, i, j, count: (p - q) % count == 1 % count,
+    "text in the second one after the image's of {}": lambda p, q, a, b, i, j, count: (q - p) % count == 2 % count,
+    "in the same or neighbouring ones of {}": lambda p, q, a, b, i, j, count: abs(q - p) <= 1,
+    "images of the last of {}": lambda p, q, a, b, i, j, count: p == count - 1,
+    "texts of the last of {}": lambda p, q, a, b, i, j, count: q == count - 1,
+    "images of the first of {}": lambda p, q, a, b, i, j, count: p == 0,
+    "texts of the first of {}": lambda p, q, a, b, i, j, count: q == 0,
+    "at the same place in theirs of {}": lambda p, q, a, b, i, j, count: a == b,
+    "j = place of image i in its one of {}": lambda p, q, a, b, i, j, count: a == j,
+    "i = place of text j in its one of {}": lambda p, q, a, b, i, j, count: i == b,
+}
+_OF_CHUNKS = [*_RELATIONS][1:4] + [*_RELATIONS][5:8]
+
+
 def _related(words: str, relation: str, i: Array, j: Array, n: int) -> Array:
     part, place, count = _placed(words, n)
-    p, q, a, b = part[i], part[j], place[i], place[j]
-    every = (i == i) & (j == j)
-    known: dict[str, Callable[[], Array]] = {
-        "same": lambda: p == q,
-        "earlier": lambda: p < q,
-        "next": lambda: (q - p) % count == 1 % count,
-        "before": lambda: (p - q) % count == 1 % count,
-        "two on": lambda: (q - p) % count == 2 % count,
-        "beside": lambda: abs(q - p) <= 1,
-        "images last": lambda: (p == count - 1) & every,
-        "texts last": lambda: (q == count - 1) & every,
-        "images first": lambda: (p == 0) & every,
-        "texts first": lambda: (q == 0) & every,
-        "place": lambda: a == b,
-        "column": lambda: a == j,
-        "row": lambda: i == b,
-    }
-    return known[relation]()
-
-
-_NAMES = {
-    "earlier": "image in an earlier one than the text of {}",
-    "next": "text in the next one after the image's of {}",
-    "before": "text in the one before the image's of {}",
-    "two on": "text in the second one after the image's of {}",
-    "beside": "in the same or neighbouring ones of {}",
-    "images last": "images of the last of {}",
-    "texts last": "texts of the last of {}",
-    "images first": "images of the first of {}",
-    "texts first": "texts of the first of {}",
-    "place": "at the same place in theirs of {}",
-    "column": "j = place of image i in its one of {}",
-    "row": "i = place of text j in its one of {}",
-}
+    return _RELATIONS[relation](part[i], part[j], place[i], place[j], i, j, count)
 
 
 def of_own(words: str, pairs: int) -> Array:
@@ -113,22 +100,21 @@ _PARTS = (*(f"chunks of {c}" for c in SIZES), *(f"{k} {kind}" for k in _COUNTS f
 PARTS = (*_PARTS, *(f"{words}{TIMES}" for words in _PARTS))
 
 
+def of_sides(rules: Mapping[str, Callable[[Array, int], Array]]) -> Iterator[tuple[str, Member]]:
+    """Sets of images by their rows, and of texts. rules : by name, of rows and B"""
+    for name, rule in rules.items():
+        yield name.format("image"), partial(lambda of, i, j, n: of(i, n), rule)
+        yield name.format("text"), partial(lambda of, i, j, n: of(j, n), rule)
+
+
 def members() -> Iterator[tuple[str, Member]]:
     """Sets of pairs by the parts of a batch, simplest first."""
     for size in SIZES:
         yield from _of_chunks(size)
-    for count in _COUNTS:
-        for kind in ("parts", "chunks"):
-            words = f"{count} {kind}"
-            yield f"in the same one of {words}", partial(_related, words, "same")
-            for relation in _NAMES:
-                if relation != "two on" or count > 2:
-                    yield _NAMES[relation].format(words), partial(_related, words, relation)
-
-
-def _twice(row: Array, c: int, n: int) -> Array:
-    """Rows that stand in the last whole chunk and in one that ends with the batch."""
-    return (row >= n - c) & (row < n // c * c) & (n >= c) & (n % c > 0)
+    for words in _PARTS[len(SIZES) :]:
+        for relation in _RELATIONS:
+            if "second" not in relation or words[0] != "2":
+                yield relation.format(words), partial(_related, words, relation)
 
 
 def _of_chunks(c: int) -> Iterator[tuple[str, Member]]:
@@ -137,32 +123,20 @@ def _of_chunks(c: int) -> Iterator[tuple[str, Member]]:
     yield f"j mod {c} = i", lambda i, j, n: i == j % c
     yield f"i mod {c} = j", lambda i, j, n: j == i % c
     yield f"i = j mod {c}", lambda i, j, n: (i - j) % c == 0
-    yield f"images of whole chunks of {c}", lambda i, j, n: (i < n // c * c) & (j == j)
-    yield f"texts of whole chunks of {c}", lambda i, j, n: (j < n // c * c) & (i == i)
-    yield f"images of whole chunks of {c}, or all", lambda i, j, n: (i < (n // c * c or n)) & (j == j)
-    yield f"texts of whole chunks of {c}, or all", lambda i, j, n: (j < (n // c * c or n)) & (i == i)
-    yield f"first {c} images", lambda i, j, n: (i < c) & (j == j)
-    yield f"first {c} texts", lambda i, j, n: (j < c) & (i == i)
-    yield (
-        f"images that stand in two of chunks of {c}, the last of which is moved back",
-        lambda i, j, n: _twice(i, c, n) & (j == j),
+    yield from of_sides(
+        {
+            f"{{}}s of whole chunks of {c}": lambda row, n: row < n // c * c,
+            f"{{}}s of whole chunks of {c}, or all": lambda row, n: row < (n // c * c or n),
+            f"first {c} {{}}s": lambda row, n: row < c,
+            f"{{}}s that stand in two of chunks of {c}, the last of which is moved back": lambda row, n: (
+                (row >= n - c) & (row < n // c * c) & (n >= c) & (n % c > 0)
+            ),
+            f"{{}}s that are the last of a whole chunk of {c}": lambda row, n: row % c == c - 1,
+            f"{{}}s that begin a chunk of {c}, but the first": lambda row, n: (row % c == 0) & (row > 0),
+            f"the last {{}}, if it is one more than whole chunks of {c}": lambda row, n: (
+                (row == n - 1) & (row % c == 0)
+            ),
+        }
     )
-    yield (
-        f"texts that stand in two of chunks of {c}, the last of which is moved back",
-        lambda i, j, n: _twice(j, c, n) & (i == i),
-    )
-    yield f"images that are the last of a whole chunk of {c}", lambda i, j, n: (i % c == c - 1) & (j == j)
-    yield f"texts that are the last of a whole chunk of {c}", lambda i, j, n: (j % c == c - 1) & (i == i)
-    yield f"images that begin a chunk of {c}, but the first", lambda i, j, n: (i % c == 0) & (i > 0) & (j == j)
-    yield f"texts that begin a chunk of {c}, but the first", lambda i, j, n: (j % c == 0) & (j > 0) & (i == i)
-    yield (
-        f"the last image, if it is one more than whole chunks of {c}",
-        lambda i, j, n: (i == n - 1) & (i % c == 0) & (j == j),
-    )
-    yield (
-        f"the last text, if it is one more than whole chunks of {c}",
-        lambda i, j, n: (j == n - 1) & (j % c == 0) & (i == i),
-    )
-    for relation in ("earlier", "beside", "images last", "texts last", "next", "before"):
-        words = f"chunks of {c}"
-        yield _NAMES[relation].format(words), partial(_related, words, relation)
+    words = f"chunks of {c}"
+    yield from ((relation.format(words), partial(_related, words, relation)) for relation in _OF_CHUNKS)

@@ -13,6 +13,7 @@ from siglip_ref.check.diagnosis.blocks.derive import derive
 from siglip_ref.check.diagnosis.blocks.faults import of_hops
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.blocks.told import ZERO_BUFFER, patterns_of
+from siglip_ref.check.diagnosis.functions.written import written
 from siglip_ref.check.diagnosis.predict import EMBEDS, Context
 from siglip_ref.check.diagnosis.terms import Counted
 from siglip_ref.check.engine.findings import Factor, Pattern
@@ -80,9 +81,11 @@ def _factor(seen: Sequence[Seen], contexts: Contexts) -> Pattern | None:
     """One tensor that is, at every probe, the right one times a number that has a name, or is always the same."""
     known = [quantities(contexts[one.probe]) if one.probe in contexts else {} for one in seen]
     shared = set.intersection(*(set(q) for q in known))
-    for word, value in _FACTORS.items():
+    for word in _FACTORS:
+        value = written(word.replace("2q", "2 q"), "q")
         for name in sorted(shared) if "q" in word else [""]:
-            factors = [value(q.get(name, 0.0)) for q in known]
+            with np.errstate(all="ignore"):
+                factors = [float(value(np.float64(q.get(name, 0.0)))) for q in known]
             if np.isfinite(factors).all() and _fits(seen, factors):
                 return _times(seen[0].name, word.replace("q", name))
     ratio = _ratio(seen)
@@ -97,21 +100,8 @@ def _times(tensor: str, number: str) -> Pattern:
     return Pattern(tensor, "unknown", f"{number} times the right one", Factor(number))
 
 
-_FACTORS: dict[str, Callable[[float], float]] = {
-    "0": lambda q: 0.0,
-    "-1": lambda q: -1.0,
-    "1/q": lambda q: 1 / q if q else np.inf,
-    "q": lambda q: q,
-    "2q": lambda q: 2 * q,
-    "2/q": lambda q: 2 / q if q else np.inf,
-    "-q": lambda q: -q,
-    "1/q^2": lambda q: 1 / q**2 if q else np.inf,
-    "q^2": lambda q: q**2,
-    "1/sqrt(q)": lambda q: 1 / np.sqrt(q) if q > 0 else np.inf,
-    "sqrt(q)": lambda q: np.sqrt(q) if q > 0 else np.inf,
-    "log(2)": lambda q: np.log(2),
-    "1/log(2)": lambda q: 1 / np.log(2),
-}
+# Of one of the numbers, q.
+_FACTORS = ("0", "-1", "1/q", "q", "2q", "2/q", "-q", "1/q^2", "q^2", "1/sqrt(q)", "sqrt(q)", "log(2)", "1/log(2)")
 
 
 def _fits(seen: Sequence[Seen], factors: Sequence[float]) -> bool:

@@ -1,6 +1,6 @@
 """What the reference gives at a probe when mistakes of the catalogue are made in it: in one process, or on ranks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -111,7 +111,23 @@ def predict_loss(
     if kind is np.float16:
         images, texts = images.view(Half), texts.view(Half)
     found = given(images, texts, asked, np.asarray(probe.bias, kind))
+    return by_tensor(found, convention)
+
+
+def by_tensor(found: LossAndGrads, convention: Convention) -> dict[str, Array]:
+    """Loss and gradients by the names that reports give them."""
     return dict(zip(("loss", *EMBEDS, convention.scale_name, "bias"), found, strict=True))
+
+
+def given_at(
+    loss: Callable[[Array, Array, Array, Array], LossAndGrads], probe: Probe, convention: Convention
+) -> dict[str, Array]:
+    """Of a loss of unit rows and the scale's logarithm, by tensor name, in float64."""
+    scale = probe.scale if convention.linear else probe.log_scale
+    x, y = (np.asarray(side, np.float64) for side in (probe.image_embed, probe.text_embed))
+    given = as_given(loss, convention.normalises, convention.linear)
+    with np.errstate(all="ignore"):
+        return by_tensor(given(x, y, np.array(scale), np.array(probe.bias)), convention)
 
 
 @lru_cache(maxsize=1024)

@@ -24,10 +24,7 @@ GradientScale = Literal[
 # A cast from float64 that rounds twice, as Torch's do: by way of float32, and to what. In a batch of many one number
 # that comes out otherwise moves a whole row.
 BY_FLOAT32 = {"bfloat16 by float32": "bfloat16", "float16 by float32": "float16"}
-FORMS = {
-    "float32": ("tf32", "bfloat16", "float16"),
-    "float64": ("float32", "tf32", "bfloat16", "float16", *BY_FLOAT32),
-}
+FORMS = {"float32": ("tf32", "bfloat16", "float16"), "float64": ("float32", "tf32", "bfloat16", "float16", *BY_FLOAT32)}
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,7 @@ from siglip_ref.check.call.frameworks import ARGUMENTS, framework_of, load_frame
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.call.target import called_by
 from siglip_ref.check.engine.check import check
-from siglip_ref.check.engine.expected.convention import (
-    LossKind,
-    Positives,
-    Reduction,
-    Weights,
-)
+from siglip_ref.check.engine.expected.convention import LossKind, Positives, Reduction, Weights
 from siglip_ref.check.engine.expected.expected import EmbeddingKind, ScaleKind
 from siglip_ref.check.engine.expected.probes import Dims
 from siglip_ref.check.engine.expected.repeated import Size

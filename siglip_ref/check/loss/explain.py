@@ -1,7 +1,8 @@
 """Why a loss is wrong: what its calls show by themselves, arguments exchanged, mistakes of the catalogue."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from siglip_ref.check.loss.large import large_findings
 from siglip_ref.check.loss.messages import hints
 from siglip_ref.check.loss.tails import tail_finding, with_a_tail
 from siglip_ref.check.loss.ties import tie_finding
-from siglip_ref.mistakes import CATALOGUE, Mistake, suspects
+from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.report.data import Finding
 
 if TYPE_CHECKING:
@@ -170,24 +171,10 @@ def _exchanged() -> Finding:
 # --- mistakes of the catalogue
 
 
-def _of_another_objective(
-    compared: "ComparedLoss", seen: Sequence[Seen], contexts: Mapping[str, Context]
-) -> list[Finding]:
-    """What explains a loss that is not SigLIP's own: its mistakes of the catalogue, and factors."""
-    dtype, objective = compared.setting.dtype, compared.convention.objective
-
-    def predict(mistakes: Sequence[Mistake]) -> Predicted:
-        return Predicted(mistakes, contexts, dtype)
-
-    found = explain(seen, suspects_of(objective), predict, lambda wrong: patterns(wrong, contexts))
-    named = {finding.id for finding in found} - {"unknown"}
-    return found if named else hints(compared) or found
-
-
 def _of_plain_calls(subject: "LossSubject", compared: "ComparedLoss") -> tuple[list[Finding], list[Part]]:
     """What explains the plain calls, and the products that are rounded in them; where no mistake of the catalogue
     does, what is known otherwise."""
-    dtype, convention = compared.setting.dtype, compared.convention
+    dtype, convention, plain = compared.setting.dtype, compared.convention, compared.convention.objective.plain
     probes = {label: one.probe for label, one in compared.plain.items()}
     seen = [one for label, call in compared.plain.items() for one in seen_of(label, call.outcome, call.right)]
     contexts = {label: Context(probe, convention, probe.shape[:1]) for label, probe in probes.items()}
@@ -195,21 +182,15 @@ def _of_plain_calls(subject: "LossSubject", compared: "ComparedLoss") -> tuple[l
         unsteady = unsteady_finding(subject, compared, seen)
         if unsteady:
             return [unsteady], []
-        if not convention.objective.plain:
-            return _of_another_objective(compared, seen, contexts), []
-        parts = [] if compared.setting.products else rounded_products(seen, probes, convention, dtype)
+        parts = [] if compared.setting.products or not plain else rounded_products(seen, probes, convention, dtype)
         if parts:
             return product_findings(parts, SAFETY * max(distance(one, one.exact) for one in seen)), parts
-        found = tie_finding(seen, probes, convention) or tail_finding(seen, contexts, subject.dims)
-        if found:
-            return [found], []
-
-    def predict(mistakes: Sequence[Mistake]) -> Predicted:
-        return Predicted(mistakes, contexts, dtype)
-
-    explanations = explain(seen, suspects(ranks=False), predict, lambda wrong: patterns(wrong, contexts))
-    explanations = with_a_tail(explanations, subject.dims)
-    named = {finding.id for finding in explanations} - {"unknown"}
-    shown = hints(compared)
+        one = tie_finding(seen, probes, convention) or tail_finding(seen, contexts, subject.dims) if plain else None
+        if one:
+            return [one], []
+    predict = partial(Predicted, contexts=contexts, dtype=dtype)
+    found = explain(seen, suspects_of(convention.objective), predict, lambda wrong: patterns(wrong, contexts))
+    found = with_a_tail(found, subject.dims) if plain else found
+    named, shown = {finding.id for finding in found} - {"unknown"}, hints(compared)
     certain = [hint for hint in shown if hint.id != "unknown" and not (hint.id in UNSTABLE and named & UNSTABLE)]
-    return (certain + explanations if named else shown or explanations), []
+    return (certain * plain + found if named else shown or found), []

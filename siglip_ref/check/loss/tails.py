@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.predict import EMBEDS, Context
+from siglip_ref.check.diagnosis.predict import EMBEDS, Context, by_tensor
 from siglip_ref.check.engine.expected.exact import exact_loss
 from siglip_ref.check.engine.expected.probes import Dims, Probe, Shape, read_dims
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
@@ -90,14 +90,8 @@ def _of_twice_the_similarity(context: Context) -> dict[str, Array]:
     probe = context.probe
     twice = replace(probe, log_scale=probe.log_scale + np.log(2), scale=2 * probe.scale)
     found = exact_loss(twice, context.convention)
-    return {
-        "loss": found.loss,
-        "image_embed": found.d_image_embed,
-        "text_embed": found.d_text_embed,
-        "log_scale": found.d_log_scale,
-        "scale": 2 * found.d_log_scale,
-        "bias": found.d_bias,
-    }
+    of_scale = (2 if context.convention.linear else 1) * found.d_log_scale
+    return by_tensor(found._replace(d_log_scale=of_scale), context.convention)
 
 
 def _places(wrong: Sequence[Seen]) -> list[str]:

@@ -1,16 +1,19 @@
 """Is a gradient wrong only where a logit is exactly 0, where the two branches of a softplus meet?"""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from siglip_ref.check.diagnosis.predict import given_at
 from siglip_ref.check.diagnosis.products import NEAR
-from siglip_ref.check.diagnosis.roundings import Numbers, numbers_of
+from siglip_ref.check.diagnosis.roundings import numbers_of
 from siglip_ref.check.engine.expected.convention import Convention
 from siglip_ref.check.engine.expected.probes import Probe
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.mistakes import CATALOGUE
-from siglip_ref.ops.elementary import Array, sigmoid
+from siglip_ref.model.loss import weighted_loss
+from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 
 TIE = "gradient-wrong-at-tie"
@@ -24,7 +27,7 @@ def tie_finding(seen: Sequence[Seen], probes: Mapping[str, Probe], convention: C
     seen : every tensor of the plain calls, right ones too; probes : by label
     """
     wrong = [one for one in seen if is_wrong(one)]
-    parts = {label: _parts(numbers_of(probes[label], convention), convention) for label in {one.probe for one in wrong}}
+    parts = {label: _parts(probes[label], convention) for label in {one.probe for one in wrong}}
     if not wrong or any(one.name == "loss" for one in wrong) or not all(np.any(p["bias"][1]) for p in parts.values()):
         return None
     first = next((one for one in wrong if one.name == "bias"), None)
@@ -41,18 +44,12 @@ def tie_finding(seen: Sequence[Seen], probes: Mapping[str, Probe], convention: C
     return Finding(TIE, names, "", evidence, mistake.repair)
 
 
-def _parts(n: Numbers, convention: Convention) -> dict[str, tuple[Array, Array]]:
-    """Of each gradient what comes of pairs whose logit is not 0, and what of those whose logit is."""
-    similarity = n.images @ n.texts.T
-    logits = n.scale * similarity + n.bias
-    own, tied = np.eye(len(n.images), dtype=bool), logits == 0
-    slopes = np.where(own, -sigmoid(-logits), sigmoid(logits)) / len(n.images)
-    of_scale = 1.0 if n.linear else n.scale
-
-    def gradients(d: Array) -> dict[str, Array]:
-        rows = n.back[0](n.scale * (d @ n.texts)), n.back[1](n.scale * (d.T @ n.images))
-        scale = {convention.scale_name: of_scale * (d * similarity).sum()}
-        return {"image_embed": rows[0], "text_embed": rows[1], "bias": d.sum()} | scale
-
-    others, ties = (gradients(np.where(kind, slopes, 0)) for kind in (~tied, tied))
+def _parts(probe: Probe, convention: Convention) -> dict[str, tuple[Array, Array]]:
+    """Of each tensor what comes of pairs whose logit is not 0, and what of those whose logit is."""
+    n = numbers_of(probe, convention)
+    own, tied = np.eye(len(n.images), dtype=bool), n.scale * (n.images @ n.texts.T) + n.bias == 0
+    others, ties = (
+        given_at(partial(weighted_loss, positive=1.0 * (own & kind), negative=1.0 * (~own & kind)), probe, convention)
+        for kind in (~tied, tied)
+    )
     return {name: (others[name], ties[name]) for name in others}

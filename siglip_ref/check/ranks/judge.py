@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from siglip_ref.check.call.frameworks import Setting, describe
-from siglip_ref.check.diagnosis.blocks.derive import Blocks, derive, worked_out
+from siglip_ref.check.diagnosis.blocks.derive import derive, worked_out
 from siglip_ref.check.diagnosis.blocks.faults import Fault, faults_of
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
+from siglip_ref.check.diagnosis.blocks.tensors import Blocks
 from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects_of
 from siglip_ref.check.engine.check import check
@@ -25,13 +26,14 @@ from siglip_ref.check.loss.tails import tail_finding
 from siglip_ref.check.ranks.hops import table_of
 from siglip_ref.check.ranks.observed import REDUCE, VALUE, Observed, Reduce, Value, Way, ways_of
 from siglip_ref.check.ranks.world import Stop
-from siglip_ref.mistakes import Mistake, suspects
+from siglip_ref.mistakes import suspects
 from siglip_ref.report.blocks import findings_of, in_words, meetings_of, repair_of, told
 from siglip_ref.report.compare import Row
 from siglip_ref.report.data import Finding, Report
 from siglip_ref.report.verdict import Judgement, did_not_finish, judgement
 
 _ENOUGH = 3  # different points: at fewer of them several mistakes made together explain anything
+_ARGUMENTS = {"scale": "log_scale", "loss": ""}
 _DEFAULT: Way = ("mean", "local")
 _STOPPED = {"failed": "rank-failed", "deadlock": "p2p-order-deadlock"}
 
@@ -241,7 +243,7 @@ def _convention(compared: ComparedRanks, used: Way) -> Finding:
 
 def _rows(observed: Sequence[Observed], truths: Sequence[Truth], way: Way) -> list[Row]:
     return [
-        replace(row, rows=_with_ranks(row, call), note=call.misshapen(_argument(row)) or row.note)
+        replace(row, rows=_with_ranks(row, call), note=call.misshapen(_ARGUMENTS.get(row.name, row.name)) or row.note)
         for call, right in zip(observed, truths, strict=True)
         for row in judge(call.together(*way), right, call.split.label)
     ]
@@ -256,9 +258,7 @@ def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
     if tail:
         return [tail]
 
-    def predict(mistakes: Sequence[Mistake]) -> Predicted:
-        return Predicted(mistakes, contexts, setting.dtype)
-
+    predict = partial(Predicted, contexts=contexts, dtype=setting.dtype)
     faults = compared.faults
     if not faults:
         return explain(seen, candidates, predict, lambda wrong: patterns(wrong, contexts))
@@ -269,10 +269,6 @@ def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
     likely = {finding.id for finding in explain(first, suspects(ranks=True), predict, at_once=1)}
     alone = explain(seen, [one for one in suspects(ranks=True) if one.id in likely], predict, at_once=1)
     return alone if alone and all(finding.kind == "mistake" for finding in alone) else derived
-
-
-def _argument(row: Row) -> str:
-    return {"scale": "log_scale", "loss": ""}.get(row.name, row.name)
 
 
 def _with_ranks(row: Row, call: Observed) -> str:

@@ -7,14 +7,10 @@ from itertools import product
 import numpy as np
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told
-from siglip_ref.check.diagnosis.blocks.derive import Blocks, Times
 from siglip_ref.check.diagnosis.blocks.parts import Part
-from siglip_ref.check.diagnosis.blocks.told import (
-    ZERO_BUFFER,
-    in_words,
-    patterns_of,
-    tellings,
-)
+from siglip_ref.check.diagnosis.blocks.tensors import Blocks
+from siglip_ref.check.diagnosis.blocks.times import Times
+from siglip_ref.check.diagnosis.blocks.told import ZERO_BUFFER, in_words, patterns_of, tellings
 from siglip_ref.check.diagnosis.blocks.ways import EXACT, NOT, Way, matching_of, sets
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import Counted, Group, Odd

@@ -5,8 +5,9 @@ from dataclasses import replace
 from itertools import product
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told, carried, crossed
-from siglip_ref.check.diagnosis.blocks.derive import Blocks, Met, Tensor, Times
 from siglip_ref.check.diagnosis.blocks.parts import Part, parts_of
+from siglip_ref.check.diagnosis.blocks.tensors import Blocks, Met, Tensor
+from siglip_ref.check.diagnosis.blocks.times import Times
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
 from siglip_ref.check.diagnosis.terms import (

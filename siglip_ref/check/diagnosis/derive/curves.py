@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from siglip_ref.check.diagnosis.derive.fit import Fitted, Residual, best_of, sum_of
+from siglip_ref.check.diagnosis.derive.fit import Fitted, best_of, sum_of
 from siglip_ref.check.diagnosis.derive.formula import IDENTITY, SOFTPLUS
 from siglip_ref.check.diagnosis.derive.instrument import Stretch, Subject
 from siglip_ref.check.diagnosis.derive.sets import simple
@@ -203,7 +203,7 @@ def _fitted(curve: Curve, candidate: PairFunction, start: tuple[float, ...]) -> 
     size = np.exp(curve.s) if abs(curve.s) < 30 else 1.0
     scales = {np.log(max(value, 1e-6)) for value in (size, abs(curve.s), 1 / size, 1.0, 1 / max(abs(curve.s), 1e-6))}
     starts = [np.array([a, o, *begin]) for a in scales for o in _offsets(candidate, curve, a)]
-    best = _few(residual, starts, curve)
+    best = best_of(residual, starts, curve.noise, curve.enough, most=3)
     if best is None or not best.worst <= curve.enough:
         return None
     found = _tidy(curve, made(best.parameters))
@@ -249,14 +249,6 @@ def _fits(curve: Curve, one: PairFunction) -> bool:
     return bool(np.abs(weight * gain - curve.values).max() <= 2 * curve.enough)
 
 
-def _few(residual: Residual, starts: list[Array], curve: Curve) -> Fitted | None:
-    """From the nearest starts."""
-    with np.errstate(all="ignore"):
-        costs = [float(np.sum(np.square(residual(p)))) for p in starts]
-    order = np.argsort([c if np.isfinite(c) else np.inf for c in costs])
-    return best_of(residual, [starts[k] for k in order[:3]], curve.noise, curve.enough)
-
-
 def _weight(curve: Curve, gain: Array, fixed: bool) -> float:
     """By least squares; where a function's own scale cannot be told from its weight, as SigLIP's."""
     if fixed:
@@ -278,7 +270,7 @@ def scale_and_offset(curve: Curve, one: PairFunction) -> Fitted | None:
     further = curve.b + one.offset - BASE_BIAS
     offsets = {curve.b, 0.0, -curve.b, one.offset, curve.s, further}
     starts = [np.array([a, o]) for a in scales for o in {*offsets, a * curve.b}]
-    found = _few(residual, starts, curve)
+    found = best_of(residual, starts, curve.noise, curve.enough, most=3)
     if found is None or not found.worst <= curve.enough:
         return None
     moved = [residual(found.parameters + np.array([0.0, step])) for step in (_STEP, -_STEP)]

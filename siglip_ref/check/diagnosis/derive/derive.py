@@ -12,12 +12,7 @@ from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.differences import differences
 from siglip_ref.check.diagnosis.derive.formula import KEPT, Derived, Formula, Kept, Measured
-from siglip_ref.check.diagnosis.derive.instrument import (
-    StopDerivingError,
-    Subject,
-    measure_noise,
-    rounding_of_scalars,
-)
+from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, measure_noise, rounding_of_scalars
 from siglip_ref.check.diagnosis.derive.proof import (
     ALONE,
     EITHER,

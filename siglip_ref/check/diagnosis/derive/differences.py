@@ -291,26 +291,16 @@ def _rows_ids(got: Rows, wanted: Rows, sides: Sequence[str]) -> tuple[str, ...]:
 
 
 def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
-    for one in formula.extra:
-        rest = tuple(other for other in formula.extra if other != one)
-        yield Difference("extra", "both", one, (), ()), replace(formula, extra=rest)
-    for one in formula.penalties:
-        rest = tuple(other for other in formula.penalties if other != one)
-        yield Difference("penalty", "both", one, (), ()), replace(formula, penalties=rest)
-    if formula.unstable:
-        of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
-        plain = replace(formula, unstable="")
-        yield Difference("unstable", "both", formula.unstable, "", of_exp), plain
-    for place in ("width", "over", "times", "several"):
-        if getattr(formula, place) != getattr(right, place):
-            plain = replace(formula, **{place: getattr(right, place)})
-            yield Difference(place, "both", getattr(formula, place), getattr(right, place)), plain
-    if formula.scalars:
-        yield Difference("scalars", "both", formula.scalars, ""), replace(formula, scalars="")
-    if formula.computed_in:
-        yield Difference("computed in", "both", formula.computed_in, ""), replace(formula, computed_in="")
-    if formula.kept:
-        yield Difference("kept", "both", formula.kept, None), replace(formula, kept=None)
+    for place, field in (("extra", "extra"), ("penalty", "penalties")):
+        for one in getattr(formula, field):
+            rest = tuple(other for other in getattr(formula, field) if other != one)
+            yield Difference(place, "both", one, (), ()), replace(formula, **{field: rest})  # type: ignore[arg-type]  # as it is there
+    of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
+    for place in ("unstable", "width", "over", "times", "several", "scalars", "computed_in", "kept"):
+        got, wanted = getattr(formula, place), getattr(right, place)
+        if got != wanted:
+            ids = of_exp if place == "unstable" else ()
+            yield Difference(place.replace("_", " "), "both", got, wanted, ids), replace(formula, **{place: wanted})
     if formula.equal:
         ids = ("equal-captions-as-positives",) if formula.equal == "texts" and not formula.left_out else ()
         got = "left out" if formula.left_out else "equal"

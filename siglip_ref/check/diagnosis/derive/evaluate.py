@@ -157,15 +157,14 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
         read = u if logits_in is None else term.sign * round_to(logits, logits_in)
         by_logit = term.slope(term.sign * inner) if term.slope else term.function.slope(read) * chain
         slopes = np.where(weights == 0, 0.0, weights * by_logit) * term.sign
-        _add(found, term.logit, similarity, s, b, values, slopes, inner, np.abs(weights))
+        _add(found, term.logit, (similarity, s, b), values, slopes, inner, np.abs(weights))
     for one in formula.coupled:
         logits, inner, chain = _logits(one.logit, similarity, s, b, pairs)
         value, [slopes] = value_and_slopes(lambda z, of=one: COUPLED[of.kind](z, of.number), logits)
         weight = one.weight(pairs)
         values = np.full_like(similarity, weight * value / similarity.size)
-        _add(
-            found, one.logit, similarity, s, b, values, weight * slopes * chain, inner, np.full_like(inner, abs(weight))
-        )
+        slopes = weight * slopes * chain
+        _add(found, one.logit, (similarity, s, b), values, slopes, inner, np.full_like(inner, abs(weight)))
     for name, form in formula.extra:
         value, by_s, by_b = (form(pairs) * of_number(name, which, s, b, pairs) for which in range(3))
         found.value += value
@@ -187,16 +186,14 @@ def _logits(logit: Logit, similarity: Array, s: float, b: float, pairs: int) -> 
 def _add(
     found: Parts,
     logit: Logit,
-    similarity: Array,
-    s: float,
-    b: float,
+    at: tuple[Array, float, float],
     values: Array,
     slopes: Array,
     inner: Array,
     weights: Array,
 ) -> None:
     """One term. slopes: by the logit before its cap."""
-    pairs = len(similarity)
+    (similarity, s, b), pairs = at, len(values)
     scale = logit.scale(s, b, pairs)
     by_s, by_b = logit.scale.slopes(s, b, pairs)
     (o_s, o_b), m_s = logit.offset.slopes(s, b, pairs), logit.own.slopes(s, b, pairs)[0]

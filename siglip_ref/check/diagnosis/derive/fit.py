@@ -55,12 +55,15 @@ def minimise(residual: Residual, start: Array, noise: float, steps: int = 30) ->
         return Fitted(p, worst, _loose(jacobian, max(noise, worst)))
 
 
-def best_of(residual: Residual, starts: Sequence[Array], noise: float, enough: float) -> Fitted | None:
-    """Of several starts, nearest first, the first fit that is good enough, else the best."""
+def best_of(
+    residual: Residual, starts: Sequence[Array], noise: float, enough: float, most: int | None = None
+) -> Fitted | None:
+    """Of several starts (of the `most` nearest ones), nearest first, the first fit that is good enough, else the
+    best."""
     with np.errstate(all="ignore"):
         ordered = sorted(starts, key=lambda start: _cost(residual(np.asarray(start, np.float64))))
     best: Fitted | None = None
-    for start in ordered:
+    for start in ordered[:most]:
         found = minimise(residual, start, noise)
         if best is None or found.worst < best.worst:
             best = found

@@ -55,19 +55,9 @@ def held_back(subject: Subject, raw: bool, seed: int = 0) -> Iterator[Held]:
         x, y = (rows / np.sqrt((rows * rows).sum(-1, keepdims=True)) for rows in (x, y))
         if raw:
             x, y = (rows * 2.0 ** rng.uniform(-2, 2, (pairs, 1)) for rows in (x, y))
-        x, y = subject.rounded(x), subject.rounded(y)
         s, b = subject.number(subject.given(float(rng.uniform(0, 5)))), subject.number(float(rng.uniform(-12, 5)))
-        yield Held(
-            f"held back {number + 1}: {pairs} pairs",
-            x,
-            y,
-            s,
-            b,
-            subject.at(x, y, s, b),
-            allowed,
-            subject.frozen,
-            subject.form,
-        )
+        given, label = (subject.rounded(x), subject.rounded(y), s, b), f"held back {number + 1}: {pairs} pairs"
+        yield Held(label, *given, subject.at(*given), allowed, subject.frozen, subject.form)
 
 
 def kinds_of(one: Held) -> set[str]:

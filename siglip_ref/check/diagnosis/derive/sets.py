@@ -18,20 +18,18 @@ _LARGE = 8  # a chunk of so many pairs is larger than most batches in which weig
 
 def _members() -> Iterator[tuple[str, Member]]:
     """Simplest first."""
-    yield "everywhere", lambda i, j, n: (i == i) & (j == j)
+    yield "everywhere", lambda i, j, n: i == i
     yield "diagonal", lambda i, j, n: i == j
     yield "above the diagonal", lambda i, j, n: i < j
-    yield "first image", lambda i, j, n: (i == 0) & (j == j)
-    yield "last image", lambda i, j, n: (i == n - 1) & (j == j)
-    yield "first text", lambda i, j, n: (j == 0) & (i == i)
-    yield "last text", lambda i, j, n: (j == n - 1) & (i == i)
+    yield from parts.of_sides({"first {}": lambda row, n: row == 0, "last {}": lambda row, n: row == n - 1})
     yield "i + j even", lambda i, j, n: (i + j) % 2 == 0
-    yield "even images", lambda i, j, n: (i % 2 == 0) & (j == j)
-    yield "even texts", lambda i, j, n: (j % 2 == 0) & (i == i)
-    yield "first half of the images", lambda i, j, n: (i < n // 2) & (j == j)
-    yield "first half of the texts", lambda i, j, n: (j < n // 2) & (i == i)
-    yield "larger half of the images", lambda i, j, n: (i < -(-n // 2)) & (j == j)
-    yield "larger half of the texts", lambda i, j, n: (j < -(-n // 2)) & (i == i)
+    yield from parts.of_sides(
+        {
+            "even {}s": lambda row, n: row % 2 == 0,
+            "first half of the {}s": lambda row, n: row < n // 2,
+            "larger half of the {}s": lambda row, n: row < -(-n // 2),
+        }
+    )
     yield "j = i + 1", lambda i, j, n: j == i + 1
     yield "j = i - 1", lambda i, j, n: j == i - 1
     yield "j = i + 1 mod B", lambda i, j, n: j == (i + 1) % n
@@ -45,7 +43,6 @@ def _members() -> Iterator[tuple[str, Member]]:
     for c in (3, 4):
         for rest in range(c):
             yield f"i + j mod {c} = {rest}", partial(_sum_mod, c, rest, 1, 1)
-    for c in (3, 4):
         yield f"i + 2 j mod {c} = 0", partial(_sum_mod, c, 0, 1, 2)
         yield f"2 i + j mod {c} = 0", partial(_sum_mod, c, 0, 2, 1)
 

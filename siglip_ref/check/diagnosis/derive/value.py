@@ -33,6 +33,7 @@ from siglip_ref.check.diagnosis.derive.weights import (
 from siglip_ref.ops.elementary import Array
 
 _MOST_KINDS = 4
+_EACH = 7  # pairs of a batch, in which each can be moved
 _OTHER = 3  # pairs: whether a function depends on how many there are
 _ROUNDS = 5  # of readings at other sizes, until a description stays
 
@@ -268,35 +269,30 @@ def _weights(
             if odd.any():
                 raise StopDerivingError("weights")
             found[pairs] = weights
-    for side in ("image_embed", "text_embed"):
-        checked = weights_by_gradient(subject, kinds, MAIN, s, b, side)
-        near = 1e-5 if subject.noise < 1e-12 else 1e-2
-        if checked is None or any(
-            np.abs(one - other).max() > near * np.abs(other).max() for one, other in zip(checked, main, strict=True)
+    near = 1e-5 if subject.noise < 1e-12 else 1e-2
+    for side in ("image_embed", "text_embed", ""):  # "": none
+        checked = weights_by_gradient(subject, kinds, MAIN, s, b, side) if side else main
+        if checked is not None and all(
+            np.abs(one - other).max() <= near * np.abs(other).max() for one, other in zip(checked, main, strict=True)
         ):
-            continue
-        for pairs in (*BY_GRADIENT, *more):
-            there = None if pairs % subject.batch else _at(subject, kinds, main, pairs, s, b, side)
-            if there is not None:
-                found[pairs] = there
-        return found, side
-    weights, odd = weights_at(subject, kinds, 7, s, b)
-    if not odd.any():
-        found[7] = weights
-    for pairs in (11, 19, *more):
-        there = None if pairs % subject.batch else _at(subject, kinds, main, pairs, s, b, "")
+            break
+    for pairs in (*BY_GRADIENT, *more) if side else (7, 11, 19, *more):
+        there = None if pairs % subject.batch else _at(subject, kinds, main, pairs, s, b, side)
         if there is not None:
             found[pairs] = there
-    return found, ""
+    return found, side
 
 
 def _at(
     subject: Subject, kinds: Sequence[Kind], main: Sequence[Array], pairs: int, s: float, b: float, side: str
 ) -> Sequence[Array] | None:
-    """Weights at a larger number of pairs: a gradient's, where the value has them, too; else by sums of the value."""
+    """Weights at a larger number of pairs: a gradient's, where the value has them, too; else from the value."""
     weights = weights_by_gradient(subject, kinds, pairs, s, b, side) if side else None
     if side and (weights is None or gives_value(subject, kinds, weights, pairs, s, b)):
         return weights
+    if not side and pairs <= _EACH:
+        weights, odd = weights_at(subject, kinds, pairs, s, b)
+        return None if odd.any() else weights
     of_value = weights_by_sums(subject, kinds, main, pairs, s, b)
     if of_value is None and side:
         raise StopDerivingError("weights")
