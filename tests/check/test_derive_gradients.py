@@ -7,7 +7,8 @@ from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.derive import derive
 from siglip_ref.check.diagnosis.derive.formula import Rows, siglip
 from siglip_ref.check.diagnosis.derive.instrument import Subject
-from siglip_ref.check.diagnosis.functions.mapped import MAPS, with_way_back
+from siglip_ref.check.diagnosis.derive.rows import rows_of
+from siglip_ref.check.diagnosis.functions.mapped import MAPS
 from siglip_ref.check.diagnosis.functions.penalties import PENALTIES
 from siglip_ref.check.diagnosis.functions.recorded import value_and_slopes
 from siglip_ref.ops.elementary import sigmoid, softplus
@@ -151,7 +152,7 @@ def test_a_part_of_a_softmax_that_is_added_is_told():
 def test_gradients_through_what_becomes_of_rows_are_derivatives(name):
     x, step, d = np.random.default_rng(5).standard_normal((3, 4, 16))
     h = 1e-6
-    (up, _), (down, _), (_, back) = (with_way_back(name, x + move * step, False) for move in (h, -h, 0))
+    (up, _), (down, _), (_, back) = (rows_of(Rows(mapped=name), x + move * step) for move in (h, -h, 0))
     assert ((up - down) * d).sum() / (2 * h) == pytest.approx((back(d) * step).sum(), rel=1e-6)
 
 

@@ -157,14 +157,14 @@ def of_similarity(formula: Formula, similarity: Array, s: float, b: float, equal
         read = u if logits_in is None else term.sign * round_to(logits, logits_in)
         by_logit = term.slope(term.sign * inner) if term.slope else term.function.slope(read) * chain
         slopes = np.where(weights == 0, 0.0, weights * by_logit) * term.sign
-        _add(found, term.logit, (similarity, s, b), values, slopes, inner, np.abs(weights))
+        _add(found, term.logit, (similarity, s, b), (values, slopes, inner, np.abs(weights)))
     for one in formula.coupled:
         logits, inner, chain = _logits(one.logit, similarity, s, b, pairs)
         value, [slopes] = value_and_slopes(lambda z, of=one: COUPLED[of.kind](z, of.number), logits)
         weight = one.weight(pairs)
         values = np.full_like(similarity, weight * value / similarity.size)
         slopes = weight * slopes * chain
-        _add(found, one.logit, (similarity, s, b), values, slopes, inner, np.full_like(inner, abs(weight)))
+        _add(found, one.logit, (similarity, s, b), (values, slopes, inner, np.full_like(inner, abs(weight))))
     for name, form in formula.extra:
         value, by_s, by_b = (form(pairs) * of_number(name, which, s, b, pairs) for which in range(3))
         found.value += value
@@ -183,16 +183,9 @@ def _logits(logit: Logit, similarity: Array, s: float, b: float, pairs: int) -> 
     return logit.cap(inner), inner, logit.cap.slope(inner)
 
 
-def _add(
-    found: Parts,
-    logit: Logit,
-    at: tuple[Array, float, float],
-    values: Array,
-    slopes: Array,
-    inner: Array,
-    weights: Array,
-) -> None:
-    """One term. slopes: by the logit before its cap."""
+def _add(found: Parts, logit: Logit, at: tuple[Array, float, float], each: tuple[Array, ...]) -> None:
+    """One term. each : of pairs their values, slopes by the logit before its cap, that logit, sizes of weights"""
+    values, slopes, inner, weights = each
     (similarity, s, b), pairs = at, len(values)
     scale = logit.scale(s, b, pairs)
     by_s, by_b = logit.scale.slopes(s, b, pairs)

@@ -1,23 +1,16 @@
 """Rows as a loss takes them and as its backward reads them, and numbers rounded on the way."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from siglip_ref.arithmetic.rounded import FORMATS, round_to
 from siglip_ref.check.diagnosis.derive.formula import Kept, Rows
-from siglip_ref.check.diagnosis.functions.mapped import with_way_back
-from siglip_ref.check.diagnosis.functions.written import Of, slope, written
+from siglip_ref.check.diagnosis.functions.mapped import mapped_rows
+from siglip_ref.check.diagnosis.functions.recorded import Recorded, Way, with_way_back
+from siglip_ref.check.diagnosis.functions.written import Of, written
 from siglip_ref.ops.elementary import Array
-
-Back = Callable[[Array], Array]
-
-
-def _same(d: Array) -> Array:
-    return d
-
 
 # By what rows of a length r are divided.
 _DIVISORS = {"unit, root": "sqrt(r^2 + eps)", "power": "r^eps", "as given": "r^0"}
@@ -40,37 +33,24 @@ ORDERS: dict[str, Callable[[int], Array]] = {
 }
 
 
-def rows_of(rows: Rows, x: Array) -> tuple[Array, Back]:
+def rows_of(rows: Rows, x: Array) -> tuple[Array, Way]:
     """What goes into the product, and the way back."""
-    if rows.mapped:
-        found, back_map = with_way_back(rows.mapped, x, rows.cut)
-        inner, back_unit = rows_of(replace(rows, mapped=""), found)
-        return inner, lambda d: back_map(back_unit(d))
-    if rows.order:
-        places = ORDERS[rows.order](len(x))
-        inner, back_inner = rows_of(replace(rows, order=""), x[places])
+    return with_way_back(partial(_made, rows), x)
 
-        def back_to_places(d: Array) -> Array:
-            found = np.zeros_like(x)
-            np.add.at(found, places, back_inner(d))
-            return found
 
-        return inner, back_to_places
+def _made(rows: Rows, x: Recorded) -> Recorded:
+    x = mapped_rows(rows.mapped, x, rows.cut) if rows.mapped else x
+    x = x.at(ORDERS[rows.order](len(x))) if rows.order else x
     if rows.kind == "as given":
-        return x, _same
-    axis: Any = None if rows.kind == "whole matrix" else -1
-    length = np.sqrt((x * x).sum(axis, keepdims=True))
-    of = divisor_of(rows.kind)
-    divisor, grows = of(length, rows.eps), slope(of, 0, length, rows.eps)
-
-    def back(d: Array) -> Array:
-        if rows.undivided:
-            return d if rows.detached else d - (d * x).sum(axis, keepdims=True) / length**2 * x
-        if rows.detached:
-            return d / divisor
-        return d / divisor - grows * (d * x).sum(axis, keepdims=True) / divisor**2 * x / length
-
-    return x / divisor, back
+        return x
+    of, axis = divisor_of(rows.kind), None if rows.kind == "whole matrix" else 1
+    length = (x * x).sum(axis).each(np.sqrt)
+    divisor = (length.held if rows.detached else length).each(lambda r: of(r, rows.eps))
+    if not rows.undivided:
+        return x / divisor
+    along = 0 if rows.detached else (x / length).value
+    way = x, lambda d: d - (d * along).sum(axis, keepdims=True) * along
+    return Recorded((x / divisor).value, way)
 
 
 def in_format(form: str, *numbers: float) -> tuple[float, ...]:

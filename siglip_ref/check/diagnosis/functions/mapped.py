@@ -15,7 +15,6 @@ from siglip_ref.check.diagnosis.functions.shared import unit_rows
 from siglip_ref.check.diagnosis.functions.written import above, size
 from siglip_ref.ops.elementary import Array
 
-Back = Callable[[Array], Array]
 Of = Callable[[Recorded], Recorded]
 
 
@@ -44,19 +43,12 @@ def _rounded(to: Callable[[Array], Array]) -> Of:
     return lambda x: x.through(to)
 
 
-def with_way_back(name: str, x: Array, cut: bool) -> tuple[Array, Back]:
-    """Rows that are mapped, and the way back of their gradients. cut : none goes through the map: what rounds has then
-    no gradient, others are as if they were not there"""
-    found = MAPS[name](Recorded(x)).value
-
-    def back(d: Array) -> Array:
-        if cut:
-            return 0 * d if "rounded" in name or "signs" in name else d
-        given = Recorded(x)
-        MAPS[name](given).back(d)
-        return np.asarray(given.slope)
-
-    return found, back
+def mapped_rows(name: str, x: Recorded, cut: bool) -> Recorded:
+    """cut : no gradient goes through the map: what rounds has then none, others are as if they were not there"""
+    found = MAPS[name](x)
+    if not cut:
+        return found
+    return found.held if "rounded" in name or "signs" in name else x.through(lambda _: found.value)
 
 
 MAPS: Mapping[str, Of] = {

@@ -81,6 +81,16 @@ class Recorded:
         """The same, with a gradient that goes through as if there were none."""
         return Recorded(of(self.value), (self, lambda d: d))
 
+    def at(self, places: Array) -> "Recorded":
+        """Rows from these places, some perhaps several times."""
+
+        def back(d: Array) -> Array:
+            found = np.zeros_like(self.value)
+            np.add.at(found, places, d)
+            return found
+
+        return Recorded(self.value[places], (self, back))
+
     def sum(self, axis: int | None = None) -> "Recorded":
         """Over an axis, or all."""
         return Recorded(self.value.sum(axis, keepdims=True), (self, lambda d: np.broadcast_to(d, self.value.shape)))
@@ -106,3 +116,14 @@ def value_and_slopes(of: Callable[..., Recorded], *given: Array) -> tuple[float,
     found = of(*recorded).sum()
     found.back(np.ones((1, 1)))
     return float(found.value.sum()), [one.slope + np.zeros_like(one.value) for one in recorded]
+
+
+def with_way_back(of: Callable[[Recorded], Recorded], x: Array) -> tuple[Array, Way]:
+    """What a function gives, and the way back of slopes by that."""
+
+    def back(d: Array) -> Array:
+        given = Recorded(x)
+        of(given).back(d)
+        return given.slope + np.zeros_like(x)
+
+    return of(Recorded(x)).value, back
