@@ -295,3 +295,8 @@ def test_a_formula_is_data():
     """No sentence in it: words are made in the report's room alone."""
     assert isinstance(siglip(), Formula) and hash(siglip()) == hash(siglip())
     assert Shape("softplus") == siglip().terms[0].function
+
+
+def test_a_set_of_no_name_is_none_where_the_diagonal_says_nothing():
+    chosen = {n: np.random.default_rng(n).integers(0, 2, (n, n)) * 1.0 for n in (4, 5)}
+    assert describe({n: np.where(np.eye(n), np.nan, matrix) for n, matrix in chosen.items()}, 1e-6) is None
