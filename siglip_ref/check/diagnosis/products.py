@@ -8,6 +8,7 @@ float32's own noise: few numbers lie so close to the middle between two that noi
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -75,20 +76,16 @@ def _rounded_products(
     wrong = [one for one in seen if is_wrong(one)]
     if not wrong or dtype not in roundings.FORMS:
         return []
-    by_name = {(one.probe, one.name): one for one in seen}
     numbers = {label: numbers_of(probe, convention) for label, probe in probes.items()}
-    order = _telling_first(wrong, numbers)
-    forward = _forward(by_name, numbers, order, dtype, convention)
+    by_name = {(one.probe, one.name): one for one in seen}
+    search = _Search(by_name, numbers, _telling_first(wrong, numbers), convention.scale_name)
+    forward = _best(list(roundings.forwards(dtype)), search.of_scalars, search.order)
     if forward is None:
         return []
     logits = {label: roundings.logits_of(n, forward) for label, n in numbers.items()}
-    found = {}
-    for name in ("image_embed", "text_embed"):
-        backward = _backward(name, by_name, numbers, logits, order, dtype)
-        if backward is None:
-            return []
-        found[name] = backward
-    return list(_parts(forward, found["image_embed"], found["text_embed"]))
+    ways = (partial(search.of_rows, name, logits) for name in ("image_embed", "text_embed"))
+    image, text = (_best(list(roundings.backwards(dtype)), way, search.order) for way in ways)
+    return list(_parts(forward, image, text)) if image and text else []
 
 
 def _telling_first(wrong: Sequence[Seen], numbers: Mapping[str, Numbers]) -> list[str]:
@@ -97,23 +94,20 @@ def _telling_first(wrong: Sequence[Seen], numbers: Mapping[str, Numbers]) -> lis
     return sorted(numbers, key=lambda label: (label not in seen, numbers[label].images.size))
 
 
-# --- the way to the logits
+@dataclass(frozen=True)
+class _Search:
+    """What was seen, by label and tensor; the probes' numbers by label, in which order they are looked at."""
 
+    seen: Mapping[tuple[str, str], Seen]
+    numbers: Mapping[str, Numbers]
+    order: Sequence[str]
+    scale: str
 
-def _forward(
-    by_name: Mapping[tuple[str, str], Seen],
-    numbers: Mapping[str, Numbers],
-    order: Sequence[str],
-    dtype: str,
-    convention: Convention,
-) -> Forward | None:
-    """The roundings under which the loss and the scalars' gradients are what came."""
-    scale = convention.scale_name
-
-    def misses(how: Forward, labels: Sequence[str]) -> Array:
+    def of_scalars(self, how: Forward, labels: Sequence[str]) -> Array:
+        """Misses of the loss and the scalars' gradients, by what the way to the logits rounds."""
         found = []
         for label in labels:
-            n = numbers[label]
+            n = self.numbers[label]
             logits = roundings.logits_of(n, how)
             slopes = [logits.slopes / len(n.images)]
             if how.at in ("scaled", "logits"):  # on the way back a cast rounds too, with the scale and 1 / B or without
@@ -121,43 +115,25 @@ def _forward(
             factor = 1.0 if n.linear else n.scale
             options = {
                 "loss": [logits.loss],
-                scale: [factor * (d * logits.product).sum() for d in slopes],
+                self.scale: [factor * (d * logits.product).sum() for d in slopes],
                 "bias": [d.sum() for d in slopes],
             }
-            for name, values in options.items():
-                one = by_name.get((label, name))
+            for one, values in ((self.seen.get((label, name)), values) for name, values in options.items()):
                 if one is not None:
                     counts = is_wrong(one) or any(_misses(one, value) > 1 for value in values)
                     found.append(min(_misses(one, value) for value in values) if counts else np.nan)
         return np.array(found)
 
-    return _best(list(roundings.forwards(dtype)), misses, order)
-
-
-# --- the way back
-
-
-def _backward(
-    name: str,
-    by_name: Mapping[tuple[str, str], Seen],
-    numbers: Mapping[str, Numbers],
-    logits: Mapping[str, Logits],
-    order: Sequence[str],
-    dtype: str,
-) -> Backward | None:
-    def misses(how: Backward, labels: Sequence[str]) -> Array:
+    def of_rows(self, name: str, logits: Mapping[str, Logits], how: Backward, labels: Sequence[str]) -> Array:
+        """Misses of an embedding's gradient, by what its way back rounds."""
         found = [np.zeros(0)]
-        for label in labels:
-            one = by_name.get((label, name))
-            if one is None:
-                continue
+        for label in (label for label in labels if (label, name) in self.seen):
+            one = self.seen[label, name]
             with np.errstate(all="ignore"):
-                made = roundings.gradient_of(numbers[label], logits[label], how, name)
+                made = roundings.gradient_of(self.numbers[label], logits[label], how, name)
             off, should = _row_misses(one, made), np.maximum(_row_misses(one, one.exact), _apart(one, made))
             found.append(np.where(should > 1, off, np.nan))
         return np.concatenate(found)
-
-    return _best(list(roundings.backwards(dtype)), misses, order)
 
 
 # --- what both need
