@@ -20,7 +20,7 @@ BUDGETS = (
     ("arithmetic, noise", ("arithmetic", "noise"), 1_058),
     ("engine", ("check/engine",), 1_714),
     ("call", ("check/call",), 1_022),
-    ("diagnosis", ("check/diagnosis",), 5_627),
+    ("diagnosis", ("check/diagnosis",), 5_637),
     ("check loss", ("check/loss",), 1_621),
     ("check ranks", ("check/ranks",), 1_240),
     ("check model", ("check/model",), 5_308),

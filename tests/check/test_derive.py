@@ -104,6 +104,8 @@ def test_slopes_are_derivatives():
         of = Shape(name, (1.0,) if name in VALUES else STARTS.get(name, ((),))[0])
         x = points / 4 if name in ("angle", "distance") else points
         np.testing.assert_allclose(of.slope(x), (of(x + h) - of(x - h)) / (2 * h), rtol=1e-5, atol=1e-8, err_msg=name)
+    assert Shape("softplus").slope(np.array([-700.0])) == pytest.approx(np.exp(-700.0), rel=1e-12, abs=0)
+    assert Shape("exp").slope(np.array([-680.0])) == pytest.approx(np.exp(-680.0), rel=1e-9, abs=0)
     for name in NUMBERS:
         at, steps = np.array([1.3, -0.6, 5.0]), h * np.eye(3)
         for k in (0, 1):

@@ -44,7 +44,7 @@ def _made(rows: Rows, x: Recorded) -> Recorded:
     if rows.kind == "as given":
         return x
     of, axis = divisor_of(rows.kind), None if rows.kind == "whole matrix" else 1
-    length = (x * x).sum(axis).each(np.sqrt)
+    length = (x * x).sum(axis).root
     divisor = (length.held if rows.detached else length).each(lambda r: of(r, rows.eps))
     if not rows.undivided:
         return x / divisor

@@ -29,7 +29,7 @@ class Shape:
 
     def slope(self, x: Array) -> Array:
         """Its derivative."""
-        return slope(self, 0, x)
+        return slope(self, 0, x) if self.sum else slope(function(self.name), 0, x, *self.parameters)
 
     @property
     def sum(self) -> tuple[tuple[str, float], ...]:
@@ -42,6 +42,8 @@ class Shape:
 def function(name: str) -> Of:
     """Of u, what a pair is wrong by (-logit for a positive pair, the logit for a negative one), of a logit, or of a
     similarity."""
+    if name == "softplus":
+        return softplus
     if name == "softplus, finite up to":
         return lambda u, c: np.where(u.real > c, np.inf * u, softplus(u))
     if name.startswith("slope of ") and name not in WORDS["functions"]:

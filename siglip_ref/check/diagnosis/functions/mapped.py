@@ -12,7 +12,7 @@ from siglip_ref.check.diagnosis.derive.sets import OfPairs
 from siglip_ref.check.diagnosis.derive.shapes import Number
 from siglip_ref.check.diagnosis.functions.recorded import Recorded
 from siglip_ref.check.diagnosis.functions.shared import unit_rows
-from siglip_ref.check.diagnosis.functions.written import above, size
+from siglip_ref.check.diagnosis.functions.written import size
 from siglip_ref.ops.elementary import Array
 
 Of = Callable[[Recorded], Recorded]
@@ -25,16 +25,18 @@ def _of_largest(x: Array, axis: int | None, top: int) -> Array:
 
 def _norm(x: Recorded) -> Recorded:
     centred = x - x.mean(1)
-    return centred / ((centred * centred).mean(1) + 1e-5).each(np.sqrt)
+    return centred / ((centred * centred).mean(1) + 1e-5).root
+
+
+def _kept(x: Recorded, kept: Array) -> Recorded:
+    """The rest is 0."""
+    return Recorded(np.where(kept, x.value, 0.0), (x, lambda d: np.where(kept, d, 0.0)))
 
 
 def _part(start: float, end: float) -> Of:
-    """The rest is 0."""
-
     def of(x: Recorded) -> Recorded:
         place, width = np.arange(x.value.shape[1]), x.value.shape[1]
-        kept = (place >= int(start * width)) & (place < int(end * width))
-        return Recorded(np.where(kept, x.value, 0.0), (x, lambda d: np.where(kept, d, 0.0)))
+        return _kept(x, (place >= int(start * width)) & (place < int(end * width)))
 
     return of
 
@@ -70,7 +72,7 @@ MAPS: Mapping[str, Of] = {
     "cut to the first quarter of the width": _part(0, 1 / 4),
     "cut to the first eighth of the width": _part(0, 1 / 8),
     "cut to the last half of the width": _part(1 / 2, 1),
-    "cut at 0 from below": lambda x: x.each(above),
+    "cut at 0 from below": lambda x: _kept(x, x.value > 0),
     "through tanh": lambda x: x.each(np.tanh),
     "made positive": lambda x: x.each(size),
 }

@@ -77,6 +77,12 @@ class Recorded:
         """A function of every number."""
         return Recorded(of(self.value), (self, lambda d: d * slope(of, 0, self.value)))
 
+    @property
+    def root(self) -> "Recorded":
+        """Its square root, which at 0 has no slope."""
+        root = np.sqrt(self.value)
+        return Recorded(root, (self, lambda d: d / (2 * root)))
+
     def through(self, of: Of) -> "Recorded":
         """The same, with a gradient that goes through as if there were none."""
         return Recorded(of(self.value), (self, lambda d: d))

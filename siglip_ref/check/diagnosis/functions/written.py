@@ -9,7 +9,7 @@ import numpy as np
 
 from siglip_ref.ops.elementary import Array, sigmoid, softplus
 
-_STEP = 1e-150  # a derivative without a difference
+_STEP, _LEAST = 1e-12, 1e-200  # of a number: its square is nothing beside 1, and what comes of it is no denormal one
 
 Of = Callable[..., Any]
 
@@ -64,6 +64,9 @@ def written(formula: str, *names: str) -> Of:
 
 
 def slope(of: Of, place: int, *values: Any) -> Array:
-    """The slope of a function by one of its arguments."""
-    moved = (np.asarray(value) + 1j * _STEP if k == place else value for k, value in enumerate(values))
-    return np.imag(of(*moved)) / _STEP
+    """The slope of a function by one of its arguments; of a softplus to the smallest number."""
+    if of is softplus:
+        return sigmoid(np.asarray(values[0]))
+    step = _STEP * np.maximum(np.abs(values[place]), _LEAST)
+    moved = (np.asarray(value) + 1j * step if k == place else value for k, value in enumerate(values))
+    return np.imag(of(*moved)) / step
