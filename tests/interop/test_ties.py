@@ -1,5 +1,7 @@
 """Torch losses whose gradient is wrong where a logit is exactly 0, and nowhere else: seen, and named."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody writes it
@@ -42,6 +44,18 @@ def test_a_gradient_that_is_wrong_at_0_is_named(softplus: losses.Loss, dtype: st
     assert report.verdict == "FAIL" and [finding.id for finding in report.findings] == [ID]
     wrong = [row for row in report.details if row.verdict == "FAIL"]
     assert all(row.kind == "gradient" and row.probe.startswith(("zero logits", "rows of zeros")) for row in wrong)
+
+
+def test_slopes_that_are_off_in_other_ways_for_both_labels_are_named() -> None:
+    """jnp.abs has the slope 1 at 0, so that the textbook's form has none there, and a label's part stays."""
+
+    def fn(x: jax.Array, y: jax.Array, log_scale: jax.Array, bias: jax.Array) -> jax.Array:
+        z = jnp.exp(log_scale) * jnp.matmul(x, y.T, precision="highest") + bias
+        return (jnp.maximum(z, 0) - z * jnp.eye(len(x)) + jnp.log1p(jnp.exp(-jnp.abs(z)))).sum() / len(x)
+
+    report = sr.check_loss(fn, "jax", "float32", scale="log", embeddings="unit")
+    assert [finding.id for finding in report.findings] == [ID]
+    assert "2 times the right one of positives, 0 times the right one of negatives" in report.findings[0].evidence
 
 
 def test_in_16_bits_it_fails_too() -> None:

@@ -17,10 +17,12 @@ from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 
 TIE = "gradient-wrong-at-tie"
+_LABELS = ("positives", "negatives")
+_ALIKE = 1e-3  # factors that are one
 
 
 def tie_finding(seen: Sequence[Seen], probes: Mapping[str, Probe], convention: Convention) -> Finding | None:
-    """The finding, if one factor at all logits of 0 explains everything that is wrong.
+    """The finding, if one factor at logits of 0, or one of positives and one of negatives, explains all that is wrong.
 
     Parameters
     ----------
@@ -28,28 +30,35 @@ def tie_finding(seen: Sequence[Seen], probes: Mapping[str, Probe], convention: C
     """
     wrong = [one for one in seen if is_wrong(one)]
     parts = {label: _parts(probes[label], convention) for label in {one.probe for one in wrong}}
-    if not wrong or any(one.name == "loss" for one in wrong) or not all(np.any(p["bias"][1]) for p in parts.values()):
+    if not wrong or any(one.name == "loss" for one in wrong) or not all(np.any(p["bias"][1:]) for p in parts.values()):
         return None
-    first = next((one for one in wrong if one.name == "bias"), None)
-    if first is None:
-        return None
-    others, ties = parts[first.probe]["bias"]
-    factor = float((first.got - others) / ties)
-    made = {(label, name): o + factor * t for label, p in parts.items() for name, (o, t) in p.items()}
-    if not all(distance(one, made[one.probe, one.name]) <= NEAR * max(1.0, abs(factor)) for one in wrong):
+    deviation = np.concatenate([np.ravel(one.got - parts[one.probe][one.name][0]) for one in wrong])
+    columns = [np.concatenate([np.ravel(parts[one.probe][one.name][k]) for one in wrong]) for k in (1, 2)]
+    found = np.linalg.lstsq(np.stack(columns, -1), deviation, rcond=1e-9)[0]
+    made = {
+        (label, name): others + found[0] * own + found[1] * rest
+        for label, p in parts.items()
+        for name, (others, own, rest) in p.items()
+    }
+    near = NEAR * max(1.0, np.abs(found).max())
+    if not all(distance(one, made[one.probe, one.name]) <= near for one in wrong):
         return None
     names = ", ".join(dict.fromkeys(one.name for one in wrong))
+    factors = [(factor, label) for factor, of, label in zip(found, columns, _LABELS, strict=True) if of.any()]
+    times = [f"{round(factor, 3) + 0.0:.4g} times the right one of {label}" for factor, label in factors]
+    if np.ptp([factor for factor, _ in factors]) < _ALIKE:
+        times = [f"{factors[0][0]:.4g} times the right one"]
     mistake = CATALOGUE[TIE]
-    evidence = f"{mistake.text}: there it is {factor:.4g} times the right one; explains all that is wrong of {names}"
+    evidence = f"{mistake.text}: there it is {', '.join(times)}; explains all that is wrong of {names}"
     return Finding(TIE, names, "", evidence, mistake.repair)
 
 
-def _parts(probe: Probe, convention: Convention) -> dict[str, tuple[Array, Array]]:
-    """Of each tensor what comes of pairs whose logit is not 0, and what of those whose logit is."""
+def _parts(probe: Probe, convention: Convention) -> dict[str, tuple[Array, Array, Array]]:
+    """Of each tensor what comes of pairs whose logit is not 0, and what of positives and negatives whose logit is."""
     n = numbers_of(probe, convention)
     own, tied = np.eye(len(n.images), dtype=bool), n.scale * (n.images @ n.texts.T) + n.bias == 0
-    others, ties = (
+    others, positives, negatives = (
         given_at(partial(weighted_loss, positive=1.0 * (own & kind), negative=1.0 * (~own & kind)), probe, convention)
-        for kind in (~tied, tied)
+        for kind in (~tied, tied & own, tied & ~own)
     )
-    return {name: (others[name], ties[name]) for name in others}
+    return {name: (others[name], positives[name], negatives[name]) for name in others}
