@@ -21,7 +21,7 @@ from siglip_ref.check.engine.expected.tolerance import Given, is_quick, scalars_
 from siglip_ref.model.loss import LossAndGrads
 from siglip_ref.noise.measure import FLOAT64, REGIMES, Noise, announce, measure
 from siglip_ref.noise.quick import FEWER_STILL, quick_noise
-from siglip_ref.ops.elementary import Array, number, sigmoid
+from siglip_ref.ops.elementary import Array, number, sigmoid, softplus
 
 # Pairs from which on a loss in 16 bits must not take the small difference of sums that are each rounded: positives
 # apart from all pairs, or one tile apart from the next. The gradient of the bias, which is such a difference, must then
@@ -29,6 +29,8 @@ from siglip_ref.ops.elementary import Array, number, sigmoid
 LARGE = 2048
 BIAS_AT_MOST = 0.1  # times its size
 _FACTORS = (1.0, 1.19, 1.41, 1.68)  # at which sums run into the powers of two at other places
+# of a sum in a compiled loop on a CPU (of TorchInductor: CascadeSumHelper, in csrc/inductor/cpp_prefix.h)
+LANES, RUN = 16, 4096
 SOME = 16  # rows whose sums are looked at where it must be quick
 TILE = 4  # texts in the smallest tiles that a smaller batch may come in
 
@@ -102,6 +104,28 @@ def _let_sums_run(
             worst = max(worst, (np.abs(running - total) / np.abs(total).max(-1, keepdims=True)).max())
     for name, size in sizes.items():
         found.absolute[name] = np.maximum(found.absolute[name], worst * unit * size)
+    if given.objective.kind == "sigmoid":
+        _let_scalars_run(found, given, probe, logits, unit)
+
+
+def _let_scalars_run(found: Noise, given: Given, probe: Repeated, logits: Array, unit: float) -> None:
+    """Numbers are allowed what sums over all pairs show in a compiled loop: lanes that each add so many terms."""
+    order, own, scale = probe.order, np.arange(len(probe.order)), np.exp(probe.log_scale)
+    whole = len(order) ** (2 if given.objective.reduction == "mean" else 1)
+    slopes, losses = (of(logits)[np.ix_(order, order)] for of in (sigmoid, softplus))
+    slopes[own, own] -= 1
+    losses[own, own] -= np.diag(logits)[order]
+    of_scale = slopes * ((logits - probe.bias) / (1 if not given.linear else scale))[np.ix_(order, order)]
+    for name, terms in (("loss", losses), ("d_log_scale", of_scale), ("d_bias", slopes)):
+        worst = max(_run_in_lanes(np.float32(factor / whole * terms)) / factor for factor in _FACTORS)
+        found.absolute[name] = np.maximum(found.absolute[name], worst * unit)
+
+
+def _run_in_lanes(terms: Array) -> float:
+    """By how much a sum is off."""
+    parts = np.pad(terms.ravel(), (0, -terms.size % (LANES * RUN))).reshape(-1, RUN, LANES)
+    running = np.add.accumulate(np.add.reduce(parts, 1), 0)[-1]
+    return abs(float(running.sum(dtype=np.float64) - terms.sum(dtype=np.float64)))
 
 
 def _one_copy(given: Given, order: Array, a: dict[str, Array], ops: Variant) -> dict[str, Array]:
