@@ -50,6 +50,25 @@ def test_a_right_loss_passes_at_real_size(dtype: str) -> None:
     assert any("B=1151" in row.probe for row in report.details) and not report.not_checked
 
 
+def in_lanes(terms: Any) -> Any:
+    """The sum as TorchInductor's loops take it: 16 running sums, begun again after 4,096 terms."""
+    lanes = np.pad(terms.ravel(), (0, -terms.size % 65_536)).reshape(-1, 4096, 16)
+    return np.add.accumulate(np.add.accumulate(lanes, 1)[:, -1], 0)[-1].sum(dtype=terms.dtype)
+
+
+def test_numbers_that_compiled_loops_sum_are_right() -> None:
+    def fn(x: Any, y: Any, log_scale: Any, bias: Any) -> tuple[Any, ...]:
+        loss, d_x, d_y, _, _ = right(x, y, log_scale, bias)
+        similarity, own = x @ y.T, np.eye(len(x), dtype=x.dtype)
+        logits = np.exp(log_scale) * similarity + bias
+        slopes = (1 / (1 + np.exp(-logits)) - own) / x.dtype.type(len(x))
+        return loss, d_x, d_y, in_lanes(slopes * similarity) * np.exp(log_scale), in_lanes(slopes)
+
+    report = check_loss(fn, "numpy", "float32", scale="log", embeddings="unit")
+    assert report.passed, report
+    assert max(row.times for row in report.details if "B=1151" in row.probe) < 3
+
+
 def exchanging(tile: int, places: tuple[int, int], side: int) -> Loss:
     """The right loss, but for two tiles of rows that stand in each other's place."""
 
