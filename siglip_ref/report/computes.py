@@ -226,9 +226,7 @@ def form_in_words(form: "OfPairs") -> str:
             side = above if power > 0 else below
             side.append(base if abs(power) == 1 else f"{base}^{abs(power):g}")
     if form.to:
-        counted = (
-            form.of if form.of.startswith(("(", "ceil", "floor", "log")) else f"(pairs of the image's one of {form.of})"
-        )
+        counted = form.of if form.counts else f"(pairs of the image's one of {form.of})"
         (above if form.to > 0 else below).append(counted)
     top = " ".join(above) if form.factor == 1 and above else " ".join([number(form.factor), *above])
     under = " ".join(below) if len(below) == 1 else f"({' '.join(below)})"

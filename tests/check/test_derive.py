@@ -104,6 +104,10 @@ def test_slopes_are_derivatives():
         of = Shape(name, (1.0,) if name in VALUES else STARTS.get(name, ((),))[0])
         x = points / 4 if name in ("angle", "distance") else points
         np.testing.assert_allclose(of.slope(x), (of(x + h) - of(x - h)) / (2 * h), rtol=1e-5, atol=1e-8, err_msg=name)
+    cut = Shape("softplus, finite up to", (1.7,))
+    x = points[points < 1.7]
+    np.testing.assert_allclose(cut.slope(x), (cut(x + h) - cut(x - h)) / (2 * h), rtol=1e-5, atol=1e-8)
+    assert not np.isfinite(cut(points[points > 1.7])).any()
     assert Shape("softplus").slope(np.array([-700.0])) == pytest.approx(np.exp(-700.0), rel=1e-12, abs=0)
     assert Shape("exp").slope(np.array([-680.0])) == pytest.approx(np.exp(-680.0), rel=1e-9, abs=0)
     for name in NUMBERS:

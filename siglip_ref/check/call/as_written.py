@@ -54,17 +54,14 @@ def of_module(fn: Any, parameters: Mapping[str, str]) -> Callable[..., Any]:
     from siglip_ref.check.call.module_in_torch import differentiated
 
     shapes = {name: parameter.shape for name, parameter in fn.named_parameters()}
+    leaves = 4 if "bias" in parameters.values() else 3  # of the inputs; what else it takes comes after
+
+    def own(image_embed: Any, text_embed: Any, scale: Any, bias: Any = None) -> dict[str, Any]:
+        values = {"log_scale": scale, "scale": scale, "temperature": 1 / scale, "bias": bias}
+        return {name: values[what].reshape(shapes[name]) for name, what in parameters.items()}
 
     def called(*inputs: Any) -> Any:
-        bias, leaves = int("bias" in parameters.values()), 3 + ("bias" in parameters.values())
-
-        def own(given: list[Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
-            image_embed, text_embed, scale = given[:3]
-            values = {"log_scale": scale, "scale": scale, "temperature": 1 / scale, "bias": given[-1] if bias else None}
-            named = {name: values[what].reshape(shapes[name]) for name, what in parameters.items()}
-            return named, (image_embed, text_embed, *inputs[leaves:])
-
-        return differentiated(fn, own, list(inputs[:leaves]))
+        return differentiated(fn, own, inputs[:leaves], inputs[leaves:])
 
     return _named_as(fn, called)
 

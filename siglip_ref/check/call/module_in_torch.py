@@ -1,6 +1,6 @@
 """A Torch module under other parameters than its own, in the forward pass and in the backward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from siglip_ref.check.call.held_torch import gradients_kept
 from siglip_ref.check.call.results import loss_of
 
 Tensor = torch.Tensor
+Result = tuple[Any, list[Tensor | None]]  # what a module returned, and a gradient for each leaf
 
 
 class Given(nn.Module):
@@ -21,47 +22,44 @@ class Given(nn.Module):
         self.training = module.training
         self.module = module
 
-    def forward(self, inputs: tuple[Any, ...], backward: Callable[[Tensor], None]) -> Any:
-        result = loss_of(self.module(*inputs))
-        if isinstance(result, Tensor) and result.numel() == 1 and result.requires_grad:
-            backward(result)
+    def forward(self, leaves: Sequence[Tensor], more: Sequence[Any]) -> Any:
+        result = loss_of(self.module(*leaves[:2], *more))
+        if _is_loss(result) and result.requires_grad:
+            with gradients_kept(result, leaves), torch.autocast(result.device.type, enabled=False):
+                torch.autograd.backward(result)
         return result
 
 
+class Held(torch.autograd.Function):
+    """A value, with the gradients that were computed beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *leaves: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return None, None, *(None if one is None else upstream * one for one in ctx.gradients)
+
+
 def differentiated(
-    module: nn.Module, own: Callable[[list[Tensor]], tuple[dict[str, Tensor], tuple[Any, ...]]], leaves: list[Tensor]
+    module: nn.Module, own: Callable[..., dict[str, Tensor]], leaves: Sequence[Tensor], more: Sequence[Any]
 ) -> Any:
     """What the module returns, as a function of the leaves.
 
     Parameters
     ----------
-    own : of leaves: the module's parameters by name, and what it is called with
+    own : of the leaves: the module's parameters, by name
+    leaves : embeddings, and what `own` makes parameters of; more : what the module takes after the embeddings
     """
-    result: list[Any] = []
+    again = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in leaves]
+    named = {f"module.{name}": value for name, value in own(*again).items()}
+    result = torch.func.functional_call(Given(module), named, (again, more))
+    if not _is_loss(result):
+        return result
+    return Held.apply(result.detach(), [leaf.grad for leaf in again], *leaves)  # type: ignore[no-untyped-call]
 
-    class Held(torch.autograd.Function):
-        """The value, with the gradients that were computed beside it."""
 
-        @staticmethod
-        def forward(ctx: Any, *given: Tensor) -> Tensor:
-            again = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in given]
-
-            def backward(loss: Tensor) -> None:
-                with gradients_kept(loss, again), torch.autocast(loss.device.type, enabled=False):
-                    torch.autograd.backward(loss)
-
-            with torch.enable_grad():
-                parameters, inputs = own(again)
-                named = {f"module.{name}": value for name, value in parameters.items()}
-                found = torch.func.functional_call(Given(module), named, (inputs, backward))
-            result.append(found)
-            ctx.gradients = [leaf.grad for leaf in again]
-            return found.detach() if isinstance(found, Tensor) else torch.zeros(())
-
-        @staticmethod
-        def backward(ctx: Any, upstream: Tensor) -> Any:
-            return tuple(None if one is None else upstream * one for one in ctx.gradients)
-
-    loss = Held.apply(*leaves)  # type: ignore[no-untyped-call]
-    fits = isinstance(result[0], Tensor) and result[0].numel() == 1
-    return loss if fits else result[0]
+def _is_loss(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.numel() == 1

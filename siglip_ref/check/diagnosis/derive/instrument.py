@@ -165,11 +165,11 @@ def measure_noise(subject: Subject, pairs: int, s: float, b: float) -> None:
     if spread > (1e-4 if subject.form == "float64" else 1e-3):
         raise StopDerivingError("not a function of similarities")
     least = 4e-16 if subject.form == "float64" else 1.2e-7
-    subject.noise = max(2 * spread, least, 2 * _unevenness(subject, similarity, s, b) / size)
+    subject.noise = max(2 * spread, least, 2 * _unevenness(subject, similarity, s, b, values[0]) / size)
 
 
-def _unevenness(subject: Subject, similarity: Array, s: float, b: float) -> float:
+def _unevenness(subject: Subject, similarity: Array, s: float, b: float, there: float) -> float:
     """By how much steps of the same width differ in the value: logits may be exact, and rounded when they are there."""
     steps = (_NEXT_TO_NOTHING * drawn(len(similarity), seed, 1.0) for seed in (11, 12, 13, 14))
-    both = ([subject.value(similarity + sign * step, s, b) for sign in (-1, 0, 1)] for step in steps)
-    return max(abs(less - 2 * there + more) for less, there, more in both)
+    both = ([subject.value(similarity + sign * step, s, b) for sign in (-1, 1)] for step in steps)
+    return max(abs(less - 2 * there + more) for less, more in both)

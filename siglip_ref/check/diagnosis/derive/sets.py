@@ -104,10 +104,15 @@ class OfPairs:
     of: str = ""
     to: float = 0.0
 
+    @property
+    def counts(self) -> bool:
+        """Whether `of` is a number that B gives, the same for all rows."""
+        return self.of in parts.COUNTED
+
     def __call__(self, pairs: int) -> float:
         """Its value at B pairs; what is divided by B - 1 is divided by 1 at least."""
         less = max(float(pairs) - 1, 1.0 if self.less < 0 else 0.0)
-        counted = float(parts.COUNTED[self.of](pairs)) if self.of in parts.COUNTED else 1.0
+        counted = float(parts.COUNTED[self.of](pairs)) if self.counts else 1.0
         times = (counted**self.to if counted or self.to >= 0 else 0.0) if self.to else 1.0
         return float(self.factor * float(pairs) ** self.power * less**self.less * times)
 
