@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Logit,
         Piece,
         Rows,
+        Straight,
         Term,
     )
     from siglip_ref.check.diagnosis.derive.sets import OfPairs, Where
@@ -52,6 +53,10 @@ def in_words(derived: "Derived", wrong: bool = False, declared: bool = False) ->
         lines.append(f"that is {own}" + _ELSEWHERE * wrong)
     besides = "".join(f"; {WORDS['besides'][one]}" for one in derived.besides)
     proof = f"this reproduces your loss at held-out inputs ({derived.compared} tensors, {derived.calls} calls){besides}"
+    if derived.left:
+        proof += (
+            f"; {derived.left:.0e} of what is added up is left, more than rounding: check again once that is repaired"
+        )
     return [*lines, proof]
 
 
@@ -95,6 +100,8 @@ def formula_in_words(formula: "Formula") -> str:
         )
     if formula.unstable:
         notes.append(f"not finite where {formula.unstable} leaves its range")
+    if formula.straight.above < float("inf"):
+        notes.append(_straight(formula.straight))
     notes += [backward_in_words(rule) for rule in formula.backward]
     if formula.times.parts != (("1", 1.0),):
         notes.append(f"{WORDS['numbers']['times']} {expression_in_words(formula.times, formula.linear)}")
@@ -110,6 +117,11 @@ def formula_in_words(formula: "Formula") -> str:
     notes += [WORDS["difference"]["scalars"].format(formula.scalars)] if formula.scalars else []
     notes += [WORDS["difference"]["computed in"].format(formula.computed_in)] if formula.computed_in else []
     return "; ".join([" + ".join(parts).replace("+ -", "- ") or "0", *notes])
+
+
+def _straight(one: "Straight") -> str:
+    where = "" if one.of == "u" else f" of x = {one.of}_ij, less x where {'i = j' if one.of == 'logit' else 'i != j'},"
+    return f"softplus(x){where} is x above {one.above:g}{', in the value alone' * one.in_value}"
 
 
 def _extra(name: str, form: "OfPairs", linear: bool) -> str:
@@ -353,6 +365,7 @@ _GOT: dict[str, Callable[[Any], str]] = {
     "added": _sum(_one_added),
     "penalty": lambda got: _penalty(*got),
     "several": _several,
+    "straight": lambda got: number(got.above),
     "targets": _sum(lambda forms: _sum(form_in_words)(forms) or "0", " where i = j, "),
     "backward": backward_in_words,
     "coupled": _sum(_coupled),

@@ -103,13 +103,37 @@ def test_breaches_of_the_contract_are_named(fn: losses.Loss, dtype: str) -> None
     assert all(row.right or row.verdict == "out of range" for row in plain_calls)
 
 
-def test_torchs_softplus_threshold_is_named_in_float64_and_no_matter_in_float32() -> None:
-    def softplus(x: torch.Tensor, y: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        logits = x @ y.T * log_scale.exp() + bias
-        return (torch.nn.functional.softplus(logits).sum() - logits.diagonal().sum()) / len(x)
+def of_softplus(form: str, scale: str = "exp(s)", per: str = "sum") -> losses.Loss:
+    """Losses of Torch's softplus, which is a straight line above 20: with the label inside, by the closed form; as well
+    with another scale or divisor."""
+    softplus = torch.nn.functional.softplus
 
-    assert [finding.id for finding in sr.check_loss(softplus, dtype="float64").findings] == ["softplus-threshold"]
-    assert sr.check_loss(softplus, dtype="float32").passed
+    def fn(x: torch.Tensor, y: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        logits = x @ y.T * (log_scale if scale == "exp(s)" else -log_scale).exp() + bias
+        z = 2 * torch.eye(len(x), dtype=x.dtype) - 1
+        if form == "label inside":
+            each = softplus(-z * logits)
+        else:
+            each = softplus(logits) - torch.diag(logits.diagonal())
+        return each.mean() if per == "mean" else each.sum() / len(x)
+
+    return fn
+
+
+@pytest.mark.parametrize(
+    ("scale", "per", "others"),
+    [("exp(s)", "sum", set()), ("exp(s)", "mean", {"sum-vs-mean-vs-b2"}), ("exp(-s)", "sum", {"temperature-inverted"})],
+)
+@pytest.mark.parametrize("form", ["label inside", "closed"])
+def test_torchs_softplus_threshold_is_named_in_float64_whatever_stands_beside_it(
+    form: str, scale: str, per: str, others: set[str]
+) -> None:
+    fn = of_softplus(form, scale, per)
+    report = sr.check_loss(fn, scale="log", embeddings="unit", dtype="float64")
+    assert {finding.id for finding in report.findings} == {"softplus-threshold", *others}
+    assert " is x above 20" in report.computes[0] and "SigLIP's own" not in "".join(report.computes)
+    coarse = sr.check_loss(fn, scale="log", embeddings="unit", dtype="float32")
+    assert {finding.id for finding in coarse.findings} == others and coarse.passed == (not others)
 
 
 def test_open_clips_scale_is_linear_and_declaring_another_is_no_pass() -> None:

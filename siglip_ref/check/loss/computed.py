@@ -52,10 +52,12 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
     if derived.formula is None and wrong and not _open(report.findings):
         return  # what has a name need not be called unknown
     report.computes = in_words(derived, wrong, declared)
-    if wrong and derived.certain and derived.differences and not all(map(_named, report.findings)):
-        kept = [finding for finding in report.findings if _named(finding)]
-        told = (one for one in _findings(derived, declared) if one.id not in {finding.id for finding in kept})
-        report.findings = [*of_refused_values(compared), *kept, *told]
+    if wrong and derived.certain and derived.differences:
+        kept, told = [one for one in report.findings if _settled(one)], _findings(derived, declared)
+        more = [one for one in told if one.id not in {finding.id for finding in kept}]
+        beside = len(more) + len(kept) == len(told) and all(one.id != DERIVED for one in more)
+        if beside or len(kept) < len(report.findings):
+            report.findings = [*of_refused_values(compared), *kept, *more]
 
 
 def _tell_how_pairs_count(loss: "LossSubject", compared: "ComparedLoss", report: Report) -> None:
@@ -95,6 +97,11 @@ def _open(findings: Sequence[Finding]) -> bool:
 
 def _named(finding: Finding) -> bool:
     return finding.id != "unknown" and finding.kind != "suspicion"
+
+
+def _settled(finding: Finding) -> bool:
+    """Whether it has a name, and leaves nothing."""
+    return _named(finding) and finding.numbers.get("share", 1.0) == 1.0
 
 
 def _findings(derived: Derived, declared: bool) -> list[Finding]:

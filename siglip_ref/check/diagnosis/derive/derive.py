@@ -11,7 +11,7 @@ from siglip_ref.check.diagnosis.derive.backward import SIZES, backward_of
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.differences import differences
-from siglip_ref.check.diagnosis.derive.formula import KEPT, Derived, Formula, Kept, Measured
+from siglip_ref.check.diagnosis.derive.formula import KEPT, Derived, Formula, Kept, Measured, Straight
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, measure_noise, rounding_of_scalars
 from siglip_ref.check.diagnosis.derive.proof import (
     ALONE,
@@ -22,6 +22,8 @@ from siglip_ref.check.diagnosis.derive.proof import (
     failures,
     held_back,
     kinds_of,
+    off_by,
+    steep,
 )
 from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, Where
 from siglip_ref.check.diagnosis.derive.shapes import Number, is_even
@@ -184,11 +186,31 @@ def _proven(subject: Subject, formula: Formula, right: Formula, held: Sequence[H
             if not failures(without, meant, first=True):
                 known, simpler = without, True
                 break
+    known, left = _to_rounding(subject, known, meant)
     changed = min((list(differences(one, right)) for one in _equivalents(known)), key=len)
     compared = sum(5 - len(one.frozen) for one in meant)
     told = tuple(difference for difference, _ in changed)
-    return Derived(known, True, told, (), (), besides, subject.calls, compared, subject.form)
+    return Derived(known, True, told, (), (), besides, subject.calls, compared, subject.form, left)
 
+
+def _to_rounding(subject: Subject, formula: Formula, held: Sequence[Held]) -> tuple[Formula, float]:
+    """The formula with the softplus that a library has, and what is left of its terms, where that is more than the
+    rounding of float64."""
+    if formula.computed_in or any(one.form != "float64" for one in held):
+        return formula, 0.0
+    held = [*held, *steep(subject)]
+    left = off_by(formula, held)
+    smooth = {term.function.name for term in formula.terms} == {"softplus"} and not formula.unstable
+    for straight in map(Straight, *zip(*_STRAIGHT, strict=True)) if left > _ROUNDING and smooth else ():
+        other = replace(formula, straight=straight)
+        if off_by(other, held) < left / 10:
+            formula, left = other, off_by(other, held)
+    return formula, left * (left > _ROUNDING)
+
+
+# Torch's threshold, and others.
+_STRAIGHT = tuple(product((20.0, 15.0, 25.0, 30.0), ("u", "logit", "-logit"), (False, True)))
+_ROUNDING = 1e-12  # of the terms that are added up, in float64
 
 # Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one;
 # where rows are equal that have no direction; where the loss is no number.

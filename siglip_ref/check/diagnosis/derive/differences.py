@@ -296,10 +296,10 @@ def _around(formula: Formula, right: Formula) -> Iterator[Changed]:
             rest = tuple(other for other in getattr(formula, field) if other != one)
             yield Difference(place, "both", one, (), ()), replace(formula, **{field: rest})  # type: ignore[arg-type]  # as it is there
     of_exp = ("log-one-plus-exp",) if formula.unstable == "exp" else ("log-of-sigmoid",)
-    for place in ("unstable", "width", "over", "times", "several", "scalars", "computed_in", "kept"):
+    for place in ("unstable", "width", "over", "times", "several", "scalars", "computed_in", "kept", "straight"):
         got, wanted = getattr(formula, place), getattr(right, place)
         if got != wanted:
-            ids = of_exp if place == "unstable" else ()
+            ids = {"unstable": of_exp, "straight": ("softplus-threshold",)}.get(place, ())
             yield Difference(place.replace("_", " "), "both", got, wanted, ids), replace(formula, **{place: wanted})
     if formula.equal:
         ids = ("equal-captions-as-positives",) if formula.equal == "texts" and not formula.left_out else ()

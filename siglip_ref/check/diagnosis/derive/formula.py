@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from siglip_ref.check.diagnosis.derive.sets import DIAGONAL, OTHERS, OfPairs, Rule, joined
 from siglip_ref.check.diagnosis.derive.shapes import Number, Shape
 
@@ -110,13 +112,24 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Straight:
+    """softplus(x) is x above a number. of: what x is, "u", or of all pairs "logit" or "-logit"; in_value: gradients are
+    those of the whole softplus."""
+
+    above: float = np.inf
+    of: str = "u"
+    in_value: bool = False
+
+
+@dataclass(frozen=True)
 class Formula:
     """A loss. linear: it is given the scale itself; equal: "texts" if pairs with equal texts count as positives, or not
     at all (left_out); unstable: "exp", "sigmoid" or "exp or sigmoid", whose logarithm is taken and is not finite beyond
-    a range; scalars: the format to which scale and bias are rounded, as they come in; computed_in: a format of fewer
-    bits than the inputs have; width, over: powers of the embeddings' width, by which similarities and the whole loss
-    are multiplied; times: what else that is multiplied by, a function of the scale; several: whole losses, each times a
-    number, whose sum it is instead; penalties: of `penalties.PENALTIES`, added to all."""
+    a range; straight: what a library's softplus is above a threshold; scalars: the format to which scale and bias are
+    rounded, as they come in; computed_in: a format of fewer bits than the inputs have; width, over: powers of the
+    embeddings' width, by which similarities and the whole loss are multiplied; times: what else that is multiplied by,
+    a function of the scale; several: whole losses, each times a number, whose sum it is instead; penalties: of
+    `penalties.PENALTIES`, added to all."""
 
     terms: tuple[Term, ...]
     coupled: tuple[Coupled, ...] = ()
@@ -128,6 +141,7 @@ class Formula:
     equal: str = ""
     left_out: bool = False
     unstable: str = ""
+    straight: Straight = Straight()
     kept: Kept | None = None
     scalars: str = ""
     computed_in: str = ""
@@ -152,8 +166,8 @@ class Difference:
 
     place : what `got` and `right` are of: "reduction" (OfPairs), "weights" (rules), "labels", "function", "similarity"
         and "cap" (Shape), "scale", "offset" and "own" (Number), "rows" (Rows), "extra", "coupled", "unstable",
-        "added" (terms), "backward", "kept" (Kept), "scalars", "computed in", "slope" (Shape), "width", "over" (powers),
-        "times" (Number), "several" (losses), "penalty";
+        "added" (terms), "backward", "kept" (Kept), "straight", "scalars", "computed in", "slope" (Shape), "width",
+        "over" (powers), "times" (Number), "several" (losses), "penalty";
         "targets" (forms of the labels of own pairs, and of others);
         of CLIP's loss "directions", "terms", "smoothing" (a number)
     of : which of several: "positives", "negatives", "both", or a tensor; "softmax", of CLIP's loss
@@ -183,7 +197,8 @@ class Derived:
 
     formula : None where none was found; differences : to SigLIP's; failed : what the formula does not reproduce, as
         (tensor, inputs); besides : inputs that a certain formula does not speak of, of `proof.kinds_of`;
-        calls : of the loss; compared : tensors that the proof compared
+        calls : of the loss; compared : tensors that the proof compared; left : what a certain formula is off by where
+        float64's rounding is less, relative to the terms that are added up
     """
 
     formula: Formula | None
@@ -195,6 +210,7 @@ class Derived:
     calls: int = 0
     compared: int = 0
     dtype: str = "float64"
+    left: float = 0.0
 
 
 def siglip(

@@ -60,6 +60,16 @@ def held_back(subject: Subject, raw: bool, seed: int = 0) -> Iterator[Held]:
         yield Held(label, *given, subject.at(*given), allowed, subject.frozen, subject.form)
 
 
+def steep(subject: Subject) -> Iterator[Held]:
+    """Inputs whose logits are about 21 and -21, where SigLIP's would be."""
+    shape = 2, 4 * subject.batch, -(-8 // subject.dim) * subject.dim
+    for seed, bias in enumerate((21.0, -21.0)):
+        x, y = np.random.Generator(np.random.PCG64([seed, 1919])).standard_normal(shape)
+        x, y = (subject.rounded(rows / np.sqrt((rows * rows).sum(-1, keepdims=True))) for rows in (x, y))
+        given = x, y, subject.number(subject.given(0.0)), subject.number(bias)
+        yield Held(f"logits of {bias:g}", *given, subject.at(*given), _FINE, subject.frozen, subject.form)
+
+
 def kinds_of(one: Held) -> set[str]:
     """What is special about inputs: one pair; ties, rows that are equal, so that logits are; logits of 0, a kink;
     several rows of zeros; a loss that is not finite, of one pair, too."""
@@ -95,11 +105,18 @@ EITHER = "exp or sigmoid"  # where nothing lies between the two
 
 def in_form(formula: Formula, form: str) -> Formula:
     """A formula with what is not finite in a format."""
-    if not formula.unstable:
+    straight, slope = formula.straight, None
+    if formula.unstable:
+        limit = LIMITS[form]["exp" if formula.unstable == EITHER else formula.unstable]
+        functions = dict.fromkeys((-1, 1), Shape("softplus, finite up to", (limit,)))
+    elif np.isfinite(straight.above):
+        above, below = (Shape(f"softplus, {name}", (straight.above,)) for name in ("straight above", "0 below minus"))
+        functions = {sign: below if straight.of == {1: "-logit", -1: "logit"}[sign] else above for sign in (-1, 1)}
+        slope = Shape("slope of softplus") if straight.in_value else None
+    else:
         return formula
-    of = "exp" if formula.unstable == EITHER else formula.unstable
-    function = Shape("softplus, finite up to", (LIMITS[form][of],))
-    return replace(formula, terms=tuple(replace(term, function=function) for term in formula.terms))
+    terms = (replace(one, function=functions[one.sign], slope=slope or one.slope) for one in formula.terms)
+    return replace(formula, terms=tuple(terms))
 
 
 def failures(formula: Formula, held: Sequence[Held], first: bool = False) -> list[tuple[str, str]]:
@@ -109,18 +126,29 @@ def failures(formula: Formula, held: Sequence[Held], first: bool = False) -> lis
         allowed = max(one.allowed, precision(formula.computed_in) if formula.computed_in else 0.0)
         right, sizes = with_magnitudes(in_form(formula, one.form), one.image_embed, one.text_embed, one.s, one.b)
         for name, expected, size, got in zip(NAMES, right, sizes, one.found, strict=True):
-            if name not in one.frozen and not _agree(got, expected, size, allowed):
+            if name not in one.frozen and not _off(got, expected, size) <= allowed:
                 found.append((name, one.label))
                 if first:
                     return found
     return found
 
 
-def _agree(got: Array | None, expected: Array, size: Array, allowed: float) -> bool:
+def off_by(formula: Formula, held: Sequence[Held]) -> float:
+    """The largest error of a formula, relative to the terms that are added up."""
+    found = 0.0
+    for one in held:
+        right, sizes = with_magnitudes(in_form(formula, one.form), one.image_embed, one.text_embed, one.s, one.b)
+        for name, expected, size, got in zip(NAMES, right, sizes, one.found, strict=True):
+            if name not in one.frozen:
+                found = max(found, _off(got, expected, size))
+    return found
+
+
+def _off(got: Array | None, expected: Array, size: Array) -> float:
     values = np.zeros_like(expected) if got is None else np.asarray(got, np.float64)
     if values.shape != np.shape(expected):
-        return False
-    lost = ~np.isfinite(values) & ~np.isfinite(expected)
+        return np.inf
     with np.errstate(all="ignore"):
-        near = np.abs(values - expected) <= allowed * np.maximum(size, np.abs(expected)) + 1e-300
-    return bool((lost | near).all())
+        off = np.maximum(np.abs(values - expected) - 1e-300, 0) / np.maximum(size, np.abs(expected))
+        off = np.where((~np.isfinite(values) & ~np.isfinite(expected)) | (values == expected), 0, off)
+    return float(np.max(np.where(np.isnan(off), np.inf, off), initial=0.0))

@@ -46,6 +46,10 @@ def function(name: str) -> Of:
         return softplus
     if name == "softplus, finite up to":
         return lambda u, c: np.where(u.real > c, np.inf * u, softplus(u))
+    if name == "softplus, straight above":
+        return lambda u, c: np.where(u.real > c, u, softplus(u))
+    if name == "softplus, 0 below minus":  # softplus(-u) + u, straight above
+        return lambda u, c: np.where(u.real < -c, 0.0, softplus(u))
     if name.startswith("slope of ") and name not in WORDS["functions"]:
         of = function(name.removeprefix("slope of "))
         return lambda u, *parameters: slope(of, 0, u, *parameters)
