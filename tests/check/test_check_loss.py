@@ -233,6 +233,12 @@ def test_dims_bring_a_kernel_the_shapes_it_needs() -> None:
         check_loss(kernel, framework="numpy")
 
 
+@pytest.mark.parametrize(("dims", "said"), [((64, 128), r"dims=\[\(64, 128\)\]"), (5, "dict"), ([(64,)], "dict")])
+def test_dims_that_are_none_are_refused_with_what_was_meant(dims: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_loss(sr.sigmoid_loss, framework="numpy", dims=dims)
+
+
 def test_overflow_of_float16_is_out_of_range_and_not_a_failure() -> None:
     report = check_loss(right, framework="numpy", dtype="float16", dims=[(131, 10)])
     kinds = {row.verdict for row in report.details}

@@ -184,7 +184,7 @@ NAMED = {
     "both directions, not divided": (
         lambda x, y, t, b: 2 * len(x) * block(x, y, t.exp(), b),
         {"both-directions-summed", "loss-not-divided"},
-        "each is 2B times the right one",
+        "not divided by B",
     ),
     "scale and bias exchanged": (lambda x, y, t, b: block(x, y, b.exp(), t), {EXCHANGED}, "exchanged, loss and"),
     "exchanged, linear": (lambda x, y, t, b: block(x, y, b, t), {EXCHANGED}, "exchanged, loss and gradients are right"),

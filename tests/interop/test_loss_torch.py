@@ -111,10 +111,7 @@ def of_softplus(form: str, scale: str = "exp(s)", per: str = "sum") -> losses.Lo
     def fn(x: torch.Tensor, y: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         logits = x @ y.T * (log_scale if scale == "exp(s)" else -log_scale).exp() + bias
         z = 2 * torch.eye(len(x), dtype=x.dtype) - 1
-        if form == "label inside":
-            each = softplus(-z * logits)
-        else:
-            each = softplus(logits) - torch.diag(logits.diagonal())
+        each = softplus(-z * logits) if form == "label inside" else softplus(logits) - torch.diag(logits.diagonal())
         return each.mean() if per == "mean" else each.sum() / len(x)
 
     return fn

@@ -12,6 +12,7 @@ from siglip_ref.check.call.refusals import holds_its_own, own_parameters
 from siglip_ref.check.diagnosis.product_findings import DECLARED
 from siglip_ref.check.engine.expected.convention import SIGMOID, SOFTMAX, Objective
 from siglip_ref.check.engine.expected.expected import Convention, conventions_of
+from siglip_ref.check.engine.expected.probes import Dims, read_dims
 from siglip_ref.errors import UsageError
 
 SIZES = {"small": "up to 1,151 pairs", "real": "4,100 pairs besides"}  # of the largest batch
@@ -86,6 +87,20 @@ def require_one_of(argument: str, value: object, meanings: Mapping[str, str]) ->
             cause="another word, or another type",
             repair="; ".join(f'{argument}="{word}": {meaning}' for word, meaning in meanings.items()),
         )
+
+
+def require_dims(dims: Dims) -> None:
+    """Numbers by themselves are the likeliest slip: one shape where a list of shapes belongs."""
+    try:
+        read_dims(dims)
+    except TypeError:
+        alone = isinstance(dims, Sequence) and len(dims) == 2
+        raise UsageError(
+            expected="dims as multiples, dict(batch=16, dim=32), or as a list of shapes, [(64, 128), (96, 128)]",
+            got=repr(dims),
+            cause="one shape, not a list of them" * alone,
+            repair=f"dims=[{dims!r}]" if alone else "dims=dict(batch=16, dim=32)",
+        ) from None
 
 
 def require_whole(argument: str, value: object, least: int, most: int, cause: str) -> int:

@@ -19,6 +19,7 @@ from siglip_ref.check.loss.arguments import (
     declared_conventions,
     declared_objective,
     require_arguments,
+    require_dims,
     require_instance,
     require_one_of,
     require_parameters,
@@ -119,6 +120,7 @@ def check_loss(
         require_arguments(fn, (*ARGUMENTS[: 3 + objective.bias], *objective.extras))
     setting = setting_of(dtype, scalar_dtype, device, precision, frozen, products)
     require_one_of("size", size, SIZES)
+    require_dims(dims)
     declared = declared_conventions(scale, embeddings, objective)
     loaded = load_framework(framework or framework_of(fn))
     called = of_module(fn, parameters) if parameters is not None else fn

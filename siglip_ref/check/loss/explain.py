@@ -9,7 +9,6 @@ import numpy as np
 
 from siglip_ref.check.call.contract_clauses import CLAUSES
 from siglip_ref.check.call.frameworks import Inputs, Outcome, Setting
-from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects_of
 from siglip_ref.check.diagnosis.product_findings import DECLARED, declared_otherwise, declaring, product_findings
 from siglip_ref.check.diagnosis.products import Part, rounded_products
@@ -189,7 +188,7 @@ def _of_plain_calls(subject: "LossSubject", compared: "ComparedLoss") -> tuple[l
         if one:
             return [one], []
     predict = partial(Predicted, contexts=contexts, dtype=dtype)
-    found = explain(seen, suspects_of(convention.objective), predict, lambda wrong: patterns(wrong, contexts))
+    found = explain(seen, suspects_of(convention.objective), predict)
     found = with_a_tail(found, subject.dims) if plain else found
     named, shown = {finding.id for finding in found} - {"unknown"}, hints(compared)
     certain = [hint for hint in shown if hint.id != "unknown" and not (hint.id in UNSTABLE and named & UNSTABLE)]

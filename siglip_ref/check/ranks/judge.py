@@ -12,7 +12,6 @@ from siglip_ref.check.diagnosis.blocks.derive import derive, worked_out
 from siglip_ref.check.diagnosis.blocks.faults import Fault, faults_of
 from siglip_ref.check.diagnosis.blocks.parts import calls_of
 from siglip_ref.check.diagnosis.blocks.tensors import Blocks
-from siglip_ref.check.diagnosis.patterns import patterns
 from siglip_ref.check.diagnosis.predict import Context, Predicted, suspects_of
 from siglip_ref.check.engine.check import check
 from siglip_ref.check.engine.expected.convention import Objective
@@ -261,7 +260,7 @@ def _diagnosis(compared: ComparedRanks, setting: Setting) -> list[Finding]:
     predict = partial(Predicted, contexts=contexts, dtype=setting.dtype)
     faults = compared.faults
     if not faults:
-        return explain(seen, candidates, predict, lambda wrong: patterns(wrong, contexts))
+        return explain(seen, candidates, predict)
     derived = findings_of(faults, compared.way)
     if all(fault.id for fault in faults):
         return derived

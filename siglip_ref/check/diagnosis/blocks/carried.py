@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from siglip_ref.check.diagnosis.blocks.groups import Group, Odd, Weights, describe, listed, odd_groups
 from siglip_ref.check.diagnosis.blocks.ways import WayKind
 from siglip_ref.check.diagnosis.blocks.weigh import Lies
 from siglip_ref.check.diagnosis.predict import EMBEDS
-from siglip_ref.check.diagnosis.terms import Group, Odd, Weights, describe, listed, odd_groups
 
 Kind = (
     WayKind

@@ -7,13 +7,13 @@ from itertools import product
 import numpy as np
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told
+from siglip_ref.check.diagnosis.blocks.groups import Counted, Group, Odd
 from siglip_ref.check.diagnosis.blocks.parts import Part
 from siglip_ref.check.diagnosis.blocks.tensors import Blocks
 from siglip_ref.check.diagnosis.blocks.times import Times
-from siglip_ref.check.diagnosis.blocks.told import ZERO_BUFFER, in_words, patterns_of, tellings
+from siglip_ref.check.diagnosis.blocks.told import ZERO_BUFFER, form_of, in_words, tellings
 from siglip_ref.check.diagnosis.blocks.ways import EXACT, NOT, Way, matching_of, sets
 from siglip_ref.check.diagnosis.predict import EMBEDS
-from siglip_ref.check.diagnosis.terms import Counted, Group, Odd
 from siglip_ref.check.engine.findings import DETACHED
 from siglip_ref.errors import few
 
@@ -46,13 +46,9 @@ def faults_of(blocks: Blocks) -> list[Fault]:
     ]
     told = tellings(blocks)
     wrong = {name: by_world for name, by_world in told.items() if any(one.text for one in by_world.values())}
-    forms = {pattern.tensor: pattern.form for pattern in patterns_of(blocks)}
     groups: dict[Hashable, list[str]] = {}
     for name in (name for name in blocks.tensors if name in wrong):
-        form = forms.get(name)
-        groups.setdefault(form[1] if isinstance(form, tuple) and not isinstance(form, Counted) else form, []).append(
-            name
-        )
+        groups.setdefault(form_of(wrong[name]), []).append(name)
     for form, names in groups.items():
         kinds = [kind for name in names for one in told[name].values() for kind in one.kinds]
         kind: Kind = next((k for k in _FIRST if k in kinds), "elsewhere")

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from siglip_ref.check.diagnosis.blocks.groups import simple
 from siglip_ref.check.diagnosis.blocks.parts import Call, Part, parts_of
 from siglip_ref.check.diagnosis.blocks.times import Times, factor
 from siglip_ref.check.diagnosis.blocks.ways import Way
 from siglip_ref.check.diagnosis.blocks.weigh import Lies, common, weigh
 from siglip_ref.check.diagnosis.predict import EMBEDS
-from siglip_ref.check.diagnosis.terms import simple
 from siglip_ref.check.engine.seen import distance
 from siglip_ref.ops.elementary import Array
 

@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 
+from siglip_ref.check.diagnosis.blocks.groups import simple
 from siglip_ref.check.diagnosis.blocks.parts import Call
-from siglip_ref.check.diagnosis.terms import simple
 
 _NEAR = 1e-3  # of a factor; it was found by least squares
 _DIGITS = 1e-9

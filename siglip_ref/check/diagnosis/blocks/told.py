@@ -1,16 +1,11 @@
 """In what each tensor of a loss over ranks is not SigLIP's: a factor, what was met, what lies elsewhere."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from itertools import product
 
 from siglip_ref.check.diagnosis.blocks.carried import Kind, Told, carried, crossed
-from siglip_ref.check.diagnosis.blocks.parts import Part, parts_of
-from siglip_ref.check.diagnosis.blocks.tensors import Blocks, Met, Tensor
-from siglip_ref.check.diagnosis.blocks.times import Times
-from siglip_ref.check.diagnosis.blocks.weigh import Lies
-from siglip_ref.check.diagnosis.predict import EMBEDS
-from siglip_ref.check.diagnosis.terms import (
+from siglip_ref.check.diagnosis.blocks.groups import (
     Group,
     Key,
     Weights,
@@ -20,7 +15,11 @@ from siglip_ref.check.diagnosis.terms import (
     listed,
     odd_groups,
 )
-from siglip_ref.check.engine.findings import Factor, Pattern
+from siglip_ref.check.diagnosis.blocks.parts import Part, parts_of
+from siglip_ref.check.diagnosis.blocks.tensors import Blocks, Met, Tensor
+from siglip_ref.check.diagnosis.blocks.times import Times
+from siglip_ref.check.diagnosis.blocks.weigh import Lies
+from siglip_ref.check.diagnosis.predict import EMBEDS
 
 ZEROS = ", scored against zeros instead: softplus(bias) a pair"
 ZERO_BUFFER = "ring-received-buffer-zero"
@@ -76,27 +75,10 @@ _SUMS = {
 }
 
 
-def patterns_of(blocks: Blocks) -> Iterator[Pattern]:
-    """One for each tensor that is known at every call, and is not SigLIP's."""
-    lost = {name for name, _ in blocks.failed}
-    for name, by_world in tellings(blocks).items():
-        tensor = blocks.tensors[name]
-        if name not in lost and (any(told.text for told in by_world.values()) or tensor.times != Times()):
-            yield _pattern(name, tensor, by_world)
-
-
-def _pattern(name: str, tensor: Tensor, by_world: Mapping[int, Told]) -> Pattern:
-    factor = str(tensor.times)
-    ids = {told.id for told in by_world.values()}
-    id = ids.pop() if len(ids) == 1 else "unknown"
-    if not any(told.text for told in by_world.values()):
-        return Pattern(name, id, f"{factor} times the right one", Factor(factor))
-    text = in_words(by_world)
+def form_of(by_world: Mapping[int, Told]) -> Hashable:
+    """Equal of tensors of which the same is told."""
     odd = {(1,) * world: told.odd for world, told in by_world.items() if told.odd is not None}
-    form: Hashable = counted(odd) if len(odd) == len(by_world) else text
-    if tensor.times != Times() and not tensor.of:
-        return Pattern(name, id, f"{factor} times this: {text}", (factor, form))
-    return Pattern(name, id, text, form)
+    return counted(odd) if len(odd) == len(by_world) else in_words(by_world)
 
 
 def in_words(by_world: Mapping[int, Told]) -> str:

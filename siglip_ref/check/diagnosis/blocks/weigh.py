@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from siglip_ref.check.diagnosis.blocks.groups import simple
 from siglip_ref.check.diagnosis.blocks.parts import Call, Part, parts_of
-from siglip_ref.check.diagnosis.terms import simple
 from siglip_ref.ops.elementary import Array
 
 Lies = dict[tuple[int, Part], float]  # by the rank that holds it and the part, how many times; nothing: it does not

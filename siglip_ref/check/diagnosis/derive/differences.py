@@ -111,7 +111,7 @@ def _labels(formula: Formula, right: Formula) -> Iterator[Changed]:
         if forms[0] != each:
             plain = [replace(t, weights=((t.weights[0][0], each),)) for t in formula.terms]
             yield (
-                Difference("reduction", "both", forms[0], each, () if formula.over else _reduction(forms[0])),
+                Difference("reduction", "both", forms[0], each, () if formula.over else _reduction(forms[0], each)),
                 replace(formula, terms=tuple(plain)),
             )
         return
@@ -178,21 +178,20 @@ def _sets(terms: Sequence[Term]) -> tuple[object, ...]:
     return tuple(where for term in terms for where, _ in term.weights)
 
 
-def _reduction(form: OfPairs) -> tuple[str, ...]:
-    """Entries for a factor before everything."""
+def _reduction(form: OfPairs, right: OfPairs) -> tuple[str, ...]:
+    """Entries for a factor before everything; those that speak of SigLIP's divisor only where it is the right one."""
     known = {
         (1.0, -2.0): ("sum-vs-mean-vs-b2",),
         (1.0, 0.0): ("loss-not-divided",),
         (2.0, -1.0): ("both-directions-summed",),
         (2.0, 0.0): ("both-directions-summed", "loss-not-divided"),
     }
-    if form.less:
+    if form.less or (form.power != right.power and right != OfPairs(1.0, -1.0)):
         return ()
-    if (form.factor, form.power) in known:
-        return known[form.factor, form.power]
-    if form.power == -1.0 and form.factor == round(form.factor) and form.factor > 1:
-        return ("accum-loss-not-divided",)
-    return ()
+    times = form.factor / right.factor
+    if (times, form.power - right.power - 1.0) in known:
+        return known[times, form.power - right.power - 1.0]
+    return ("accum-loss-not-divided",) if form.power == right.power and times == round(times) and times > 1 else ()
 
 
 # --- function and logit

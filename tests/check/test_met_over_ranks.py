@@ -1,4 +1,4 @@
-"""Patterns in wrong tensors: factors that have names, rows in other places, terms that are missing; and hop by hop."""
+"""What ranks met, by the numbers: factors, rows in other places, terms that are missing or twice; and hop by hop."""
 
 from types import SimpleNamespace
 
@@ -7,16 +7,16 @@ import pytest
 from loss_terms import loss_terms
 
 from siglip_ref.check.call.frameworks import Setting
-from siglip_ref.check.diagnosis.patterns import patterns
-from siglip_ref.check.diagnosis.predict import Context, Predicted
-from siglip_ref.check.diagnosis.terms import describe
+from siglip_ref.check.diagnosis.blocks.derive import worked_out
+from siglip_ref.check.diagnosis.blocks.faults import faults_of
+from siglip_ref.check.diagnosis.blocks.groups import describe
+from siglip_ref.check.diagnosis.blocks.parts import calls_of
+from siglip_ref.check.diagnosis.predict import Context
 from siglip_ref.check.engine.expected.expected import CONVENTIONS, truth
 from siglip_ref.check.engine.expected.probes import POINTS, make_probe
 from siglip_ref.check.engine.expected.tolerance import SAFETY
-from siglip_ref.check.engine.explain import explain
 from siglip_ref.check.engine.seen import Seen
 from siglip_ref.check.ranks.hops import NO_BLOCK, hops_of
-from siglip_ref.mistakes import suspects
 from siglip_ref.report.data import Report
 from siglip_ref.report.text import to_text
 
@@ -39,20 +39,23 @@ def case(*splits):
     return SimpleNamespace(contexts=contexts, terms=terms, right=right)
 
 
-ONE = case((13,), (9,))
 RANKS = case((5, 5, 5, 5), (5, 5, 5))
 
 
-def found(where, change, tensors=NAMES):
-    """Patterns of what comes when `change(name, values, context, terms)` is done to some tensors, in float32."""
+def found(change, tensors=NAMES):
+    """What is told of each tensor, and the entries of the catalogue, where all of it is reproduced, of what comes when
+    `change(name, values, context, terms)` is done to some tensors, in float32."""
     seen = []
-    for label, right in where.right.items():
+    for label, right in RANKS.right.items():
         for name in NAMES:
             exact = right.exact[name]
-            values = change(name, exact, where.contexts[label], where.terms[label]) if name in tensors else exact
+            values = change(name, exact, RANKS.contexts[label], RANKS.terms[label]) if name in tensors else exact
             noise = SAFETY * right.noise[name]
             seen.append(Seen(label, name, np.asarray(values, np.float32), exact, noise))
-    return seen, {pattern.tensor: pattern for pattern in patterns(seen, where.contexts)}
+    with np.errstate(all="ignore"):
+        blocks = worked_out(calls_of(seen, RANKS.contexts))
+    faults = faults_of(blocks) if blocks.certain else []
+    return {name: text for fault in faults for name, text in fault.told.items()}, {fault.id for fault in faults}
 
 
 def weighted(weight):
@@ -60,10 +63,9 @@ def weighted(weight):
     return lambda name, exact, context, terms: sum(weight(t.key, context) * t.tensors[name] for t in terms)
 
 
-@pytest.mark.parametrize("where", [ONE, RANKS])
 @pytest.mark.parametrize("convention", [LOG, RAW])
-def test_terms_sum_up_to_the_loss(where, convention):
-    for context in where.contexts.values():
+def test_terms_sum_up_to_the_loss(convention):
+    for context in RANKS.contexts.values():
         right = truth(context.probe, convention, Setting("float64", "float64", "cpu", False)).exact
         terms = loss_terms(context.probe, convention, context.sizes)
         for name in NAMES:
@@ -71,97 +73,75 @@ def test_terms_sum_up_to_the_loss(where, convention):
             assert np.abs(total - right[name]).max() <= 1e-13 * max(np.abs(right[name]).max(), 1e-3)
 
 
-def test_factors_are_called_by_their_names():
-    factors = {
-        "1/B": lambda c: 1 / c.probe.shape[0],
-        "1/t": lambda c: 1 / c.probe.scale,
-        "-1": lambda c: -1,
-        "1/log(2)": lambda c: 1 / np.log(2),
-        "0.37": lambda c: 0.37,
-    }
-    for words, factor in factors.items():
-        _, patterns_of = found(ONE, lambda n, x, c, t, f=factor: f(c) * x, ["text_embed"])
-        assert patterns_of["text_embed"].text == f"{words} times the right one"
-    _, over_ranks = found(RANKS, lambda n, x, c, t: x / len(c.sizes), ["image_embed", "bias"])
-    assert {p.text for p in over_ranks.values()} == {"1/W times the right one"}
-    assert {p.id for p in over_ranks.values()} == {"unknown"}
-
-
-def test_a_whole_number_in_everything_is_accumulation():
-    _, everything = found(ONE, lambda n, x, c, t: 4 * x)
-    assert {p.id for p in everything.values()} == {"accum-loss-not-divided"}
-    _, scalars = found(ONE, lambda n, x, c, t: 4 * x, ["log_scale", "bias"])
-    assert {p.id for p in scalars.values()} == {"accum-cached-not-divided"}
-    for name in ("text_embed", "log_scale", "bias"):
-        _, one = found(ONE, lambda n, x, c, t: 4 * x, [name])
-        assert {p.id for p in one.values()} == {"unknown"}, name
+@pytest.mark.parametrize(
+    ("words", "factor", "tensors", "id"),
+    [
+        ("1/W", lambda c: 1 / len(c.sizes), ["image_embed", "bias"], ""),
+        ("1/B", lambda c: 1 / c.probe.shape[0], NAMES, "sum-vs-mean-vs-b2"),
+        ("-1", lambda c: -1, ["text_embed"], ""),
+        ("0.37", lambda c: 0.37, ["text_embed"], ""),
+        ("4", lambda c: 4, NAMES, "accum-loss-not-divided"),
+        ("4", lambda c: 4, ["log_scale", "bias"], "accum-cached-not-divided"),
+        ("4", lambda c: 4, ["bias"], ""),
+    ],
+)
+def test_factors_are_called_by_their_names(words, factor, tensors, id):
+    told, ids = found(lambda name, exact, context, terms: factor(context) * exact, tensors)
+    assert told == dict.fromkeys(tensors, f"{words} times the right one") and ids == {id}
 
 
 def test_rows_in_other_places():
-    _, reversed_rows = found(ONE, lambda n, x, c, t: x[::-1], ["text_embed"])
-    assert reversed_rows["text_embed"].text == "the right rows in reverse order"
-    _, rolled = found(ONE, lambda n, x, c, t: np.roll(x, -1, 0), ["image_embed"])
-    assert rolled["image_embed"].text == "the right rows, up by one"
     for ranks in (1, -1, 2):
-        _, moved = found(RANKS, lambda n, x, c, t, s=ranks: np.roll(x, -5 * s, 0), ["text_embed"])
-        assert moved["text_embed"].id == "text-grad-to-wrong-rank"
-        assert f"rank r {'+' if ranks > 0 else '-'} {abs(ranks)}" in moved["text_embed"].text
-    _, image = found(RANKS, lambda n, x, c, t: np.roll(x, -5, 0), ["image_embed"])
-    assert image["image_embed"].id == "unknown"
+        told, ids = found(lambda n, x, c, t, s=ranks: np.roll(x, -5 * s, 0), ["text_embed"])
+        assert ids == {"text-grad-to-wrong-rank"}
+        assert f"rank r {'+' if ranks > 0 else '-'} {abs(ranks)}" in told["text_embed"]
+    _, ids = found(lambda n, x, c, t: np.roll(x, -5, 0), ["image_embed"])
+    assert ids == {""}
 
 
-def test_terms_that_are_missing_or_counted_twice():
-    def hop(key, context):
-        return (key[1] - key[0]) % len(context.sizes)
+def hop(key, context):
+    return (key[1] - key[0]) % len(context.sizes)
 
-    rules = {
-        "the texts of rank r + 1 missing": lambda k, c: hop(k, c) != 1,
-        "the texts of rank r - 1 counted 2 times": lambda k, c: 1 + (hop(k, c) == len(c.sizes) - 1),
-        "positives of all blocks counted 3 times": lambda k, c: 3 if k[2] else 1,
-        "negatives of the own block missing": lambda k, c: not (k[0] == k[1] and not k[2]),
-        "all remote blocks counted 0.5 (1/2) times": lambda k, c: 1 if k[0] == k[1] else 0.5,
-        "the texts of rank 2 missing": lambda k, c: k[1] != 2,
-        "the block of rank 1's images and rank 0's texts missing": lambda k, c: k[:2] != (1, 0),
-        "all blocks counted 0.37 times": lambda k, c: 0.37,
-    }
-    for words, weight in rules.items():
-        _, of = found(RANKS, weighted(weight))
-        assert set(of) == set(NAMES)
-        if "0.37" not in words:  # a factor of its own, seen before
-            assert of["image_embed"].text == words
-            assert of["loss"].text == words
-    _, missing = found(RANKS, weighted(rules["the texts of rank r + 1 missing"]))
-    assert {p.id for p in missing.values()} == {"ring-hop-missing"}
-    _, only_text = found(RANKS, weighted(rules["the texts of rank r + 1 missing"]), ["text_embed"])
-    assert only_text["text_embed"].id == "unknown" and only_text["text_embed"].text == "the texts of rank r + 1 missing"
+
+@pytest.mark.parametrize(
+    ("words", "weight"),
+    [
+        ("the texts of rank r + 1 missing", lambda k, c: hop(k, c) != 1),
+        ("the texts of rank r - 1 counted 2 times", lambda k, c: 1 + (hop(k, c) == len(c.sizes) - 1)),
+        ("positives of all blocks counted 3 times", lambda k, c: 3 if k[2] else 1),
+        ("negatives of the own block missing", lambda k, c: not (k[0] == k[1] and not k[2])),
+        ("all remote blocks counted 0.5 (1/2) times", lambda k, c: 1 if k[0] == k[1] else 0.5),
+        ("the texts of rank 2 missing", lambda k, c: k[1] != 2),
+        ("the block of rank 1's images and rank 0's texts missing", lambda k, c: k[:2] != (1, 0)),
+    ],
+)
+def test_terms_that_are_missing_or_counted_twice(words, weight):
+    told, _ = found(weighted(weight))
+    assert told == dict.fromkeys(NAMES, words)
+
+
+def test_a_hop_that_is_missing_has_a_name_where_everything_lacks_it():
+    def less(key, context):
+        return hop(key, context) != 1
+
+    assert found(weighted(less))[1] == {"ring-hop-missing"}
+    told, ids = found(weighted(less), ["text_embed"])
+    assert ids == {""} and told["text_embed"] == "the texts of rank r + 1 missing"
 
 
 def test_a_buffer_of_zeros_is_known_by_its_loss():
     def zeros(name, exact, context, terms):
-        total = 0
-        for term in terms:
-            second = (term.key[1] - term.key[0]) % len(context.sizes) == 2
-            total = total + (term.against_zeros.get(name, 0) if second else term.tensors[name])
-        return total
+        second = {term.key: hop(term.key, context) == 2 for term in terms}
+        return sum(t.against_zeros.get(name, 0) if second[t.key] else t.tensors[name] for t in terms)
 
-    seen, of = found(RANKS, zeros)
-    assert of["loss"].id == "ring-received-buffer-zero"
-    assert "softplus(bias) a pair" in of["loss"].text
-    findings = explain(
-        seen,
-        suspects(ranks=True),
-        lambda made: Predicted(made, RANKS.contexts, "float64"),
-        lambda wrong: patterns(wrong, RANKS.contexts),
-    )
-    assert findings[0].id == "ring-received-buffer-zero", findings
+    told, ids = found(zeros)
+    assert ids == {"ring-received-buffer-zero"} and "softplus(bias) a pair" in told["loss"]
 
 
 def test_nothing_is_made_up_of_noise():
     random = np.random.default_rng(3)
-    _, of = found(RANKS, lambda n, x, c, t: x * (1 + 0.1 * random.standard_normal(np.shape(x))))
-    assert of == {}
-    _, nan = found(ONE, lambda n, x, c, t: x * np.nan)
-    assert nan == {}
+    assert found(lambda n, x, c, t: x * (1 + 0.1 * random.standard_normal(np.shape(x))))[0] == {}
+    assert found(lambda n, x, c, t: x * np.nan)[0] == {}
 
 
 def test_words_for_weights():
