@@ -21,6 +21,8 @@ QUICK = {"arithmetic", "checkpoint", "mistakes", "preprocess", "tokenizer", "vec
 @pytest.hookimpl(tryfirst=True)  # before nightly tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the cases of a test that is marked `sampled(k)` every k-th runs by day; all the others are nightly.
+    With `in_turn=True` it is one of each k in a row, every time at another place: where each thing is tried in k
+    dtypes, each thing and each dtype has its case by day.
 
     Rooms whose files take seconds come last: then of several processes none is long alone with a file at the end.
     """
@@ -29,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("sampled")
         if mark and not item.get_closest_marker("nightly"):
             test = item.nodeid.partition("[")[0]
-            if cases[test] % mark.args[0]:
+            row, place = divmod(cases[test], mark.args[0])
+            if (place + row * mark.kwargs.get("in_turn", False)) % mark.args[0]:
                 item.add_marker(pytest.mark.nightly)
             cases[test] += 1
     items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] in QUICK)

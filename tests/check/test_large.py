@@ -85,7 +85,7 @@ def exchanging(tile: int, places: tuple[int, int], side: int) -> Loss:
 
 
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_two_tiles_exchanged_fail(tile: int) -> None:
     """Also those 131 tiles apart, which a plain period of 131 rows would hide."""
     last = REAL.shape[0] // tile - 1
@@ -108,6 +108,7 @@ def cut(limit: int) -> Loss:
 
 
 @pytest.mark.parametrize(("limit", "size"), [(256, "small"), (1024, "small"), (2048, "real"), (4096, "real")])
+@pytest.mark.sampled(2)
 def test_rows_left_out_beyond_a_tile_fail_and_are_told(limit: int, size: Any) -> None:
     report = check_loss(cut(limit), "numpy", size=size, scale="log", embeddings="unit")
     assert report.verdict == "FAIL" and report.findings[0].id == "beyond-a-tile"

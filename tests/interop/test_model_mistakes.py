@@ -36,7 +36,7 @@ def report_of(make, dtype="float32"):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", MISTAKES)
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 def test_every_mistake_is_named(name, dtype):
     report = report_of(MISTAKES[name], dtype)
     assert not report.passed

@@ -103,6 +103,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+@pytest.mark.sampled(2, in_turn=True)
 def test_mistakes_are_caught_and_placed(mistake, dtype):
     model = build()
     mistake(model)

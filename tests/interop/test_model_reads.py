@@ -48,6 +48,7 @@ def fused(model: Model) -> None:
 
 @pytest.mark.parametrize("weights", ["probe", "own"])
 @pytest.mark.parametrize("spoil", [alias, frozen_alias, copy, fused])
+@pytest.mark.sampled(2, in_turn=True)
 def test_a_parameter_that_is_not_read_is_named(spoil: Callable[[Model], None], weights: str) -> None:
     model = tiny()
     spoil(model)

@@ -67,6 +67,7 @@ TOWERS = {
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.sampled(2, in_turn=True)
 def test_a_right_tower_passes_and_says_where_it_ends(name, dtype):
     make, end = TOWERS[name]
     report = sr.check_model(make(), dtype)
@@ -81,6 +82,7 @@ def test_a_right_tower_passes_and_says_where_it_ends(name, dtype):
 
 @pytest.mark.parametrize("make", [image_tower, timm_tower, naflex_tower])
 @pytest.mark.parametrize("up_to", ENDS)
+@pytest.mark.sampled(4)  # each tower and each end
 def test_an_image_tower_can_end_in_three_places(make, up_to):
     report = sr.check_model(make(), up_to=up_to)
     assert report.verdict == "PASS", report
@@ -148,6 +150,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("side", ["image", "text"])
 @pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.sampled(2, in_turn=True)
 def test_a_planted_mistake_is_found_at_its_stage(name, side):
     plant, stage = PLANTED[name]
     tower = image_tower() if side == "image" else text_tower()
