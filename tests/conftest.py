@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_day import runs_by_day
 
 # Ranks are processes and share the cores: a pool of threads in each of them would only make them wait for one another.
 # Set before anything imports NumPy, and inherited by every process that a test starts.
@@ -20,9 +21,7 @@ QUICK = {"arithmetic", "checkpoint", "mistakes", "preprocess", "tokenizer", "vec
 
 @pytest.hookimpl(tryfirst=True)  # before nightly tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the cases of a test that is marked `sampled(k)` every k-th runs by day; all the others are nightly.
-    With `in_turn=True` it is one of each k in a row, every time at another place: where each thing is tried in k
-    dtypes, each thing and each dtype has its case by day.
+    """Of the cases of a test that is marked `sampled(k)` those that do not run by day are nightly.
 
     Rooms whose files take seconds come last: then of several processes none is long alone with a file at the end.
     """
@@ -31,8 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("sampled")
         if mark and not item.get_closest_marker("nightly"):
             test = item.nodeid.partition("[")[0]
-            row, place = divmod(cases[test], mark.args[0])
-            if (place + row * mark.kwargs.get("in_turn", False)) % mark.args[0]:
+            if not runs_by_day(cases[test], *mark.args, **mark.kwargs):
                 item.add_marker(pytest.mark.nightly)
             cases[test] += 1
     items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] in QUICK)

@@ -50,7 +50,8 @@ def test_the_reference_passes(dtype):
     assert [row.name for row in report.rows] == [*values, "loss", *sr.init(cfg)]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16", "float64"])
+@pytest.mark.sampled(2, in_turn=True)
 def test_own_weights(dtype):
     report = sr.check_model(ReferenceAdapter(), dtype, "own")
     assert report.verdict == "PASS"
@@ -69,6 +70,7 @@ def test_own_weights(dtype):
         ("loss", ""),
     ],
 )
+@pytest.mark.sampled(3, in_turn=True)
 def test_what_is_not_finite_never_passes(kind, name, value):
     report = sr.check_model(spoiled(kind, name, one(value)), "float32")
     assert report.verdict == "FAIL"

@@ -109,6 +109,7 @@ def in_fewer_bits(what, form):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("form", ["bfloat16", "float16"])
 @pytest.mark.parametrize("what", ["images", "texts", "gradients of texts"])
+@pytest.mark.sampled(2, in_turn=True)
 def test_what_travels_in_fewer_bits_shows(what, form, dtype):
     report = sr.check_ranks(in_fewer_bits(what, form), **HOW | {"dtype": dtype})
     assert report.verdict == "FAIL", report

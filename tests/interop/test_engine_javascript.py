@@ -56,6 +56,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.sampled(2)
 def test_a_wrong_port_is_told_where(name, probe, tmp_path):
     old, new, stage, words = MISTAKES[name]
     text = PROGRAM.read_text()

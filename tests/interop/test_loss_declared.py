@@ -30,7 +30,7 @@ from siglip_ref.model.loss import sigmoid_loss, weighted_loss
     ],
 )
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 def test_right_passes_and_wrong_fails(name: str, library: str, dtype: str) -> None:
     fn, declared = VARIANTS[name]
     at = TORCH if library == "torch" else JAX

@@ -67,6 +67,7 @@ def test_a_large_truth_is_proven_by_balls(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.sampled(2)
 def test_a_large_batch_has_noise_of_its_size(name: str) -> None:
     """Beside the noise that all pairs show where they are computed: neither a small part of it nor far more."""
     probe, objective = large(name, 263, "float32")

@@ -29,6 +29,7 @@ class Own(torch.nn.Module):
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 @pytest.mark.parametrize("kind", ["log_scale", "scale", "temperature"])
+@pytest.mark.sampled(2, in_turn=True)
 def test_modules_with_parameters_of_their_own(kind: str, shape: tuple[int, ...]) -> None:
     module = Own(kind, shape)
     report = sr.check_loss(module, parameters={"temp": kind, "b": "bias"})

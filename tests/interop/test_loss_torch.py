@@ -96,6 +96,7 @@ def test_log_of_sigmoid_is_caught_where_logits_reach_120() -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("fn", losses.BREACHES, ids=name_of)
+@pytest.mark.sampled(3, in_turn=True)
 def test_breaches_of_the_contract_are_named(fn: losses.Loss, dtype: str) -> None:
     report = sr.check_loss(fn, dtype=dtype)
     assert report.verdict == "FAIL" and losses.BREACHES[fn] in [finding.id for finding in report.findings]

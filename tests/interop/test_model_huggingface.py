@@ -30,12 +30,14 @@ def test_the_width_of_b16_passes(dtype):
     require_pass(sr.check_model(hugging_face(wide()), dtype), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[::-1])
+@pytest.mark.sampled(2)  # float16, float32
 def test_own_weights_pass(dtype):
     require_pass(sr.check_model(hugging_face(), dtype, "own"), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.sampled(2, in_turn=True)
 def test_eager_attention_passes_and_its_softmax_is_named(dtype):
     report = sr.check_model(hugging_face(attention="eager"), dtype)
     require_pass(report, dtype, limit=1e-5)
@@ -272,6 +274,7 @@ def used_model():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weights", ["probe", "own"])
+@pytest.mark.sampled(3)
 def test_the_model_is_left_as_it_was(dtype, weights):
     model = used_model()
     gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]

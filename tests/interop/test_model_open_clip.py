@@ -38,7 +38,8 @@ def build(bias=-10, output_dict=False, **text):
     return open_clip.CustomTextCLIP(10, vision, small | siglip | text, init_logit_bias=bias, output_dict=output_dict)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[::-1])
+@pytest.mark.sampled(2)  # float16, float32
 def test_a_siglip_passes_and_its_gelu_is_named(dtype):
     report = sr.check_model(build(), dtype)
     require_pass(report, dtype)
@@ -47,6 +48,7 @@ def test_a_siglip_passes_and_its_gelu_is_named(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.sampled(2, in_turn=True)
 def test_siglip_2_has_another_gelu_in_its_text_tower(dtype):
     report = sr.check_model(build(act_kwargs={"approximate": "tanh"}, output_dict=True), dtype)
     require_pass(report, dtype)

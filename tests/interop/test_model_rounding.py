@@ -43,12 +43,14 @@ def require_named(model, dtype, name, stage, form, side):
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=() if case in SAMPLE else pytest.mark.nightly) for case in ALL], ids="-".join
 )
+@pytest.mark.sampled(2, in_turn=True)
 def test_one_product_in_fewer_bits_is_named(case):
     require_named(hugging_face(), *case)
 
 
 @pytest.mark.parametrize("form", ["float16", "tf32"])
 @pytest.mark.parametrize(("name", "stage"), [("k", "text/block00/+attn"), ("mlp/in", "image/pool")])
+@pytest.mark.sampled(2, in_turn=True)
 def test_float16_and_tf32_are_told_apart_by_their_range(name, stage, form):
     assert (name, "inputs") in MOVED
     require_named(hugging_face(), "float32", name, stage, form, "inputs")

@@ -110,6 +110,7 @@ def test_one_tensor_is_enough():
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("lr", [1e-3, 1e-5, 1e-7])
 @pytest.mark.parametrize("way", ["kept", "by chance"])
+@pytest.mark.sampled(2, in_turn=True)
 def test_who_keeps_what_is_lost_passes(kind, lr, way):
     """Also where the parameters lie in arrays of the narrow format itself; the same step that drops it fails."""
     rule = replace(RULE, lr=lr)

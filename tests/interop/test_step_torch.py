@@ -27,7 +27,7 @@ def test_right_steps_pass(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MISTAKES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_every_mistake_is_named(name, dtype):
     report = report_of(MISTAKES[name](dtype))
     assert report.verdict == "FAIL"

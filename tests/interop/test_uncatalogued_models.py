@@ -14,7 +14,7 @@ from uncatalogued_models import MISTAKES
 
 @pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.nightly), "float32"])
 @pytest.mark.parametrize("name", MISTAKES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_what_nobody_has_listed_is_placed(name, dtype):
     make, place = MISTAKES[name]
     model = hugging_face()

@@ -151,6 +151,7 @@ LOOKS = [(1280, 800, "light"), (1280, 800, "dark"), (390, 844, "dark"), (768, 10
 
 
 @pytest.mark.parametrize("width, height, scheme", LOOKS)
+@pytest.mark.sampled(2)
 def test_accessibility(browser, folder, width, height, scheme):
     motion = {"prefers_reduced_motion": "reduce", "prefers_color_scheme": scheme}
     page = browser.page((folder / "loss-page.html").as_uri(), width, height, **motion)

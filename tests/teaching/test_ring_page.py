@@ -357,6 +357,7 @@ LOOKS = [
 
 
 @pytest.mark.parametrize("width, height, scheme", LOOKS)
+@pytest.mark.sampled(2, in_turn=True)
 def test_accessibility(browser, folder, width, height, scheme):
     """axe-core finds nothing, with a mistake shown and an answer given; nothing is wider than the screen."""
     motion = {"prefers_reduced_motion": "reduce", "prefers_color_scheme": scheme}
