@@ -1,5 +1,6 @@
 """Diagnosis by itself: the tensors of a mistake, as a float32 program would show them, are given its name."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_a_suspicion_is_not_joined_by_what_does_nothing():
     findings = explain(seen_from(got), LOSS, lambda made: tensors(made, "float64", None))
     assert [finding.id for finding in findings] == ["logit-scale-init"]
     assert "a suspicion" in findings[0].evidence
+
+
+@pytest.mark.parametrize("beyond", [1.03, 40.0])
+def test_what_explains_all_but_a_little_is_not_certain(beyond):
+    """A second mistake beside it, in one tensor, just beyond what is allowed or far: neither all of it, nor sure."""
+    made = [CATALOGUE["sum-vs-mean-vs-b2"]]
+    exact = tensors(made, "float64", None)
+    seen = seen_from(exact)
+    known = explain(seen, LOSS, lambda made: tensors(made, "float64", None))
+    assert "explains 100%" in known[0].evidence and known[0].repair == made[0].repair
+    room = beyond * max(1.0, float(np.max(np.abs(exact[seen[-1].probe, seen[-1].name] / seen[-1].exact))))
+    seen[-1] = replace(seen[-1], got=seen[-1].got + room * seen[-1].allowed)
+    findings = explain(seen, LOSS, lambda made: tensors(made, "float64", None))
+    assert [one.kind for one in findings] != ["mistake"] and "100%" not in str([one.evidence for one in findings])
+    assert all(one.repair != made[0].repair for one in findings)
 
 
 @pytest.mark.parametrize(

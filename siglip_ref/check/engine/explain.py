@@ -2,9 +2,8 @@
 
 A mistake explains a wrong tensor as far as its own result is nearer to what was seen than the right one is; a right
 tensor that it would have made wrong counts against it. What explains everything to within rounding is a finding: a
-mistake; else two or three made together; else a pattern of every wrong tensor, see
-`siglip_ref.check.diagnosis.patterns`. What explains a good part is a suspicion, and says its share; below that the
-answer is "unknown", with what is known: where it begins, and the patterns of some tensors.
+mistake; else two or three made together. What explains a good part is a suspicion, and says its share; below that the
+answer is "unknown", with where it begins.
 
 A gradient that is zero everywhere did not arrive. That is said first, and the rest explained without it, unless
 mistakes that make it zero themselves explain everything.
@@ -19,19 +18,17 @@ import numpy as np
 from siglip_ref.check.engine.findings import (
     FINDING,
     Explanation,
-    Pattern,
     barely,
     detached,
     findings_of,
-    of_patterns,
     unknown,
 )
-from siglip_ref.check.engine.seen import Seen, distance, is_wrong
+from siglip_ref.check.engine.seen import Seen, distance, distance_from, is_wrong
 from siglip_ref.mistakes import Mistake
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 
-ALL = 0.999  # of it, demanded of mistakes made together
+NEARLY = 0.99  # of it, from which on it is worth a proof, where there is one
 SUSPICION = 0.8  # named as a suspicion; less is "unknown"
 WHOLLY = 0.3  # of the wrong tensors, which a suspicion explains to within rounding
 TOGETHER = 3  # mistakes at once, at most
@@ -44,16 +41,13 @@ Tensors = Mapping[tuple[str, str], Array]  # by (probe, tensor)
 Predict = Callable[[Sequence[Mistake]], Tensors]  # what the reference gives with these mistakes made in it
 
 
-Patterns = Callable[[Sequence[Seen]], Sequence[Pattern]]
-
-
 def explain(
     seen: Sequence[Seen],
     mistakes: Sequence[Mistake],
     predict: Predict,
-    patterns: Patterns = lambda seen: (),
     is_gradient: Callable[[str], bool] = lambda name: name != "loss",
     at_once: int = TOGETHER,
+    proven: Callable[[Sequence[Mistake]], bool] | None = None,
 ) -> list[Finding]:
     """Findings, best first; empty if nothing is wrong.
 
@@ -63,9 +57,9 @@ def explain(
     mistakes : candidates, the more frequent ones first
     predict : runs the reference with mistakes made in it, at the same probes; it, or a look at what it returns, raises
         ValueError where two of them change the same line
-    patterns : what is seen in tensors without knowing of any mistake
     is_gradient : whether a tensor is one, by its name
     at_once : mistakes made together, at most
+    proven : whether mistakes that explain nearly everything are all that is wrong; None: if they explain everything
     """
     wrong = [tensor for tensor in seen if is_wrong(tensor)]
     if not wrong:
@@ -73,28 +67,26 @@ def explain(
     absent = [name for name in _names(wrong) if is_gradient(name) and _is_zero(name, seen)]
     if not absent and all(distance(one, one.exact) <= BARELY for one in wrong):
         return [barely(wrong)]
-    alone, whole = _wholly(seen, mistakes, predict, at_once)
+    alone, whole = _wholly(seen, mistakes, predict, at_once, proven)
     whole = [entry for entry in whole if _made_zero(entry, absent, seen, predict) == absent]
     everything, first = seen, list[Finding]()
     if absent and not whole:
         seen = [one for one in seen if one.name not in absent]
         wrong = [one for one in wrong if one.name not in absent]
-        alone, whole = _wholly(seen, mistakes, predict, at_once)
+        alone, whole = _wholly(seen, mistakes, predict, at_once, proven)
         made = [_made_zero(entry, absent, everything, predict) for entry in whole]
         most = max(made, key=len, default=[])
         whole = [entry for entry, zero in zip(whole, made, strict=True) if zero == most]
         left = [name for name in absent if name not in most]
         first = [detached(left)] if left else []
-    names, found = _names(wrong), list(patterns(seen))
+    names = _names(wrong)
     if whole:
-        return first + [one for entry in whole for one in _beside(whole, entry, findings_of(entry, names, found))]
+        return first + [one for entry in whole for one in _beside(whole, entry, findings_of(entry, names))]
     if not wrong:
         return first
-    if {pattern.tensor for pattern in found} >= set(names):
-        return [*first, of_patterns(found)]
     told = [entry for entry in alone if entry.share >= SUSPICION and _explains_some(entry, wrong, predict)][:LISTED]
     suspicions = [finding for entry in told for finding in findings_of(entry, names)]
-    return first + (suspicions or [unknown(wrong[0].name, wrong[0].probe, found)])
+    return first + (suspicions or [unknown(wrong[0].name, wrong[0].probe)])
 
 
 def _beside(whole: Sequence[Explanation], entry: Explanation, findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -106,14 +98,26 @@ def _beside(whole: Sequence[Explanation], entry: Explanation, findings: Iterable
 
 
 def _wholly(
-    seen: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict, at_once: int
+    seen: Sequence[Seen],
+    mistakes: Sequence[Mistake],
+    predict: Predict,
+    at_once: int,
+    proven: Callable[[Sequence[Mistake]], bool] | None,
 ) -> tuple[list[Explanation], list[Explanation]]:
     """All mistakes by what they explain alone; and what explains everything, alone or together, each in one form."""
     wrong = [one for one in seen if is_wrong(one)]
-    alone = _ranked(seen, ((mistake,) for mistake in mistakes), predict) if wrong else []
+
+    def looked_at(entry: Explanation) -> Explanation:
+        if proven is None or entry.share < NEARLY:
+            return entry
+        return replace(entry, share=FINDING if proven(entry.mistakes) else NEARLY)
+
+    enough = FINDING if proven is None else NEARLY
+    alone = [looked_at(one) for one in _ranked(seen, ((m,) for m in mistakes), predict)] if wrong else []
     whole = [entry for entry in alone if entry.share >= FINDING]
     if wrong and not whole and at_once > 1:
-        whole = _together(seen, wrong, mistakes, predict)
+        together = [looked_at(one) for one in _together(seen, wrong, mistakes, predict, enough)]
+        whole = [entry for entry in together if entry.share >= FINDING]
     by_ids: dict[tuple[str, ...], Explanation] = {}
     for entry in whole:
         by_ids.setdefault(tuple(mistake.id for mistake in entry.mistakes), entry)
@@ -146,7 +150,7 @@ def _explains_some(entry: Explanation, wrong: Sequence[Seen], predict: Predict) 
 
 
 def _together(
-    seen: Sequence[Seen], wrong: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict
+    seen: Sequence[Seen], wrong: Sequence[Seen], mistakes: Sequence[Mistake], predict: Predict, enough: float
 ) -> list[Explanation]:
     """The best of two or three mistakes made together that explain everything. Of a good part there is no talk: a
     second mistake that does nothing is always found. All combinations are tried at one probe, the first at which most
@@ -160,18 +164,21 @@ def _together(
         if count > 1:
             ranked += _ranked(here, _extended(ranked, useful, count), predict)
         best = [entry for entry in _sorted(ranked) if len(entry.mistakes) == count][:KEPT]
-        whole = _whole(seen, (entry.mistakes for entry in best if count > 1), predict)
+        whole = _whole(seen, (entry.mistakes for entry in best if count > 1), predict, enough)
         if not whole and count < TOGETHER:
             # what explains this probe wholly, and one more that shows at others alone, such as where logits are far
-            whole = _whole(seen, _with_one_more([entry for entry in best if entry.share >= ALL], mistakes), predict)
+            here_whole = [entry for entry in best if entry.share >= enough]
+            whole = _whole(seen, _with_one_more(here_whole, mistakes), predict, enough)
         if whole:
             return whole[:LISTED]
     return []
 
 
-def _whole(seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], predict: Predict) -> list[Explanation]:
+def _whole(
+    seen: Sequence[Seen], candidates: Iterator[tuple[Mistake, ...]], predict: Predict, enough: float
+) -> list[Explanation]:
     """Those that explain every probe."""
-    return [entry for entry in _ranked(seen, candidates, predict) if entry.share >= ALL]
+    return [entry for entry in _ranked(seen, candidates, predict) if entry.share >= enough]
 
 
 def _within(here: Sequence[Seen], entry: Explanation, predict: Predict) -> bool:
@@ -223,12 +230,12 @@ def share_explained(seen: Sequence[Seen], predicted: Tensors) -> float:
     explained, counted = 0.0, 0
     for tensor in seen:
         before = distance(tensor, tensor.exact)
-        after = distance(tensor, predicted[tensor.probe, tensor.name])
+        after = distance_from(tensor, predicted[tensor.probe, tensor.name])
         if before <= 1:
-            counted += not after <= 2  # it would have been wrong, and is right
+            counted += not after <= 1  # it would have been wrong, and is right
             continue
         counted += 1
-        if after <= 2:  # both sides round
+        if after <= 1:
             explained += 1
         elif np.isfinite(after) and np.isfinite(before):
             explained += max(0.0, 1 - after / before)

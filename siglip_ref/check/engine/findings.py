@@ -1,15 +1,16 @@
-"""What explains wrong tensors, in the words of a finding: mistakes, patterns, or what little is known."""
+"""What explains wrong tensors, in the words of a finding: mistakes, or what little is known."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import floor
 
 from siglip_ref.check.engine.seen import Seen, distance
 from siglip_ref.mistakes import CATALOGUE, Mistake
 from siglip_ref.report.data import Finding, FindingKind
 
-FINDING = 0.99  # of the deviation explained: named as the mistake
+FINDING = 1.0  # of the deviation explained, no tensor is left: named as the mistake
 DETACHED = "no-gradient-arrives"
+_NOT_ALL = "; then check again, for this is not all"
 _LOOK = "look at the first tensor that deviates, at its smallest probe"
 
 
@@ -21,43 +22,29 @@ class Explanation:
     share: float
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """One tensor, explained at every probe. id: of the catalogue, or "unknown"; text: what is seen; form: the same as
-    data, equal for tensors of which the same is seen."""
-
-    tensor: str
-    id: str
-    text: str
-    form: Hashable = None
-
-
-class Factor(NamedTuple):
-    """The form of a tensor that is the right one times a number; name: of the number, which may depend on the batch."""
-
-    name: str
-
-
-def findings_of(entry: Explanation, tensors: Sequence[str], patterns: Sequence[Pattern] = ()) -> Iterator[Finding]:
-    """One for each mistake of an explanation; with what patterns say in more detail of the same."""
-    certain = entry.share >= FINDING
-    names = ", ".join(tensors)
-    forms = {pattern.form if isinstance(pattern.form, Factor) else None for pattern in patterns}
-    alike = len(forms) == 1 and None not in forms and len(patterns) == len(tensors) > 1
-    shared = f"; each is {patterns[0].text}" if alike else ""
+def findings_of(entry: Explanation, tensors: Sequence[str]) -> Iterator[Finding]:
+    """One for each mistake of an explanation."""
+    certain, names = entry.share >= FINDING, ", ".join(tensors)
+    kind: FindingKind = "mistake" if certain else "suspicion"
     for mistake in entry.mistakes:
         others = " and ".join(other.id for other in entry.mistakes if other is not mistake)
         word = "explains" if certain else "a suspicion: explains"
-        evidence = f"{word} {entry.share:.0%} of the deviation of {names}{shared}"
+        evidence = f"{word} {percent(entry.share)} of the deviation of {names}"
         if others and mistake is entry.mistakes[0]:
             evidence = f"together with {others} it {evidence}"
         elif others:
             evidence = f"together with {others}"
-        same = [pattern for pattern in patterns if pattern.id == mistake.id]
-        told = () if shared else _in_words(same)
-        text = "; ".join((mistake.text, evidence, *told))
-        kind: FindingKind = "mistake" if certain else "suspicion"
-        yield Finding(mistake.id, names, "", text, mistake.repair, kind, tuple(tensors), {"share": entry.share})
+        text, repair = f"{mistake.text}; {evidence}", mistake.repair + _NOT_ALL * (not certain)
+        yield Finding(mistake.id, names, "", text, repair, kind, tuple(tensors), {"share": entry.share})
+
+
+def percent(share: float) -> str:
+    """Of everything alone it is 100%.
+
+    >>> percent(1.0), percent(0.9996)
+    ('100%', '99%')
+    """
+    return f"{floor(100 * share + 1e-9)}%"
 
 
 def detached(absent: Sequence[str]) -> Finding:
@@ -79,26 +66,7 @@ def barely(wrong: Sequence[Seen]) -> Finding:
     return Finding("unknown", names[0], "", evidence, repair, tensors=names)
 
 
-def of_patterns(found: Sequence[Pattern]) -> Finding:
-    """Every wrong tensor has a pattern, which may be a general form of one mistake of the catalogue."""
-    id = found[0].id if len({pattern.id for pattern in found}) == 1 else "unknown"
-    names = tuple(pattern.tensor for pattern in found)
-    evidence = "; ".join(_in_words(found)) + "; explains 100% of the deviation"
-    if id == "unknown":
-        return Finding(id, names[0], "", f"a pattern of no single name: {evidence}", _LOOK, tensors=names)
-    mistake = CATALOGUE[id]
-    return Finding(id, ", ".join(names), "", f"{mistake.text}; {evidence}", mistake.repair, tensors=names)
-
-
-def _in_words(found: Sequence[Pattern]) -> list[str]:
-    """Tensors of which the same is said, together."""
-    texts: dict[str, list[str]] = {}
-    for pattern in found:
-        texts.setdefault(pattern.text, []).append(pattern.tensor)
-    return [f"{', '.join(tensors)}: {text}" for text, tensors in texts.items()]
-
-
-def unknown(tensor: str, probe: str, found: Sequence[Pattern]) -> Finding:
-    """No mistake of the catalogue: say where it begins, and what is seen of some tensors."""
-    facts = [f"begins at {tensor}, at {probe}", *_in_words(found)]
-    return Finding("unknown", tensor, "", "no mistake of the catalogue explains it; " + "; ".join(facts), _LOOK)
+def unknown(tensor: str, probe: str) -> Finding:
+    """No mistake of the catalogue: say where it begins."""
+    evidence = f"no mistake of the catalogue explains it; begins at {tensor}, at {probe}"
+    return Finding("unknown", tensor, "", evidence, _LOOK)

@@ -23,6 +23,14 @@ def is_wrong(tensor: Seen) -> bool:
     return not distance(tensor, tensor.exact) <= 1
 
 
+def distance_from(tensor: Seen, made: Array) -> float:
+    """As `distance`, from what a mistake makes of it: what is larger than it should be rounds by as much more."""
+    exact, most = (float(np.max(np.abs(x), initial=0.0)) for x in (tensor.exact, made))
+    relative = np.max(tensor.allowed, initial=0.0) < exact < np.inf  # else it is zero by structure
+    grown = most / exact if relative else 1.0
+    return distance(tensor, made) / (grown if 1 < grown < np.inf else 1.0)
+
+
 def distance(tensor: Seen, to: Array, got: Array | None = None) -> float:
     """Largest deviation in units of what is allowed; NaN and infinity at the same places agree with each other.
 

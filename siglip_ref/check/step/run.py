@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -193,6 +193,12 @@ class Taken:
     noise: dict[str, float]
     moved: Params
     batch: Batch | None
+
+
+def given(one: Taken, grads: Params) -> Taken:
+    """A step with other gradients: what is larger in them has more noise."""
+    grown = {n: max(1.0, float(np.max(np.abs(g)) / (np.max(np.abs(one.grads[n])) or 1.0))) for n, g in grads.items()}
+    return replace(one, grads=grads, noise={n: x * grown.get(n, 1.0) for n, x in one.noise.items()})
 
 
 def take_steps(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from siglip_ref.check.engine.findings import percent
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.rounding import Rounding
 from siglip_ref.check.model.diagnosis.search import Found
@@ -32,7 +33,7 @@ def findings_of(found: Found, rows: list[Row], run: Run) -> list[Finding]:
     together = "it" if len(mistakes) == 1 else f"all {len(mistakes)} of them"
     explained = f"with {together} made in the reference, {_compared(rows)} is the model's"
     if not found.whole:
-        much = f"{found.share:.0%}" if found.share >= _SAID else "not all"
+        much = percent(found.share) if found.share >= _SAID else "not all"
         explained = f"{much} of all that deviates is explained: repair it, and check again"
     findings: list[Finding] = []
     for id, mistake in mistakes.items():

@@ -24,7 +24,7 @@ from siglip_ref.check.step.diagnosis.packed import NEAR, Packed
 from siglip_ref.check.step.diagnosis.sources import Names, Source, Steps, sources
 from siglip_ref.check.step.diagnosis.where import at_steps, groups, limits, limits_of, numbers_of, stuck, units, whose
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
-from siglip_ref.check.step.run import Taken
+from siglip_ref.check.step.run import Taken, given
 from siglip_ref.errors import few
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.model.optim import AdamW
@@ -370,7 +370,7 @@ class Search:
     def _proven(self, made: Made, plan: Plan | None = None) -> Moves | None:
         """What it gives, where every tensor is right with it at every step."""
         grads = self._grads(made)
-        steps = [_given(one, g) for one, g in zip(self._taken, grads or [t.grads for t in self._taken], strict=True)]
+        steps = [given(one, g) for one, g in zip(self._taken, grads or [t.grads for t in self._taken], strict=True)]
         plan = plan or self._plan
         with self._made(made):
             if not judge(steps, plan, self._spec).right:
@@ -461,12 +461,6 @@ def _is_odd(one: Choice) -> bool:
     """Whether its number is one that nobody would set: that of the gradients at hand."""
     near = (float(f"{one.value:.2g}"), 1 / float(f"{1 / one.value:.2g}"), 2.0 ** round(np.log2(one.value)))
     return not one.more and all(abs(x / one.value - 1) > _ROUNDED for x in near)
-
-
-def _given(one: Taken, grads: Params) -> Taken:
-    """A step with other gradients: what is larger in them has more noise."""
-    grown = {n: max(1.0, float(np.max(np.abs(g)) / (np.max(np.abs(one.grads[n])) or 1.0))) for n, g in grads.items()}
-    return replace(one, grads=grads, noise={n: x * grown.get(n, 1.0) for n, x in one.noise.items()})
 
 
 def _unlike(one: str, other: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,18 @@ import numpy as np
 from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.coverage import sorted_out
 from siglip_ref.check.engine.edits import Fitted
-from siglip_ref.check.engine.explain import explain, share_explained
-from siglip_ref.check.engine.findings import FINDING
+from siglip_ref.check.engine.explain import NEARLY, explain, share_explained
 from siglip_ref.check.engine.seen import distance, is_wrong
 from siglip_ref.check.step.arrived import LOST
 from siglip_ref.check.step.diagnosis.combined import Search
 from siglip_ref.check.step.diagnosis.derive import derive
-from siglip_ref.check.step.diagnosis.factors import beside_others, factors, findings, is_whole
+from siglip_ref.check.step.diagnosis.factors import beside_others, factors, findings, is_whole, with_rates
 from siglip_ref.check.step.diagnosis.numbers import read_off
 from siglip_ref.check.step.diagnosis.order import SPLITS
 from siglip_ref.check.step.diagnosis.sources import mean
 from siglip_ref.check.step.judge import ACCUMULATION, LABELS, Judged, Moves, Plan, Rule, judge, predict
-from siglip_ref.check.step.run import Taken
-from siglip_ref.mistakes import CATALOGUE, Mistake, executable
+from siglip_ref.check.step.run import Taken, given
+from siglip_ref.mistakes import CATALOGUE, Mistake, executable, reference
 from siglip_ref.model.optim import AdamW, alike, kernels, matrices
 from siglip_ref.report.data import Finding, Sight
 from siglip_ref.report.edits import finding_of
@@ -65,7 +65,9 @@ def _diagnosed(
     split = _split(taken, plan, judged)
     predicted = {} if declared else {m.id: _made(taken, plan, split, [m]) for m in candidates(plan)}
     mistakes = [CATALOGUE[id] for id, moves in predicted.items() if _changes(moves, judged)]
-    whole = [m.id for m in mistakes if share_explained(judged.seen, predicted[m.id]) >= FINDING]
+    proven = partial(_proven, taken, plan, split)
+    near = [m for m in mistakes if share_explained(judged.seen, predicted[m.id]) >= NEARLY]
+    whole = [m.id for m in near if proven([m])]
     listed = bool(whole)
     if not (declared or listed):
         declared = _setting(derive(taken, plan, judged, settings=True), taken, plan)
@@ -75,7 +77,7 @@ def _diagnosed(
         return "OTHER CONVENTION", [finding], None
     other = search.alone if len(whole) > 1 or whole == [NO_CLIP] else None
     measured = {} if listed else factors(judged.seen)
-    grouped = is_whole(measured, judged.seen)
+    grouped = is_whole(measured, judged.seen) and judge(taken, with_rates(plan, measured)).right
     if not (other or listed or grouped):
         alone = search.alone
         other = alone if alone and alone.id != "unknown" else None
@@ -93,7 +95,7 @@ def _diagnosed(
     def of(made: Sequence[Mistake]) -> Moves:
         return predicted[made[0].id] if len(made) == 1 else _made(taken, plan, split, made)
 
-    told = explain(judged.seen, mistakes, of, is_gradient=lambda name: False)
+    told = explain(judged.seen, mistakes, of, is_gradient=lambda name: False, proven=proven)
     explained = [_in_words(finding, split) for finding in told]
     still = {factor: names for factor, names in measured.items() if factor == 0.0}
     found = beside_others(still, judged.seen) * all(one.id == "unknown" for one in explained) + explained
@@ -218,6 +220,14 @@ def step_sight(taken: Sequence[Taken], plan: Plan, judged: Judged, dtype: str, *
 def _made(taken: Sequence[Taken], plan: Plan, split: int, mistakes: Sequence[Mistake]) -> Moves:
     ids = {mistake.id for mistake in mistakes}
     return predict(taken, plan, [_gradients(k, one, plan, split, ids) for k, one in enumerate(taken)], mistakes)
+
+
+def _proven(taken: Sequence[Taken], plan: Plan, split: int, mistakes: Sequence[Mistake]) -> bool:
+    """Whether every step is right beside a reference that makes these mistakes."""
+    ids = {mistake.id for mistake in mistakes}
+    steps = [given(one, _gradients(k, one, plan, split, ids)) for k, one in enumerate(taken)]
+    spec = reference(tuple(edit for m in mistakes if m.id not in ACCUMULATION for edit in m.edits))
+    return judge(steps, plan, spec).right
 
 
 def _gradients(k: int, one: Taken, plan: Plan, split: int, ids: set[str]) -> Params:

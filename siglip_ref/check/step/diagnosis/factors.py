@@ -1,12 +1,13 @@
 """Tensors that move some number of times as far as they should, in all steps alike: not in the optimiser, or in a group
 of their own. What is measured says it, without a list of mistakes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from siglip_ref.check.engine.seen import Seen, distance, is_wrong
+from siglip_ref.check.step.judge import Plan
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.report.data import Finding
 
@@ -34,6 +35,17 @@ def is_whole(found: dict[float, list[str]], seen: Sequence[Seen]) -> bool:
         return False
     shared = next(iter(found))
     return len(found) > 1 or shared == 0.0 or any(distance(one, shared * one.exact) > 2 for one in seen)
+
+
+def with_rates(plan: Plan, found: Mapping[float, Sequence[str]]) -> Plan:
+    """The plan with these factors, as one would declare them; what stands still does not decay either."""
+    of, rule = {name: _declared(factor) for factor, names in found.items() for name in names}, plan.rule
+    new = replace(
+        rule,
+        rates=lambda name: of.get(name, 1.0) * rule.rates(name),
+        decays=lambda name: of.get(name, 1.0) != 0 and rule.decays(name),
+    )
+    return replace(plan, rule=new)
 
 
 def findings(found: dict[float, list[str]], seen: Sequence[Seen]) -> list[Finding]:
@@ -76,11 +88,17 @@ def _factor(steps: Sequence[Seen]) -> float | None:
     return factor if fits else None
 
 
+def _declared(factor: float) -> float:
+    return float(f"{factor:.3g}")
+
+
 def _finding(factor: float, names: Sequence[str], places: Sequence[str]) -> Finding:
     listed = ", ".join(places[:_NAMED]) + (f" and {len(places) - _NAMED} more" if len(places) > _NAMED else "")
     many = len(names) > 1
     beginnings = ", ".join(repr(place.rstrip("*")) for place in places)
-    declared = f"if it is meant, declare rates=lambda name: {factor:.3g} if name.startswith(({beginnings},)) else 1.0"
+    declared = (
+        f"if it is meant, declare rates=lambda name: {_declared(factor):g} if name.startswith(({beginnings},)) else 1.0"
+    )
     if factor == 0:
         evidence = f"{listed} never move{'' if many else 's'}: not given to the optimiser, or without a gradient?"
         return Finding(ABSENT, names[0], "", evidence, CATALOGUE[ABSENT].repair)
