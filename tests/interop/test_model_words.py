@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from model_mistakes import after, exact, first_end, layers, pooled_with
@@ -198,5 +199,20 @@ def test_further_runs_of_a_jax_model_are_not_traced_anew():
     first = len(traced)
     assert model.again(*given).loss == model.again(*given).loss
     assert len(traced) == first
+    compiled = model._compiled
     model.run(*given)  # what draws random numbers while it is traced must show
     assert len(traced) > first
+    assert model._compiled is compiled  # the same program is compiled once
+
+
+def test_a_jax_model_that_draws_numbers_while_it_is_traced_is_another_program_in_each_run():
+    module = example("check_jax_model", depth=1)
+
+    def loss(*given):
+        found, shown = module.loss_fn(*given)
+        return found * np.random.uniform(), shown
+
+    model = BigVision(loss, module.init())
+    probe = model_probe(model.config, 2, "float32")
+    one, other = (model.run(probe.params, probe.images, probe.tokens, "float32") for _ in range(2))
+    assert one.loss != other.loss

@@ -17,8 +17,9 @@ from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.tower import shown as shown_of
 from siglip_ref.check.model.tower import tower_of
 from siglip_ref.mistakes import Reference
+from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import Array, prefixed, subtree
-from siglip_ref.ops.record import Pair
+from siglip_ref.ops.record import ABSENT, Pair, alone_of
 
 TOWERS = ("image", "text")
 _NO_ATTENTION = ("attn/out/kernel", "attn/out/bias")
@@ -62,34 +63,44 @@ def prepared(
     """What gives `stage_values`, for a reference whose edits are made and unmade: called once for each."""
     own = subtree(shown, tower)
     weights, values = subtree(probe.params, tower), dict[str, Array]()
-    numbers = count()  # of blocks, in a forward pass
     inputs = probe.given if tower == "image" else probe.tokens
+    alone = _block_alone(spec, tower, own, wanted)
+    numbers = count()  # of blocks, in a forward pass
+
+    def passed_by(name: str) -> bool:
+        return wanted is not None and name in own and f"{tower}/{name}" not in wanted
 
     def block_forward(
         x: Array, of_block: dict[str, Array], heads: int, gelu: Any, eps: float, mask: Array | None
     ) -> tuple[Array, Array, None]:
         number = next(numbers)
         attn, mlp = (f"block{number:02d}/{half}" for half in ("+attn", "+mlp"))
-        if wanted is not None and {attn, mlp} <= own.keys() and not {f"{tower}/{attn}", f"{tower}/{mlp}"} & set(wanted):
-            return own[mlp], own[attn], None
+        out, after = own.get(mlp, x), own.get(attn, x)
         x = own.get("stem", x) if number == 0 else x
         rest = (heads, gelu, eps, mask)
-        out, after, _cache = spec.ops.block.forward(x, of_block, *rest)
-        values[attn] = after
-        if attn in own:  # with a projection of zeros, the first half hands on what it was given
+        if wanted is None or f"{tower}/{attn}" in wanted or not (attn in own or passed_by(mlp)):
+            out, after, _cache = spec.ops.block.forward(x, of_block, *rest)
+            values[attn] = after
+        if attn in own and not passed_by(mlp):  # with a projection of zeros, the first half hands on what it was given
             silent = {name: np.zeros_like(of_block[name]) for name in _NO_ATTENTION}
             out = spec.ops.block.forward(own[attn], of_block | silent, *rest)[0]
-        values[mlp] = out
+        if not passed_by(mlp):
+            values[mlp] = out
         return own.get(mlp, out), own.get(attn, after), None
+
+    def one_block(x: Array, all_weights: Any, tower: Any, *rest: Any) -> Any:
+        nonlocal numbers
+        numbers, block = count(alone or 0), f"block{alone:02d}"
+        out, after, _ = block_forward(x, subtree(all_weights, block), tower.heads, *rest)
+        return own["norm"], None, {f"{block}/+attn": after, f"{block}/+mlp": out}
 
     def fed(name: str, to: str, source: str = "") -> Pair:
         function, back = getattr(spec.ops, name)
-        passed_by = wanted is not None and to in own and f"{tower}/{to}" not in wanted
 
         def forward(x: Array, *rest: Any) -> Any:
             if name == "linear" and x.ndim > 2:  # of every token: a bottleneck's, not the head's
                 return function(x, *rest)
-            return (own[to], None) if passed_by else function(own.get(source, x), *rest)
+            return (own[to], None) if passed_by(to) else function(own.get(source, x), *rest)
 
         return Pair(forward, back)
 
@@ -97,14 +108,20 @@ def prepared(
         values["norm"] = spec.ops.layer_norm.forward(*given)[0]
         return own.get("norm", values["norm"]), None
 
-    block, norm = Pair(block_forward, spec.ops.block.backward), Pair(norm_forward, spec.ops.layer_norm.backward)
-    ops, source = replace(spec.ops, block=block), "norm"
+    source = "" if through else "norm"
+    changed: dict[str, Any] = {"block": Pair(block_forward, spec.ops.block.backward)}
     if through:
-        ops, source = replace(ops, layer_norm=norm), ""
+        changed["layer_norm"] = Pair(norm_forward, spec.ops.layer_norm.backward)
     if tower == "image":
-        ops = replace(ops, map_head=fed("map_head", "pool", source))
+        changed["map_head"] = fed("map_head", "pool", source)
     else:
-        ops = replace(ops, pool=fed("pool", "pool", source), linear=fed("linear", "head", "pool"))
+        changed |= {"pool": fed("pool", "pool", source), "linear": fed("linear", "head", "pool")}
+    if alone is not None:
+        before = own["stem" if not alone else f"block{alone - 1:02d}/+mlp"]
+        given = Pair(lambda *_: (before, None), ABSENT.backward)
+        changed |= {name: given for name in ("patch_embed", "token_embed", "bottleneck", "position")}
+        changed["encoder"] = Pair(one_block, ABSENT.backward)
+    ops = replace(spec.ops, **changed)  # once: each record binds all its functions
     way = tower_of(ops, cfg, tower)
 
     def run() -> dict[str, Array]:
@@ -119,6 +136,17 @@ def prepared(
         return shown_of(prefixed(tower, stages), cfg)
 
     return run
+
+
+def _block_alone(spec: Reference, tower: str, own: Mapping[str, Array], wanted: Collection[str] | None) -> int | None:
+    """The number of the block in which all wanted stages are, where it is run alone: what comes before and behind it is
+    shown, and no edit of the encoder reads it otherwise."""
+    blocks = {name.split("/")[1] for name in wanted or ()}
+    number = int(block[5:]) if len(blocks) == 1 and (block := min(blocks)).startswith("block") else None
+    if number is None or not {"norm", "pool", f"block{number - 1:02d}/+mlp" if number else "stem"} <= own.keys():
+        return None
+    unchanged = alone_of(spec.ops.encoder.forward).__code__ is alone_of(SPECIFICATION.encoder.forward).__code__
+    return number if unchanged else None
 
 
 def stage_of(name: str) -> str:

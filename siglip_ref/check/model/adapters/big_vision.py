@@ -16,6 +16,9 @@ from siglip_ref.checkpoint.tables.big_vision import plain, prefix, read_config, 
 from siglip_ref.checkpoint.tables.names import Tensor, require_match
 from siglip_ref.errors import UsageError
 
+_SMALL = 1e6  # parameters: what is compiled longer than it runs
+_QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+
 
 class BigVision:
     """An Adapter for any JAX function of such a tree.
@@ -44,7 +47,8 @@ class BigVision:
         self._leaves = {_path(path): leaf for path, leaf in leaves}
         found = {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}
         self.name, self._loss_fn = name, loss_fn
-        self._kept: Callable[..., Any] | None = None
+        self._compiled: Callable[..., Any] = loss_fn  # until it is traced
+        self._text, self._traced = "", False
         if image_size is None:
             _require_square(plain(found))
         self.config = read_config(plain(found), image_size, conventions)
@@ -62,30 +66,32 @@ class BigVision:
         return self.runs([params], images, tokens, dtype)[0]
 
     def runs(self, points: Sequence[Mapping[str, Tensor]], images: Tensor, tokens: Tensor, dtype: Dtype) -> list[Run]:
-        """The same at several weights, compiled once."""
-        self._kept = compiled = self.compiled()
-        return [self._run(compiled, params, images, tokens, dtype) for params in points]
+        """The same at several weights, traced once: a loss that draws random numbers shows in the next call."""
+        self._traced = False
+        return [self.again(params, images, tokens, dtype) for params in points]
 
     def again(self, params: Mapping[str, Tensor], images: Tensor, tokens: Tensor, dtype: Dtype) -> Run:
         """A further run of a program that was seen to draw no random numbers: as it was traced last."""
-        return self._run(self._kept or self.compiled(), params, images, tokens, dtype)
-
-    def _run(
-        self, compiled: Callable[..., Any], params: Mapping[str, Tensor], images: Tensor, tokens: Tensor, dtype: Dtype
-    ) -> Run:
         with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
             leaves = [jnp.asarray(array).astype(dtype) for array in self._to_theirs(params).values()]
             tree = jax.tree_util.tree_unflatten(self._tree, leaves)
-            pixels, ids = jnp.asarray(images).astype(dtype), jnp.asarray(tokens.astype(np.int32))
-            (loss, activations), grads = compiled(tree, pixels, ids)
+            given = tree, jnp.asarray(images).astype(dtype), jnp.asarray(tokens.astype(np.int32))
+            if not self._traced:
+                self._compile(*given)
+            (loss, activations), grads = self._compiled(*given)
             by_path = {_path(path): _numpy(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]}
             named = {name: _numpy(value) for name, value in activations.items()}
         names = {entry.ours: entry.theirs for entry in self._table}
         return Run(_numpy(loss), named, self._to_ours(by_path), names)
 
-    def compiled(self) -> Callable[..., Any]:
-        """Traced anew for each call: a loss that draws random numbers must show."""
-        return jax.jit(jax.value_and_grad(self._with_activations, has_aux=True))
+    def _compile(self, *given: Any) -> None:
+        """Trace anew; compile, which takes seconds, only what is another program than the last: its text holds every
+        number that was drawn while it was traced."""
+        lowered = jax.jit(jax.value_and_grad(self._with_activations, has_aux=True)).lower(*given)
+        if (text := lowered.as_text()) != self._text:
+            small = sum(math.prod(leaf.shape) for leaf in self._leaves.values()) < _SMALL
+            self._compiled, self._text = lowered.compile(_QUICKLY if small else None), text
+        self._traced = True
 
     def _with_activations(self, tree: Any, images: Any, tokens: Any) -> tuple[Any, dict[str, Any]]:
         out = self._loss_fn(tree, images, tokens)
