@@ -23,7 +23,7 @@ BUDGETS = (
     ("diagnosis", ("check/diagnosis",), 5_571),
     ("check loss", ("check/loss",), 1_647),
     ("check ranks", ("check/ranks",), 1_239),
-    ("check model", ("check/model",), 5_309),
+    ("check model", ("check/model",), 5_296),
     ("check step", ("check/step",), 2_407),
     ("check files", ("check/files",), 1_285),
     ("report, mistakes", ("report", "mistakes"), 2_230),

@@ -125,7 +125,7 @@ CASES = {
         "image/stem: images of the batch are rolled by one", WHOLE,
     ]),
     "resized to whole patches": (22, lambda of: become([of.vision_model.embeddings], Squeezed), [
-        "image/stem: images are resized bicubically (a = -0.75), without antialias, to 20 x 20", WHOLE,
+        "image/stem: images are resized to 20 x 20 bicubically (a = -0.75), without antialias", WHOLE,
     ]),
     "weights of the other tower": (20, mlp_of_the_other_tower, [
         "image/block01/+mlp: the weights mlp/in, mlp/out of this half of the block are those of text/block00", WHOLE,

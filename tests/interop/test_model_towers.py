@@ -249,11 +249,11 @@ def naflex_model():
 
 
 RESIZES = {
-    "bilinearly without antialias": interpolated("bilinear", False),
-    "bicubically without antialias": interpolated("bicubic", False),
-    "bicubically with antialias": interpolated("bicubic", True),
+    "bilinearly, without antialias": interpolated("bilinear", False),
+    "bicubically (a = -0.75), without antialias": interpolated("bicubic", False),
+    "bicubically (a = -0.5), with antialias": interpolated("bicubic", True),
     "to the nearest neighbour": interpolated("nearest", False),
-    "with aligned corners": interpolated("bilinear", False, align_corners=True),
+    "bilinearly, without antialias, with aligned corners": interpolated("bilinear", False, align_corners=True),
 }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,11 @@ from siglip_ref.architecture.one_tower import sides_of
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.model.adapters import Run
 from siglip_ref.check.model.diagnosis.findings import and_more
+from siglip_ref.check.model.diagnosis.stages.inputs import resizes
 from siglip_ref.check.model.judge import Judge
 from siglip_ref.check.model.probe import Probe
 from siglip_ref.check.model.stages import doubled, readable, stage_values
-from siglip_ref.mistakes import CATALOGUE, reference
-from siglip_ref.mistakes.resample import cubic, resample_weights, tent
+from siglip_ref.mistakes import reference
 from siglip_ref.ops.elementary import Array
 from siglip_ref.ops.record import Ops, Pair
 from siglip_ref.report.compare import compare
@@ -66,22 +65,8 @@ def of_naflex(
 
 
 def _ways() -> Iterator[_Wrong]:
-    filters = CATALOGUE[_RESIZE]
-    repair = 'interpolate(mode="bilinear", antialias=True, align_corners=False), from the stored table each time'
-    for words, weights in (
-        ("bilinearly without antialias", lambda size, to: resample_weights(size, to, 1.0, 1.0, tent)),
-        ("bicubically without antialias", lambda size, to: resample_weights(size, to, 1.0, 2.0, cubic(-0.75))),
-        (
-            "bicubically with antialias",
-            lambda size, to: resample_weights(size, to, max(1.0, size / to), 2.0, cubic(-0.5), cut=True),
-        ),
-        ("to the nearest neighbour", _nearest),
-        ("with aligned corners", lambda size, to: resample_weights(size, to, 1.0, 1.0, tent, aligned=True)),
-    ):
-        text = f"the table of positions is resized {words} ({filters.text})"
-        yield _Wrong(_RESIZE, text, repair, _resized(weights))
-    for words, weights in _resizes():
-        yield _Wrong("derived", f"the table of positions is resized {words}", repair, _resized(weights))
+    for words, weights in resizes():
+        yield _Wrong(_RESIZE, f"the table of positions is resized {words}", _SIGLIP2, _resized(weights))
     yield _Wrong(
         "derived", "the table of positions is resized to columns and rows exchanged", "rows first", _transposed
     )
@@ -100,25 +85,7 @@ def _ways() -> Iterator[_Wrong]:
     )
 
 
-def _resizes() -> Iterator[tuple[str, Callable[[int, int], Array]]]:
-    """Every kernel, with and without antialias, at places of either step, of either first place."""
-
-    def made(kernel: Callable[[Array], Array], reach: float, wide: bool, ends: bool, corner: bool) -> Any:
-        def weights(size: int, to: int) -> Array:
-            step = (size - 1) / max(to - 1, 1) if ends else size / to
-            return resample_weights(size, to, max(1.0, step) if wide else 1.0, reach, kernel, corner, wide, step)
-
-        return weights
-
-    for (kind, kernel, reach), wide, ends, corner in product(_KERNELS, (True, False), (True, False), (False, True)):
-        step = "(size - 1) / (to - 1), as align_corners=True has it," if ends else "size / to"
-        first = "0" if corner else "step / 2 - 1/2"
-        how = f"{kind}, {'with' if wide else 'without'} antialias"
-        yield f"{how}, at places {step} apart, the first at {first}", made(kernel, reach, wide, ends, corner)
-
-
-_KERNELS = (("bilinearly", tent, 1.0), ("bicubically (a = -0.5)", cubic(-0.5), 2.0),
-            ("bicubically (a = -0.75)", cubic(-0.75), 2.0))  # fmt: skip
+_SIGLIP2 = 'interpolate(mode="bilinear", antialias=True, align_corners=False), from the stored table each time'
 
 
 def _unmasked(pair: Pair, at: int) -> Pair:
@@ -137,7 +104,3 @@ def _resized(weights: Callable[[int, int], Array]) -> Callable[[Ops], Ops]:
 def _transposed(ops: Ops) -> Ops:
     resize = ops.position_resize
     return replace(ops, position_resize=Pair(lambda table, h, w: resize.forward(table, w, h), resize.backward))
-
-
-def _nearest(size: int, to: int) -> Array:
-    return np.eye(size)[np.arange(to) * size // to]

@@ -21,9 +21,9 @@ def of_images(stage: Stage) -> Iterator[Whole]:
     rows, columns = height // patch * patch, width // patch * patch
     was = f"the upper left {rows} x {columns} pixels"
     if (rows, columns) != (height, width):
-        for words, function in _resizes():
+        for words, function in resizes():
             yield other_inputs(
-                f"images are resized {words} to {rows} x {columns} before they are cut into patches",
+                f"images are resized to {rows} x {columns} {words}, before they are cut into patches",
                 was, images=partial(_resized, height=rows, width=columns, weights=function),
             )  # fmt: skip
         for down, right in product(range(height - rows + 1), range(width - columns + 1)):
@@ -67,18 +67,29 @@ _COLOURS = (
 )  # fmt: skip
 
 
-def _resizes() -> Iterator[tuple[str, Weights]]:
-    kernels = (("bilinearly", tent, 1.0), ("bicubically (a = -0.75)", cubic(-0.75), 2.0),
-               ("bicubically (a = -0.5)", cubic(-0.5), 2.0))  # fmt: skip
-    for name, kernel, reach in kernels:
-        for wide in (False, True):
+def resizes() -> Iterator[tuple[str, Weights]]:
+    """Every kernel, with and without antialias, at places of either step, of either first place."""
 
-            def weights(size: int, to: int, kernel: Kernel = kernel, reach: float = reach, wide: bool = wide) -> Array:
-                return resample_weights(size, to, max(1.0, size / to) if wide else 1.0, reach, kernel, cut=wide)
+    def made(kernel: Kernel, reach: float, wide: bool, ends: bool, corner: bool) -> Weights:
+        def weights(size: int, to: int) -> Array:
+            step = (size - 1) / max(to - 1, 1) if ends else size / to
+            return resample_weights(size, to, max(1.0, step) if wide else 1.0, reach, kernel, corner, wide, step)
 
-            yield f"{name}, {'with' if wide else 'without'} antialias,", weights
-    yield "bilinearly, with aligned corners,", lambda size, to: resample_weights(size, to, 1.0, 1.0, tent, aligned=True)
+        return weights
+
+    for (kind, kernel, reach), wide, ends, corner in product(_KERNELS, (False, True), (False, True), (False, True)):
+        yield (f"{kind}, {'with' if wide else 'without'} antialias{_PLACES[ends, corner]}",
+               made(kernel, reach, wide, ends, corner))  # fmt: skip
     yield "to the nearest neighbour", lambda size, to: np.eye(size)[np.arange(to) * size // to]
+
+
+_KERNELS = (("bilinearly", tent, 1.0), ("bicubically (a = -0.75)", cubic(-0.75), 2.0),
+            ("bicubically (a = -0.5)", cubic(-0.5), 2.0))  # fmt: skip
+_PLACES = {  # by whether the last places lie on one another, if the first do; and whether the first do
+    (False, False): "", (True, True): ", with aligned corners",
+    (False, True): ", at places size / to apart from 0 on",
+    (True, False): ", at places (size - 1) / (to - 1) apart, the first at step / 2 - 1/2",
+}  # fmt: skip
 
 
 def _resized(x: Array, height: int, width: int, weights: Weights) -> Array:

@@ -18,11 +18,9 @@ from siglip_ref.check.model.stages import prepared, stage_values
 from siglip_ref.mistakes import Reference, reference
 from siglip_ref.mistakes.grammar.switched import Single, edited, made, named, singles
 from siglip_ref.model.specification import SPECIFICATION
-from siglip_ref.model.text import seen_tokens
 from siglip_ref.ops import attention as of_attention
 from siglip_ref.ops import gelu as of_gelu
-from siglip_ref.ops.elementary import Array, subtree
-from siglip_ref.ops.record import Pair
+from siglip_ref.ops.elementary import Array
 
 _ROWS = 2  # images or texts on which edits are tried: the first, whose caption is full, and the last, the shortest
 
@@ -125,8 +123,7 @@ class Stage:
         known, known_few = ground.shown[name], few.shown[name]
         spec = edited(self.functions)
         settings = self.cfg, self.conventions, {name}
-        whole_tower = prepared(spec, self.tower, few.shown, few.probe, *settings, through=True)
-        of_few = self._half(spec, few) or (lambda: whole_tower()[name])
+        of_few = prepared(spec, self.tower, few.shown, few.probe, *settings, through=True)
         of_all = prepared(spec, self.tower, ground.shown, ground.probe, *settings, through=True)
 
         @contextmanager
@@ -137,7 +134,7 @@ class Stage:
                 yield lambda all_rows: value if all_rows else value[_chosen(value)]
                 return
             with made(changes):
-                yield lambda all_rows: of_all()[name] if all_rows else of_few()
+                yield lambda all_rows: (of_all if all_rows else of_few)()[name]
 
         fitted = search(
             singles(self.functions) if offers is None else offers,
@@ -154,23 +151,6 @@ class Stage:
             return fitted
         alike, rivals = (tuple((*base, *edits) for edits in some) for some in (fitted.alike, fitted.rivals))
         return Fitted((*base, *fitted.edits), alike, rivals)
-
-    def _half(self, spec: Reference, ground: Ground) -> Callable[[], Array] | None:
-        """Half a block alone, from what is shown before it: thousands of edits are tried on it."""
-        block, _, half = self.name.rpartition("/")
-        order = stages_of(self.cfg, self.tower)
-        before = ground.shown.get(order[order.index(self.name) - 1]) if "/block" in block else None
-        if before is None or self.whole or self.cfg.naflex:
-            return None
-        of_image = self.tower == "image"
-        tower, c = self.cfg.image if of_image else self.cfg.text, self.conventions
-        gelu, eps = (c.image_gelu, c.image_norm_eps) if of_image else (c.text_gelu, c.text_norm_eps)
-        mask = None if of_image else seen_tokens(ground.probe.tokens, None, c)
-        weights = subtree(ground.probe.params, block)
-        nothing = Pair(lambda x, *given: (0 * x, None), spec.ops.mlp.backward)
-        other: dict[str, Any] = {"mlp" if half == "+attn" else "attention": nothing}
-        ops = replace(spec.ops, **other)
-        return lambda: ops.block.forward(before, weights, tower.heads, gelu, eps, mask)[half == "+attn"]
 
     def edited(self, changes: Sequence[Any], stages: Sequence[str]) -> tuple[Edited, Whole]:
         """The changes as they are made in a whole model, in the stages of these names and what leads to them unseen."""
