@@ -134,6 +134,32 @@ def test_torchs_softplus_threshold_is_named_in_float64_whatever_stands_beside_it
     assert {finding.id for finding in coarse.findings} == others and coarse.passed == (not others)
 
 
+NORMS = {
+    "F.normalize": (torch.nn.functional.normalize, ""),
+    "big_vision": (lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-8), ""),
+    "1e-6": (lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-6), "length + 1e-06"),
+    "1e-12": (lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-12), "length + 1e-12"),
+    "root": (lambda x: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12), "sqrt(length^2 + 1e-12)"),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("mistake", [None, "sum-vs-mean-vs-b2"])
+def test_how_rows_are_divided_is_found_whatever_else_is_wrong(name: str, mistake: str | None) -> None:
+    """What a library adds to a length is a convention where a library has it, and said where it has not."""
+    norm, words = NORMS[name]
+
+    def fn(x: torch.Tensor, y: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        logits = norm(x) @ norm(y).T * log_scale.exp() + bias
+        each = -torch.nn.functional.logsigmoid((2 * torch.eye(len(x), dtype=x.dtype) - 1) * logits)
+        return each.mean() if mistake else each.sum() / len(x)
+
+    report = sr.check_loss(fn, dtype="float64")
+    ids = {finding.id for finding in report.findings}
+    assert ids == {*filter(None, [mistake]), *(["derived"] if words else [])}, report
+    assert words in "".join(finding.evidence for finding in report.findings)
+
+
 def test_open_clips_scale_is_linear_and_declaring_another_is_no_pass() -> None:
     fn = losses.open_clip_loss()
     assert 'scale="linear"' in sr.check_loss(fn).conventions

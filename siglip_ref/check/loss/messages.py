@@ -32,7 +32,7 @@ _NORM = {"none": "x / |x|", "additive": "x / (|x| + 1e-8)", "clamp": "x / max(|x
 def conventions_in_words(convention: Convention, declared: Sequence[Convention]) -> dict[str, str]:
     """What the loss was judged by; "found" where it was tried and not declared."""
     how = {name: " (declared)" if name in _declared(declared) else _FOUND for name in ("scale", "embeddings")}
-    raw = f", as {_NORM[convention.norm]}" if convention.embeddings == "raw" else ""
+    raw = f"; judged as {_NORM[convention.norm]}" if convention.embeddings == "raw" else ""
     return {
         f'scale="{convention.scale}"': _SCALE[convention.scale] + how["scale"],
         f'embeddings="{convention.embeddings}"': _EMBEDDINGS[convention.embeddings] + raw + how["embeddings"],

@@ -230,8 +230,20 @@ class LossSubject(Subject[ComparedLoss]):
             outcomes = {kind: given for kind, given in called.items() if isinstance(given, Outcome)}
             if outcomes:
                 rights = {c: truth(probe, c, self.setting) for c in candidates if c.scale in outcomes}
-                return speaks_for(outcomes, rights, probe)
+                return self._as_rows_are_divided(speaks_for(outcomes, rights, probe), candidates, probe)
         raise refuses_everything(self.first_refusal, self.setting.device) from self.first_refusal
+
+    def _as_rows_are_divided(self, found: Convention, candidates: Sequence[Convention], probe: Probe) -> Convention:
+        """Of conventions that differ in how rows are divided by their length, the one that very short rows speak for:
+        a number beside the length makes them shorter still, whatever else is wrong."""
+        alike = [one for one in candidates if replace(one, norm=found.norm) == found]
+        if len(alike) == 1 or self.setting.dtype == "float16":  # which has no such rows
+            return found
+        short = replace(probe, image_embed=_SHORT * probe.image_embed, text_embed=_SHORT * probe.text_embed)
+        asked = [self.call(one, found, "finding the convention") for one in (probe, short)]
+        losses = [one.loss for one in asked if isinstance(one, Outcome)]
+        same = len(losses) == 2 and bool(np.allclose(losses[0], losses[1], rtol=1e-3, atol=0))
+        return next((one for one in alike if (one.norm == "none") == same), found)
 
     def others(self, compared: ComparedLoss) -> Iterator[Answer[ComparedLoss]]:
         """One that was not declared; not that of unit rows, for a loss that normalises, as was declared, without the
@@ -300,6 +312,9 @@ class LossSubject(Subject[ComparedLoss]):
     def worst(self, compared: ComparedLoss, report: Report) -> Worst | None:
         """The probe of the tensor that deviates most (of the nearest to it, where nothing does)."""
         return worst_of(self, compared, report)
+
+
+_SHORT = 2.0**-26  # so that 1e-8 beside a length of about 1 is as large as the length
 
 
 def _same_bits(one: Outcome, other: Outcome) -> bool:

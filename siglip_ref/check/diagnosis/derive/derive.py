@@ -11,7 +11,7 @@ from siglip_ref.check.diagnosis.derive.backward import SIZES, backward_of
 from siglip_ref.check.diagnosis.derive.coupled import COUPLED
 from siglip_ref.check.diagnosis.derive.curves import BASE_BIAS
 from siglip_ref.check.diagnosis.derive.differences import differences
-from siglip_ref.check.diagnosis.derive.formula import KEPT, Derived, Formula, Kept, Measured, Straight
+from siglip_ref.check.diagnosis.derive.formula import KEPT, Derived, Formula, Kept, Measured, Rows, Straight
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, measure_noise, rounding_of_scalars
 from siglip_ref.check.diagnosis.derive.proof import (
     ALONE,
@@ -201,16 +201,20 @@ def _to_rounding(subject: Subject, formula: Formula, held: Sequence[Held]) -> tu
     held = [*held, *steep(subject)]
     left = off_by(formula, held)
     smooth = {term.function.name for term in formula.terms} == {"softplus"} and not formula.unstable
-    for straight in map(Straight, *zip(*_STRAIGHT, strict=True)) if left > _ROUNDING and smooth else ():
-        other = replace(formula, straight=straight)
+    ways: list[dict[str, object]] = [{"straight": Straight(*one)} for one in _STRAIGHT if smooth]
+    if all(rows == Rows("unit") for rows in (formula.image_rows, formula.text_rows)):
+        ways += [dict.fromkeys(("image_rows", "text_rows"), Rows(*one)) for one in _GUARDED]
+    for way in ways if left > _ROUNDING else ():
+        other: Formula = replace(formula, **way)  # type: ignore[arg-type]  # fields, by their names
         if off_by(other, held) < left / 10:
             formula, left = other, off_by(other, held)
-    return formula, left * (left > _ROUNDING)
+    return formula, left * (left > _TOLD)
 
 
-# Torch's threshold, and others.
+# Torch's threshold, and others; small numbers beside a length, or its square.
 _STRAIGHT = tuple(product((20.0, 15.0, 25.0, 30.0), ("u", "logit", "-logit"), (False, True)))
-_ROUNDING = 1e-12  # of the terms that are added up, in float64
+_GUARDED = tuple(product(("unit + eps", "unit, root"), (1e-12, 1e-10, 1e-16, 1e-8, 1e-6)))
+_ROUNDING, _TOLD = 3e-14, 1e-12  # of the terms that are added up, in float64
 
 # Inputs that a formula need not speak of, if it says so: where there are no negatives; where a largest one is not one;
 # where rows are equal that have no direction; where the loss is no number.

@@ -12,7 +12,6 @@ from siglip_ref.check.diagnosis.derive.shapes import Number
 Changed = tuple[Difference, Formula]  # and the formula without this difference
 _OF_TERM = ("function", "slope")  # parts of a term, others are of its logit
 _SAME_NUMBER = 1e-4  # relative
-_GUARD = 1e-6  # beside a length
 EVERYWHERE = Where(("everywhere",))
 _SIZES = (2, 3, 5, 9)  # of batches, at which what goes with B is compared
 
@@ -258,20 +257,13 @@ def is_the_story(id: str, got: object) -> bool:
 
 def _rows(formula: Formula, right: Formula) -> Iterator[Changed]:
     sides = {"image_rows": "image_embed", "text_rows": "text_embed"}
-    odd = [side for side in sides if not _alike(getattr(formula, side), getattr(right, side))]
+    odd = [side for side in sides if getattr(formula, side) != getattr(right, side)]
     same = len(odd) == 2 and formula.image_rows == formula.text_rows
     for group in [odd] if same else [[side] for side in odd]:
         got, wanted = getattr(formula, group[0]), getattr(right, group[0])
         plain = replace(formula, **{side: wanted for side in group})
         ids = _rows_ids(got, wanted, group)
         yield Difference("rows", "both" if same else sides[group[0]], got, wanted, ids), plain
-
-
-def _alike(got: Rows, wanted: Rows) -> bool:
-    """Whether rows become the same, but for the small number that guards the division, as each library has its own."""
-    small = got.eps <= _GUARD and wanted.eps <= _GUARD
-    unit = got.kind.startswith("unit") and wanted.kind.startswith("unit")
-    return got == wanted or (small and unit and replace(got, kind="", eps=0) == replace(wanted, kind="", eps=0))
 
 
 def _rows_ids(got: Rows, wanted: Rows, sides: Sequence[str]) -> tuple[str, ...]:

@@ -228,6 +228,12 @@ def _side(
     double, half = (float(one.parameters[0] / plain.parameters[0]) for one in fitted if one)
     if abs(double - 2) < near and abs(half - 0.5) < near:
         return Rows()
+    if abs(double - 1) < 100 * near and abs(half - 1) < 100 * near:
+        seen = {at: _stretched(subject, pair, pairs, s, b, at, side) for at in _SHORT}
+        short = {at: scale_and_offset(curve, function) for at, curve in seen.items()}
+        ratios = {at: float(one.parameters[0] / plain.parameters[0]) for at, one in short.items() if one}
+        if beside := _beside(ratios, near):
+            return beside
     if abs(double - 1) < near and abs(half - 1) < near:
         return _unit(subject, function, pair, pairs, s, b, side, float(plain.parameters[0]), near)
     eps = (2 * double - 2) / (2 - double) if double != 2 else np.nan
@@ -239,6 +245,24 @@ def _side(
     if double > 0 and half > 0 and abs(double * half - 1) < near:
         return Rows("power", simple(1 - float(np.log2(double)), 10 * near))
     return None
+
+
+_SHORT = (2.0**-20, 2.0**-14)  # stretches of a row, at which a small number beside its length shows
+
+
+def _beside(ratios: Mapping[float, float], near: float) -> Rows | None:
+    """A small number beside the length, or beside its square, by what scales become of short rows."""
+    if len(ratios) < len(_SHORT) or max(abs(ratio - 1) for ratio in ratios.values()) < 10 * near:
+        return None
+    found: list[tuple[float, Rows]] = []
+    for kind, power in (("unit + eps", 1), ("unit, root", 2)):
+        least, ratio = _SHORT[0] ** power, ratios[_SHORT[0]] ** power
+        eps = least * (1 - ratio) / (ratio - least)
+        meant = {at: (at**power * (1 + eps) / (at**power + eps)) ** (1 / power) for at in _SHORT} if eps > 0 else {}
+        off = max((abs(meant[at] - ratios[at]) for at in meant), default=np.inf)
+        found.append((off, Rows(kind, simple(eps, 1e-3))))
+    off, rows = min(found, key=lambda one: one[0])
+    return rows if off < 10 * near else None
 
 
 def _unit(
