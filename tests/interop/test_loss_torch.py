@@ -1,6 +1,7 @@
 """check_loss on Torch code: right losses pass in every dtype, mistakes fail, the user's environment stays."""
 
 import functools
+import math
 import random
 
 import numpy as np
@@ -158,6 +159,51 @@ def test_how_rows_are_divided_is_found_whatever_else_is_wrong(name: str, mistake
     ids = {finding.id for finding in report.findings}
     assert ids == {*filter(None, [mistake]), *(["derived"] if words else [])}, report
     assert words in "".join(finding.evidence for finding in report.findings)
+
+
+def weighed_by_size(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    logits, own = x @ y.T * t.exp() + b, torch.eye(len(x), dtype=x.dtype)
+    each = -torch.nn.functional.logsigmoid((2 * own - 1) * logits)
+    return 0.5 * ((each * own).sum() / len(x) + (each * (1 - own)).sum() / (len(x) * (len(x) - 1)))  # 0 / 0 of one pair
+
+
+def over_log_of_pairs(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    logits, own = (x @ y.T * t.exp() + b).float(), torch.eye(len(x))
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, own) * len(x) / math.log(len(x))  # raises
+
+
+def within(low: float, high: float) -> losses.Loss:
+    def fn(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        logits = (x @ y.T * t.exp() + b).clamp(low, high)
+        return -torch.nn.functional.logsigmoid((2 * torch.eye(len(x)) - 1) * logits).sum() / len(x)
+
+    return fn
+
+
+def in_float32(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    logits = x.float() @ y.float().T * t.float().clamp(-4.6, 4.6).exp() + b.float()
+    return -torch.nn.functional.logsigmoid((2 * torch.eye(len(x)) - 1) * logits).sum() / len(x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "dtype", "told"),
+    [
+        (weighed_by_size, "float64", ["0.5/B sum over i = j", "0.5/(B (B - 1)) sum over i != j"]),
+        (over_log_of_pairs, "float64", ["1/(B log(B)) sum_ij", "in float32"]),
+        (over_log_of_pairs, "float32", ["1/(B log(B)) sum_ij"]),
+        (within(-50, 50), "float64", ["clamp(exp(log_scale) sim_ij + bias, -50, 50)"]),
+        (within(-20, 20), "float32", ["clamp(exp(log_scale) sim_ij + bias, -20, 20)"]),
+        (in_float32, "float64", ["min(exp(log_scale), 99.4843)", "in float32"]),
+        (in_float32, "float32", ["min(exp(log_scale), 99.4843)"]),
+    ],
+)
+def test_losses_of_public_code_are_told_in_full(fn: losses.Loss, dtype: str, told: list[str]) -> None:
+    """A batch of one pair without a number takes nothing from the rest; of two ways to say a number the rounder one;
+    that something is computed in float32 is a difference where more was asked for."""
+    report = sr.check_loss(fn, dtype=dtype, scale="log", embeddings="unit")
+    assert report.computes[0].startswith("your loss") and all(words in report.computes[0] for words in told), report
+    assert ("in float32" in str(report.computes)) == ("in float32" in told)
+    assert "log-of-sigmoid" not in [finding.id for finding in report.findings]
 
 
 def test_open_clips_scale_is_linear_and_declaring_another_is_no_pass() -> None:

@@ -94,6 +94,7 @@ def taken_off(subject: Subject, factor: Factor) -> tuple[Subject, Factor]:
 
 def several(right: Formula, held: Sequence[Held]) -> Iterator[Formula]:
     """Sums of two losses of rows that are mapped or as they are, or of three that are cut, which give the values."""
+    held = [one for one in held if np.isfinite(one.found.loss) and one.found.loss]
     sides = ("image_rows", "text_rows")
     rows = [replace(right.image_rows, kind=kind, mapped=name) for name in MAPS for kind in ("as given", "unit")]
     ways = [right, *(replace(right, **dict.fromkeys(sides, one)) for one in rows)]  # type: ignore[arg-type]  # rows, by their names

@@ -147,15 +147,17 @@ def _derived(loss: "LossSubject", compared: "ComparedLoss", wrong: bool) -> Deri
                 continue
             if seconds * _CALLS > _SECONDS and not loss.says_more:
                 return Derived(None, False, measured=(Measured("size"),))
-            subject = _subject(loss, convention, setting, form)
+            raised: list[Exception] = []
+            subject = _subject(loss, convention, setting, form, raised)
             if loss.progress:
                 loss.progress("what it computes")
             try:
-                if not wrong:
-                    return confirmed(subject, right, held)
-                return derive(subject, right, held)
+                derived = derive(subject, right, held) if wrong else confirmed(subject, right, held)
             except Exception:  # whatever a user's function raises at inputs that nobody promised to take
-                return Derived(None, False, measured=(Measured("raises"),), calls=subject.calls)
+                return Derived(
+                    None, False, measured=(Measured("raises" if raised else "numbers"),), calls=subject.calls
+                )
+            return derived if loss.setting.dtype == "float64" else _in_fewer_bits(derived)
     return Derived(None, False, measured=(Measured("raises"),))
 
 
@@ -174,12 +176,28 @@ def _seconds(loss: "LossSubject", probe: Probe, convention: Convention, setting:
         return None
 
 
-def _subject(loss: "LossSubject", convention: Convention, setting: Setting, form: str) -> Subject:
+def _in_fewer_bits(derived: Derived) -> Derived:
+    """Without that something is computed in float32, where nobody asked for more."""
+    formula = derived.formula and replace(derived.formula, computed_in="")
+    return replace(
+        derived, formula=formula, differences=tuple(one for one in derived.differences if one.place != "computed in")
+    )
+
+
+def _subject(
+    loss: "LossSubject", convention: Convention, setting: Setting, form: str, raised: list[Exception]
+) -> Subject:
+    """raised : what fn raises; of a batch of one pair, that it has no number there"""
     batch, dim, _ = read_dims(loss.dims)
 
     def call(x: Array, y: Array, s: float, b: float) -> LossAndGrads:
-        outcome = loss.framework.call(loss.fn, Inputs(x, y, s, b), setting, "plain")
-        return _as_tuple(outcome)
+        try:
+            return _as_tuple(loss.framework.call(loss.fn, Inputs(x, y, s, b), setting, "plain"))
+        except Exception as error:
+            raised.append(error)
+            if len(x) > 1:
+                raise
+            return LossAndGrads(np.asarray(np.nan), *(np.full_like(one, np.nan) for one in (x, y, s, b)))
 
     return Subject(call, convention.scale == "linear", form, batch, dim, loss.setting.frozen)
 

@@ -75,6 +75,8 @@ def _readings(subject: Subject, formula: Formula, sizes: Sequence[int]) -> Itera
         for seed, (log_scale, bias) in enumerate(_POINTS if pairs == 6 else _POINTS[:2]):
             s, b = subject.number(subject.given(log_scale)), subject.number(bias)
             reading = subject.read(drawn(pairs, 40 + seed), s, b)
+            if pairs == 1 and not np.isfinite(reading.value):  # which has no negatives to divide by their number
+                continue
             with np.errstate(all="ignore"):
                 yield pairs, s, b, reading, of_unit_rows(formula, reading.similarity, s, b)
 

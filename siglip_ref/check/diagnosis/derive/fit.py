@@ -182,8 +182,10 @@ def _single(name: str, column: Array, values: Array, loose: Array) -> Number | N
             return Number(((name, _simple(factor, column, loose)),))
         if right.sum() < 3 or right.sum() < 0.25 * len(values):
             continue
+        of_exp = name == "exp(s)" and factor == 1
         low, high = (
-            _limit(values[there], loose[there]) for there in (~right & (plain < values), ~right & (plain > values))
+            _limit(values[there], loose[there], of_exp)
+            for there in (~right & (plain < values), ~right & (plain > values))
         )
         low, high = -np.inf if low is None else low, np.inf if high is None else high
         inside = right & (values > low + loose) & (values < high - loose)  # a constant is no clamp
@@ -192,12 +194,18 @@ def _single(name: str, column: Array, values: Array, loose: Array) -> Number | N
     return None
 
 
-def _limit(values: Array, loose: Array) -> float | None:
-    """The one number that all of these are; None of none."""
+def _limit(values: Array, loose: Array, of_exp: bool) -> float | None:
+    """The one number that all of these are, or the exponential of a rounder one; None of none."""
     if not len(values):
         return None
     limit, near = float(values[np.argmin(loose)]), float(loose.min())
-    return simple(limit, max(near / abs(limit), 1e-9)) if abs(limit) > near else 0.0
+    if abs(limit) <= near:
+        return 0.0
+    near = max(near / abs(limit), 1e-9)
+    plain = simple(limit, near)
+    exponent = simple(float(np.log(limit)), near) if of_exp and limit > 0 else 0.0
+    rounder = exponent != 0 and len(f"{abs(exponent):g}") < min(len(f"{plain:g}"), 5)
+    return float(np.exp(exponent)) if rounder else plain
 
 
 def _typical(column: Array, values: Array) -> list[float]:

@@ -12,7 +12,7 @@ from siglip_ref.check.diagnosis.derive.fit import EXTRAS, Entry, expression
 from siglip_ref.check.diagnosis.derive.formula import SOFTPLUS, Formula, Logit, Rows, Term, told_apart
 from siglip_ref.check.diagnosis.derive.instrument import StopDerivingError, Subject, drawn
 from siglip_ref.check.diagnosis.derive.rows import ORDERS
-from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, telling_sizes
+from siglip_ref.check.diagnosis.derive.sets import OfPairs, form_of, simple, telling_sizes
 from siglip_ref.check.diagnosis.derive.shapes import Shape, is_even, of_number
 from siglip_ref.check.diagnosis.derive.weights import (
     BY_GRADIENT,
@@ -105,8 +105,32 @@ def _summed(subject: Subject, kinds: Sequence[Kind], s: float, b: float, moved: 
     if len({kind.width for kind in kinds}) > 1:
         raise StopDerivingError("scale")
     whole = Formula((), image_rows=rows[0], text_rows=rows[1], linear=subject.linear, width=kinds[0].width)
-    formula = replace(whole, terms=_ordered(told_apart(terms)))
+    formula = replace(whole, terms=_ordered(told_apart(_capped(terms))))
     return replace(formula, extra=_extra(subject, formula))
+
+
+def _capped(terms: Sequence[Term]) -> list[Term]:
+    """A logarithm of a sigmoid that is kept above p is a softplus of what is kept below log(1/p - 1), and the other way
+    round: it is told by the rounder of the two numbers. Of both labels the one limit is the logit's from both sides."""
+    limits = [_limit_of(term.function) for term in terms]
+    both = len({limit for limit in limits if limit}) == 1 and all(limits) and {term.sign for term in terms} == {-1, 1}
+    found = []
+    for term, limit in zip(terms, limits, strict=True):
+        if limit:
+            low, high = (-limit if both or term.sign < 0 else -np.inf, limit if both or term.sign > 0 else np.inf)
+            term = replace(term, function=SOFTPLUS, logit=replace(term.logit, cap=Shape("clamp", (low, high))))
+        found.append(term)
+    return found
+
+
+def _limit_of(function: Shape) -> float:
+    """The number above which such a logarithm is constant, if that is rounder than its own; else 0."""
+    if function.name != "log of sigmoid, at least":
+        return 0.0
+    [least] = function.parameters
+    limit = float(np.log(1 / least - 1)) if 0 < least < 0.5 else 0.0
+    round_one = simple(limit, 1e-6)
+    return round_one if len(f"{round_one:g}") < min(len(f"{least:g}"), 6) else 0.0
 
 
 def _summands(kinds: list[Kind]) -> list[Kind]:
