@@ -1,5 +1,6 @@
 """What a loss over ranks computes, in words and as records: who met whom, what lies with whom, and what to change."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,11 @@ _VALUE = "the value is the sum over all blocks of all ranks, each once: a rank r
 _AFTER = ", if that is still so when the rest is mended"
 Way = tuple[str, str]  # of reducing and returning
 _LISTED = 3
+_PRINTED = 1e-7  # less than what a seventh digit says of a number, more than what float32 leaves open
 _SCALARS = {"log_scale", "scale", "bias"}
 _AVERAGED = "gather-own-slot-one-over-w"  # its story is of gradients that are averaged
+# factors whose entry says what to do under each way in which it is told; else the factor says it
+_FOLLOWED = (_AVERAGED, "no-gradient-arrives")
 _ONCE = "images of every rank meet the texts of every rank once"
 _ALL = 5  # the loss and its gradients
 
@@ -38,18 +42,28 @@ def _repair_of(fault: "Fault", names: set[str], way: Way) -> str:
         return WORDS["blocks"]["shares"]
     if fault.kind != "factor" or fault.factor is None:
         return WORDS["repair_ranks"][fault.kind]
-    times = fault.factor
-    form = str(times)
+    times, words = fault.factor, WORDS["blocks"]
     if not times.number:
         return f"look for detach(), .data, .item() or no_grad between {', '.join(fault.tensors)} and the loss"
-    inverse, words = type(times)().over(times), WORDS["blocks"]
+    inverse = type(times)().over(times)
+    divide = not _exact(inverse.number) and _exact(times.number)
+    do, form = ("divide", times) if divide else ("multiply", inverse)
+    rounded = not divide and not _exact(inverse.number)
+    by = f"by {form}" + words["pairs"] * bool(times.pairs) + words["rounded"] * rounded
     if len(names) == _ALL:
         due = words[f"due {way[1]} {way[0]}" if way[1] == "local" else "due global"]
-        return f"{due}: multiply the loss, and so all its gradients, by {inverse}"
+        return f"{due}: {do} the loss, and so all its gradients, {by}"
     of = ", ".join(name for name in fault.tensors if name != "loss")
     what = " and ".join(["the value"] * ("loss" in names) + [f"the gradients of {of}"] * bool(of))
-    twice = words["twice"].format(way[0]) if form == "W" and way[0] != "none" and names <= _SCALARS else ""
-    return f"{twice}multiply {what} by {inverse}" + ", and nothing else" * ("loss" in names)
+    twice = words["twice"].format(way[0]) if str(times) == "W" and way[0] != "none" and names <= _SCALARS else ""
+    return f"{twice}{do} {what} {by}" + ", and nothing else" * ("loss" in names)
+
+
+def _exact(number: float) -> bool:
+    """Whether what is printed of it, six digits or one over a whole number, is all of it."""
+    return any(
+        math.isclose(one, number, rel_tol=_PRINTED) for one in (float(f"{number:.6g}"), 1 / (round(1 / number) or 1))
+    )
 
 
 def told(fault: "Fault") -> str:
@@ -70,9 +84,13 @@ def findings_of(faults: "Sequence[Fault]", way: Way) -> list[Finding]:
         others = [other.id or "another" for other in faults if other is not fault]
         beside = f"together with {' and '.join(others)} it " if others else ""
         evidence = f"{told(fault)}; {beside}explains 100% of the deviation"
-        evidence = f"{mistake.text}; {evidence}" if mistake else evidence
+        if mistake and fault.factor:  # which is told for certain; how it came about is not seen of it
+            evidence = f"{evidence}; one way to come by it: {mistake.text}"
+        elif mistake:
+            evidence = f"{mistake.text}; {evidence}"
         names, id = ", ".join(fault.tensors), mistake.id if mistake else "derived"
-        repair = mistake.repair if mistake and fault.kind != "shifted" else repair_of(fault, faults, way)
+        known = mistake and fault.kind != "shifted" and (not fault.factor or fault.id in _FOLLOWED)
+        repair = mistake.repair if mistake and known else repair_of(fault, faults, way)
         found.append(Finding(id, names, "", evidence, repair, tensors=fault.tensors, numbers={"share": 1.0}))
     return found
 

@@ -186,7 +186,7 @@ WRONG = {
         loss_of(factor=lambda world, b: {"text": 0.37}),
         ["derived"],
         "text_embed: 0.37 times the right one",
-        "multiply the gradients of text_embed by 2.7027",
+        "divide the gradients of text_embed by 0.37",
     ),
 }
 
