@@ -49,6 +49,59 @@ def test_the_refusal_lists_the_modules_parameters(parameters: dict[str, str]) ->
         sr.check_loss(Own("log_scale"), parameters=parameters)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "cause", "repair"),
+    [
+        ({"tmp": "log_scale"}, "'tmp' is no parameter of the module", "name one of these: temp, b"),
+        ({"temp": "tau"}, "'tau' is none of these words", "of log_scale, scale, temperature, bias"),
+        ({"b": "bias"}, "declared to be the scale, and nothing is said of temp", '{"temp": "log_scale", "b": "bias"}'),
+        ({"temp": "scale", "b": "log_scale"}, "temp and b are all declared", "declare the one that is it"),
+    ],
+)
+def test_a_refusal_of_parameters_says_what_is_wrong_with_these(parameters: dict[str, str], cause: str, repair: str):
+    with pytest.raises(sr.UsageError) as refused:
+        sr.check_loss(Own("log_scale"), parameters=parameters)
+    assert cause in refused.value.cause and repair in refused.value.repair, refused.value
+    with pytest.raises(sr.UsageError, match="no Torch module"):
+        sr.check_loss(lambda image, text: 0.0, parameters=parameters)
+
+
+class Fixed(torch.nn.Module):
+    """A bias, and a temperature that nothing learns; as a number, or as a buffer."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.tensor(-10.0))
+        if buffer:
+            self.register_buffer("temperature", torch.tensor(0.05))
+        else:
+            self.temperature = 0.05
+
+    def forward(self, image: Any, text: Any) -> Any:
+        logits = image @ text.T / self.temperature + self.bias
+        return -F.logsigmoid((2 * torch.eye(len(image), dtype=image.dtype) - 1) * logits).sum() / len(image)
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_fixed_scale_is_said_to_be_one_and_is_judged_as_the_repair_says(buffer: bool):
+    fn = Fixed(buffer)
+    with pytest.raises(sr.UsageError) as refused:
+        sr.check_loss(fn, parameters={"bias": "bias"})
+    assert "no parameter that is the scale" in refused.value.cause and "temperature = 0.05" in refused.value.cause
+    text = refused.value.repair
+    assert "fn.temperature = log_scale.exp() (1 / log_scale.exp() where similarities are divided by it)" in text
+    assert 'return torch.func.functional_call(fn, {"bias": bias}, (image, text))' in text
+
+    def loss(image: Any, text: Any, log_scale: Any, bias: Any) -> Any:
+        fn.temperature = 1 / log_scale.exp()
+        return torch.func.functional_call(fn, {"bias": bias}, (image, text))
+
+    assert sr.check_loss(loss).passed
+    with pytest.raises(sr.UsageError) as refused:
+        sr.check_loss(fn)
+    assert 'parameters={"bias": "bias"}' in str(refused.value)
+
+
 def test_the_repair_of_a_module_declares_all_of_its_parameters():
     with pytest.raises(sr.UsageError) as refused:
         sr.check_loss(Own("log_scale"))

@@ -71,7 +71,9 @@ def _declared(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> str:
 
 
 def _roles(parameters: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, str]:
-    """The one that sounds like a scale is it, another one the bias."""
-    scale = next((name for name, _ in parameters if any(part in name.lower() for part in _SCALES)), parameters[0][0])
-    bias = next((name for name, _ in parameters if name != scale), None)
-    return {scale: "log_scale"} | ({bias: "bias"} if bias else {})
+    """The one that sounds like a scale is it, else the first that does not sound like a bias; another one the bias."""
+    names = [name for name, _ in parameters]
+    likely = [name for name in names if any(part in name.lower() for part in _SCALES)]
+    scale = next(iter(likely), next((name for name in names if "bias" not in name.lower()), None))
+    bias = next((name for name in names if name != scale), None)
+    return ({scale: "log_scale"} if scale else {}) | ({bias: "bias"} if bias else {})

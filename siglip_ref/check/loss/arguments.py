@@ -212,18 +212,59 @@ def declared_objective(
 def require_parameters(fn: object, parameters: Mapping[str, str]) -> Any:
     """A Torch module that has these, of which exactly one is the scale; how it is given: as `scale` of check_loss."""
     own = own_parameters(fn)
-    scales = [PARAMETERS[what] for what in parameters.values() if PARAMETERS.get(what)]
-    known = {name for name, shape in own if math.prod(shape) == 1}
-    if not own or set(parameters) - known or set(parameters.values()) - set(PARAMETERS) or len(scales) != 1:
+    cause, repair = _amiss(fn, parameters, {name: math.prod(shape) for name, shape in own})
+    if cause:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in own) or "none"
-        first = next(iter(known), "temp")
         raise UsageError(
             expected="parameters: of names of the module, each one number, which is its " + ", ".join(PARAMETERS),
             got=f"parameters={dict(parameters)!r} of {describe(fn)}, which has {listed}",
-            cause="another name or word, no or two scales, or no Torch module",
-            repair=f'parameters={{"{first}": "log_scale"}}',
+            cause=cause,
+            repair=repair,
         )
-    return scales[0]
+    return next(PARAMETERS[what] for what in parameters.values() if PARAMETERS[what])
+
+
+def _amiss(fn: object, parameters: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[str, str]:
+    """What is wrong with these, and what to do; "" where nothing is. sizes : of the module's own parameters."""
+    if not sizes:
+        return f"{describe(fn)} is no Torch module with parameters of its own", "check_loss(fn), without parameters"
+    numbers = [name for name, size in sizes.items() if size == 1]
+    odd = [name for name in parameters if name not in numbers]
+    words = [what for what in parameters.values() if what not in PARAMETERS]
+    scales = [name for name, what in parameters.items() if PARAMETERS.get(what)]
+    left = [name for name in numbers if name not in parameters]
+    declared = ", ".join(f'"{name}": "{what}"' for name, what in parameters.items())
+    if odd:
+        many = f"{sizes[odd[0]]:,} numbers" if odd[0] in sizes else "no parameter of the module"
+        return f"{odd[0]!r} is {many}", f"name one of these: {', '.join(numbers) or 'none is one number'}"
+    if words:
+        return f"{words[0]!r} is none of these words", f"which it is, of {', '.join(PARAMETERS)}"
+    if len(scales) > 1:
+        return (
+            f"{' and '.join(scales)} are all declared to be the scale",
+            "declare the one that is it",
+        )
+    if not scales and left:
+        cause = f"none of the parameters is declared to be the scale, and nothing is said of {', '.join(left)}"
+        return cause, f'parameters={{"{left[0]}": "log_scale", {declared}}}, if the scale is its exponential'
+    return ("", "") if scales else _fixed(fn, list(parameters))
+
+
+def _fixed(fn: object, biases: Sequence[str]) -> tuple[str, str]:
+    """Of a module in which no parameter is the scale: what it may be, and how it is given all the same."""
+    buffers = {name: one for name, one in getattr(fn, "named_buffers", list)() if one.numel() == 1}
+    held = {name: one for name, one in vars(fn).items() if isinstance(one, float)} | buffers
+    numbers = ", ".join(f"{name} = {float(one):g}" for name, one in held.items())
+    cause = (
+        f"the module has no parameter that is the scale, none of one number but {' and '.join(biases) or 'the bias'}"
+    )
+    name = next(iter(held), "NAME")
+    given = ", ".join(f'"{one}": bias' for one in biases)
+    return cause + (f"; fixed are {numbers}" if held else ""), (
+        f"make the scale a parameter; or, if it is fixed, check a function that sets it: def loss(image, text, "
+        f"log_scale, bias): fn.{name} = log_scale.exp() (1 / log_scale.exp() where similarities are divided by it); "
+        f"return torch.func.functional_call(fn, {{{given}}}, (image, text))"
+    )
 
 
 def declared_conventions(scale: str, embeddings: str, objective: Objective = SIGMOID) -> list[Convention]:
