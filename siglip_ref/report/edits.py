@@ -50,7 +50,8 @@ def finding_of(found: Sequence["Fitted"], tensor: str) -> Finding:
     """The same as a finding, of one stage or of several."""
     both = [f"{_now(fitted.edits)}, where the specification has {_was(fitted.edits)}" for fitted in found]
     repair = " and ".join(dict.fromkeys(f"there should be {_was(fitted.edits)}" for fitted in found))
-    return Finding(DERIVED, tensor, "", f"worked out: {'; and '.join(dict.fromkeys(both))}", repair)
+    told = f"worked out: {'; and '.join(dict.fromkeys(both))}"
+    return Finding(DERIVED, tensor, "", told, repair + defined(repair))
 
 
 def _now(edits: "Edits") -> str:

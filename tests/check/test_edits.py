@@ -1,5 +1,6 @@
 """Single edits of the specification's formulas: generated, tried against another program, named only with proof."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,12 +10,13 @@ import pytest
 from reference_adapter import ReferenceAdapter
 
 import siglip_ref as sr
-from siglip_ref.check.engine.edits import fitting
+from siglip_ref.check.engine.edits import Fitted, fitting
 from siglip_ref.mistakes.grammar.switched import edited, made, named, singles
 from siglip_ref.model import optim
 from siglip_ref.model.specification import SPECIFICATION
 from siglip_ref.ops.elementary import number
 from siglip_ref.ops.record import Pair
+from siglip_ref.report.edits import finding_of
 
 RULE = sr.AdamW(lr=1e-3, beta2=0.95, decay=0.1, max_norm=1.0)
 ATTENTION = named(SPECIFICATION.attention.forward)
@@ -152,4 +154,17 @@ def test_what_is_no_number_explains_nothing():
 
 def test_a_setting_that_is_always_the_same_is_told_as_that():
     kinds = [one for one in singles(["siglip_ref.ops.pooling:pool_forward"]) if one.old == "kind" and "mean" in one.new]
-    assert {(one.now, one.was) for one in kinds} == {("kind is always 'mean'", "kind as it is given")}
+    assert {(one.now, one.was) for one in kinds} == {
+        ("kind is always 'mean'", "out = x.mean(1) only where kind == 'mean'")
+    }
+
+
+def test_every_repair_is_one_that_a_reader_can_follow():
+    functions = [named(one) for pair in vars(SPECIFICATION).values() if isinstance(pair, Pair) for one in pair]
+    for due in {one.was for one in singles([*functions, named(optim.adamw_step), named(optim.clip)])}:
+        assert " = " in due or due.split(" only where ")[0].endswith(" as it is"), due
+        assert "ops" not in due and "QUICK" not in due and not re.search(r"\birst", due), due
+    split = next(one for one in singles([ATTENTION]) if "_split" in one.was)
+    repair = finding_of([Fitted((split,))], "image/block00/+attn").repair
+    assert repair.startswith("there should be query, key, value = (_split(query, heads)")
+    assert repair.endswith(" (_split(x) is x (B, N, C) as (B, heads, N, h))")

@@ -77,7 +77,7 @@ def test_a_pool_that_reads_before_the_norm():
     model = model_with(hf.SiglipMultiheadAttentionPoolingHead, Unnormed, "vision_model")
     model.vision_model.post_layernorm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     report = worked_out(model)
-    assert report.computes[0] == "image/pool: x is handed on, where the specification has out is handed on"
+    assert report.computes[0] == "image/pool: x as it is, where the specification has out as it is"
 
 
 def test_a_number_of_the_formula_is_measured():
