@@ -13,21 +13,26 @@ Tensor = torch.Tensor
 Result = tuple[Any, list[Tensor | None]]  # what a module returned, and a gradient for each leaf
 
 
-class Given(nn.Module):
-    """A module whose backward pass runs before its call returns: `functional_call` swaps parameters as long as that,
-    and what is computed again in the backward, as activation checkpointing does, must meet the same ones."""
+class Swapped(nn.Module):
+    """A module and what is done with it, as one: `functional_call` swaps parameters as long as its call runs. So the
+    backward pass belongs to it: what is computed again in it, as activation checkpointing does, must meet the same
+    ones."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
         super().__init__()
         self.training = module.training
-        self.module = module
+        self.module, self.run = module, run
 
-    def forward(self, leaves: Sequence[Tensor], more: Sequence[Any]) -> Any:
-        result = loss_of(self.module(*leaves[:2], *more))
-        if _is_loss(result) and result.requires_grad:
-            with gradients_kept(result, leaves), torch.autocast(result.device.type, enabled=False):
-                torch.autograd.backward(result)
-        return result
+    def forward(self, *given: Any) -> Any:
+        return self.run(self.module, *given)
+
+
+def _with_gradients(module: nn.Module, leaves: Sequence[Tensor], more: Sequence[Any]) -> Any:
+    result = loss_of(module(*leaves[:2], *more))
+    if _is_loss(result) and result.requires_grad:
+        with gradients_kept(result, leaves), torch.autocast(result.device.type, enabled=False):
+            torch.autograd.backward(result)
+    return result
 
 
 class Held(torch.autograd.Function):
@@ -55,7 +60,7 @@ def differentiated(
     """
     again = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in leaves]
     named = {f"module.{name}": value for name, value in own(*again).items()}
-    result = torch.func.functional_call(Given(module), named, (again, more))
+    result = torch.func.functional_call(Swapped(module, _with_gradients), named, (again, more))
     if not _is_loss(result):
         return result
     return Held.apply(result.detach(), [leaf.grad for leaf in again], *leaves)  # type: ignore[no-untyped-call]

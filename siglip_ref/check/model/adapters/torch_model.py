@@ -13,6 +13,7 @@ from siglip_ref.architecture.params import shapes
 from siglip_ref.architecture.sizes import Config
 from siglip_ref.check.call.held import put_back
 from siglip_ref.check.call.held_torch import leaves_under
+from siglip_ref.check.call.module_in_torch import Swapped
 from siglip_ref.check.model.adapters import Dtype, Hint, Run
 from siglip_ref.check.model.adapters.torch_lacking import require_all
 from siglip_ref.check.model.adapters.torch_reads import in_the_graph, not_read, require_numbers
@@ -94,24 +95,26 @@ class TorchModel:
                 except AttributeError:
                     absent.append(tap)
             given_to = self.inputs(images, tokens, dtype)
-            whole, elsewhere = _Whole(self.model, self.loss), list[str]()
+            elsewhere = list[str]()
             with in_the_graph(self.model) as originals:
 
-                def backward(loss: torch.Tensor) -> None:
+                def both_ways(model: nn.Module, *inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                    loss, shown = self.loss(model, *inputs)
                     elsewhere.extend(originals[id(leaf)] for leaf in leaves_under(loss) if id(leaf) in originals)
                     # where the graph leads to the user's own parameters, nothing of theirs may run
                     torch.autograd.backward(loss, inputs=_ours(stand_ins) if elsewhere else None)
+                    return loss, shown
 
-                loss, given = torch.func.functional_call(whole, stand_ins, (*given_to, backward))
+                loss, given = torch.func.functional_call(Swapped(self.model, both_ways), stand_ins, given_to)
             # further passes go through the same hooks
             shown = {name: value for name, value in taken.items() if name not in differing}
             several = [tap for tap in self.taps if tap.ours in differing]
-            silent = [name for name, _ in self._used() if stand_ins["model." + name].grad is None]
-            unread = not_read(whole, stand_ins, given_to, silent, (loss, given))
+            silent = [name for name, _ in self._used() if stand_ins["module." + name].grad is None]
+            unread = not_read(Swapped(self.model, self.loss), stand_ins, given_to, silent, (loss, given))
         activations = shown | {name: to_numpy(value) for name, value in given.items()}
         unreached = [tap for tap in self.taps if tap.ours not in shown and tap not in (*absent, *several)]
         notes = [f"no gradient reached {name}: it counts as zero" for name in silent]
-        grads = {name: _gradient(stand_ins["model." + name]) for name, _ in self._used()}
+        grads = {name: _gradient(stand_ins["module." + name]) for name, _ in self._used()}
         not_checked = [f"{tap.ours}: the model has no module {tap.module!r}" for tap in absent]
         not_checked += [f"{tap.ours}: the pass never called {tap.module!r}" for tap in unreached]
         not_checked += [f"{tap.ours}: one pass calls {tap.module!r} again, with other numbers" for tap in several]
@@ -145,7 +148,7 @@ class TorchModel:
         stand_ins = self._stand_ins(params, getattr(torch, self.dtype))
         with torch.no_grad():
             for name, p in self._used():
-                p.copy_(stand_ins["model." + name])
+                p.copy_(stand_ins["module." + name])
 
     def _used(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if name not in self.ignored)
@@ -155,42 +158,24 @@ class TorchModel:
         tensors: dict[str, torch.Tensor] = {}
         for name, p in self.model.named_parameters():
             own = p.detach().clone() if name in self.ignored else torch.empty_like(p, dtype=kind, requires_grad=False)
-            tensors["model." + name] = own.to(self.place, kind)
+            tensors["module." + name] = own.to(self.place, kind)
         for entry in self.table:
-            place = tensors["model." + entry.theirs]
+            place = tensors["module." + entry.theirs]
             which, parts = entry.part
             rows = place if parts == 1 else place.unflatten(0, (parts, -1))[which]
             ours = np.ascontiguousarray(to_theirs(params[entry.ours], entry, self.config.patch))
             rows.copy_(torch.from_numpy(ours).reshape(rows.shape))
         for name, _ in self._used():
-            tensors["model." + name].requires_grad_(True)
+            tensors["module." + name].requires_grad_(True)
         for name, buffer in self.model.named_buffers():
             copy = buffer.detach().clone().to(self.place)  # a model may count in a buffer
-            tensors["model." + name] = copy.to(kind) if buffer.is_floating_point() else copy
+            tensors["module." + name] = copy.to(kind) if buffer.is_floating_point() else copy
         return tensors
 
     def _collect(self, theirs: Mapping[str, torch.Tensor]) -> dict[str, Tensor]:
         """Tensors in their names to arrays in ours."""
         wanted, arrays = shapes(self.config), {name: to_numpy(tensor) for name, tensor in theirs.items()}
         return {entry.ours: to_ours(arrays[entry.theirs], entry, wanted[entry.ours]) for entry in self.table}
-
-
-class _Whole(nn.Module):
-    """Model and loss as one module, so that `functional_call` can swap the parameters for both."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.training = model.training
-        self.model, self.loss = model, loss
-
-    def forward(
-        self, images: Any, tokens: torch.Tensor, backward: Callable[[torch.Tensor], None] | None = None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """backward : called while the parameters are swapped, by which activation checkpointing computes again."""
-        loss, given = self.loss(self.model, images, tokens)
-        if backward:
-            backward(loss)
-        return loss, given
 
 
 def _ours(stand_ins: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -50,7 +50,7 @@ def not_read(
 
     Parameters
     ----------
-    whole : model and loss, the model by the name "model"
+    whole : model and loss, the model by the name "module"
     stand_ins : what takes the places of its parameters and buffers
     silent : names of the parameters that no gradient reached
     before : loss and activations with the stand-ins as they are
@@ -58,7 +58,7 @@ def not_read(
 
     def changes(names: list[str]) -> bool:
         others = dict(stand_ins)
-        others |= {"model." + name: stand_ins["model." + name].detach() * 1.5 + 0.5 for name in names}
+        others |= {"module." + name: stand_ins["module." + name].detach() * 1.5 + 0.5 for name in names}
         with torch.no_grad():
             return not _same(torch.func.functional_call(whole, others, inputs), before)
 
