@@ -13,7 +13,7 @@ from siglip_ref.check.engine.seen import distance, is_wrong
 from siglip_ref.check.loss.behaviour import seen_of
 from siglip_ref.check.loss.tails import far_off, has_whole_tiles
 from siglip_ref.mistakes import CATALOGUE
-from siglip_ref.report.data import Finding
+from siglip_ref.report.data import Finding, FindingKind
 
 if TYPE_CHECKING:
     from siglip_ref.check.loss.subject import ComparedLoss, LossSubject
@@ -92,4 +92,5 @@ def large_findings(compared: "ComparedLoss") -> list[Finding]:
     narrow = compared.setting.dtype not in WIDE_FORMATS
     id = "sums-cancel-in-16-bits" if narrow and not told else "beyond-a-tile"
     id = "tail-counted-twice" if twice else id
-    return [Finding(id, here[0].name, here[0].rows, evidence, CATALOGUE[id].repair)]
+    kind: FindingKind = "mistake" if twice or told or narrow else "suspicion"
+    return [Finding(id, here[0].name, here[0].rows, evidence, CATALOGUE[id].repair, kind)]

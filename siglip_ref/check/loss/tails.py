@@ -18,7 +18,7 @@ from siglip_ref.check.engine.seen import Seen, distance, is_wrong
 from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.compare import places
-from siglip_ref.report.data import Finding
+from siglip_ref.report.data import Finding, FindingKind
 
 TAIL, CUT = "tail-counted-twice", "beyond-a-tile"
 DIRECTIONS = "both-directions-summed"  # everything times 2 at every shape
@@ -68,7 +68,9 @@ def with_a_tail(findings: list[Finding], dims: Dims) -> list[Finding]:
 
 def _finding(id: str, wrong: Sequence[Seen], evidence: str) -> Finding:
     names = ", ".join(dict.fromkeys(one.name for one in wrong))
-    return Finding(id, names, "", f"{CATALOGUE[id].text}; {names}: {evidence}", CATALOGUE[id].repair)
+    # that it is twice the right one is reproduced; what else goes by tiles may be their labels, or a chunk of B
+    kind: FindingKind = "mistake" if id == TAIL else "suspicion"
+    return Finding(id, names, "", f"{CATALOGUE[id].text}; {names}: {evidence}", CATALOGUE[id].repair, kind)
 
 
 def _shape(context: Context) -> Shape:
