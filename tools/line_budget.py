@@ -24,7 +24,7 @@ BUDGETS = (
     ("check loss", ("check/loss",), 1_708),
     ("check ranks", ("check/ranks",), 1_239),
     ("check model", ("check/model",), 5_287),
-    ("check step", ("check/step",), 2_407),
+    ("check step", ("check/step",), 2_491),
     ("check files", ("check/files",), 1_285),
     ("report, mistakes", ("report", "mistakes"), 2_254),
     ("vectors", ("vectors",), 1_384),

@@ -30,6 +30,16 @@ def taking(rule, times):
     return update
 
 
+def by_hand(params, grads, held):
+    """Without bias corrections, and with eps inside the root."""
+    k, first, second = held or (0, {n: 0 * g for n, g in grads.items()}, {n: 0 * g for n, g in grads.items()})
+    first = {n: RULE.beta1 * first[n] + (1 - RULE.beta1) * g for n, g in grads.items()}
+    second = {n: RULE.beta2 * second[n] + (1 - RULE.beta2) * g * g for n, g in grads.items()}
+    decay = {n: RULE.decay * kernels(n) * p for n, p in params.items()}
+    moved = {n: p - RULE.lr * (first[n] / np.sqrt(second[n] + RULE.eps) + decay[n]) for n, p in params.items()}
+    return moved, (k + 1, first, second)
+
+
 def tables(name):
     return kernels(name) or name.endswith(("/token", "/probe", "/position"))
 
@@ -60,3 +70,28 @@ def test_neither_of_two_is_told_as_all(pair):
     words = " ".join(certain)
     assert not certain or all(word in words for word in both), report.findings
     assert "100%" not in words
+
+
+SLOW = replace(RULE, rates=in_images(0.1))
+TOLD = {
+    "a slow tower and another beta": (
+        taking(replace(SLOW, beta2=0.999), schedule), RULE,
+        ["0.1 times the learning rate in the image tower", "1 - beta2 is 0.02 times as large"],
+    ),
+    "a slow tower and a schedule that is late": (
+        taking(SLOW, lambda k: schedule(k - 1) if k else 0.0), RULE,
+        ["0.1 times the learning rate in the image tower", "schedule(k - 1)"],
+    ),
+    "nothing corrected and eps inside": (
+        by_hand, replace(RULE, max_norm=None), ["no bias corrections", "eps within the root, before"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_both_are_told(case):
+    update, declared, words = TOLD[case]
+    times = schedule if update is not by_hand else None
+    report = sr.check_step(update, declared, schedule=times, dtype="float32", framework="numpy")
+    assert [one.kind for one in report.findings] == ["mistake"]
+    assert all(word in report.findings[0].evidence for word in words), report.findings

@@ -19,8 +19,8 @@ from siglip_ref.architecture.params import Params
 from siglip_ref.check.engine.edits import same
 from siglip_ref.check.engine.seen import distance, is_wrong
 from siglip_ref.check.step.diagnosis.forms import Form, program
-from siglip_ref.check.step.diagnosis.order import said_of
 from siglip_ref.check.step.diagnosis.packed import NEAR, Packed
+from siglip_ref.check.step.diagnosis.rates import Rates, read_off
 from siglip_ref.check.step.diagnosis.sources import Names, Source, Steps, sources
 from siglip_ref.check.step.diagnosis.where import at_steps, groups, limits, limits_of, numbers_of, stuck, units, whose
 from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, judge, predict
@@ -40,8 +40,7 @@ _ROUND = (2.0, 0.5, 4.0, 0.25, 10.0, 0.1, 5.0, 0.2)
 _GOLDEN, _CUTS = 0.618, 34
 _JUDGED = 6  # different programs at most, of those that fit
 LOCAL = "grad-clip-local-norm"
-_ROUNDED = 1e-4  # nearer to the declared schedule a factor is rounding
-_STEPS = 3  # towards a schedule's factors
+_ROUNDED = 1e-4  # relative: a number so near to a round one is round
 _LISTED = 3
 _APART = 0.05  # of what is allowed: two programs that are nearer to each other are one here
 _UNEXPLAINED = 3  # partners of each tensor that are tried, where none explains any
@@ -52,7 +51,7 @@ class Choice:
     """A form, or other gradients, in these tensors at these steps. group : what they are called, where they are chosen
     before it is tried."""
 
-    of: Form | Source
+    of: Form | Source | Rates
     names: Names = None
     steps: Steps = None
     group: str = ""
@@ -66,7 +65,7 @@ class Choice:
 
     @property
     def spots(self) -> frozenset[str]:
-        return self.of.spots if isinstance(self.of, Form) else frozenset(["gradients"])
+        return frozenset(["gradients"]) if isinstance(self.of, Source) else self.of.spots
 
 
 Made = tuple[Choice, ...]
@@ -86,7 +85,8 @@ class Search:
 
     def __init__(self, taken: Sequence[Taken], plan: Plan, judged: Judged) -> None:
         self._taken, self._plan, self._judged = taken, plan, judged
-        self._spec, self._forms, self._asked = program("adamw" if isinstance(plan.rule, AdamW) else "big_vision")
+        self._spec, forms, self._asked = program("adamw" if isinstance(plan.rule, AdamW) else "big_vision")
+        self._forms = [form for form in forms if not form.key]
         moved = {name for one in taken for name, move in one.moved.items() if np.any(move)}
         self._still = [name for name in taken[0].before if name not in moved and not plan.rule.frozen(name)]
         self._trained = [name for name in taken[0].before if not plan.rule.frozen(name)]
@@ -113,7 +113,7 @@ class Search:
     def alone(self) -> Finding | None:
         """With one choice, or with two in tensors of their own; or by the factors of a schedule."""
         fits = [made for one in self._all if (made := self._alone(one))] or list(self._apart(self._all))
-        return (self._told(fits) if fits else None) or self._exchanged() or self._of_a_schedule()
+        return (self._told(fits) if fits else None) or self._exchanged() or self._told([*self._with_rates()])
 
     def two(self) -> Finding | None:
         """With two choices."""
@@ -199,18 +199,17 @@ class Search:
             flat = self._flat((*beside, replace(choice, value=2.0**exponent)))
             return np.inf if flat is None else float(np.sum(np.minimum(self._lefts(flat, beside), most)))
 
-        without = self._flat(beside)
+        without, near, helps = self._flat(beside), choice, 0
         if choice.local and without is not None and not beside:  # where it does not help, it is not in that tensor
             usual = self._lefts(without, beside)
             helped = {x: left(float(np.log2(x)), usual) for x in _ROUND}
             near = replace(choice, value=min(helped, key=lambda x: helped[x]))
             there = self._flat((*beside, near))
-            if there is not None and (self._packed.fits(self._off(there, beside)) & ~self._right_now).any():
-                return near
+            helps = 0 if there is None else self._helped(there, beside)
         scores = {k: left(k) for k in _OCTAVES}
         middle = min(scores, key=lambda k: scores[k])
         if scores[middle] >= scores[0] and middle != 0:
-            return choice
+            return near if helps else choice
         low, high = middle - 2.0, middle + 2.0
         one, other = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
         of_one, of_other = left(one), left(other)
@@ -230,10 +229,16 @@ class Search:
                 value = plain
                 break
         at = self._flat((*beside, replace(choice, value=value)))
+        if helps and helps >= (0 if at is None else self._helped(at, beside)):
+            return near
         beyond = [self._flat((*beside, replace(choice, value=value * factor))) for factor in (2.0, 0.5)]
         same = [at is not None and flat is not None and self._same(at, flat) for flat in beyond]
         more = " or more" if same[0] and not same[1] else " or less" if same[1] and not same[0] else ""
         return replace(choice, value=value, more=more)
+
+    def _helped(self, flat: Array, beside: Made) -> int:
+        """How many tensors are right with it, and not without."""
+        return int(np.sum(self._packed.fits(self._off(flat, beside)) & ~self._right_now))
 
     def _alone(self, one: Tried) -> Made:
         """In all tensors, or in those that are wrong without it."""
@@ -257,7 +262,10 @@ class Search:
         a, b = one.choice, other.choice
         if a.spots & b.spots or (flat := self._flat((a, b))) is None:
             return ()
-        both = self._packed.fits(self._off(flat, (a, b)), loosely=True)
+        off = self._off(flat, (a, b))
+        if self._packed.fits(off).all():
+            return a, b
+        both = self._packed.fits(off, loosely=True)
         nothing = np.zeros_like(both)
         none = self._right_now if a.local and b.local else nothing
         first = one.fits & ~none if b.local else nothing
@@ -321,7 +329,7 @@ class Search:
     def _where(self, chosen: Array) -> frozenset[str]:
         return frozenset(name for name, its in zip(self._packed.names, chosen, strict=True) if its)
 
-    def _flat(self, made: Made, plan: Plan | None = None) -> Array | None:
+    def _flat(self, made: Made) -> Array | None:
         """What all packs are moved by; None where that is no program."""
         packed, grads = self._packed, self._grads(made)
         steps = packed.taken
@@ -329,9 +337,14 @@ class Search:
             steps = [replace(one, grads=packed.pack(g)) for one, g in zip(steps, grads, strict=True)]
         try:
             with self._made(made, in_packs=True):
-                return packed.flat(predict(steps, plan or packed.plan, [one.grads for one in steps], spec=self._spec))
+                plan = self._planned(made)
+                plan = packed.plan if plan is self._plan else packed.planned(plan)
+                return packed.flat(predict(steps, plan, [one.grads for one in steps], spec=self._spec))
         except (ValueError, TypeError, ArithmeticError, KeyError):  # two forms that are no program together
             return None
+
+    def _planned(self, made: Made) -> Plan:
+        return next((one.of.plan(self._plan) for one in made if isinstance(one.of, Rates)), self._plan)
 
     def _grads(self, made: Made) -> tuple[dict[str, Array], ...] | None:
         of = [one for one in made if isinstance(one.of, Source)]
@@ -367,11 +380,11 @@ class Search:
         low, high = (self._packed.pack({n: its[i] for n, its in self._limits.items()}) for i in (0, 1))
         return self._packed.pack(self._stuck), {n: (low[n], high[n]) for n in low}
 
-    def _proven(self, made: Made, plan: Plan | None = None) -> Moves | None:
+    def _proven(self, made: Made) -> Moves | None:
         """What it gives, where every tensor is right with it at every step."""
         grads = self._grads(made)
         steps = [given(one, g) for one, g in zip(self._taken, grads or [t.grads for t in self._taken], strict=True)]
-        plan = plan or self._plan
+        plan = self._planned(made)
         with self._made(made):
             if not judge(steps, plan, self._spec).right:
                 return None
@@ -397,7 +410,7 @@ class Search:
         if not proven:
             return None
         words = [list(dict.fromkeys(self._words(made) for made in alike)) for alike in proven]
-        repair = "; ".join(dict.fromkeys(one.of.repair for one in proven[0][0]))
+        repair = "; ".join(dict.fromkeys(repair for one in proven[0][0] for repair in self._repairs(one)))
         if len(proven) > 1:
             listed = ", or with ".join(its[0] for its in words[:_LISTED])
             said = f"measured: every step is right with {listed}, which nothing here tells apart"
@@ -414,7 +427,12 @@ class Search:
     def _words(self, made: Made) -> str:
         return " and with ".join(self._word(one) for one in made)
 
+    def _repairs(self, one: Choice) -> list[str]:
+        return one.of.told(self._trained, self._plan)[1] if isinstance(one.of, Rates) else [one.of.repair]
+
     def _word(self, one: Choice) -> str:
+        if isinstance(one.of, Rates):
+            return " and with ".join(one.of.told(self._trained, self._plan)[0])
         of_tensors = ""
         if one.names is not None and not (isinstance(one.of, Form) and one.of.groups):
             of_tensors = f" in {one.group or whose(one.names, self._trained, self._plan)}"
@@ -426,35 +444,24 @@ class Search:
         said = said.replace("{units}", few(units, _LISTED))
         return said + of_tensors + at_steps(one.steps, len(self._taken), self._plan.restarted)
 
-    def _of_a_schedule(self) -> Finding | None:
-        """A step is its schedule's factor times what it were with 1: so the factors are read off."""
-        always = [(one.choice,) for one in self._all if one.choice.steps is None and "rate" not in one.choice.spots]
+    def _with_rates(self) -> Iterator[Made]:
+        """Other factors of the schedule, and rates of some tensors, with one other choice, or alone."""
+        always = [(one.choice,) for one in self._all if one.choice.steps is None and not one.choice.spots & Rates.spots]
         for made in ((), *always[:_SCHEDULED]):
-            factors, worst = self._factors(made)
-            usual = [float(self._plan.schedule(k)) for k in range(len(factors))]
-            other = not np.allclose(factors, usual, rtol=_ROUNDED, atol=_ROUNDED)
-            if other and worst <= NEAR and self._proven(made, _scheduled(self._plan, factors)) is not None:
-                said = said_of(factors, self._plan.schedule)
-                beside = f" and with {self._words(made)}" if made else ""
-                read = "count optimiser steps from 0, and read the declared schedule at each"
-                repair = "; ".join(dict.fromkeys([read, *(one.of.repair for one in made)]))
-                return Finding(
-                    DERIVED, self._judged.first_wrong, "", f"every step is right with {said}{beside}", repair
-                )
-        return None
+            rates = read_off(self._packed, self._plan, partial(self._rated, made))
+            ways = rates.plainly(self._plan, [*self._groups.values()]) if rates else []
+            found = ((Choice(one), *made) for one in ways)
+            fits = (both for both in found if (flat := self._flat(both)) is not None and self._fits(flat, both))
+            if both := next(fits, None):
+                yield both
+                if not made:
+                    return
 
-    def _factors(self, made: Made) -> tuple[list[float], float]:
-        """Those that leave least, and how far off the worst tensor is with them."""
-        factors = [1.0] * len(self._taken)
-        got, room = self._packed.got, self._packed.allowed
-        for _ in range(_STEPS):  # what decays depends, a little, on the steps before
-            flat = self._flat(made, _scheduled(self._packed.plan, factors))
-            if flat is None or not np.isfinite(flat).all():
-                return factors, np.inf
-            for k, (of, should) in enumerate(zip(flat / _room(room), got / _room(room), strict=True)):
-                factors[k] *= float(of @ should / (of @ of)) if of.any() else 0.0
-        flat = self._flat(made, _scheduled(self._packed.plan, factors))
-        return factors, np.inf if flat is None else float(self._packed.worst(self._packed.off(flat)).max())
+    def _rated(self, made: Made, rates: Rates) -> Array | None:
+        return self._flat((Choice(rates), *made))
+
+    def _fits(self, flat: Array, made: Made) -> bool:
+        return bool(self._packed.fits(self._off(flat, made)).all())
 
 
 def _is_odd(one: Choice) -> bool:
@@ -476,12 +483,3 @@ def _exchange(found: Mapping[str, str]) -> str:
         said = ", and ".join(f"{n}/* has those of the same tensors of {m}/*" for n, m in towers)
         return f"{said} ({len(found)} tensors)"
     return few([f"{n} has those of {m}" for n, m in found.items()], _LISTED)
-
-
-def _room(allowed: Array) -> Array:
-    return np.where(allowed > 0, allowed, np.inf)
-
-
-def _scheduled(plan: Plan, factors: Sequence[float]) -> Plan:
-    last, read = len(factors) - 1, tuple(factors)
-    return replace(plan, schedule=lambda k: read[min(max(k, 0), last)])

@@ -1,7 +1,7 @@
 """Spots of the optimiser's text, and what is written there instead, of optimisers and restarts: forms.toml."""
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from inspect import getsource
@@ -23,7 +23,8 @@ _CALLS = "/calls"
 @dataclass(frozen=True)
 class Form:
     """What may be written at some spots. number : it is asked for by; whole : of all tensors together; groups : with
-    tensors that are treated apart; texts : by spot."""
+    tensors that are treated apart; texts : by spot. Of one that has a number of each step and tensor: key : what it is
+    called; usual : its numbers by the rule; common : whether a factor common to all steps changes (next to) nothing."""
 
     what: str
     repair: str
@@ -31,6 +32,9 @@ class Form:
     number: int = -1
     whole: bool = False
     groups: bool = False
+    key: str = ""
+    usual: tuple[float, ...] = (1.0, 1.0, 1.0)
+    common: bool = False
 
     @property
     def spots(self) -> frozenset[str]:
@@ -54,8 +58,8 @@ Where = tuple[frozenset[str] | None, frozenset[int] | None]  # tensors and steps
 class Asked:
     """What the program's text asks. on : which forms are taken, where; step : that is taken now; since : the first step
     at which a form is; mean, total : of each tensor, where several stand in one array; numbers : of forms that
-    have one; stuck, limits : of each tensor, which of its numbers never move, and what they may be at least and
-    at most; units : along which axis a tensor always has length 1."""
+    have one; own : of those that have one of each tensor and step; stuck, limits : of each tensor, which of its numbers
+    never move, and what they may be at least and at most; units : along which axis a tensor always has length 1."""
 
     on: dict[int, Where] = field(default_factory=dict)
     still: set[str] = field(default_factory=set)
@@ -68,6 +72,7 @@ class Asked:
     raw: Params = field(default_factory=dict)
     twice: bool = False
     numbers: dict[int, float] = field(default_factory=dict)
+    own: dict[int, Mapping[tuple[str, int], Any]] = field(default_factory=dict)
     stuck: Mapping[str, Array] = field(default_factory=dict)
     limits: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     units: Mapping[str, int | None] = field(default_factory=dict)
@@ -111,7 +116,7 @@ class Asked:
         """As they stand in the text."""
         return {
             "_on": self.on, "_counting": self.counting, "_idle": self.idle,
-            "_number": lambda i: self.numbers.get(i, 1.0),
+            "_number": lambda i: self.numbers.get(i, 1.0), "_own": lambda i, name: self.own[i][name, self.step],
             "_stuck": lambda name, p, now: np.where(self.stuck.get(name, 0.0), p, now),
             "_limited": lambda name, now: np.clip(now, *self.limits.get(name, (-np.inf, np.inf))),
             "_unit": lambda name, x: x / np.sqrt((x * x).sum(self.units.get(name), keepdims=True)),
@@ -165,7 +170,9 @@ def program(rule: str) -> tuple[Reference, tuple[Form, ...], Asked]:
     data: dict[str, Any] = tomllib.loads(Path(__file__).with_name("forms.toml").read_text(encoding="utf-8"))
     both = (data["every"], data[rule])
     spots = {name: (context, old) for part in both for name, context, old in part["spot"]}
+    numbers = tomllib.loads(Path(__file__).with_name("numbers.toml").read_text(encoding="utf-8"))
     forms = [form for part in both for about in part["form"] for form in _forms(**about)]
+    forms += [_of_numbers(**about) for about in numbers[rule]]
     forms = [replace(f, number=i, texts=_numbered(f, i)) for i, f in enumerate(forms)]
     edits = [Edit(_FILE, old, new) for part in both for old, new in part["base"]]
     plain = getsource(optim)
@@ -192,7 +199,12 @@ def program(rule: str) -> tuple[Reference, tuple[Form, ...], Asked]:
 
 
 def _numbered(form: Form, i: int) -> tuple[tuple[str, str], ...]:
-    return tuple((spot, text.replace("NUMBER", f"_number({i})")) for spot, text in form.texts)
+    asked = f"_own({i}, name)" if form.key else f"_number({i})"
+    return tuple((spot, text.replace("NUMBER", asked)) for spot, text in form.texts)
+
+
+def _of_numbers(spots: list[str], texts: list[str], usual: Sequence[float] = (1.0, 1.0, 1.0), **about: Any) -> Form:
+    return Form(texts=tuple(zip(spots, texts, strict=True)), usual=tuple(usual), **about)
 
 
 def _forms(

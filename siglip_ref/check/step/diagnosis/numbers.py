@@ -5,32 +5,26 @@ Each is an unknown of every step (and, where that is needed, of every tensor), s
 there are numbers that moved, so what is left over proves it or refutes it.
 """
 
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from siglip_ref.check.engine.seen import is_wrong
+from siglip_ref.check.step.diagnosis.forms import Form, program
 from siglip_ref.check.step.diagnosis.packed import Packed
 from siglip_ref.check.step.diagnosis.where import whose
 from siglip_ref.check.step.judge import Judged, Plan, judge, predict
 from siglip_ref.check.step.run import Taken
-from siglip_ref.mistakes import CATALOGUE, Edit, Reference, reference
+from siglip_ref.mistakes import CATALOGUE
 from siglip_ref.model.optim import AdamW, norm
 from siglip_ref.ops.elementary import Array
 from siglip_ref.report.data import Finding
 from siglip_ref.report.edits import DERIVED
 
-_FILE = "model/optim.py"
-_HEAD = "def norm("
-_KNOB = "_knobs: dict = {}\n\n\ndef _knob(kind, name, step, usual):\n"
-_KNOB += "    return _knobs.get((kind, name, step), usual)\n\n\n"
-_MOVED = "moved[name] = p * _narrow(1 - lr * decay, p) - step * (first / length)"
 _RIGHT = 2.0  # of what is allowed
 _ITERATIONS, _BESIDE = 10, 1e-4
 _SPARE = 1.5  # numbers for each unknown at least
@@ -40,43 +34,17 @@ _LISTED = 4
 _SOME, _VARIED = 3, 1.5  # tensors at least, and how far apart they are, that show a law
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A number of each step. what : of which it is said; usual : what it is by the rule, at step k; edits : where it
-    enters the optimiser's text; free : whether a factor common to all steps changes (next to) nothing."""
-
-    key: str
-    what: str
-    repair: str
-    edits: tuple[Edit, ...]
-    usual: tuple[float, ...] = (1.0, 1.0, 1.0)
-    free: bool = False
-
-
-def _kinds(rule: str) -> tuple[Kind, ...]:
-    """Those of numbers.toml."""
-    content = tomllib.loads(Path(__file__).with_name("numbers.toml").read_text(encoding="utf-8"))
-    return tuple(_kind(**about) for about in content[rule])
-
-
-def _kind(key: str, edits: list[list[str]], default: str = "1.0", **about: Any) -> Kind:
-    ask = f"_knob({key!r}, name, state.steps, {default})"
-    made = tuple(Edit(_FILE, old, new.replace("ASK", ask)) for old, new in edits)
-    return Kind(key=key, edits=made, **about | ({"usual": tuple(about["usual"])} if "usual" in about else {}))
-
-
-_ADAMW, _BIG_VISION = _kinds("adamw"), _kinds("big_vision")
 _PAIRED = "gluedb"  # kinds of which two are tried together
 
+Kinds = tuple[Form, ...]  # with a number of each step
 Values = dict[str, Array]  # by tensor, of each kind and step: one row
-Rows = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Read:
     """What was found. kinds : whose numbers; values : by tensor; own : whether each tensor has its own."""
 
-    kinds: tuple[Kind, ...]
+    kinds: Kinds
     values: Values
     own: bool
 
@@ -89,10 +57,11 @@ def read_off(taken: Sequence[Taken], plan: Plan, judged: Judged, at_once: int = 
     Nothing is said where two kinds of them do, with other words for the same.
     """
     search = _Search(taken, plan, judged)
-    kinds = _ADAMW if isinstance(plan.rule, AdamW) else _BIG_VISION
+    kinds = search.kinds
     paired = [one for one in kinds if one.key in _PAIRED]
     groups = [search.names, *([search.wrong] if search.wrong != search.names else [])]
-    sets: list[tuple[Kind, ...]] = [(one,) for one in kinds] if at_once == 1 else list(combinations(paired, 2))
+    pairs = [(one, other) for one, other in combinations(paired, 2) if not one.spots & other.spots]
+    sets: list[Kinds] = [(one,) for one in kinds] if at_once == 1 else [*pairs]
     for own in (False, True)[: 3 - at_once]:
         found = [
             Read(made, values, own)
@@ -110,13 +79,15 @@ class _Search:
 
     def __init__(self, taken: Sequence[Taken], plan: Plan, judged: Judged) -> None:
         self._taken, self._plan, self._judged = taken, plan, judged
+        self._spec, forms, self._asked = program("adamw" if isinstance(plan.rule, AdamW) else "big_vision")
+        self.kinds = [form for form in forms if form.key]
         self.names = [n for n in taken[0].grads if not plan.rule.frozen(n)]
         wrong = {one.name for one in judged.seen if is_wrong(one)}
         self.wrong = [name for name in self.names if name in wrong]
         its = {*self.wrong}
         self._packed = Packed(taken, plan, judged, lambda name: name in its)
 
-    def solved(self, kinds: tuple[Kind, ...], names: Sequence[str], own: bool) -> Values | None:
+    def solved(self, kinds: Kinds, names: Sequence[str], own: bool) -> Values | None:
         """Gauss and Newton's steps, from what is usual; None where a tensor is wrong with what they find."""
         usual = np.concatenate([one.usual[: len(self._taken)] for one in kinds])
         unknowns = len(usual)
@@ -125,16 +96,15 @@ class _Search:
             return None
         small = own and any(size < _ENOUGH * unknowns for size in sizes.values())
         values = {name: usual.copy() for name in names}
-        spec = _program(kinds)
         best = np.inf
         for _ in range(_ITERATIONS):
-            here = self._left(spec, kinds, values)
+            here = self._left(kinds, values)
             if not all(np.isfinite(x).all() for x in here.values()):
                 return None
             slopes = []
             for i in range(unknowns):
                 moved = {name: row + _BESIDE * np.eye(unknowns)[i] for name, row in values.items()}
-                beside = self._left(spec, kinds, moved)
+                beside = self._left(kinds, moved)
                 slopes.append({name: (beside[name] - here[name]) / _BESIDE for name in names})
             grams, sides = {}, {}
             for name in names:
@@ -160,13 +130,26 @@ class _Search:
         # a tensor of a few numbers fits anything: what it has proves something only where one law gives it
         return None if small and not all(self._law(values, i) for i in range(len(kinds))) else values
 
-    def right(self, kinds: tuple[Kind, ...], values: Values) -> bool:
+    def right(self, kinds: Kinds, values: Values) -> bool:
         """Whether every tensor is, at every step."""
-        spec = _program(kinds)
-        if not np.max(np.abs(self._off(spec, kinds, values))) <= _RIGHT:
+        if not np.max(np.abs(self._off(kinds, values))) <= _RIGHT:
             return False
-        with _Set(spec, kinds, values, len(self._taken)):
-            return judge(self._taken, self._plan, spec).right
+        with self._with(kinds, values):
+            return judge(self._taken, self._plan, self._spec).right
+
+    @contextmanager
+    def _with(self, kinds: Kinds, values: Mapping[str, Sequence[Any] | Array]) -> Iterator[None]:
+        """With these numbers in the optimiser's text."""
+        steps = range(len(self._taken))
+        for i, kind in enumerate(kinds):
+            self._asked.on[kind.number] = (frozenset(values), None)
+            its = {(name, k): row[i * len(steps) + k] for name, row in values.items() for k in steps}
+            self._asked.own[kind.number] = its
+        try:
+            yield
+        finally:
+            self._asked.on.clear()
+            self._asked.own.clear()
 
     def told(self, found: Sequence[Read]) -> Finding:
         """In words; of several that fit, all."""
@@ -253,14 +236,14 @@ class _Search:
                 return f": as by a clip at {at:.4g} that counts only {words}"
         return ""
 
-    def _plain(self, kinds: tuple[Kind, ...], values: Values) -> Values:
+    def _plain(self, kinds: Kinds, values: Values) -> Values:
         """Round numbers where they do as well; and of what is free, most of the steps as usual."""
         steps = len(self._taken)
         made = {name: row.copy() for name, row in values.items()}
         for i, kind in enumerate(kinds):
             mine = slice(i * steps, (i + 1) * steps)
             for row in made.values():
-                if kind.free and np.all(row[mine] != 0):
+                if kind.common and np.all(row[mine] != 0):
                     counts = [int(np.sum(np.abs(row[mine] / x - 1) <= _ALIKE)) for x in row[mine]]
                     row[mine] /= row[mine][int(np.argmax(counts))]
                 usual = np.asarray(kind.usual[:steps])
@@ -271,12 +254,12 @@ class _Search:
                 return one
         return values
 
-    def _left(self, spec: Reference, kinds: tuple[Kind, ...], values: Values) -> dict[str, Array]:
+    def _left(self, kinds: Kinds, values: Values) -> dict[str, Array]:
         """Of each tensor, how far off each number is at each step, in what is allowed."""
-        packed, off = self._packed, self._off(spec, kinds, values)
+        packed, off = self._packed, self._off(kinds, values)
         return {name: off[:, packed.part(name)].ravel() for name in values}
 
-    def _off(self, spec: Reference, kinds: tuple[Kind, ...], values: Values) -> Array:
+    def _off(self, kinds: Kinds, values: Values) -> Array:
         packed, steps = self._packed, self._packed.taken
         usual = np.concatenate([one.usual[: len(steps)] for one in kinds])
         spread = {
@@ -284,8 +267,8 @@ class _Search:
             for pack, names in packed.packs.items()
             if any(name in values for name in names)
         }
-        with _Set(spec, kinds, spread, len(steps)):
-            moves = predict(steps, packed.plan, [one.grads for one in steps], spec=spec)
+        with self._with(kinds, spread):
+            moves = predict(steps, packed.plan, [one.grads for one in steps], spec=self._spec)
         off = (packed.flat(moves) - packed.got) / np.where(packed.allowed > 0, packed.allowed, np.inf)
         return np.asarray(off)
 
@@ -303,30 +286,6 @@ _LAWS = (
     ("one over its number of inputs", lambda one, name: 1 / len(np.atleast_1d(one.grads[name]))),
     ("one over the root of how many numbers it has", lambda one, name: np.size(one.grads[name]) ** -0.5),
 )  # fmt: skip
-
-
-class _Set:
-    """With these numbers in the optimiser's text."""
-
-    def __init__(self, spec: Reference, kinds: Sequence[Kind], values: Rows, steps: int) -> None:
-        self._knobs = spec.optim._knobs
-        self._new = {
-            (kind.key, name, k): row[i * steps + k]
-            for name, row in values.items()
-            for i, kind in enumerate(kinds)
-            for k in range(steps)
-        }
-
-    def __enter__(self) -> None:
-        self._knobs.update(self._new)
-
-    def __exit__(self, *_: object) -> None:
-        self._knobs.clear()
-
-
-@lru_cache(maxsize=64)
-def _program(kinds: tuple[Kind, ...]) -> Reference:
-    return reference((Edit(_FILE, _HEAD, _KNOB + _HEAD), *(edit for kind in kinds for edit in kind.edits)))
 
 
 def _round(x: float) -> float:

@@ -33,11 +33,21 @@ def _counted(factor: int, more: int, divisor: int, k: int) -> int:
 
 def said_of(factors: Sequence[float], declared: Callable[[int], float]) -> str:
     """The factors of the steps in place of the declared ones, and the schedules that have them."""
-    count = len(factors)
-    should = np.array([float(declared(k)) for k in range(_LONGEST)])
-    read = f"{_listed(factors)} as the schedule's factors in place of {_listed(should[:count])}"
-    names = [words for words, other in _near(should, np.arange(count)) if _same(other[:count], np.asarray(factors))]
+    usual = [float(declared(k)) for k in range(len(factors))]
+    read = f"{_listed(factors)} as the schedule's factors in place of {_listed(usual)}"
+    names = _names(factors, declared, _ALIKE)
     return f"{read}: {' or '.join(dict.fromkeys(names))}" if names else read
+
+
+def is_reading(factors: Sequence[float] | Array, declared: Callable[[int], float], near: float = 1e-3) -> bool:
+    """Whether some reading of the schedule has about these factors."""
+    return bool(_names(factors, declared, near))
+
+
+def _names(factors: Sequence[float] | Array, declared: Callable[[int], float], near: float) -> list[str]:
+    should, count = np.array([float(declared(k)) for k in range(_LONGEST)]), len(factors)
+    others = _near(should, np.arange(count))
+    return [words for words, other in others if _same(other[:count], np.asarray(factors), near)]
 
 
 def _near(should: Array, k: Array) -> Iterator[tuple[str, Array]]:
@@ -76,8 +86,8 @@ def _lengths(should: Array) -> Iterator[tuple[int, int]]:
                 yield total, warmup
 
 
-def _same(one: Array, other: Array) -> bool:
-    return bool(np.all(np.abs(one - other) <= _ALIKE))
+def _same(one: Array, other: Array, near: float = _ALIKE) -> bool:
+    return bool(np.all(np.abs(one - other) <= near))
 
 
 def _listed(factors: Sequence[float] | Array) -> str:

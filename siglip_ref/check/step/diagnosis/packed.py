@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from siglip_ref.architecture.params import Params
-from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan, Rule
+from siglip_ref.check.step.judge import LABELS, Judged, Moves, Plan
 from siglip_ref.check.step.run import Taken
 from siglip_ref.model.optim import BigVision
 from siglip_ref.ops.elementary import Array
@@ -56,7 +56,7 @@ class Packed:
         self._size = dict(zip(self.names, sizes, strict=True))
         self._parts = {n: slice(end - size, end) for n, end, size in zip(self.names, self.ends, sizes, strict=True)}
         self.first_of = {pack: names[0] for pack, names in self.packs.items()}
-        self.plan = replace(plan, rule=self.with_names(rule))
+        self.plan = self.planned(plan)
         by = {(one.probe, one.name): one for one in judged.seen}
         self._labels = LABELS[: len(taken)]
         self.got = np.stack([self._flat({n: by[s, n].got for n in self.names}) for s in self._labels])
@@ -65,15 +65,17 @@ class Packed:
         self._stands = self._flat({n: np.ones(np.shape(first[n])) for n in self.names}, rest=0.0) > 0
         self.allowed = np.where(self._stands, allowed, np.inf)
 
-    def with_names(self, rule: Rule) -> Rule:
-        """The rule, asked by packs."""
-        of = self.first_of
-        return replace(
+    def planned(self, plan: Plan) -> Plan:
+        """A plan whose rule is asked by packs; rates may differ in one."""
+        of, rule = self.first_of, plan.rule
+        rates = {pack: self.spread(pack, {n: rule.rates(n) for n in its}) for pack, its in self.packs.items()}
+        its = replace(
             rule,
-            rates=lambda pack: rule.rates(of.get(pack, pack)),
+            rates=lambda pack: rates[pack],
             decays=lambda pack: rule.decays(of.get(pack, pack)),
             frozen=lambda pack: rule.frozen(of.get(pack, pack)),
         )
+        return replace(plan, rule=its)
 
     @cached_property
     def taken(self) -> list[Taken]:
@@ -135,6 +137,14 @@ class Packed:
             off = np.where(found == self.got, 0.0, np.abs(found - self.got) / self.allowed)
         off[:, ~self._stands] = 0.0
         return np.where(np.isnan(off), np.inf, off)
+
+    def sums(self, x: Array) -> Array:
+        """Of each tensor, at each step."""
+        return np.add.reduceat(np.asarray(x, np.float64), self.ends - self._sizes, axis=-1)
+
+    def widened(self, x: Array) -> Array:
+        """A number of each tensor, at each of its numbers."""
+        return np.repeat(x, self._sizes, axis=-1)
 
     def worst(self, off: Array) -> Array:
         """Of each tensor the largest, over all steps."""
