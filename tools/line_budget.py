@@ -26,7 +26,7 @@ BUDGETS = (
     ("check model", ("check/model",), 5_287),
     ("check step", ("check/step",), 2_491),
     ("check files", ("check/files",), 1_285),
-    ("report, mistakes", ("report", "mistakes"), 2_254),
+    ("report, mistakes", ("report", "mistakes"), 2_281),
     ("vectors", ("vectors",), 1_384),
     ("fast", ("fast",), 3_188),
     ("checkpoint", ("checkpoint",), 2_000),

@@ -81,7 +81,8 @@ def formula_in_words(formula: "Formula") -> str:
     if _alike(terms):
         first = min(terms, key=lambda term: term.weights[0][0].names != _DIAGONAL)
         u = f"-z_ij ({logit_in_words(first.logit, formula.linear)})"
-        parts.append(f"{_before(first.weights[0][1])}sum_ij {_of(first.function, u)}")
+        before, each = _around(first.weights[0][1])
+        parts.append(f"{before}sum_ij {each}{_of(first.function, u)}")
         notes.append(f"z = {-first.sign} on the diagonal, {first.sign} elsewhere")
     else:
         parts += [_term(term, formula.linear, place) for term in terms for place in range(len(term.weights))]
@@ -170,7 +171,13 @@ def _term(term: "Term", linear: bool, place: int) -> str:
     where, form = term.weights[place]
     inner = logit_in_words(term.logit, linear)
     u = f"-({inner})" if term.sign < 0 else inner
-    return f"{_before(form)}sum over {where_in_words(where)} of {_of(term.function, u)}"
+    before, each = _around(form)
+    return f"{before}sum over {where_in_words(where)} of {each}{_of(term.function, u)}"
+
+
+def _around(form: "OfPairs") -> tuple[str, str]:
+    """A factor before the sum, or in it where it goes by the pair."""
+    return ("", _before(form)) if form.of and not form.counts else (_before(form), "")
 
 
 def _of(shape: "Shape", u: str) -> str:
@@ -238,8 +245,7 @@ def form_in_words(form: "OfPairs") -> str:
             side = above if power > 0 else below
             side.append(base if abs(power) == 1 else f"{base}^{abs(power):g}")
     if form.to:
-        counted = form.of if form.counts else f"(pairs of the image's one of {form.of})"
-        (above if form.to > 0 else below).append(counted)
+        (above if form.to > 0 else below).extend([form.of] if form.counts else _own_part(form.of))
     top = " ".join(above) if form.factor == 1 and above else " ".join([number(form.factor), *above])
     under = " ".join(below) if len(below) == 1 else f"({' '.join(below)})"
     return f"{top}/{under}" if below else top
@@ -252,11 +258,47 @@ def _before(form: "OfPairs") -> str:
 
 def where_in_words(where: "Where") -> str:
     """i != j; what has no formula by its name."""
-    return " and ".join(WORDS["sets"].get(name, name.replace("not ", "outside ")) for name in where.names)
+    return " and ".join(map(_set, [name for name in where.names if name not in _ALL] or _ALL))
+
+
+_PART = re.compile(r"chunks of (\d+)|(\d+) (parts|chunks)(?= |,|$)")
+
+
+def _part(words: str) -> tuple[str, str]:
+    """The words without the parts of a batch that they name, {} in their place; and one of these: chunk of 8."""
+    found = _PART.search(words)
+    if found is None:
+        return words, ""
+    size, count, kind = found.groups()
+    return _PART.sub("{}", words), WORDS["parts"]["chunks" if size else f"of {kind}"].format(size or count)
+
+
+def _set(name: str) -> str:
+    form, part = _part(name)
+    if name in WORDS["sets"] or form in WORDS["sets_of_parts"]:
+        return WORDS["sets"].get(name) or WORDS["sets_of_parts"][form].format(part)
+    plain = name.removeprefix("not ")
+    if plain == name:
+        return name
+    if form.removeprefix("not ") in WORDS["sets_of_parts"]:
+        return f"not ({_set(plain)})"
+    opposite = next((pair for pair in WORDS["opposite"].items() if pair[0] in plain), None)
+    return plain.replace(*opposite, 1) if opposite else f"outside {plain}"
+
+
+def _own_part(words: str) -> list[str]:
+    """What the sum over a part is divided by: how many images are in it, and how many parts there are."""
+    form, part = _part(words)
+    return [f"(images in i's {part})"] + [f"(number of {part.split()[0]}s)"] * (form != "{}")
 
 
 def _coupled(one: "Coupled") -> str:
-    return f"{_before(one.weight)}sum of {WORDS['coupled'].get(one.kind, one.kind).format(_share(one))}"
+    return f"{_before(one.weight)}sum of {_coupled_form(one).format(_share(one))}"
+
+
+def _coupled_form(one: "Coupled") -> str:
+    words = WORDS["coupled"]
+    return words.get(f"{one.kind}, {one.number:g}") or words.get(one.kind, one.kind)
 
 
 def _one_added(one: "Term | Coupled") -> str:

@@ -326,7 +326,7 @@ NEW = {
     "first row dropped": (rows_dropped, "outside first image"),
     "last text dropped": (last_text_dropped, None),  # at one pair another text is the last
     "whole tiles of rows": (by_tile_mean, "images of whole chunks of 2, or all"),
-    "tiles of 4": (tiles(4), "chunks of 4"),
+    "tiles of 4": (tiles(4), "i, j in the same chunk of 4"),
     "texts one further": (shifted, "j = i + 1 mod B"),
     "pos_weight of 3": (lambda x, y, t, b: bce(logits(x, y, t, b), torch.eye(len(x)).to(x), torch.tensor(3.0).to(x)), "3/B sum over i = j"),
     "pos_weight of B": (lambda x, y, t, b: bce(logits(x, y, t, b), torch.eye(len(x)).to(x), torch.tensor(float(len(x))).to(x)), "sum over i = j of softplus(-(exp"),
@@ -353,7 +353,7 @@ NEW = {
     "negatives by their softmax": (by_softmax, "each times its row's softmax over negatives"),
     "slopes less their row's mean": (lambda x, y, t, b: over(grad(logits(x, y, t, b), lambda g: g - g.mean(1, keepdim=True))), "1 times its own - 1 times the mean of its row"),
     "slopes made symmetric": (lambda x, y, t, b: over(t.exp() * grad(x @ y.T, lambda g: (g + g.T) / 2) + b), "0.5 times its own + 0.5 times that of the transposed pair"),
-    "both sides cached by 16": (cached_chunks, "d image_embed: each pair's part times 1 on chunks of 16 and 0.5 on outside chunks of 16"),
+    "both sides cached by 16": (cached_chunks, "d image_embed: each pair's part times 1 on i, j in the same chunk of 16 and 0.5 on i, j not in the same chunk of 16"),
     "value alone halved from row 16": (value_halved, "with weight 0.5/B"),
     "texts to steps of 1/127": (lambda x, y, t, b: over(logits(x, y + ((y * 127).round() / 127 - y).detach(), t, b)), "text rows rounded to multiples of 1/127"),
     "images to steps of 1/128, no gradient": (lambda x, y, t, b: over(logits((x * 128).round() / 128, y, t, b)), "image rows rounded to multiples of 1/128, which lets no gradient through"),

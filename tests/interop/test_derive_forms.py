@@ -102,7 +102,7 @@ KNOWN = {
     smoothed_by_the_batch: ["0.8/B", "0.2/B^2", "labels are smoothed: 0.8 + 0.2/B where i = j, 0.2/B elsewhere"],
     guarded: ["divided by sqrt(length^2 + 0.05)"],
     by_all_images: ["image rows divided by the length of the whole matrix", "-bias, not bias"],
-    tiles: ["images that stand in two of chunks of 4, the last of which is moved back with weight 2/B"],
+    tiles: ["images in two chunks, as the last chunk of 4 is moved back with weight 2/B"],
     whole_but_one: ["outside texts that are the last of a whole chunk of 8"],
 }
 
