@@ -98,6 +98,16 @@ def test_a_cause_of_the_catalogue_is_told_with_the_numbers_that_are_there():
     assert fixed.findings[-1].repair == "add the bias to the logits: it is unused"
 
 
+@pytest.mark.parametrize(
+    ("times", "story"),
+    [(30, "as when the means of micro-batches are added up"), (2, "as when losses of image to text")],
+)
+def test_how_a_factor_came_about_is_not_seen_of_it(times, story):
+    """Somebody may have written it."""
+    (found,) = sr.check_loss(lambda x, y, t, b: times * block(x, y, t.exp(), b)).findings
+    assert story in found.evidence and found.repair.endswith(f" by {times}"), found
+
+
 def test_a_number_that_goes_with_the_batch_is_a_table_and_no_factor_is_its_repair():
     odd = sr.check_loss(lambda x, y, t, b: block(x, y, t.exp(), b) * len(x) / (len(x) + 5) ** 1.3, "torch", scale="log")
     assert "0.0796843 at B = 2" in odd.computes[0], odd.computes
