@@ -21,7 +21,7 @@ BUDGETS = (
     ("engine", ("check/engine",), 1_720),
     ("call", ("check/call",), 1_021),
     ("diagnosis", ("check/diagnosis",), 5_618),
-    ("check loss", ("check/loss",), 1_708),
+    ("check loss", ("check/loss",), 1_709),
     ("check ranks", ("check/ranks",), 1_239),
     ("check model", ("check/model",), 5_287),
     ("check step", ("check/step",), 2_491),

@@ -161,6 +161,16 @@ def test_how_rows_are_divided_is_found_whatever_else_is_wrong(name: str, mistake
     assert words in "".join(finding.evidence for finding in report.findings)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_rows_of_one_side_are_one_mistake(dtype: str) -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        logits = x @ torch.nn.functional.normalize(y, dim=-1).T * t.exp() + b
+        return -torch.nn.functional.logsigmoid((2 * torch.eye(len(x)) - 1) * logits).sum() / len(x)
+
+    report = sr.check_loss(fn, dtype=dtype, embeddings="raw")
+    assert [finding.id for finding in report.findings] == ["one-side-not-normalised"], report
+
+
 def weighed_by_size(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     logits, own = x @ y.T * t.exp() + b, torch.eye(len(x), dtype=x.dtype)
     each = -torch.nn.functional.logsigmoid((2 * own - 1) * logits)

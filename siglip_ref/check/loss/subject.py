@@ -239,8 +239,9 @@ class LossSubject(Subject[ComparedLoss]):
         alike = [one for one in candidates if replace(one, norm=found.norm) == found]
         if len(alike) == 1 or self.setting.dtype == "float16":  # which has no such rows
             return found
-        short = replace(probe, image_embed=_SHORT * probe.image_embed, text_embed=_SHORT * probe.text_embed)
-        asked = [self.call(one, found, "finding the convention") for one in (probe, short)]
+        rows = [(size * probe.image_embed, size * probe.text_embed) for size in _SHORT]
+        short = [replace(probe, image_embed=images, text_embed=texts) for images, texts in rows]
+        asked = [self.call(one, found, "finding the convention") for one in short]
         losses = [one.loss for one in asked if isinstance(one, Outcome)]
         same = len(losses) == 2 and bool(np.allclose(losses[0], losses[1], rtol=1e-3, atol=0))
         return next((one for one in alike if (one.norm == "none") == same), found)
@@ -314,7 +315,9 @@ class LossSubject(Subject[ComparedLoss]):
         return worst_of(self, compared, report)
 
 
-_SHORT = 2.0**-26  # so that 1e-8 beside a length of about 1 is as large as the length
+# Of the second, 1e-8 beside a length of about 1 is as large as the length; of both, rows that nothing divides give
+# similarities of nothing.
+_SHORT = (2.0**-20, 2.0**-26)
 
 
 def _same_bits(one: Outcome, other: Outcome) -> bool:
