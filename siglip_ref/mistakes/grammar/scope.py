@@ -102,7 +102,9 @@ class Scope:
                 yield from (f"np.concatenate([{node.id}, {n}], 1)" for n, at in self.since.items()
                             if n != node.id and at < statement.lineno)  # fmt: skip
             yield from ("None",) if node.id in self.optional else ()
-            yield from (n for n, line in self.since.items() if line < statement.lineno and n not in self.forms)
+            sizes = set() if node.id in _OFFERS["sizes"] else set(_OFFERS["sizes"])  # no tensor is a size
+            before = (name for name, line in self.since.items() if line < statement.lineno)
+            yield from (name for name in before if name not in self.forms and name not in sizes)
 
     def _of_weight(self, node: ast.Subscript) -> Iterator[str]:
         assert isinstance(node.slice, ast.Constant)
