@@ -396,7 +396,7 @@ class Search:
         def plainness(made: Made) -> tuple[int, int]:
             return sum((one.steps is not None) + (one.names is not None) for one in made), len(self._words(made))
 
-        plain = sorted(fits, key=plainness)  # what is said in few words is what people do
+        plain = sorted(map(self._rounder, fits), key=plainness)  # what is said in few words is what people do
         classes: list[tuple[Array, list[Made]]] = []
         for made in plain:
             flat = self._flat(made)
@@ -423,6 +423,17 @@ class Search:
             mistake = CATALOGUE[LOCAL]
             return Finding(LOCAL, "", "", f"{mistake.text}, or another part: {said}", mistake.repair)
         return Finding(DERIVED, self._judged.first_wrong, "", said, repair)
+
+    def _rounder(self, made: Made) -> Made:
+        """With numbers of few digits, where everything fits as well."""
+        for i, one in enumerate(made):
+            for value in (float(f"{one.value:.{digits}g}") for digits in (1, 2, 3)):
+                other = (*made[:i], replace(one, value=value), *made[i + 1 :])
+                near = value != one.value and abs(value - one.value) < 0.01 * abs(one.value)
+                if near and (flat := self._flat(other)) is not None and self._fits(flat, other):
+                    made = other
+                    break
+        return made
 
     def _words(self, made: Made) -> str:
         return " and with ".join(self._word(one) for one in made)
