@@ -151,9 +151,11 @@ class _Search:
             self._asked.on.clear()
             self._asked.own.clear()
 
-    def told(self, found: Sequence[Read]) -> Finding:
-        """In words; of several that fit, all."""
-        said = list(dict.fromkeys(self._words(one) for one in found))
+    def told(self, found: Sequence[Read]) -> Finding | None:
+        """In words; of several that fit, all; None of numbers that are hardly others than they should be."""
+        said = list(filter(None, dict.fromkeys(self._words(one) for one in found)))
+        if not said:
+            return None
         first = found[0]
         repair = "; ".join(dict.fromkeys(kind.repair for kind in first.kinds))
         if len(said) > 1:
