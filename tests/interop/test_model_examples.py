@@ -77,6 +77,44 @@ def test_blocks_stacked_on_a_leading_axis_and_a_params_level_are_understood():
     assert {row.verdict for row in report.rows if row.kind == "activation"} == {"not checked"}
 
 
+def embeds_alone(module, image_of, text_of):
+    """The example's loss of towers that show nothing but their embeddings."""
+
+    def loss_fn(params, images, tokens):
+        image, text = image_of(params["img"], images), text_of(params["txt"], tokens)
+        logits = image @ text.T * jnp.exp(params["t"]) + params["b"]
+        signs = 2 * jnp.eye(len(logits), dtype=logits.dtype) - 1
+        shown = {"image/embed": image, "text/embed": text, "logits": logits}
+        return jax.nn.softplus(-signs * logits).sum(-1).mean(), shown
+
+    return loss_fn
+
+
+def test_the_loss_is_not_blamed_for_texts_that_are_not_normalised():
+    """Its slopes are next to nothing at one scale, and logits larger than those of unit rows."""
+    module = example("check_jax_model")
+    loss_fn = embeds_alone(
+        module,
+        lambda params, images: module.normalize(module.image_tower(images, params, {})),
+        lambda params, tokens: module.text_tower(tokens, params, {}),
+    )
+    report = sr.check_model(BigVision(loss_fn, module.init()))
+    assert [finding.id for finding in report.findings] == ["features-not-normalised"], report
+
+
+def test_a_bias_that_is_not_added_is_no_other_number():
+    """Norms do not see a number that is added to all channels, such as a height."""
+    module = example("check_jax_model")
+
+    def image_of(params, images):
+        without = params | {"embedding": params["embedding"] | {"bias": 0 * params["embedding"]["bias"]}}
+        return module.normalize(module.image_tower(images, without, {}))
+
+    loss_fn = embeds_alone(module, image_of, lambda p, tokens: module.normalize(module.text_tower(tokens, p, {})))
+    report = sr.check_model(BigVision(loss_fn, module.init()))
+    assert report.verdict == "FAIL" and "0 * bias" in report.computes[0], report
+
+
 def test_own_weights_pass_in_jax_and_leave_the_tree_and_jaxs_settings_as_they_were():
     model = example("check_jax_model", depth=1).model()
     before = {name: np.array(leaf) for name, leaf in model._leaves.items()}
