@@ -396,7 +396,7 @@ class Search:
         def plainness(made: Made) -> tuple[int, int]:
             return sum((one.steps is not None) + (one.names is not None) for one in made), len(self._words(made))
 
-        plain = sorted(map(self._rounder, fits), key=plainness)  # what is said in few words is what people do
+        plain = sorted(fits, key=plainness)  # what is said in few words is what people do
         classes: list[tuple[Array, list[Made]]] = []
         for made in plain:
             flat = self._flat(made)
@@ -409,6 +409,7 @@ class Search:
         proven = [alike for _, alike in classes[:_JUDGED] if self._proven(alike[0]) is not None]
         if not proven:
             return None
+        proven = [[self._rounder(first), *rest] for first, *rest in proven]
         words = [list(dict.fromkeys(self._words(made) for made in alike)) for alike in proven]
         repair = "; ".join(dict.fromkeys(repair for one in proven[0][0] for repair in self._repairs(one)))
         if len(proven) > 1:
@@ -425,12 +426,12 @@ class Search:
         return Finding(DERIVED, self._judged.first_wrong, "", said, repair)
 
     def _rounder(self, made: Made) -> Made:
-        """With numbers of few digits, where everything fits as well."""
+        """With numbers of few digits, where those are proven, too."""
         for i, one in enumerate(made):
             for value in (float(f"{one.value:.{digits}g}") for digits in (1, 2, 3)):
                 other = (*made[:i], replace(one, value=value), *made[i + 1 :])
                 near = value != one.value and abs(value - one.value) < 0.01 * abs(one.value)
-                if near and (flat := self._flat(other)) is not None and self._fits(flat, other):
+                if near and self._proven(other) is not None:
                     made = other
                     break
         return made
