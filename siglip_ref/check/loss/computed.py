@@ -53,7 +53,7 @@ def tell_what_it_computes(loss: "LossSubject", compared: "ComparedLoss", report:
         return  # what has a name need not be called unknown
     report.computes = in_words(derived, wrong, declared)
     if wrong and derived.certain and derived.differences:
-        kept, told = [one for one in report.findings if _settled(one)], _findings(derived, declared)
+        kept, told = [one for one in report.findings if _named(one)], _findings(derived, declared)
         more = [one for one in told if one.id not in {finding.id for finding in kept}]
         beside = len(more) + len(kept) == len(told) and all(one.id != DERIVED for one in more)
         if beside or len(kept) < len(report.findings):
@@ -97,11 +97,6 @@ def _open(findings: Sequence[Finding]) -> bool:
 
 def _named(finding: Finding) -> bool:
     return finding.id != "unknown" and finding.kind != "suspicion"
-
-
-def _settled(finding: Finding) -> bool:
-    """Whether it has a name, and leaves nothing."""
-    return _named(finding) and finding.numbers.get("share", 1.0) == 1.0
 
 
 def _findings(derived: Derived, declared: bool) -> list[Finding]:

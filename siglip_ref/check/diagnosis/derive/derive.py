@@ -206,8 +206,8 @@ def _to_rounding(subject: Subject, formula: Formula, held: Sequence[Held]) -> tu
         ways += [dict.fromkeys(("image_rows", "text_rows"), Rows(*one)) for one in _GUARDED]
     for way in ways if left > _ROUNDING else ():
         other: Formula = replace(formula, **way)  # type: ignore[arg-type]  # fields, by their names
-        if off_by(other, held) < left / 10:
-            formula, left = other, off_by(other, held)
+        if (off := off_by(other, held)) < left / 10:
+            formula, left = other, off
     return formula, left * (left > _TOLD)
 
 

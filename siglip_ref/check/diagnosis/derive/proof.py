@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -121,27 +122,23 @@ def in_form(formula: Formula, form: str) -> Formula:
 
 def failures(formula: Formula, held: Sequence[Held], first: bool = False) -> list[tuple[str, str]]:
     """What a formula does not give, as (tensor, inputs). first: stop at one"""
-    found = []
-    for one in held:
-        allowed = max(one.allowed, precision(formula.computed_in) if formula.computed_in else 0.0)
-        right, sizes = with_magnitudes(in_form(formula, one.form), one.image_embed, one.text_embed, one.s, one.b)
-        for name, expected, size, got in zip(NAMES, right, sizes, one.found, strict=True):
-            if name not in one.frozen and not _off(got, expected, size) <= allowed:
-                found.append((name, one.label))
-                if first:
-                    return found
-    return found
+    least = precision(formula.computed_in) if formula.computed_in else 0.0
+    found = ((name, one.label) for name, one, off in _errors(formula, held) if not off <= max(one.allowed, least))
+    return [*islice(found, 1 if first else None)]
 
 
 def off_by(formula: Formula, held: Sequence[Held]) -> float:
     """The largest error of a formula, relative to the terms that are added up."""
-    found = 0.0
+    return max((off for _, _, off in _errors(formula, held)), default=0.0)
+
+
+def _errors(formula: Formula, held: Sequence[Held]) -> Iterator[tuple[str, Held, float]]:
+    """Of each tensor at each input, relative to the terms that are added up."""
     for one in held:
         right, sizes = with_magnitudes(in_form(formula, one.form), one.image_embed, one.text_embed, one.s, one.b)
         for name, expected, size, got in zip(NAMES, right, sizes, one.found, strict=True):
             if name not in one.frozen:
-                found = max(found, _off(got, expected, size))
-    return found
+                yield name, one, _off(got, expected, size)
 
 
 def _off(got: Array | None, expected: Array, size: Array) -> float:
